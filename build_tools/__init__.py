@@ -1,0 +1,1 @@
+"""From checkpoint to Triton repository: graft, preprocessing, configs, verification."""

@@ -1,0 +1,1 @@
+"""Asks a detector for boxes and judges the answer: client, COCO scores, drawing, benchmark."""

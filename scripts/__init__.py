@@ -1,0 +1,1 @@
+"""The command line, the embedded server, the synthetic data and the demo: what joins the folders."""

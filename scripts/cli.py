@@ -1,0 +1,51 @@
+"""The `retinaserve` command: joins the folders' verbs into one group and prints what a user should see.
+
+    retinaserve --help
+
+A UserError becomes one or two lines on stderr and its exit code; Ctrl-C exits with 130. Everything else is a
+bug and keeps its traceback. Verbs import what is heavy inside themselves, so that `--help` stays quick.
+"""
+
+import sys
+
+import click
+
+from build_tools import commands as build_commands
+from eval import commands as eval_commands
+from scripts import commands as script_commands
+from training import commands as training_commands
+from training.errors import UserError
+
+
+class Verbs(click.Group):
+    """A click group that answers a UserError without a traceback and lists the verbs in the order of use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs from labelled images to boxes, rather than by the alphabet."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the verb; print a UserError and leave with its code."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.secho(f"error: {error.message}", fg="red", err=True)
+            if error.hint:
+                click.echo(f"       {error.hint}", err=True)
+            sys.exit(error.code)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="retinaserve")
+def main() -> None:
+    """RetinaNet from labelled images to boxes over HTTP and gRPC, on a real Triton."""
+
+
+for _verb in (
+    *script_commands.VERBS_BEFORE,
+    *training_commands.VERBS,
+    *build_commands.VERBS,
+    *script_commands.VERBS_SERVER,
+    *eval_commands.VERBS,
+):
+    main.add_command(_verb)

@@ -1,0 +1,1 @@
+"""RetinaNet training: the detector's description, its model, its data and its checkpoints."""

@@ -1,0 +1,5 @@
+"""Click commands of this folder."""
+
+import click
+
+VERBS: tuple[click.Command, ...] = ()

@@ -1,0 +1,202 @@
+"""The one description of a detector: what every other folder imports or is tested against.
+
+    spec = DetectorSpec.create(["cat", "dog"], size=(512, 512), backbone="resnet18")
+    DetectorSpec.from_json(spec.to_json()) == spec
+
+It knows tensor names, anchors, thresholds, normalisation and the size of the network, and nothing of torch,
+so that a client, a build tool or a test can read it anywhere. It holds no weights and computes no boxes.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from training.anchors import base_anchors
+from training.errors import UserError
+
+# Models of the Triton repository and their tensors (docs/protocol.md).
+PREPROCESS, RETINANET, DETECTOR = "preprocess", "retinanet", "detector"
+IMAGE_BYTES = "image_bytes"  # UINT8 [-1], one encoded picture
+IMAGE = "image"  # UINT8 [3, H, W] RGB, letterboxed
+LETTERBOX = "letterbox"  # FP32 [4]: original h, original w, resized h, resized w
+NUM_DETECTIONS, BOXES, SCORES, CLASSES = "num_detections", "boxes", "scores", "classes"
+OUTPUTS = (NUM_DETECTIONS, BOXES, SCORES, CLASSES)
+
+# The raw network between training and graft: normalised picture in, one pair of maps a level out.
+NETWORK_INPUT = "input"  # FP32 [B, 3, H, W], (pixel/255 - mean) / std
+METADATA_SPEC = "retinaserve.spec"  # ONNX metadata_props: the spec's JSON
+METADATA_CLASSES = "retinaserve.classes"  # ONNX metadata_props: the class names as a JSON list
+
+# The largest log size delta; beyond it exp() makes absurd boxes (the value of Detectron and torchvision).
+DELTA_CLAMP = math.log(1000.0 / 16)
+FIRST_LEVEL = 3  # P3
+STRIDES = (8, 16, 32, 64, 128)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+FORMAT = 1
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Network:
+    """The size of the network: a detector of 1 M parameters is a configuration, not another model."""
+
+    backbone: str = "resnet50"
+    width: int = 64  # channels of the stem; 64 is the published ResNet
+    fpn_channels: int = 256
+    head_depth: int = 4  # 3x3 convolutions in each head before its output convolution
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise UserError(f"backbone {self.backbone!r} is not known", f"one of: {', '.join(BACKBONES)}")
+        for name in ("width", "fpn_channels"):
+            if getattr(self, name) < 1:
+                raise UserError(f"network {name} is {getattr(self, name)}", "a positive number is expected")
+        if self.head_depth < 0:
+            raise UserError(f"network head_depth is {self.head_depth}", "0 or more is expected")
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """All that defines a detector besides its weights: frozen, hashable, equal after a JSON round trip."""
+
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]  # the COCO category of each class, in the same order
+    size: tuple[int, int]  # H, W of the letterboxed picture
+    anchors: tuple[tuple[Box, ...], ...]  # [level][A]: xyxy from the cell's origin
+    network: Network = Network()
+    strides: tuple[int, ...] = STRIDES
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # of pixels in 0..1, RGB
+    std: tuple[float, float, float] = IMAGENET_STD
+    score_threshold: float = 0.05
+    candidates_per_level: int = 1000
+    nms_iou: float = 0.5
+    max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        problem = self._problem()
+        if problem:
+            raise UserError(f"detector spec: {problem}")
+
+    def _problem(self) -> str:
+        counts = {len(level) for level in self.anchors}
+        checks = (
+            (bool(self.classes), "no classes"),
+            (len(set(self.classes)) == len(self.classes), "two classes have the same name"),
+            (all(name.strip() for name in self.classes), "a class name is empty"),
+            (len(self.category_ids) == len(self.classes), "as many category_ids as classes are expected"),
+            (len(set(self.category_ids)) == len(self.category_ids), "two classes have the same category id"),
+            (len(self.strides) > 0 and min(self.strides, default=0) > 0, "strides must be positive"),
+            (len(self.anchors) == len(self.strides), "one row of anchors a stride is expected"),
+            (len(counts) == 1 and 0 not in counts, "every level needs equally many anchors"),
+            (min(self.size) > 0, f"size {self.size[0]} x {self.size[1]} is empty"),
+            (0 < self.score_threshold < 1, f"score_threshold {self.score_threshold} is not between 0 and 1"),
+            (0 < self.nms_iou <= 1, f"nms_iou {self.nms_iou} is not in (0, 1]"),
+            (self.candidates_per_level > 0, "candidates_per_level must be positive"),
+            (self.max_detections > 0, "max_detections must be positive"),
+            (all(value > 0 for value in self.std), "std must be positive"),
+        )
+        return next((message for ok, message in checks if not ok), "")
+
+    @classmethod
+    def create(
+        cls,
+        classes: Sequence[str],
+        *,
+        size: tuple[int, int] = (512, 512),
+        backbone: str = "resnet50",
+        width: int = 64,
+        fpn_channels: int = 256,
+        head_depth: int = 4,
+        category_ids: Sequence[int] | None = None,
+        base_size: float = 4.0,
+        **settings: Any,
+    ) -> Self:
+        """Return a spec with the default anchors; category ids count from 1 unless given.
+
+        `base_size` is an anchor's side in strides; lower it for small objects. `settings` are further fields.
+        """
+        table = base_anchors(settings.get("strides", STRIDES), base_size=base_size)
+        return cls(
+            classes=tuple(classes),
+            category_ids=tuple(category_ids if category_ids is not None else range(1, len(classes) + 1)),
+            size=size,
+            anchors=tuple(tuple(_box(row) for row in level) for level in table),
+            network=Network(backbone, width, fpn_channels, head_depth),
+            **settings,
+        )
+
+    @property
+    def anchor_table(self) -> npt.NDArray[np.float32]:
+        """The anchors as a (levels, A, 4) array."""
+        return np.asarray(self.anchors, np.float32)
+
+    @property
+    def anchors_per_cell(self) -> int:
+        """A, the same on every level."""
+        return len(self.anchors[0])
+
+    @property
+    def score_threshold_logit(self) -> float:
+        """The threshold before the sigmoid: comparing logits spares the sigmoid of everything that falls."""
+        return math.log(self.score_threshold / (1 - self.score_threshold))
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The mean colour as RGB bytes: what the letterbox is padded with."""
+        red, green, blue = (round(255 * value) for value in self.mean)
+        return red, green, blue
+
+    @property
+    def head_names(self) -> tuple[tuple[str, str], ...]:
+        """(logits, deltas) a level: FP32 [B, A*C, h, w] (channel a*C + c) and [B, A*4, h, w] (a*4 + i)."""
+        levels = range(FIRST_LEVEL, FIRST_LEVEL + len(self.strides))
+        return tuple((f"cls_logits_p{level}", f"box_deltas_p{level}") for level in levels)
+
+    def feature_size(self, level: int) -> tuple[int, int]:
+        """Return (h, w) of the feature map of a level, counted from 0: every stride-2 layer rounds up."""
+        stride = self.strides[level]
+        return -(-self.size[0] // stride), -(-self.size[1] // stride)
+
+    def with_size(self, height: int, width: int) -> Self:
+        """Return the same detector at another input size."""
+        return replace(self, size=(height, width))
+
+    def to_json(self) -> str:
+        """Return the spec as JSON; `from_json` gives back an equal spec."""
+        return json.dumps({"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read `to_json`'s text. Raises UserError for text that is not a spec or has an unknown field."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"detector spec is not JSON: {error}") from None
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            found = data.get("format") if isinstance(data, Mapping) else None
+            raise UserError(f"detector spec has format {found!r}", f"this version reads format {FORMAT}")
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(data) - known - {"format"})
+        if unknown:
+            raise UserError(f"detector spec has unknown fields: {', '.join(unknown)}")
+        try:
+            values = {name: _frozen(value) for name, value in data.items() if name in known - {"network"}}
+            return cls(network=Network(**data["network"]), **values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"detector spec is incomplete: {error}") from None
+
+
+def _box(row: npt.NDArray[np.float32]) -> Box:
+    x1, y1, x2, y2 = (float(value) for value in row)
+    return x1, y1, x2, y2
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
