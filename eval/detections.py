@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Boxes of one picture: `boxes` (N, 4) float32 xyxy in the original's pixels, `scores` (N,), `classes` (N,)."""
+    """One picture's boxes: (N, 4) float32 xyxy in its own pixels, with scores (N,) and classes (N,)."""
 
     boxes: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
