@@ -1,0 +1,22 @@
+"""Encoded pictures to letterboxed tensors: the one definition that serving, evaluation and calibration share.
+
+    Preprocessor((512, 512), fill=(124, 116, 104)).run([jpeg, png])    # [Prepared | BadImage, ...]
+
+The package imports nothing of ours outside itself: `build` copies it whole into a Triton model directory,
+where `model.py` imports it as `preprocess`.
+"""
+
+from .admission import MAX_BYTES, MAX_PIXELS, BadImage, admit
+from .pipeline import preprocess_pipeline
+from .preprocessor import Prepared, Preprocessor, letterbox_size
+
+__all__ = [
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "BadImage",
+    "Prepared",
+    "Preprocessor",
+    "admit",
+    "letterbox_size",
+    "preprocess_pipeline",
+]

@@ -1,0 +1,53 @@
+"""The DALI pipeline from encoded bytes to a letterboxed picture, on the CPU or the GPU.
+
+    preprocess_pipeline(size=(512, 512), fill=(124, 116, 104), batch_size=16, num_threads=2, device_id=None)
+
+Input `image_bytes`; outputs `image` uint8 (3, H, W) RGB and `letterbox` float32 (4,) = original h, original w,
+resized h, resized w, in this order (Triton's dali backend maps outputs by position). "Original" is after the
+EXIF orientation, which the decoder applies. Normalisation is not here: it is the network's first layer.
+"""
+
+from typing import Any
+
+import nvidia.dali.math as dmath
+from nvidia.dali import fn, pipeline_def, types
+
+
+def letterbox_pixels(extent: Any, ratio: Any) -> Any:
+    """Round a side scaled by the letterbox's ratio half up, and keep at least one pixel."""
+    return dmath.max(dmath.floor(extent * ratio + 0.5), 1.0)
+
+
+@pipeline_def(output_dtype=[types.UINT8, types.FLOAT], output_ndim=[3, 1])  # type: ignore[untyped-decorator]
+def preprocess_pipeline(*, size: tuple[int, int], fill: tuple[int, int, int], decoder: str = "cpu") -> Any:
+    """Build the graph; `decoder` is "cpu" or "mixed" (JPEG decoding on the GPU)."""
+    height, width = size
+    encoded = fn.external_source(device="cpu", name="image_bytes", dtype=types.UINT8, ndim=1)
+    # Read from the header, so that the sizes are on the CPU whatever the decoder's device is.
+    shape = fn.cast(fn.peek_image_shape(encoded), dtype=types.FLOAT)
+    original_h, original_w = shape[0], shape[1]
+    ratio = dmath.min(height / original_h, width / original_w)
+    resized_h, resized_w = letterbox_pixels(original_h, ratio), letterbox_pixels(original_w, ratio)
+
+    picture = fn.decoders.image(encoded, device=decoder, output_type=types.RGB)
+    picture = fn.resize(
+        picture,
+        resize_x=resized_w,
+        resize_y=resized_h,
+        interp_type=types.INTERP_LINEAR,
+        antialias=True,
+    )
+    # One pass: place at the top left, pad with the mean colour, HWC -> CHW.
+    picture = fn.crop_mirror_normalize(
+        picture,
+        crop=(height, width),
+        crop_pos_x=0.0,
+        crop_pos_y=0.0,
+        out_of_bounds_policy="pad",
+        fill_values=list(fill),
+        mean=[0.0] * 3,
+        std=[1.0] * 3,
+        dtype=types.UINT8,
+        output_layout="CHW",
+    )
+    return picture, fn.stack(original_h, original_w, resized_h, resized_w)
