@@ -79,9 +79,7 @@ def undecodable(data: bytes) -> BadImage:
 
 def _is_short_webp(data: bytes) -> bool:
     """Compare a WebP's stated length with what is there; Pillow can't even open one that was cut."""
-    return (
-        data[:4] == b"RIFF" and data[8:12] == b"WEBP" and struct.unpack_from("<I", data, 4)[0] + 8 > len(data)
-    )
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP" and struct.unpack_from("<I", data, 4)[0] + 8 > len(data)
 
 
 def _is_truncated(data: bytes, kind: str) -> bool:
@@ -98,7 +96,7 @@ def _is_truncated(data: bytes, kind: str) -> bool:
             return False
         bits, compression = struct.unpack_from("<HI", data, 28)
         row = (abs(width) * bits + 31) // 32 * 4
-        return compression == 0 and offset + row * abs(height) > len(data)
+        return bool(compression == 0 and offset + row * abs(height) > len(data))
     return False  # TIFF keeps its directory anywhere; the decoder tells
 
 

@@ -2,9 +2,10 @@
 
     preprocess_pipeline(size=(512, 512), fill=(124, 116, 104), batch_size=16, num_threads=2, device_id=None)
 
-Input `image_bytes`; outputs `image` uint8 (3, H, W) RGB and `letterbox` float32 (4,) = original h, original w,
-resized h, resized w, in this order (Triton's dali backend maps outputs by position). "Original" is after the
-EXIF orientation, which the decoder applies. Normalisation is not here: it is the network's first layer.
+Input `image_bytes`; outputs `image` uint8 (3, H, W) RGB and `letterbox` float32 (4,): original h and w,
+resized h and w. Triton's dali backend maps outputs by position, so their order is part of the contract.
+"Original" is after the EXIF orientation, which the decoder applies. Normalisation is not here: it is the
+network's first layer.
 """
 
 from typing import Any

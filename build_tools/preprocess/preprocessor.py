@@ -82,6 +82,4 @@ class Preprocessor:
             half = len(images) // 2
             return self._decode(images[:half]) + self._decode(images[half:])
         pictures, letterboxes = pictures.as_array(), letterboxes.as_array()
-        return [
-            Prepared(picture, letterbox) for picture, letterbox in zip(pictures, letterboxes, strict=True)
-        ]
+        return [Prepared(picture, letterbox) for picture, letterbox in zip(pictures, letterboxes, strict=True)]

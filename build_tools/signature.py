@@ -1,0 +1,103 @@
+"""What a grafted ONNX file says of itself: its spec, and the tensors that a Triton config must agree with.
+
+graph = read_signature(Path("model.onnx"))
+graph.spec.classes, graph.inputs["image"]      # Tensor("TYPE_UINT8", (3, 512, 512))
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+
+from training import spec as contract
+from training.errors import UserError
+from training.spec import DetectorSpec
+
+TRITON_TYPES: dict[int, str] = {
+    TensorProto.UINT8: "TYPE_UINT8",
+    TensorProto.FLOAT: "TYPE_FP32",
+    TensorProto.FLOAT16: "TYPE_FP16",
+    TensorProto.INT32: "TYPE_INT32",
+    TensorProto.INT64: "TYPE_INT64",
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor as Triton's configs state it: its type and its dimensions without the batch."""
+
+    data_type: str
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The spec and the tensors of a grafted graph."""
+
+    spec: DetectorSpec
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+def read_signature(path: Path) -> Signature:
+    """Read a grafted ONNX file. Raises UserError for a file that is not one, or that lacks decode and NMS."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError, and onnx's own for other wrong contents
+        raise UserError(f"{path} is not an ONNX file ({error})") from None
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if contract.METADATA_SPEC not in metadata:
+        raise UserError(
+            f"{path} carries no {contract.METADATA_SPEC}",
+            "make it with: retinaserve export MODEL.pth MODEL.onnx",
+        )
+    spec = DetectorSpec.from_json(metadata[contract.METADATA_SPEC])
+    signature = Signature(spec, _tensors(model.graph.input), _tensors(model.graph.output))
+    expected = expected_signature(spec)
+    for kind, found, wanted in (
+        ("input", signature.inputs, expected.inputs),
+        ("output", signature.outputs, expected.outputs),
+    ):
+        if found != wanted:
+            raise UserError(
+                f"{path}: the graph's {kind}s are {_text(found)}, but its spec calls for {_text(wanted)}",
+                "a graph of raw heads has to be grafted first: retinaserve export MODEL.pth MODEL.onnx",
+            )
+    return signature
+
+
+def expected_signature(spec: DetectorSpec) -> Signature:
+    """Return the tensors of the `retinanet` model of a detector."""
+    height, width = spec.size
+    slots = spec.max_detections
+    return Signature(
+        spec,
+        {
+            contract.IMAGE: Tensor("TYPE_UINT8", (3, height, width)),
+            contract.LETTERBOX: Tensor("TYPE_FP32", (4,)),
+        },
+        {
+            contract.NUM_DETECTIONS: Tensor("TYPE_INT32", (1,)),
+            contract.BOXES: Tensor("TYPE_FP32", (slots, 4)),
+            contract.SCORES: Tensor("TYPE_FP32", (slots,)),
+            contract.CLASSES: Tensor("TYPE_INT32", (slots,)),
+        },
+    )
+
+
+def _tensors(values: Iterable[onnx.ValueInfoProto]) -> dict[str, Tensor]:
+    return {value.name: _tensor(value) for value in values}
+
+
+def _tensor(value: onnx.ValueInfoProto) -> Tensor:
+    kind = value.type.tensor_type
+    dims = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim)
+    return Tensor(TRITON_TYPES.get(kind.elem_type, TensorProto.DataType.Name(kind.elem_type)), dims[1:])
+
+
+def _text(tensors: dict[str, Tensor]) -> str:
+    return ", ".join(f"{name} {t.data_type} {list(t.dims)}" for name, t in tensors.items()) or "none"

@@ -1,0 +1,58 @@
+"""Triton python-backend model `preprocess`: encoded pictures to letterboxed tensors, by DALI on the CPU.
+
+`preprocess/` beside this file is a copy of the project's one definition, put there by `retinaserve build`.
+A bad picture fails its own request with INVALID_ARG; the others of the batch are answered.
+"""
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from preprocess import BadImage, Preprocessor
+
+
+class TritonPythonModel:
+    """One DALI pipeline, fed with whatever Triton's dynamic batcher hands over."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        height, width = json.loads(parameters["size"])
+        red, green, blue = json.loads(parameters["fill"])
+        self._preprocessor = Preprocessor(
+            (height, width),
+            (red, green, blue),
+            threads=int(os.environ.get("RETINASERVE_THREADS", "0")),
+            max_batch=int(config["max_batch_size"]),
+            max_bytes=int(parameters["max_image_bytes"]),
+            max_pixels=int(parameters["max_image_pixels"]),
+        )
+        # Triton 2.51 leaves its own failure counter at 0 for errors a python model returns.
+        # The family must outlive its metrics.
+        self._family = pb_utils.MetricFamily(
+            name="retinaserve_bad_images",
+            description="Pictures refused as empty, damaged, unsupported or too large",
+            kind=pb_utils.MetricFamily.COUNTER,
+        )
+        self._bad_images = self._family.Metric(labels={"model": "preprocess", "version": args["model_version"]})
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        rows = [pb_utils.get_input_tensor_by_name(request, "image_bytes").as_numpy() for request in requests]
+        results = iter(self._preprocessor.run([picture for request in rows for picture in request]))
+        return [self._respond([next(results) for _ in request]) for request in rows]
+
+    def _respond(self, results: list[Any]) -> Any:
+        bad = [result for result in results if isinstance(result, BadImage)]
+        if bad:
+            self._bad_images.increment(len(bad))
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(bad[0].message, pb_utils.TritonError.INVALID_ARG)
+            )
+        return pb_utils.InferenceResponse(
+            [
+                pb_utils.Tensor("image", np.stack([result.image for result in results])),
+                pb_utils.Tensor("letterbox", np.stack([result.letterbox for result in results])),
+            ]
+        )

@@ -1,0 +1,305 @@
+"""The embedded tritonserver: the real binary out of the nvidia-pytriton wheel, as a child process.
+
+    with TritonServer(Path("repository"), ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) as server:
+        server.wait_until_ready(60)
+        print(server.grpc_url)
+
+A port 0 takes a free one. `close` stops the server and its python-backend processes and waits until they are gone.
+It does not restart a server that died, and it is not what serves in production: that is NVIDIA's container.
+"""
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from training.errors import Exit, UserError
+
+# Lines that a machine without a GPU always causes; they say nothing about the repository.
+HARMLESS = re.compile(r"cuda|nvml|dcgm|pinned", re.IGNORECASE)
+# The server's log: I1122 17:49:01.123456 pid file.cc:123] "text"
+LOG_LINE = re.compile(r'^[IWE]\d{4} [\d:.]+ \d+ [^\]]+\] "?(?P<text>.*?)"?$')
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Where the server listens and what it may use; a port of 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    threads: int = 0  # for DALI and OpenVINO; 0 takes the cores this process may use
+    verbose: bool = False
+
+
+class TritonServer:
+    """A running tritonserver over one repository; a context manager that leaves no process behind."""
+
+    def __init__(self, repository: Path, options: ServerOptions | None = None, *, log: Path | None = None) -> None:
+        """Start the server; `log` keeps its output (a temporary file otherwise). Raises UserError at once when the
+        repository or a port can't be used.
+        """
+        self.repository = repository
+        self.options = _with_ports(options or ServerOptions())
+        _check_repository(repository)
+        installation = Installation.find()
+        self._scratch = Path(tempfile.mkdtemp(prefix="retinaserve-"))
+        self.log = log or self._scratch / "tritonserver.log"
+        command = [
+            str(installation.binary),
+            f"--model-repository={repository.resolve()}",
+            f"--backend-directory={installation.backends(self._scratch / 'backends')}",
+            # Own shared-memory names, so that two servers and a crashed one's leftovers never meet.
+            f"--backend-config=python,shm-region-prefix-name=retinaserve_{os.getpid()}_{self._scratch.name[-8:]}_",
+            f"--http-address={self.options.host}",
+            f"--grpc-address={self.options.host}",
+            f"--metrics-address={self.options.host}",
+            f"--http-port={self.options.http_port}",
+            f"--grpc-port={self.options.grpc_port}",
+            f"--metrics-port={self.options.metrics_port}",
+            "--disable-auto-complete-config",
+            "--model-control-mode=none",
+            "--exit-on-error=true",
+            "--strict-readiness=true",
+            "--allow-gpu-metrics=false",
+            "--exit-timeout-secs=20",
+            f"--log-verbose={int(self.options.verbose)}",
+        ]
+        environment = installation.environment()
+        environment["RETINASERVE_THREADS"] = str(self.options.threads or usable_cores())
+        with self.log.open("wb") as output:
+            # A group of its own: Ctrl-C in a terminal reaches us alone, and we stop the server in order.
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, process_group=0
+            )
+
+    @property
+    def http_url(self) -> str:
+        """host:port of HTTP."""
+        return f"{self._connect_host}:{self.options.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port of gRPC."""
+        return f"{self._connect_host}:{self.options.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Address of the Prometheus metrics."""
+        return f"http://{self._connect_host}:{self.options.metrics_port}/metrics"
+
+    @property
+    def _connect_host(self) -> str:
+        return "127.0.0.1" if self.options.host in ("0.0.0.0", "::", "") else self.options.host
+
+    def wait_until_ready(self, timeout: float = 120.0, *, cancelled: Callable[[], bool] = bool) -> None:
+        """Return when every model is ready, or `cancelled` says so. Raises UserError with the log's reason."""
+        deadline = time.monotonic() + timeout
+        ready = f"http://{self.http_url}/v2/health/ready"
+        while not cancelled():
+            if self.process.poll() is not None:
+                raise UserError(*self.explain())
+            with suppress(OSError), urllib.request.urlopen(ready, timeout=2) as answer:
+                if answer.status == 200:
+                    return
+            if time.monotonic() > deadline:
+                raise UserError(f"the server is not ready after {timeout:.0f} s", f"its log: {self.log}")
+            time.sleep(0.05)
+
+    def errors(self) -> list[str]:
+        """Return the log's lines that name a problem, without those a machine without a GPU always has."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        picked = []
+        for line in lines:
+            match = LOG_LINE.match(line)
+            text = match["text"] if match else line
+            if line.startswith("E") and match and not HARMLESS.search(text):
+                picked.append(text)
+        return picked
+
+    def stop(self, timeout: float = 30.0) -> int:
+        """Ask the server to finish its requests and exit; kill what is left after `timeout` seconds."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout)
+        # The python-backend stubs are in the server's group; a killed server would leave them.
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()
+
+    def close(self) -> None:
+        """Stop the server and remove its temporary files."""
+        self.stop()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def explain(self) -> tuple[str, str]:
+        """Say why the server ended, from its log."""
+        errors = self.errors()
+        for port_name in ("http", "grpc", "metrics"):
+            port = getattr(self.options, f"{port_name}_port")
+            if any(str(port) in line and ("bind" in line or "in use" in line) for line in errors):
+                return f"{port_name} port {port} is in use", f"choose another with --{port_name}-port"
+        failed = next((line for line in errors if "failed to load" in line), None) or next(iter(errors), None)
+        if failed:
+            return f"a model did not load: {failed}", f"the whole log: {self._kept_log()}"
+        return f"tritonserver ended with exit code {self.process.returncode}", f"its log: {self._kept_log()}"
+
+    def _kept_log(self) -> Path:
+        """Move the log out of the scratch folder, which will be removed."""
+        if self.log.parent != self._scratch:
+            return self.log
+        kept = Path(tempfile.gettempdir()) / f"{self._scratch.name}.log"
+        shutil.copyfile(self.log, kept)
+        return kept
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Where the pieces of the wheel lie."""
+
+    root: Path  # pytriton/tritonserver
+    libraries: Path  # nvidia_pytriton.libs
+
+    @classmethod
+    def find(cls) -> Self:
+        """Locate the wheel without importing it. Raises UserError where it is not installed."""
+        found = find_spec("pytriton")
+        if found is None or not found.origin:
+            raise UserError(
+                "the embedded Triton is not installed", "pip install 'retinaserve[cpu]'", code=Exit.USAGE
+            )
+        package = Path(found.origin).parent
+        return cls(package / "tritonserver", package.parent / "nvidia_pytriton.libs")
+
+    @property
+    def binary(self) -> Path:
+        """The tritonserver executable."""
+        return self.root / "bin" / "tritonserver"
+
+    @property
+    def stub(self) -> Path:
+        """The python backend's child process, built for one Python version each."""
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        path = self.root / "python_backend_stubs" / version / "triton_python_backend_stub"
+        if not path.is_file():
+            raise UserError(f"the embedded Triton has no python backend for Python {version}")
+        return path
+
+    def backends(self, folder: Path) -> Path:
+        """Lay out a backend directory with the python backend and this Python's stub."""
+        python = folder / "python"
+        python.mkdir(parents=True)
+        for source in (*(self.root / "backends" / "python").iterdir(), self.stub):
+            (python / source.name).symlink_to(source)
+        return folder
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables the server needs: its libraries, and this interpreter as `python3` in PATH.
+
+        The stub embeds Python with PYTHONPATH and PYTHONHOME ignored; it finds its packages, those of a virtual
+        environment too, from the first `python3` in PATH.
+        """
+        search = [str(self.libraries), str(python_library().parent), os.environ.get("LD_LIBRARY_PATH", "")]
+        return {
+            **os.environ,
+            "LD_LIBRARY_PATH": ":".join(filter(None, search)),
+            "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ.get('PATH', os.defpath)}",
+        }
+
+
+def python_library() -> Path:
+    """Return libpython's path, which the python backend is linked with. Raises UserError where there is none."""
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    folders = [Path(sysconfig.get_config_var("LIBDIR") or "/nonexistent"), Path(sys.base_prefix) / "lib"]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    with suppress(OSError):
+        ctypes.CDLL(name)
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            if line.endswith(name):
+                return Path(line.split(maxsplit=5)[-1])
+    raise UserError(
+        f"{name} is not installed: the python backend of the embedded Triton is linked with it",
+        f"on Debian and Ubuntu: apt install {name.split('.so')[0]}; or use a Python built with --enable-shared",
+        code=Exit.USAGE,
+    )
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: its affinity, cut by a container's CPU quota."""
+    cores = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    return cores
+
+
+def free_ports(count: int) -> Iterator[int]:
+    """Give ports that were free a moment ago, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        yield from [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _with_ports(options: ServerOptions) -> ServerOptions:
+    """Replace zeros by free ports, and refuse a port that is taken before anything is started."""
+    names = ("http_port", "grpc_port", "metrics_port")
+    free = list(free_ports(len(names)))
+    ports: dict[str, int] = {name: getattr(options, name) or port for name, port in zip(names, free, strict=True)}
+    if len(set(ports.values())) < len(names):
+        raise UserError(
+            "two of the three ports are the same", "HTTP, gRPC and metrics need one each", code=Exit.USAGE
+        )
+    for name, port in ports.items():
+        with closing(socket.socket()) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((options.host, port))
+            except OSError as error:
+                flag = name.replace("_", "-")
+                raise UserError(
+                    f"{options.host}:{port} can't be used: {error.strerror}",
+                    f"choose another with --{flag}, or stop what listens there",
+                    code=Exit.USAGE,
+                ) from None
+    return replace(options, **ports)  # type: ignore[arg-type]
+
+
+def _check_repository(repository: Path) -> None:
+    if not repository.is_dir():
+        raise UserError(f"{repository}: no such folder", "make it with: retinaserve build MODEL --output REPO")
+    if not list(repository.glob("*/config.pbtxt")):
+        raise UserError(
+            f"{repository} holds no Triton model", "make it with: retinaserve build MODEL --output REPO"
+        )
