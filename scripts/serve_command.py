@@ -24,21 +24,20 @@ Ask it from another terminal:
 
 {python}
 """
-PREDICT = """\
-  retinaserve predict PICTURE.jpg --server {grpc}"""
+PREDICT = "retinaserve predict PICTURE.jpg --server {grpc}"
 # Triton's binary extension: a JSON header, then the picture's bytes; the answer is JSON.
 CURL = """\
-  f=PICTURE.jpg; n=$(stat -c %s $f)
-  h='{{"inputs":[{{"name":"image_bytes","shape":[1,'$n'],"datatype":"UINT8","parameters":{{"binary_data_size":'$n'}}}}]}}'
-  (printf %s "$h"; cat $f) | curl -s http://{http}/v2/models/detector/infer --data-binary @- \\
-    -H "Inference-Header-Content-Length: ${{#h}}""""
+f=PICTURE.jpg; n=$(stat -c %s $f)
+h='{{"inputs":[{{"name":"image_bytes","shape":[1,'$n'],"datatype":"UINT8","parameters":{{"binary_data_size":'$n'}}}}]}}'
+(printf %s "$h"; cat $f) | curl -s -H "Inference-Header-Content-Length: ${{#h}}" \\
+  --data-binary @- http://{http}/v2/models/detector/infer"""
 PYTHON = """\
-  python - <<'EOF'
-  from pathlib import Path
-  from eval.client import Client
-  with Client("{grpc}") as client:
-      print(client.predict([Path("PICTURE.jpg").read_bytes()])[0])
-  EOF"""
+python - <<'EOF'
+from pathlib import Path
+from eval.client import Client
+with Client("{grpc}") as client:
+    print(client.predict([Path("PICTURE.jpg").read_bytes()])[0])
+EOF"""
 
 
 def ready_text(server: TritonServer) -> str:

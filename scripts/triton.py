@@ -15,19 +15,17 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
-import sysconfig
 import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from scripts.installation import Installation, usable_cores
 from training.errors import Exit, UserError
 
 # Lines that a machine without a GPU always causes; they say nothing about the repository.
@@ -86,7 +84,13 @@ class TritonServer:
         with self.log.open("wb") as output:
             # A group of its own: Ctrl-C in a terminal reaches us alone, and we stop the server in order.
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, process_group=0
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                process_group=0,
+                preexec_fn=_end_with_parent,
             )
 
     @property
@@ -166,7 +170,8 @@ class TritonServer:
                 return f"{port_name} port {port} is in use", f"choose another with --{port_name}-port"
         failed = next((line for line in errors if "failed to load" in line), None) or next(iter(errors), None)
         if failed:
-            return f"a model did not load: {failed}", f"the whole log: {self._kept_log()}"
+            reason = " ".join(failed.split(r"\n\nAt:")[0].replace(r"\n", " ").split())  # without the traceback
+            return f"a model did not load: {reason}", f"the whole log: {self._kept_log()}"
         return f"tritonserver ended with exit code {self.process.returncode}", f"its log: {self._kept_log()}"
 
     def _kept_log(self) -> Path:
@@ -178,86 +183,10 @@ class TritonServer:
         return kept
 
 
-@dataclass(frozen=True)
-class Installation:
-    """Where the pieces of the wheel lie."""
-
-    root: Path  # pytriton/tritonserver
-    libraries: Path  # nvidia_pytriton.libs
-
-    @classmethod
-    def find(cls) -> Self:
-        """Locate the wheel without importing it. Raises UserError where it is not installed."""
-        found = find_spec("pytriton")
-        if found is None or not found.origin:
-            raise UserError(
-                "the embedded Triton is not installed", "pip install 'retinaserve[cpu]'", code=Exit.USAGE
-            )
-        package = Path(found.origin).parent
-        return cls(package / "tritonserver", package.parent / "nvidia_pytriton.libs")
-
-    @property
-    def binary(self) -> Path:
-        """The tritonserver executable."""
-        return self.root / "bin" / "tritonserver"
-
-    @property
-    def stub(self) -> Path:
-        """The python backend's child process, built for one Python version each."""
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        path = self.root / "python_backend_stubs" / version / "triton_python_backend_stub"
-        if not path.is_file():
-            raise UserError(f"the embedded Triton has no python backend for Python {version}")
-        return path
-
-    def backends(self, folder: Path) -> Path:
-        """Lay out a backend directory with the python backend and this Python's stub."""
-        python = folder / "python"
-        python.mkdir(parents=True)
-        for source in (*(self.root / "backends" / "python").iterdir(), self.stub):
-            (python / source.name).symlink_to(source)
-        return folder
-
-    def environment(self) -> dict[str, str]:
-        """Return the variables the server needs: its libraries, and this interpreter as `python3` in PATH.
-
-        The stub embeds Python with PYTHONPATH and PYTHONHOME ignored; it finds its packages, those of a virtual
-        environment too, from the first `python3` in PATH.
-        """
-        search = [str(self.libraries), str(python_library().parent), os.environ.get("LD_LIBRARY_PATH", "")]
-        return {
-            **os.environ,
-            "LD_LIBRARY_PATH": ":".join(filter(None, search)),
-            "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ.get('PATH', os.defpath)}",
-        }
-
-
-def python_library() -> Path:
-    """Return libpython's path, which the python backend is linked with. Raises UserError where there is none."""
-    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
-    folders = [Path(sysconfig.get_config_var("LIBDIR") or "/nonexistent"), Path(sys.base_prefix) / "lib"]
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    with suppress(OSError):
-        ctypes.CDLL(name)
-        for line in Path("/proc/self/maps").read_text().splitlines():
-            if line.endswith(name):
-                return Path(line.split(maxsplit=5)[-1])
-    raise UserError(
-        f"{name} is not installed: the python backend of the embedded Triton is linked with it",
-        f"on Debian and Ubuntu: apt install {name.split('.so')[0]}; or use a Python built with --enable-shared",
-        code=Exit.USAGE,
-    )
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use: its affinity, cut by a container's CPU quota."""
-    cores = len(os.sched_getaffinity(0))
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    return cores
+def _end_with_parent() -> None:
+    """Ask Linux to interrupt the server when the process that started it dies, even by SIGKILL."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGINT)
 
 
 def free_ports(count: int) -> Iterator[int]:
