@@ -1,14 +1,19 @@
-"""The one type at every boundary: what a detector answers for one picture.
+"""The types at every boundary: what a detector answers for one picture, and what it is.
 
-Detections(boxes, scores, classes)      # arrays of N rows, best score first
+    Detections(boxes, scores, classes)      # arrays of N rows, best score first
+    ImageError("truncated JPEG", "bad_image")
+
+Nothing here knows how an answer came about.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, Self
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+
+ErrorKind = Literal["bad_image", "overloaded", "timeout", "server"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +23,7 @@ class Detections:
     boxes: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
     classes: npt.NDArray[np.int32]
+    size: tuple[int, int] | None = None  # height, width of the picture after its EXIF orientation
 
     def __post_init__(self) -> None:
         count = len(self.scores)
@@ -31,18 +37,38 @@ class Detections:
     def above(self, score: float) -> Self:
         """Return the detections whose score is at least `score`."""
         keep = self.scores >= score
-        return type(self)(self.boxes[keep], self.scores[keep], self.classes[keep])
+        return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], classes=self.classes[keep])
 
     @classmethod
     def from_slots(
-        cls, count: int, boxes: npt.ArrayLike, scores: npt.ArrayLike, classes: npt.ArrayLike
+        cls,
+        count: int,
+        boxes: npt.ArrayLike,
+        scores: npt.ArrayLike,
+        classes: npt.ArrayLike,
+        *,
+        size: tuple[int, int] | None = None,
     ) -> Self:
         """Cut a model's fixed-size slots (K, 4), (K,), (K,) to the `count` that are filled."""
         return cls(
             np.asarray(boxes, np.float32)[:count],
             np.asarray(scores, np.float32)[:count],
             np.asarray(classes, np.int32)[:count],
+            size,
         )
+
+    @classmethod
+    def none(cls) -> Self:
+        """Return the answer without a box: what scoring takes a picture for that could not be answered."""
+        return cls.from_slots(0, np.empty((0, 4)), [], [])
+
+
+@dataclass(frozen=True)
+class ImageError:
+    """Why one picture has no detections: a value, so that one bad picture never loses the others."""
+
+    message: str
+    kind: ErrorKind = "bad_image"
 
 
 class Detector(Protocol):
@@ -57,4 +83,10 @@ class Detector(Protocol):
         """The COCO category of each class index."""
 
     def predict(self, images: Sequence[bytes]) -> list[Detections]:
-        """Return the detections of each encoded picture, in order."""
+        """Return the detections of each encoded picture, in order. Raises UserError for a bad picture."""
+
+    def predict_many(self, images: Iterable[bytes | ImageError]) -> Iterator[Detections | ImageError]:
+        """Yield an answer a picture, in order, reading `images` only as far as needed.
+
+        An ImageError among `images` (a file that could not be read) is passed on in its place.
+        """

@@ -1,0 +1,352 @@
+"""A detector that lives behind a Triton server: encoded pictures in, boxes in their own pixels out.
+
+    with Client("localhost:8001") as client:                    # gRPC; "http://localhost:8000" for HTTP
+        print(client.class_names)
+        for answer in client.predict_many(files, concurrency=8):
+            ...                                                 # Detections, or an ImageError
+
+    async with AsyncClient("localhost:8001") as client:
+        detections = await client.predict([jpeg])
+
+Pictures are sent as they are; decoding, scaling and boxes are the server's. Class names and limits are read
+from the server. `Client` is `AsyncClient` on an event loop in a thread of its own, so it may be used from any
+thread. One client holds one server and one model; it balances no load.
+"""
+
+import asyncio
+import random
+import re
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from itertools import islice
+from typing import Any, Self, TypeVar
+
+from eval.detections import Detections, ImageError
+from eval.served_model import ServedModel
+from eval.statistics import ModelStatistics, by_model
+from eval.transport import Endpoint, Protocols, ServerError, open_transport
+from training.errors import UserError
+from training.spec import BOXES, CLASSES, DETECTOR, LETTERBOX, NUM_DETECTIONS, SCORES
+
+Answer = Detections | ImageError
+T = TypeVar("T")
+
+# An overloaded server is asked again after about 0.1, 0.2, 0.4 ... 1.6 s, for ten seconds at most.
+FIRST_PAUSE, LONGEST_PAUSE, RETRY_SECONDS = 0.1, 1.6, 10.0
+CONTROL_TIMEOUT = 5.0  # seconds for questions that need no inference
+WHERE = (
+    "`retinaserve serve REPO` starts one and prints its addresses, usually grpc://HOST:8001 and http://HOST:8000"
+)
+
+
+class AsyncClient:
+    """The client for asyncio; open it with `async with`. `timeout` is a picture's, retries included."""
+
+    def __init__(
+        self,
+        server: str = "localhost:8001",
+        *,
+        protocol: Protocols | None = None,
+        model: str = DETECTOR,
+        timeout: float = 30.0,
+        wait: float = 0.0,
+        concurrency: int = 8,
+    ) -> None:
+        """Name the server; `wait` is how many seconds it may take to become ready, `concurrency` the default."""
+        self.endpoint = Endpoint.parse(server, protocol)
+        self.model_name = model
+        self.timeout = timeout
+        self.concurrency = concurrency
+        self._wait = wait
+        self._served: ServedModel | None = None
+
+    async def __aenter__(self) -> Self:
+        """Connect, wait for the model and read its config. Raises UserError when there is no such server."""
+        self._transport = open_transport(self.endpoint, concurrency=max(self.concurrency, 64))
+        try:
+            self._served = await self._ready_model()
+        except BaseException:
+            await self._transport.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._transport.close()
+
+    @property
+    def served(self) -> ServedModel:
+        """The model's classes, size and limits, as the server told them."""
+        if self._served is None:
+            raise RuntimeError("the client is not open; use `async with AsyncClient(...) as client`")
+        return self._served
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class index."""
+        return self.served.classes
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The COCO category of each class index."""
+        return self.served.category_ids
+
+    async def predict(self, images: Sequence[bytes]) -> list[Detections]:
+        """Return the detections of each encoded picture. Raises UserError for the first that has none."""
+        return [_found(answer, index) async for index, answer in _counted(self.predict_many(images))]
+
+    async def predict_many(
+        self, images: Iterable[bytes | ImageError], *, concurrency: int | None = None
+    ) -> AsyncIterator[Answer]:
+        """Yield an answer a picture, in order, with `concurrency` requests in flight.
+
+        `images` is read at most twice `concurrency` ahead of the answers. What is wrong with one picture is
+        its answer; a server that is gone raises UserError.
+        """
+        gate, window = _gate(concurrency or self.concurrency)
+        source, tasks = iter(images), deque[asyncio.Task[Answer]]()
+        try:
+            while True:
+                tasks.extend(
+                    asyncio.create_task(self.answer(image, gate)) for image in islice(source, window - len(tasks))
+                )
+                if not tasks:
+                    return
+                yield await tasks[0]
+                tasks.popleft()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def answer(self, image: bytes | ImageError, gate: asyncio.Semaphore | None = None) -> Answer:
+        """Return one picture's answer, waiting at `gate` first. Raises UserError when the server is gone."""
+        if isinstance(image, ImageError):
+            return image
+        limit = self.served.max_image_bytes
+        if limit and len(image) > limit:
+            return ImageError(f"the file has {len(image)} bytes, more than the server takes ({limit})")
+        async with gate or asyncio.Semaphore():
+            try:
+                return await self._infer(image)
+            except ServerError as error:
+                return self._judged(error)
+
+    async def statistics(self) -> dict[str, ModelStatistics]:
+        """Return what the server counted so far, by model."""
+        try:
+            return by_model(await self._transport.statistics(timeout=CONTROL_TIMEOUT))
+        except ServerError as error:
+            raise self._no_server(error) from None
+
+    async def _infer(self, image: bytes) -> Detections:
+        clock = asyncio.get_running_loop().time
+        start, pause = clock(), FIRST_PAUSE
+        while True:
+            left = self.timeout - (clock() - start)
+            try:
+                return _detections(await self._transport.infer(self.model_name, image, timeout=max(left, 0.001)))
+            except ServerError as error:
+                if error.status != "unavailable":
+                    raise
+                # A full queue and a dead server have the same status; only one of them is still alive.
+                if not await self._is_live():
+                    raise self._no_server(error) from None
+                if clock() - start + pause > min(self.timeout, RETRY_SECONDS):
+                    raise
+            # Jitter, so that the requests a full queue turned away do not all come back together.
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _judged(self, error: ServerError) -> ImageError:
+        message = re.sub(r"^(in ensemble '[^']*', |\[request id: [^]]*\] )+", "", error.message)
+        match error.status:
+            case "invalid":
+                return ImageError(message, "bad_image")
+            case "timeout":
+                return ImageError(f"no answer in {self.timeout:g} s", "timeout")
+            case "internal":
+                return ImageError(f"the server failed: {message}", "server")
+            case "unavailable":
+                return ImageError(f"the server is overloaded: {message}", "overloaded")
+        raise self._no_server(error)
+
+    async def _is_live(self) -> bool:
+        try:
+            return await self._transport.live(timeout=CONTROL_TIMEOUT)
+        except ServerError:
+            return False
+
+    async def _ready_model(self) -> ServedModel:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._wait
+        limit = min(self.timeout, CONTROL_TIMEOUT)
+        while True:
+            problem = self._not_ready()
+            try:
+                if await self._transport.ready(self.model_name, timeout=limit):
+                    config = await self._transport.config(self.model_name, timeout=limit)
+                    return ServedModel.from_config(config, source=str(self.endpoint))
+                # An unknown model is not ready either; asked for its config, the server says which it is.
+                await self._transport.config(self.model_name, timeout=limit)
+            except ServerError as error:
+                problem = self._no_server(error)
+            if clock() >= deadline:
+                raise problem
+            await asyncio.sleep(min(0.2, max(0.0, deadline - clock())))
+
+    def _not_ready(self) -> UserError:
+        waited = f" after {self._wait:g} s" if self._wait else ""
+        return UserError(
+            f"{self.endpoint}: model {self.model_name!r} is not ready{waited}",
+            "see the server's log; it may still be loading",
+        )
+
+    def _no_server(self, error: ServerError) -> UserError:
+        at = str(self.endpoint)
+        match error.status:
+            case "not_found" | "invalid":
+                return UserError(
+                    f"{at} has no model {self.model_name!r}: {error.message}",
+                    "serve a repository made by `retinaserve build`",
+                )
+            case "timeout":
+                return UserError(f"{at} took a connection and did not answer in time", WHERE)
+            case "unavailable":
+                return UserError(f"no Triton server answers at {at}: {error.message}", WHERE)
+        return UserError(f"{at}: {error.message}", WHERE)
+
+
+class Client:
+    """The blocking client: a Detector. Opens on construction, close it with `with` or `close()`."""
+
+    def __init__(
+        self,
+        server: str = "localhost:8001",
+        *,
+        protocol: Protocols | None = None,
+        model: str = DETECTOR,
+        timeout: float = 30.0,
+        wait: float = 0.0,
+        concurrency: int = 8,
+    ) -> None:
+        """Connect, as `AsyncClient` does. Raises UserError when there is no such server or model."""
+        self._client = AsyncClient(
+            server, protocol=protocol, model=model, timeout=timeout, wait=wait, concurrency=concurrency
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="triton-client", daemon=True)
+        self._thread.start()
+        self._open = False
+        try:
+            self._start(self._client.__aenter__()).result()
+            self._open = True
+        except BaseException:
+            self._stop_loop()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections and end the thread; a second call does nothing."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            self._start(self._client.__aexit__()).result()
+        finally:
+            self._stop_loop()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the server is and what it speaks."""
+        return self._client.endpoint
+
+    @property
+    def served(self) -> ServedModel:
+        """The model's classes, size and limits, as the server told them."""
+        return self._client.served
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class index."""
+        return self.served.classes
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The COCO category of each class index."""
+        return self.served.category_ids
+
+    def predict(self, images: Sequence[bytes]) -> list[Detections]:
+        """Return the detections of each encoded picture. Raises UserError for the first that has none."""
+        return [_found(answer, index) for index, answer in enumerate(self.predict_many(images))]
+
+    def predict_many(
+        self, images: Iterable[bytes | ImageError], *, concurrency: int | None = None
+    ) -> Iterator[Answer]:
+        """Yield an answer a picture, in order; see `AsyncClient.predict_many`. `images` is read by the caller."""
+        gate, window = _gate(concurrency or self._client.concurrency)
+        source, waiting = iter(images), deque[Future[Answer]]()
+        try:
+            while True:
+                for image in islice(source, window - len(waiting)):
+                    waiting.append(self._start(self._client.answer(image, gate)))
+                if not waiting:
+                    return
+                yield waiting[0].result()
+                waiting.popleft()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def statistics(self) -> dict[str, ModelStatistics]:
+        """Return what the server counted so far, by model."""
+        return self._start(self._client.statistics()).result()
+
+    def _start(self, call: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(call, self._loop)
+
+    def _stop_loop(self) -> None:
+        # Cancelled requests must still run to their end, or the loop closes over open connections.
+        self._start(_drained()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _drained() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+async def _counted(answers: AsyncIterator[T]) -> AsyncIterator[tuple[int, T]]:
+    index = 0
+    async for answer in answers:
+        yield index, answer
+        index += 1
+
+
+def _gate(concurrency: int) -> tuple[asyncio.Semaphore, int]:
+    """Twice as many pictures are held as are in flight: a slow one must not idle the rest behind it."""
+    return asyncio.Semaphore(concurrency), 2 * concurrency
+
+
+def _found(answer: Answer, index: int) -> Detections:
+    if isinstance(answer, ImageError):
+        raise UserError(f"image {index + 1}: {answer.message}")
+    return answer
+
+
+def _detections(result: Any) -> Detections:
+    count, boxes, scores, classes, letterbox = (
+        result.as_numpy(name)[0] for name in (NUM_DETECTIONS, BOXES, SCORES, CLASSES, LETTERBOX)
+    )
+    size = (int(letterbox[0]), int(letterbox[1]))
+    return Detections.from_slots(int(count[0]), boxes, scores, classes, size=size)

@@ -1,0 +1,217 @@
+"""One request to a Triton server and its answer, over gRPC or HTTP, with one taxonomy of errors.
+
+    transport = open_transport(Endpoint.parse("localhost:8001"), concurrency=8)
+    result = await transport.infer("detector", jpeg, timeout=10.0)
+    result.as_numpy("boxes")
+
+It retries nothing and knows nothing of detections; both are the client's. Everything is asyncio: the blocking
+HTTP client of tritonclient shares gevent pools that no second thread may touch.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from training.errors import Exit, UserError
+from training.spec import IMAGE_BYTES
+
+Protocols = Literal["grpc", "http"]
+Status = Literal["unavailable", "invalid", "not_found", "timeout", "internal"]
+PORTS: Mapping[Protocols, int] = {"http": 8000, "grpc": 8001}
+
+_GRPC_STATUS: Mapping[str, Status] = {
+    "StatusCode.UNAVAILABLE": "unavailable",
+    "StatusCode.INVALID_ARGUMENT": "invalid",
+    "StatusCode.NOT_FOUND": "not_found",
+    "StatusCode.DEADLINE_EXCEEDED": "timeout",
+}
+# What http_server.cc of Triton makes of its own codes; INVALID_ARG shares 400 with UNKNOWN.
+_HTTP_STATUS: Mapping[str, Status] = {"503": "unavailable", "400": "invalid", "404": "not_found"}
+
+_GRPC_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # as over HTTP: a proxy of the desktop seldom reaches an inference server
+    ("grpc.initial_reconnect_backoff_ms", 100),  # a server that is starting is asked again soon
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
+
+
+class ServerError(Exception):
+    """A call the server or the network did not answer well."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a server listens and what it speaks there."""
+
+    protocol: Protocols
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, server: str, protocol: Protocols | None = None) -> Self:
+        """Read HOST:PORT, grpc://HOST:PORT or http://HOST:PORT; without a scheme `protocol`, or gRPC."""
+        wanted = "HOST:PORT, grpc://HOST:PORT or http://HOST:PORT is expected"
+        scheme, _, rest = server.rpartition("://")
+        chosen = scheme or protocol or "grpc"
+        if chosen not in PORTS or (protocol and scheme and scheme != protocol):
+            raise UserError(f"server {server!r}: cannot speak {chosen!r} to it", wanted, code=Exit.USAGE)
+        spoken: Protocols = "http" if chosen == "http" else "grpc"
+        try:
+            parts = urlsplit(f"//{rest}")
+            host, port = parts.hostname, parts.port or PORTS[spoken]
+        except ValueError:
+            host, port = None, 0
+        if not host or parts.path.strip("/"):
+            raise UserError(f"server {server!r} is not an address", wanted, code=Exit.USAGE)
+        return cls(spoken, host, port)
+
+    @property
+    def address(self) -> str:
+        """host:port, with the brackets IPv6 needs."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.protocol}://{self.address}"
+
+
+class Transport(Protocol):
+    """The five calls a detector's client makes; every one raises ServerError."""
+
+    async def live(self, *, timeout: float) -> bool:
+        """Say whether a Triton answers at all."""
+
+    async def ready(self, model: str, *, timeout: float) -> bool:
+        """Say whether the model takes requests."""
+
+    async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
+        """Return the model's config.pbtxt as a dict."""
+
+    async def statistics(self, *, timeout: float) -> list[dict[str, Any]]:
+        """Return the server's statistics, an entry a model and version."""
+
+    async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
+        """Send one encoded picture; return tritonclient's InferResult."""
+
+    async def close(self) -> None:
+        """Close every connection."""
+
+
+def open_transport(endpoint: Endpoint, *, concurrency: int) -> Transport:
+    """Open a transport; it must be called, used and closed in one running event loop."""
+    if endpoint.protocol == "grpc":
+        return _Grpc(endpoint)
+    return _Http(endpoint, concurrency)
+
+
+def _one_image(image: bytes, infer_input: Any) -> list[Any]:
+    pixels = np.frombuffer(image, np.uint8)[None]  # (1, n_bytes): one picture a request
+    tensor = infer_input(IMAGE_BYTES, pixels.shape, "UINT8")
+    tensor.set_data_from_numpy(pixels)
+    return [tensor]
+
+
+class _Grpc:
+    def __init__(self, endpoint: Endpoint) -> None:
+        from tritonclient.grpc import aio
+
+        self._input = aio.InferInput
+        self._client = aio.InferenceServerClient(endpoint.address, channel_args=list(_GRPC_OPTIONS))
+
+    async def live(self, *, timeout: float) -> bool:
+        return bool(await self._call(self._client.is_server_live(client_timeout=timeout)))
+
+    async def ready(self, model: str, *, timeout: float) -> bool:
+        return bool(await self._call(self._client.is_model_ready(model, client_timeout=timeout)))
+
+    async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
+        call = self._client.get_model_config(model, as_json=True, client_timeout=timeout)
+        answer: dict[str, Any] = (await self._call(call))["config"]
+        return answer
+
+    async def statistics(self, *, timeout: float) -> list[dict[str, Any]]:
+        call = self._client.get_inference_statistics(as_json=True, client_timeout=timeout)
+        answer: list[dict[str, Any]] = (await self._call(call)).get("model_stats", [])
+        return answer
+
+    async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
+        inputs = _one_image(image, self._input)
+        return await self._call(self._client.infer(model, inputs, client_timeout=timeout))
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    @staticmethod
+    async def _call(call: Any) -> Any:
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            return await call
+        except InferenceServerException as error:
+            status = _GRPC_STATUS.get(error.status() or "", "internal")
+            message = error.message() or str(error.status())
+            # "failed to connect to all addresses; last error: UNKNOWN: ipv4:...: Connection refused"
+            if message.startswith(("failed to connect", "errors resolving")):
+                message = message.rsplit(": ", 1)[-1].rstrip("]")
+            raise ServerError(status, message) from None
+
+
+class _Http:
+    def __init__(self, endpoint: Endpoint, concurrency: int) -> None:
+        from tritonclient.http import aio
+
+        self._input = aio.InferInput
+        # The session's own time limit is off: every call carries one, as over gRPC.
+        self._client = aio.InferenceServerClient(
+            endpoint.address, conn_limit=max(1, concurrency), conn_timeout=None
+        )
+
+    async def live(self, *, timeout: float) -> bool:
+        return bool(await self._call(self._client.is_server_live(), timeout))
+
+    async def ready(self, model: str, *, timeout: float) -> bool:
+        return bool(await self._call(self._client.is_model_ready(model), timeout))
+
+    async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
+        answer: dict[str, Any] = await self._call(self._client.get_model_config(model), timeout)
+        return answer
+
+    async def statistics(self, *, timeout: float) -> list[dict[str, Any]]:
+        answer = await self._call(self._client.get_inference_statistics(), timeout)
+        models: list[dict[str, Any]] = answer.get("model_stats", [])
+        return models
+
+    async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
+        return await self._call(self._client.infer(model, _one_image(image, self._input)), timeout)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    @staticmethod
+    async def _call(call: Any, timeout: float) -> Any:
+        from aiohttp import ClientError, ClientResponseError
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            async with asyncio.timeout(timeout):
+                return await call
+        except TimeoutError:
+            raise ServerError("timeout", f"no answer in {timeout:g} s") from None
+        except InferenceServerException as error:
+            status = _HTTP_STATUS.get(error.status() or "", "internal")
+            raise ServerError(status, error.message() or str(error.status())) from None
+        except (ClientResponseError, ValueError):
+            raise ServerError("unavailable", "what answers there is not Triton's HTTP") from None
+        except (ClientError, OSError) as error:
+            message = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise ServerError("unavailable", message) from None
