@@ -18,7 +18,7 @@ MAX_PIXELS = 64_000_000  # 64 MP: every phone's full-size photo, and 190 MB deco
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 SUPPORTED = "JPEG, PNG, WebP, BMP and TIFF are supported"
-# Formats people do send, by their first bytes, so that the answer can call them by name.
+# What else people send, by its first bytes, so that the answer can call it by name.
 STRANGERS = (
     (b"GIF8", 0, "a GIF"),
     (b"%PDF", 0, "a PDF"),
@@ -32,6 +32,10 @@ STRANGERS = (
     (b"PK\x03\x04", 0, "a ZIP archive"),
     (b"\x1f\x8b", 0, "a gzip archive"),
     (b"RIFF", 0, "a RIFF file without a WebP picture"),
+    (b"\xff\xd8\xff", 0, "a JPEG with a damaged header"),
+    (b"\x89PNG\r\n", 0, "a PNG with a damaged header"),
+    (b"II*\0", 0, "a TIFF with a damaged header"),
+    (b"MM\0*", 0, "a TIFF with a damaged header"),
 )
 
 

@@ -1,0 +1,45 @@
+# The front door. Every target makes or updates .venv by itself, and does nothing twice.
+#   make demo PYTHON=python3.12      another interpreter for a new .venv
+#   make demo PIP_ARGS="--no-index --find-links wheels"      further arguments of pip
+
+PYTHON ?= python3.11
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUNS ?= runs
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help: ## Show what there is to make
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; try: make PYTHON=python3" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): minutes at first, when packages have to be downloaded ..." >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[cpu,dev]'
+	@touch $@
+
+demo: $(STAMP) ## Synthetic pictures to boxes on a real Triton, in minutes (writes runs/demo)
+	@$(BIN)/retinaserve demo --output $(RUNS)/demo
+
+test: $(STAMP) ## Run all tests; those that need a GPU say so and skip
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP) ## Ruff, mypy strict, formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP) ## Rewrite the code in the house format
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP) ## What serving costs: ResNet18 at 512 x 512 through Triton against a plain loop (writes runs/bench)
+	@$(BIN)/retinaserve efficiency --output $(RUNS)/bench
+
+clean: ## Remove .venv, runs and caches
+	@rm -rf $(VENV) $(RUNS) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
