@@ -2,7 +2,8 @@
 
 import click
 
+from scripts.data_commands import data
 from scripts.serve_command import serve
 
-VERBS_BEFORE: tuple[click.Command, ...] = ()
+VERBS_BEFORE: tuple[click.Command, ...] = (data,)
 VERBS_SERVER: tuple[click.Command, ...] = (serve,)
