@@ -1,0 +1,56 @@
+"""Arithmetic of boxes in torch: areas, overlaps, and the coding of a box as deltas of an anchor.
+
+    deltas = encode(boxes, anchors)
+    decode(deltas, anchors)     # the boxes again
+
+Boxes are xyxy pixels, half-open: a box's width is x2 - x1. The served graph does the same arithmetic.
+"""
+
+import torch
+from torch import Tensor
+
+from training.spec import DELTA_CLAMP
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Return the areas (N,) of boxes (N, 4)."""
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def intersection(first: Tensor, second: Tensor) -> Tensor:
+    """Return the areas (N, M) shared by boxes (N, 4) and (M, 4)."""
+    low = torch.maximum(first[:, None, :2], second[None, :, :2])
+    high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
+    return (high - low).clamp(min=0).prod(dim=2)
+
+
+def iou(first: Tensor, second: Tensor) -> Tensor:
+    """Return the overlaps (N, M) of boxes (N, 4) and (M, 4), in 0..1; boxes without an area overlap nothing."""
+    shared = intersection(first, second)
+    union = area(first)[:, None] + area(second)[None, :] - shared
+    return torch.where(union > 0, shared / union, 0.0)
+
+
+def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Return dx, dy, dw, dh (N, 4) of boxes with respect to as many anchors: Faster R-CNN's coding, unscaled."""
+    centres, sizes = _centres(boxes)
+    anchor_centres, anchor_sizes = _centres(anchors)
+    return torch.cat(((centres - anchor_centres) / anchor_sizes, (sizes / anchor_sizes).log()), dim=1)
+
+
+def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Return the boxes (N, 4) of deltas; dw and dh are clamped from above, so that no box explodes."""
+    anchor_centres, anchor_sizes = _centres(anchors)
+    centres = deltas[:, :2] * anchor_sizes + anchor_centres
+    halves = deltas[:, 2:].clamp(max=DELTA_CLAMP).exp() * anchor_sizes / 2
+    return torch.cat((centres - halves, centres + halves), dim=1)
+
+
+def clip(boxes: Tensor, height: float, width: float) -> Tensor:
+    """Return the boxes cut to a picture's area."""
+    limits = boxes.new_tensor((width, height, width, height))
+    return torch.minimum(boxes.clamp(min=0), limits)
+
+
+def _centres(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    return (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]

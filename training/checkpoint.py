@@ -1,0 +1,106 @@
+"""A model on disk: weights, the spec they belong to, and what a run needs to go on.
+
+    save(path, Checkpoint(spec, model.state_dict()))
+    spec, model = load_model(path)
+
+The file is a plain dict of tensors, numbers and strings; it is read with `weights_only=True`, so opening one runs
+no code. It replaces the file at its path in one step: a reader, or a crash, sees the old one or the new one.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.errors import UserError
+from training.model import RetinaNet
+from training.spec import DetectorSpec
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a file holds. `training` is the state of the optimizer, for a run that goes on."""
+
+    spec: DetectorSpec
+    weights: Mapping[str, Tensor]
+    iteration: int = 0
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write the file, and make its folder. Raises UserError where that can't be done."""
+    content = {
+        "format": FORMAT,
+        "spec": checkpoint.spec.to_json(),
+        "iteration": checkpoint.iteration,
+        "weights": dict(checkpoint.weights),
+        "training": dict(checkpoint.training),
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder: a rename is one step only within a file system.
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+                Path(file.name).chmod(0o666 & ~_umask())  # temporary files are private, checkpoints aren't
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise UserError(f"{path}: the checkpoint can't be written: {error.strerror}") from None
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a file onto the CPU. Raises UserError for one that is missing or no checkpoint."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint", "make one with: retinaserve train MODEL.pth ...")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except Exception:  # torch raises a dozen types for a file it can't read, among them bare pickle errors
+        raise _not_a_checkpoint(path) from None
+    if not isinstance(content, dict) or not {"format", "spec", "weights"} <= content.keys():
+        raise _not_a_checkpoint(path)
+    if content["format"] != FORMAT:
+        raise UserError(f"{path}: checkpoint format {content['format']!r}", f"this version reads format {FORMAT}")
+    return Checkpoint(
+        DetectorSpec.from_json(content["spec"]),
+        content["weights"],
+        content.get("iteration", 0),
+        content.get("training", {}),
+    )
+
+
+def load_model(path: Path) -> tuple[DetectorSpec, RetinaNet]:
+    """Read a checkpoint's spec and its network, ready to infer. Raises UserError as `load` does."""
+    checkpoint = load(path)
+    model = RetinaNet(checkpoint.spec)
+    try:
+        model.load_state_dict(checkpoint.weights)
+    except (RuntimeError, TypeError, AttributeError):
+        raise UserError(f"{path}: the weights don't fit the spec in the same file") from None
+    return checkpoint.spec, model.eval()
+
+
+def _not_a_checkpoint(path: Path) -> UserError:
+    return UserError(
+        f"{path}: not a checkpoint of retinaserve",
+        "a file written by `retinaserve train` is expected; others are converted, never unpickled",
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
