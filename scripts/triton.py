@@ -112,16 +112,23 @@ class TritonServer:
     def _connect_host(self) -> str:
         return "127.0.0.1" if self.options.host in ("0.0.0.0", "::", "") else self.options.host
 
+    def is_ready(self) -> bool:
+        """Ask whether every model is ready."""
+        with (
+            suppress(OSError),
+            urllib.request.urlopen(f"http://{self.http_url}/v2/health/ready", timeout=2) as answer,
+        ):
+            return bool(answer.status == 200)
+        return False
+
     def wait_until_ready(self, timeout: float = 120.0, *, cancelled: Callable[[], bool] = bool) -> None:
         """Return when every model is ready, or `cancelled` says so. Raises UserError with the log's reason."""
         deadline = time.monotonic() + timeout
-        ready = f"http://{self.http_url}/v2/health/ready"
         while not cancelled():
             if self.process.poll() is not None:
                 raise UserError(*self.explain())
-            with suppress(OSError), urllib.request.urlopen(ready, timeout=2) as answer:
-                if answer.status == 200:
-                    return
+            if self.is_ready():
+                return
             if time.monotonic() > deadline:
                 raise UserError(f"the server is not ready after {timeout:.0f} s", f"its log: {self.log}")
             time.sleep(0.05)

@@ -1,0 +1,36 @@
+"""What many tests share: one toy detector, one repository, and one real tritonserver a session."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from build_tools.graft import graft, save
+from build_tools.repository import build_repository
+from scripts.triton import ServerOptions, TritonServer
+from tests.toys import toy_model, toy_spec
+from training.export import export_heads
+
+
+@pytest.fixture(scope="session")
+def toy_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grafted detector."""
+    folder = tmp_path_factory.mktemp("toy")
+    spec = toy_spec()
+    export_heads(toy_model(spec), spec, folder / "heads.onnx")
+    save(graft(folder / "heads.onnx"), folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+@pytest.fixture(scope="session")
+def repository(toy_onnx: Path) -> Path:
+    """The toy detector's repository, CPU profile; tests must not change it."""
+    return build_repository(toy_onnx, toy_onnx.parent / "repository").repository
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[TritonServer]:
+    """A tritonserver on free ports that serves the toy detector."""
+    with TritonServer(repository, ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) as running:
+        running.wait_until_ready(60)
+        yield running
