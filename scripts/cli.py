@@ -49,3 +49,6 @@ for _verb in (
     *eval_commands.VERBS,
 ):
     main.add_command(_verb)
+
+if __name__ == "__main__":
+    main()
