@@ -24,6 +24,7 @@ class ServedModel:
     score_threshold: float = 0.0
     max_image_pixels: int = 0
     max_image_bytes: int = 0
+    steps: tuple[str, ...] = ()  # the models of the ensemble, in order
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, source: str = "the server") -> Self:
@@ -42,6 +43,7 @@ class ServedModel:
                 score_threshold=float(values.get("score_threshold") or 0),
                 max_image_pixels=int(values.get("max_image_pixels") or 0),
                 max_image_bytes=int(values.get("max_image_bytes") or 0),
+                steps=tuple(step["model_name"] for step in config.get("ensemble_scheduling", {}).get("step", [])),
             )
         except KeyError:
             hint = "serve a repository made by `retinaserve build`"

@@ -1,0 +1,189 @@
+"""NVIDIA's perf_analyzer, from the tritonclient wheel, run over a set of real pictures.
+
+    with PerfAnalyzer("detector", pictures) as analyzer:
+        load = analyzer.run(Endpoint.parse("localhost:8001"), concurrency=4, seconds=6)
+
+It keeps a fixed number of requests in flight for a fixed time: three windows, all of which count. perf_analyzer's
+own search for a stable window is off, because its end cannot be foretold; repeat a run to see how stable it is.
+"""
+
+import base64
+import csv
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Self
+
+from eval.transport import Endpoint
+from training.errors import Exit, UserError
+from training.spec import IMAGE_BYTES
+
+WINDOWS = 3  # the fewest perf_analyzer takes
+# The binary wants these names; the nvidia-pytriton wheel has the libraries under names with a hash.
+LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
+
+
+class LoadError(Exception):
+    """The server did not bear a load: requests failed, or none was answered in time."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What perf_analyzer measured with one number of requests in flight; latencies are milliseconds."""
+
+    concurrency: int
+    requests: int
+    throughput_ips: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+
+
+class PerfAnalyzer:
+    """perf_analyzer and its input in a temporary folder; a context manager that leaves no process behind."""
+
+    def __init__(self, model: str, pictures: Iterable[bytes]) -> None:
+        """Lay out binary, libraries and pictures. Raises UserError where perf_analyzer is not installed."""
+        self.binary = find_binary()
+        self.model = model
+        self._folder = Path(tempfile.mkdtemp(prefix="perf-analyzer-"))
+        self._input = self._folder / "pictures.json"
+        steps = [
+            {IMAGE_BYTES: {"content": {"b64": base64.b64encode(data).decode()}, "shape": [len(data)]}}
+            for data in pictures
+        ]
+        self._input.write_text(json.dumps({"data": steps}))
+        libraries = self._folder / "lib"
+        libraries.mkdir()
+        for name, path in find_libraries().items():
+            (libraries / name).symlink_to(path)
+        search = [str(libraries), os.environ.get("LD_LIBRARY_PATH", "")]
+        # Without the proxies of the shell: what is measured is the way to the server.
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")},
+            "LD_LIBRARY_PATH": ":".join(filter(None, search)),
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def run(self, endpoint: Endpoint, *, concurrency: int, seconds: float) -> Load:
+        """Keep `concurrency` requests in flight for `seconds` and return what that gave.
+
+        Raises LoadError when a request failed, with the server's words, and UserError when perf_analyzer
+        itself can't run.
+        """
+        table = self._folder / "load.csv"
+        table.unlink(missing_ok=True)
+        command = [
+            str(self.binary),
+            *("-m", self.model, "-u", endpoint.address, "-i", endpoint.protocol),
+            *("--input-data", str(self._input)),
+            *("--concurrency-range", str(concurrency)),
+            *("-p", str(max(1, round(1000 * seconds / WINDOWS))), "-r", str(WINDOWS), "-s", "999"),
+            *("-f", str(table)),
+        ]
+        code, output = _run(command, self._environment, limit=3 * seconds + 60)
+        if code is None:
+            raise LoadError(f"perf_analyzer was still running after {3 * seconds + 60:.0f} s")
+        if code in (126, 127) or "error while loading shared libraries" in output:
+            raise UserError(
+                f"perf_analyzer does not start: {_last_line(output)}",
+                "pip install 'retinaserve[cpu]' has all of it",
+            )
+        if not table.is_file():
+            raise LoadError(_reason(output))
+        return _read(table, output, concurrency)
+
+
+def find_binary() -> Path:
+    """Return the binary the tritonclient wheel installed. Raises UserError where there is none."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files("tritonclient") or ():
+            if file.name == "perf_analyzer":
+                path = Path(str(file.locate())).resolve()
+                if path.is_file():
+                    return path
+    found = shutil.which("perf_analyzer")
+    if not found:
+        raise UserError(
+            "perf_analyzer is not installed", "pip install 'tritonclient[all]==2.51.0' has it", code=Exit.USAGE
+        )
+    return Path(found)
+
+
+def find_libraries() -> dict[str, Path]:
+    """Return the libraries perf_analyzer is linked with that the nvidia-pytriton wheel has."""
+    package = find_spec("pytriton")
+    if not package or not package.origin:
+        return {}
+    folder = Path(package.origin).parent.parent / "nvidia_pytriton.libs"
+    found = {name: next(iter(sorted(folder.glob(pattern))), None) for name, pattern in LIBRARIES.items()}
+    return {name: path for name, path in found.items() if path}
+
+
+def _run(command: list[str], environment: dict[str, str], *, limit: float) -> tuple[int | None, str]:
+    """Run to the end or the limit; return the exit code (None: out of time) and all output."""
+    # A session of its own: Ctrl-C reaches us alone, and we end whatever it has started.
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=limit)
+            return process.returncode, output
+        except subprocess.TimeoutExpired:
+            return None, ""
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _read(table: Path, output: str, concurrency: int) -> Load:
+    with table.open(newline="") as file:
+        row = next(csv.DictReader(file), None)
+    if row is None:
+        raise LoadError(_reason(output))
+    count = re.search(r"Request count: (\d+)", output)
+    return Load(
+        concurrency=concurrency,
+        requests=int(count[1]) if count else 0,
+        throughput_ips=float(row["Inferences/Second"]),
+        **{name: int(row[f"{name} latency"]) / 1000 for name in ("p50", "p90", "p95", "p99")},
+    )
+
+
+def _reason(output: str) -> str:
+    """Return what perf_analyzer says of a run that failed, without its thread numbers."""
+    errors = re.findall(r"^Thread \[\d+\] had error: (?:in ensemble '[^']*', )?(.*)$", output, re.MULTILINE)
+    if errors:
+        first = re.sub(r"^\[request id: [^]]*\] ", "", errors[0])
+        return f"{len(errors)} of the requests in flight failed: {first}"
+    if "No valid requests recorded" in output:
+        return "no request was answered within a measurement window; give it more --seconds"
+    return _last_line(output)
+
+
+def _last_line(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return lines[-1] if lines else "perf_analyzer said nothing"
