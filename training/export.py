@@ -1,0 +1,74 @@
+"""From a torch model to an ONNX file of its raw heads, which is where the graft begins.
+
+    export_heads(model, spec, Path("heads.onnx"))
+
+One file, dynamic batch, names from the spec, batch normalisation folded into the convolutions. The same model
+gives the same bytes on every machine. It adds no decode, no NMS and no normalisation (build_tools/graft.py).
+"""
+
+import copy
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+
+from training.spec import METADATA_CLASSES, METADATA_SPEC, NETWORK_INPUT, DetectorSpec
+
+OPSET = 18  # the exporter's own; ONNX Runtime, OpenVINO and TensorRT 10 and later all parse it
+
+
+def export_heads(model: nn.Module, spec: DetectorSpec, path: Path) -> None:
+    """Write `model` at the spec's size; the file appears whole or not at all, and the model is left as it is.
+
+    model: FP32 (B, 3, H, W) to a pair (class logits, box deltas) a level, as spec.head_names describes them.
+    """
+    model = copy.deepcopy(model).cpu().eval()
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            model,
+            (torch.zeros(2, 3, *spec.size),),  # a batch of one would be taken for a constant
+            input_names=[NETWORK_INPUT],
+            output_names=[name for pair in spec.head_names for name in pair],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # only the exporter of TorchScript returns nothing
+    proto = program.model_proto
+    _forget_origin(proto)
+    onnx.helper.set_model_props(proto, {METADATA_SPEC: spec.to_json(), METADATA_CLASSES: json.dumps(spec.classes)})
+    onnx.checker.check_model(proto, full_check=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+        partial = Path(scratch) / path.name
+        onnx.save(proto, partial)
+        partial.replace(path)
+
+
+def _forget_origin(proto: onnx.ModelProto) -> None:
+    """Drop the stack traces and file names that the exporter leaves on every node."""
+    graph = proto.graph
+    for item in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's remarks on packages it does without and on its own deprecated calls."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
