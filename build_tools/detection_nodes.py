@@ -7,13 +7,14 @@
 The arithmetic is that of `plugins/reference.py`, operator by operator, for any batch size. It neither reads nor
 checks a model (build_tools/graft.py does) and uses no custom operators (plugins/ has the CUDA ones).
 
-Two things keep OpenVINO's CPU plugin equal to the reference, and cost ONNX Runtime nothing:
+Three things keep OpenVINO's CPU plugin equal to the reference, for about half a millisecond a picture:
 
 - Its TopK orders equal values arbitrarily, so whatever must be in order is sorted by integers without ties.
   (Which of equal logits make a level's cut stays its choice: only a level with more than `candidates_per_level`
   logits above the threshold can tell.)
 - It divides integers in float32, which is wrong by one from 2^24 on: a P3 of 1280 x 1280 pixels and 80 classes
   has more logits than that.
+- Its NonMaxSuppression suppresses from the IoU threshold on, ONNX and the reference above it.
 """
 
 from collections.abc import Sequence
