@@ -149,10 +149,10 @@ def row(level: Level) -> str:
     return line
 
 
-def to_dict(bench: Bench, levels: Sequence[Level], *, seconds: float, command: Sequence[str]) -> dict[str, Any]:
+def to_dict(bench: Bench, levels: Sequence[Level], *, seconds: float, command: str) -> dict[str, Any]:
     """Return everything for JSON: the numbers, and what is needed to judge and repeat them."""
     return {
-        "command": list(command),
+        "command": command,
         "servers": [str(endpoint) for endpoint in bench.endpoints],
         "pictures": len(bench.pictures),
         "picture_bytes": sum(map(len, bench.pictures)),

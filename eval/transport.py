@@ -21,7 +21,7 @@ from training.spec import IMAGE_BYTES
 
 Protocols = Literal["grpc", "http"]
 Status = Literal["unavailable", "invalid", "not_found", "timeout", "internal"]
-PORTS: Mapping[Protocols, int] = {"http": 8000, "grpc": 8001}
+PORTS: Mapping[Protocols, int] = {"grpc": 8001, "http": 8000}
 
 _GRPC_STATUS: Mapping[str, Status] = {
     "StatusCode.UNAVAILABLE": "unavailable",
