@@ -1,0 +1,82 @@
+import pytest
+import torch
+from torch import nn
+
+from training.fpn import FeaturePyramid
+from training.model import RetinaNet
+from training.spec import DetectorSpec
+
+
+def small(size: tuple[int, int], depth: int = 1) -> DetectorSpec:
+    return DetectorSpec.create(
+        ["a", "b", "c"], size=size, backbone="resnet18", width=8, fpn_channels=8, head_depth=depth
+    )
+
+
+@pytest.mark.parametrize("size", [(32, 32), (256, 256), (200, 333), (33, 64)])
+def test_outputs_have_the_shapes_of_the_spec(size: tuple[int, int]) -> None:
+    spec = small(size)
+    with torch.inference_mode():
+        heads = RetinaNet(spec).eval()(torch.zeros(2, 3, *size))
+    assert len(heads) == len(spec.head_names) == 5
+    for level, (logits, deltas) in enumerate(heads):
+        assert logits.shape == (2, 9 * 3, *spec.feature_size(level))
+        assert deltas.shape == (2, 9 * 4, *spec.feature_size(level))
+
+
+def test_the_published_network_has_its_published_size() -> None:
+    # By hand, layer by layer: ResNet50, laterals, smoothing, P6 from C5, P7, two towers of four, 80 classes.
+    by_hand = (
+        23_508_032
+        + (512 + 1024 + 2048) * 256 + 3 * 256
+        + 3 * (9 * 256 * 256 + 256)
+        + (9 * 2048 * 256 + 256)
+        + (9 * 256 * 256 + 256)
+        + 8 * (9 * 256 * 256 + 256)
+        + (9 * 256 * 720 + 720)
+        + (9 * 256 * 36 + 36)
+    )  # fmt: skip
+    assert by_hand == 37_968_692  # "37.97 M"
+    with torch.device("meta"):
+        model = RetinaNet(DetectorSpec.create([str(number) for number in range(80)]))
+    assert sum(parameter.numel() for parameter in model.parameters()) == by_hand
+
+
+def test_every_anchor_starts_at_the_prior() -> None:
+    torch.manual_seed(0)
+    model = RetinaNet(small((64, 64), depth=4)).eval()
+    with torch.inference_mode():
+        heads = model(torch.rand(1, 3, 64, 64))
+    for logits, deltas in heads:
+        assert logits.sigmoid() == pytest.approx(0.01, abs=0.002)
+        assert deltas == pytest.approx(0, abs=0.1)
+
+
+def test_depth_zero_leaves_the_output_convolutions() -> None:
+    model = RetinaNet(small((64, 64), depth=0))
+    assert [type(layer) for layer in model.cls_head] == [nn.Conv2d]
+
+
+def test_the_heads_are_shared_over_the_levels() -> None:
+    model = RetinaNet(small((64, 64)))
+    names = {name.split(".")[0] for name, _ in model.named_parameters()}
+    assert names == {"backbone", "fpn", "cls_head", "box_head"}
+    heads = sum(p.numel() for name, p in model.named_parameters() if "head" in name)
+    assert heads == 2 * (9 * 8 * 8 + 8) + (9 * 8 * 27 + 27) + (9 * 8 * 36 + 36)
+
+
+def test_a_pyramid_adds_the_coarser_level_to_the_finer() -> None:
+    # One channel, laterals and smoothing that copy: every level is the sum of itself and those above it.
+    pyramid = FeaturePyramid((1, 1, 1), 1)
+    with torch.no_grad():
+        for convolution in (*pyramid.laterals, *pyramid.smooth):
+            convolution.weight.zero_()
+            convolution.weight[0, 0, convolution.weight.shape[2] // 2, convolution.weight.shape[3] // 2] = 1
+    c3, c4, c5 = torch.ones(1, 1, 5, 7), 10 * torch.ones(1, 1, 3, 4), torch.tensor([[[[100.0, 200], [300, 400]]]])
+    with torch.no_grad():
+        p3, p4, p5, p6, p7 = pyramid((c3, c4, c5))
+    assert torch.equal(p5, c5)
+    rows = [[110, 110, 210, 210], [110, 110, 210, 210], [310, 310, 410, 410]]
+    assert torch.equal(p4, torch.tensor(rows, dtype=torch.float32)[None, None])
+    assert p3.shape == (1, 1, 5, 7) and p3[0, 0, 0, 0] == 111 and p3[0, 0, 4, 6] == 411
+    assert p6.shape == p7.shape == (1, 1, 1, 1)
