@@ -16,6 +16,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -31,6 +32,10 @@ from training.spec import IMAGE_BYTES
 WINDOWS = 3  # the fewest perf_analyzer takes
 # The binary wants these names; the nvidia-pytriton wheel has the libraries under names with a hash.
 LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
+
+# Becomes perf_analyzer, after asking Linux to kill it when we die, even by SIGKILL. A program of its own, because
+# code between fork and exec may not run beside gRPC's threads.
+LAUNCHER = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 class LoadError(Exception):
@@ -140,7 +145,7 @@ def _run(command: list[str], environment: dict[str, str], *, limit: float) -> tu
     """Run to the end or the limit; return the exit code (None: out of time) and all output."""
     # A session of its own: Ctrl-C reaches us alone, and we end whatever it has started.
     with subprocess.Popen(
-        command,
+        [sys.executable, "-IS", "-c", LAUNCHER, *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
