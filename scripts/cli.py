@@ -47,6 +47,7 @@ for _verb in (
     *build_commands.VERBS,
     *script_commands.VERBS_SERVER,
     *eval_commands.VERBS,
+    *script_commands.VERBS_AFTER,
 ):
     main.add_command(_verb)
 

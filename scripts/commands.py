@@ -1,9 +1,11 @@
-"""The verbs of this folder, joined: `data`, `serve`, `demo`."""
+"""The verbs of this folder, joined: `data`, `serve`, `efficiency`."""
 
 import click
 
 from scripts.data_commands import data
+from scripts.efficiency_command import efficiency
 from scripts.serve_command import serve
 
 VERBS_BEFORE: tuple[click.Command, ...] = (data,)
 VERBS_SERVER: tuple[click.Command, ...] = (serve,)
+VERBS_AFTER: tuple[click.Command, ...] = (efficiency,)
