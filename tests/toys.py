@@ -30,7 +30,7 @@ def toy_model(spec: DetectorSpec) -> RetinaNet:
         if isinstance(layer, nn.Conv2d) and layer.bias is not None:
             nn.init.kaiming_normal_(layer.weight)
     with torch.no_grad():
-        model.cls_head[-1].weight.mul_(0.08)  # type: ignore[operator,union-attr]
-        model.cls_head[-1].bias.sub_(1)  # type: ignore[operator,union-attr]
-        model.box_head[-1].weight.mul_(0.3)  # type: ignore[operator,union-attr]
+        model.cls_head.output.weight.mul_(0.08)
+        model.cls_head.output.bias.sub_(1)
+        model.box_head.output.weight.mul_(0.3)
     return model

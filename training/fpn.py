@@ -2,7 +2,7 @@
 
     p3, p4, p5, p6, p7 = FeaturePyramid(backbone.channels, 256)(backbone(images))
 
-P6 is made from C5 and P7 from P6, as in the RetinaNet paper. There is no norm and no other fusion.
+P6 is made from C5 and P7 from P6, as in the RetinaNet paper. There is no other fusion of levels.
 """
 
 from torch import Tensor, nn
@@ -10,18 +10,17 @@ from torch.nn import functional
 
 
 class FeaturePyramid(nn.Module):
-    """Laterals of C3 to C5, added from the top down and smoothed, and two coarser levels."""
+    """Laterals of C3 to C5, added from the top down and smoothed, and two coarser levels.
 
-    def __init__(self, inputs: tuple[int, int, int], channels: int) -> None:
+    `norm` puts a batch norm behind every convolution.
+    """
+
+    def __init__(self, inputs: tuple[int, int, int], channels: int, *, norm: bool = False) -> None:
         super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in inputs)
-        self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in inputs)
-        self.p6 = nn.Conv2d(inputs[-1], channels, 3, 2, 1)
-        self.p7 = nn.Conv2d(channels, channels, 3, 2, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_uniform_(module.weight, a=1)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        self.laterals = nn.ModuleList(_convolution(width, channels, 1, 1, norm) for width in inputs)
+        self.smooth = nn.ModuleList(_convolution(channels, channels, 3, 1, norm) for _ in inputs)
+        self.p6 = _convolution(inputs[-1], channels, 3, 2, norm)
+        self.p7 = _convolution(channels, channels, 3, 2, norm)
 
     def forward(self, features: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
         """Return the five levels of C3, C4 and C5, each half as large as the one before, rounded up."""
@@ -33,3 +32,13 @@ class FeaturePyramid(nn.Module):
         levels = [smooth(level) for smooth, level in zip(self.smooth, merged, strict=True)]
         p6 = self.p6(features[-1])
         return (*levels, p6, self.p7(functional.relu(p6)))
+
+
+def _convolution(inputs: int, outputs: int, size: int, stride: int, norm: bool) -> nn.Module:
+    convolution = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=not norm)
+    nn.init.kaiming_uniform_(convolution.weight, a=1)
+    if norm:
+        return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+    assert convolution.bias is not None
+    nn.init.zeros_(convolution.bias)
+    return convolution

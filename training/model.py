@@ -10,6 +10,7 @@ graph when served. https://arxiv.org/abs/1708.02002
 import math
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from training.backbones import ResNet
 from training.fpn import FeaturePyramid
@@ -23,30 +24,50 @@ class RetinaNet(nn.Module):
 
     def __init__(self, spec: DetectorSpec) -> None:
         super().__init__()
-        network = spec.network
-        anchors = spec.anchors_per_cell
+        network, anchors, levels = spec.network, spec.anchors_per_cell, len(spec.strides)
+        norm = network.norm == "batch"
+        channels, depth = network.fpn_channels, network.head_depth
         self.backbone = ResNet(network.backbone, network.width)
-        self.fpn = FeaturePyramid(self.backbone.channels, network.fpn_channels)
-        self.cls_head = head(network.fpn_channels, network.head_depth, anchors * len(spec.classes))
-        self.box_head = head(network.fpn_channels, network.head_depth, anchors * 4)
-        bias = self.cls_head[-1].bias
-        assert isinstance(bias, Tensor)
-        nn.init.constant_(bias, -math.log((1 - PRIOR) / PRIOR))
+        self.fpn = FeaturePyramid(self.backbone.channels, channels, norm=norm)
+        self.cls_head = Head(channels, depth, anchors * len(spec.classes), norms=levels * norm)
+        self.box_head = Head(channels, depth, anchors * 4, norms=levels * norm)
+        assert self.cls_head.output.bias is not None
+        nn.init.constant_(self.cls_head.output.bias, -math.log((1 - PRIOR) / PRIOR))
 
     def forward(self, images: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """Return (class logits, box deltas) a level of normalised pictures (B, 3, H, W), any size from 32."""
         levels = self.fpn(self.backbone(images))
-        return tuple((self.cls_head(level), self.box_head(level)) for level in levels)
+        return tuple((self.cls_head(x, level), self.box_head(x, level)) for level, x in enumerate(levels))
 
 
-def head(channels: int, depth: int, outputs: int) -> nn.Sequential:
-    """Return `depth` 3x3 convolutions with ReLU and the output convolution, initialised as in the paper."""
-    layers: list[nn.Module] = []
-    for _ in range(depth):
-        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
-    layers.append(nn.Conv2d(channels, outputs, 3, padding=1))
-    for layer in layers:
-        if isinstance(layer, nn.Conv2d):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    return nn.Sequential(*layers)
+class Head(nn.Module):
+    """`depth` 3x3 convolutions with ReLU and an output convolution, the same for every level.
+
+    With `norms` levels, each level has batch norms of its own between the shared convolutions: features of
+    different levels have different statistics (https://arxiv.org/abs/1904.07392, section 4.1).
+    """
+
+    def __init__(self, channels: int, depth: int, outputs: int, *, norms: int = 0) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=not norms) for _ in range(depth)
+        )
+        self.norms = nn.ModuleList(
+            nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(depth)) for _ in range(norms)
+        )
+        self.output = nn.Conv2d(channels, outputs, 3, padding=1)
+        for convolution in (*self.convs, self.output):
+            assert isinstance(convolution, nn.Conv2d)
+            nn.init.normal_(convolution.weight, std=0.01)
+            if convolution.bias is not None:
+                nn.init.zeros_(convolution.bias)
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        """Return the maps of a level (B, outputs, h, w) from its features (B, channels, h, w)."""
+        for index, convolution in enumerate(self.convs):
+            x = convolution(x)
+            if self.norms:
+                x = self.norms[level][index](x)  # type: ignore[index]
+            x = functional.relu(x)
+        output: Tensor = self.output(x)
+        return output

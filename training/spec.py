@@ -38,6 +38,7 @@ FIRST_LEVEL = 3  # P3
 STRIDES = (8, 16, 32, 64, 128)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+NORMS = ("none", "batch")
 FORMAT = 1
 
 Box = tuple[float, float, float, float]
@@ -51,6 +52,7 @@ class Network:
     width: int = 64  # channels of the stem; 64 is the published ResNet
     fpn_channels: int = 256
     head_depth: int = 4  # 3x3 convolutions in each head before its output convolution
+    norm: str = "none"  # "batch": in the pyramid and the heads too, which training from scratch needs
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
@@ -60,6 +62,8 @@ class Network:
                 raise UserError(f"network {name} is {getattr(self, name)}", "a positive number is expected")
         if self.head_depth < 0:
             raise UserError(f"network head_depth is {self.head_depth}", "0 or more is expected")
+        if self.norm not in NORMS:
+            raise UserError(f"network norm is {self.norm!r}", f"one of: {', '.join(NORMS)}")
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ class DetectorSpec:
         width: int = 64,
         fpn_channels: int = 256,
         head_depth: int = 4,
+        norm: str = "none",
         category_ids: Sequence[int] | None = None,
         base_size: float = 4.0,
         **settings: Any,
@@ -128,7 +133,7 @@ class DetectorSpec:
             category_ids=tuple(category_ids if category_ids is not None else range(1, len(classes) + 1)),
             size=size,
             anchors=tuple(tuple(_box(row) for row in level) for level in table),
-            network=Network(backbone, width, fpn_channels, head_depth),
+            network=Network(backbone, width, fpn_channels, head_depth, norm),
             **settings,
         )
 

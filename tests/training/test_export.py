@@ -50,8 +50,8 @@ def trained():
             nn.init.uniform_(module.running_var, 0.5, 2)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
-    nn.init.normal_(model.cls_head[-1].weight, std=0.5)
-    nn.init.normal_(model.box_head[-1].weight, std=0.2)
+    nn.init.normal_(model.cls_head.output.weight, std=0.5)
+    nn.init.normal_(model.box_head.output.weight, std=0.2)
     return model.train()
 
 

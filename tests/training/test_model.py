@@ -1,21 +1,24 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 from training.fpn import FeaturePyramid
 from training.model import RetinaNet
-from training.spec import DetectorSpec
+from training.spec import NORMS, DetectorSpec
 
 
-def small(size: tuple[int, int], depth: int = 1) -> DetectorSpec:
+def small(size: tuple[int, int], depth: int = 1, norm: str = "none") -> DetectorSpec:
     return DetectorSpec.create(
-        ["a", "b", "c"], size=size, backbone="resnet18", width=8, fpn_channels=8, head_depth=depth
+        ["a", "b", "c"], size=size, backbone="resnet18", width=8, fpn_channels=8, head_depth=depth, norm=norm
     )
 
 
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("size", [(32, 32), (256, 256), (200, 333), (33, 64)])
-def test_outputs_have_the_shapes_of_the_spec(size: tuple[int, int]) -> None:
-    spec = small(size)
+def test_outputs_have_the_shapes_of_the_spec(size: tuple[int, int], norm: str) -> None:
+    spec = small(size, norm=norm)
     with torch.inference_mode():
         heads = RetinaNet(spec).eval()(torch.zeros(2, 3, *size))
     assert len(heads) == len(spec.head_names) == 5
@@ -54,7 +57,7 @@ def test_every_anchor_starts_at_the_prior() -> None:
 
 def test_depth_zero_leaves_the_output_convolutions() -> None:
     model = RetinaNet(small((64, 64), depth=0))
-    assert [type(layer) for layer in model.cls_head] == [nn.Conv2d]
+    assert [name for name, _ in model.cls_head.named_parameters()] == ["output.weight", "output.bias"]
 
 
 def test_the_heads_are_shared_over_the_levels() -> None:
@@ -80,3 +83,21 @@ def test_a_pyramid_adds_the_coarser_level_to_the_finer() -> None:
     assert torch.equal(p4, torch.tensor(rows, dtype=torch.float32)[None, None])
     assert p3.shape == (1, 1, 5, 7) and p3[0, 0, 0, 0] == 111 and p3[0, 0, 4, 6] == 411
     assert p6.shape == p7.shape == (1, 1, 1, 1)
+
+
+def test_with_norms_the_convolutions_are_shared_and_the_statistics_are_not() -> None:
+    model = RetinaNet(small((64, 64), depth=2, norm="batch"))
+    assert len(model.cls_head.convs) == 2 and [len(level) for level in model.cls_head.norms] == [2] * 5
+    norms = [name for name, module in model.fpn.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == 3 + 3 + 2
+    model.train()(torch.rand(2, 3, 128, 128))
+    # The first step moves every running mean, each level's by its own.
+    means = [level[0].running_mean for level in model.cls_head.norms]
+    assert all(not torch.equal(first, second) for first, second in itertools.pairwise(means))
+
+
+def test_norms_fold_away_at_inference() -> None:
+    # Every norm follows a convolution directly, so an exporter can fold it: no other layer has statistics.
+    model = RetinaNet(small((64, 64), depth=1, norm="batch"))
+    biased = {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.bias is not None}
+    assert biased == {"cls_head.output", "box_head.output"}
