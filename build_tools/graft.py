@@ -18,6 +18,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from build_tools.detection_nodes import Candidates, NodeBuilder, add_decode, add_nms
+from build_tools.signature import load_graph, read_spec
 from training.errors import UserError
 from training.spec import (
     BOXES,
@@ -52,7 +53,7 @@ def graft(
     first a level. Raises UserError where inputs or outputs are not what the spec says.
     """
     source = str(raw) if isinstance(raw, Path) else "the ONNX model"
-    model = _load(raw) if isinstance(raw, Path) else raw
+    model = load_graph(raw) if isinstance(raw, Path) else raw
     spec = spec or read_spec(model, source)
     _check(model, spec, source)
     graph = gs.import_onnx(model)
@@ -78,35 +79,12 @@ def graft(
     return _finish(gs.export_onnx(graph), model, spec)
 
 
-def read_spec(model: onnx.ModelProto, source: str = "the ONNX model") -> DetectorSpec:
-    """Return the spec a model carries. Raises UserError, which begins with `source`, where it carries none."""
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    if METADATA_SPEC not in metadata:
-        raise UserError(
-            f"{source} has no {METADATA_SPEC!r} in its metadata",
-            "a model written by `retinaserve export` is expected",
-        )
-    return DetectorSpec.from_json(metadata[METADATA_SPEC])
-
-
 def save(model: onnx.ModelProto, path: Path) -> None:
     """Write a model, whole or not at all."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
         partial = Path(scratch) / path.name
         onnx.save(model, partial)
         partial.replace(path)
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file", "an ONNX model is expected")
-    try:
-        model = onnx.load(path)
-    except Exception as error:  # protobuf's DecodeError, whose module differs between its versions
-        raise UserError(f"{path} is not an ONNX model ({error})") from None
-    if not model.ir_version:  # protobuf reads an empty file as an empty message
-        raise UserError(f"{path} is not an ONNX model (it is empty)")
-    return model
 
 
 def _check(model: onnx.ModelProto, spec: DetectorSpec, source: str) -> None:

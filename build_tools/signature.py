@@ -41,21 +41,34 @@ class Signature:
     outputs: dict[str, Tensor]
 
 
-def read_signature(path: Path) -> Signature:
-    """Read a grafted ONNX file. Raises UserError for a file that is not one, or that lacks decode and NMS."""
+def load_graph(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file. Raises UserError where there is none."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file", "an ONNX model is expected")
     try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError, and onnx's own for other wrong contents
-        raise UserError(f"{path} is not an ONNX file ({error})") from None
+        model = onnx.load(path)
+    except Exception as error:  # protobuf's DecodeError, whose module differs between its versions
+        raise UserError(f"{path} is not an ONNX model ({error})") from None
+    if not model.ir_version:  # protobuf reads an empty file as an empty message
+        raise UserError(f"{path} is not an ONNX model (it is empty)")
+    return model
+
+
+def read_spec(model: onnx.ModelProto, source: str = "the ONNX model") -> DetectorSpec:
+    """Return the spec a model carries. Raises UserError, which begins with `source`, where it carries none."""
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if contract.METADATA_SPEC not in metadata:
         raise UserError(
-            f"{path} carries no {contract.METADATA_SPEC}",
-            "make it with: retinaserve export MODEL.pth MODEL.onnx",
+            f"{source} has no {contract.METADATA_SPEC!r} in its metadata",
+            "a model written by `retinaserve export` is expected",
         )
-    spec = DetectorSpec.from_json(metadata[contract.METADATA_SPEC])
+    return DetectorSpec.from_json(metadata[contract.METADATA_SPEC])
+
+
+def read_signature(path: Path) -> Signature:
+    """Read a grafted ONNX file. Raises UserError for a file that is not one, or that lacks decode and NMS."""
+    model = load_graph(path)
+    spec = read_spec(model, str(path))
     signature = Signature(spec, _tensors(model.graph.input), _tensors(model.graph.output))
     expected = expected_signature(spec)
     for kind, found, wanted in (

@@ -9,7 +9,8 @@ import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from build_tools.graft import graft, read_spec, save
+from build_tools.graft import graft, save
+from build_tools.signature import read_spec
 from tests.heads import (
     KINDS,
     SPECS,

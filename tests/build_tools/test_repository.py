@@ -115,7 +115,7 @@ def test_another_detector_needs_another_repository(toy_onnx: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "no such file"), (b"", "carries no"), (b"not onnx at all", "is not an ONNX file")],
+    [(None, "no such file"), (b"", "it is empty"), (b"not onnx at all", "is not an ONNX model")],
     ids=["missing", "empty", "garbage"],
 )
 def test_files_that_are_no_detector(tmp_path: Path, content: bytes | None, words: str) -> None:

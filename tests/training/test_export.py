@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from build_tools.graft import graft, read_spec
+from build_tools.graft import graft
+from build_tools.signature import read_spec
 from tests.heads import Heads, assert_equal_detections, reference_detections
 from training.export import export_heads
 from training.model import RetinaNet

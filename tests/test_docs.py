@@ -1,0 +1,69 @@
+"""Commands and links in README and docs: each command parses, each link leads somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from scripts.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"```bash\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\(([^)#]+?)(?:#[^)]*)?\)")
+
+
+def commands(prefix: str) -> list[str]:
+    """Return the shell lines of all pages that start with a word, continuation lines joined."""
+    found = []
+    for page in PAGES:
+        for block in FENCE.findall(page.read_text()):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [line.split(" #")[0].strip() for line in lines if line.startswith(f"{prefix} ")]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("line", commands("retinaserve"))
+def test_commands_parse(line: str) -> None:
+    command: click.Command = main
+    words = shlex.split(line)[1:]
+    context = click.Context(main)
+    while isinstance(command, click.Group):
+        name, found, words = command.resolve_command(context, words)
+        assert found is not None and name
+        command = found
+        context = click.Context(command, info_name=name, parent=context)
+    command.parse_args(context, words)
+
+
+@pytest.mark.parametrize("line", commands("make"))
+def test_make_targets_exist(line: str) -> None:
+    target = line.split()[1]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(commands("retinaserve")) > 5 and len(commands("make")) >= 2
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_to_files(page: Path) -> None:
+    for target in LINK.findall(page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_every_verb_explains_itself() -> None:
+    """Help has a sentence for the verb and for each of its options."""
+
+    def verbs(group: click.Group) -> list[click.Command]:
+        nested = [verbs(each) if isinstance(each, click.Group) else [each] for each in group.commands.values()]
+        return [each for some in nested for each in some]
+
+    for verb in verbs(main):
+        assert verb.help, verb.name
+        for parameter in verb.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, f"{verb.name} {parameter.name}"
