@@ -110,15 +110,18 @@ def spread(files: Sequence[Path], most: int) -> list[Path]:
 
 def concurrencies(text: str) -> list[int]:
     """Read 4 (one), 1:8 (doubling: 1 2 4 8), 1:8:2 (in steps: 1 3 5 7) or 1,4,16. Raises ValueError."""
-    if "," in text:
-        found = [int(part) for part in text.split(",")]
-    else:
-        start, *rest = (int(part) for part in text.split(":"))
-        end = rest[0] if rest else start
-        if len(rest) > 1:
-            found = list(range(start, end + 1, *rest[1:]))
-        else:
+    parts = [int(part) for part in text.replace(",", ":").split(":")]
+    match parts:
+        case _ if "," in text:
+            found = parts
+        case [one]:
+            found = [one]
+        case [start, end]:
             found = [start * 2**power for power in range(32) if start * 2**power <= end]
+        case [start, end, step]:
+            found = list(range(start, end + 1, step))
+        case _:
+            found = []
     if not found or min(found) < 1:
         raise ValueError(f"{text!r} holds no concurrency")
     return found

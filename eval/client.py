@@ -181,15 +181,14 @@ class AsyncClient:
     async def _ready_model(self) -> ServedModel:
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._wait
-        limit = min(self.timeout, CONTROL_TIMEOUT)
         while True:
             problem = self._not_ready()
             try:
-                if await self._transport.ready(self.model_name, timeout=limit):
-                    config = await self._transport.config(self.model_name, timeout=limit)
+                if await self._transport.ready(self.model_name, timeout=CONTROL_TIMEOUT):
+                    config = await self._transport.config(self.model_name, timeout=CONTROL_TIMEOUT)
                     return ServedModel.from_config(config, source=str(self.endpoint))
                 # An unknown model is not ready either; asked for its config, the server says which it is.
-                await self._transport.config(self.model_name, timeout=limit)
+                await self._transport.config(self.model_name, timeout=CONTROL_TIMEOUT)
             except ServerError as error:
                 problem = self._no_server(error)
             if clock() >= deadline:
