@@ -18,13 +18,14 @@ Weights = npt.NDArray[np.float32]  # (h, w) in 0..1, the share of the second col
 Rng = np.random.Generator
 
 KINDS = ("plain", "gradient", "stripes", "checks", "dots", "clouds")
+TONE = 35  # of 255, how far the second colour of a texture is lighter or darker than the first
 CONTRAST = 45  # of 255, in brightness, between a shape and its ground: still there in greyscale
 
 
 def random_colour(rng: Rng, *, near: Colour | None = None) -> Colour:
     """Return any colour, or one that differs from `near` about as two tones of one material do."""
     if near is not None:
-        shift = rng.integers(-35, 36) + rng.integers(-15, 16, 3)
+        shift = rng.uniform(-TONE, TONE) + rng.integers(-TONE // 3, TONE // 3 + 1, 3)
         return _colour(np.clip(np.add(near, shift), 0, 255))
     rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.1, 0.9), rng.uniform(0.15, 1))
     return _colour(np.multiply(rgb, 255))

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.augment import View, random_view
 from training.dataset import CocoDataset, FloatArray, Labels, Pixels, resized_size
+from training.errors import UserError
 from training.losses import Target
 from training.spec import DetectorSpec
 
@@ -45,7 +46,10 @@ class StreamSettings:
     workers: int = 0
 
 
-class Views(Dataset[tuple[Pixels, Target, int]]):
+Sample = tuple[Pixels, Target, int]
+
+
+class Views(Dataset["Sample | UserError"]):
     """Samples by (epoch, index): a picture of the set under that epoch's view of it."""
 
     def __init__(self, dataset: CocoDataset, spec: DetectorSpec, settings: StreamSettings) -> None:
@@ -55,11 +59,17 @@ class Views(Dataset[tuple[Pixels, Target, int]]):
         if len(dataset) * height * width * 3 <= CACHE_BYTES:
             self._cache = {}
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Pixels, Target, int]:
-        """Return (H, W, 3) pixels, their boxes, and the image id."""
+    def __getitem__(self, key: tuple[int, int]) -> Sample | UserError:
+        """Return (H, W, 3) pixels, their boxes, and the image id; or what is wrong with the file.
+
+        Returned, because what is raised in a worker arrives as the text of its traceback.
+        """
         epoch, index = key
         rng = np.random.default_rng((self.settings.seed, epoch, index))
-        picture, original = self._picture(index)
+        try:
+            picture, original = self._picture(index)
+        except UserError as error:
+            return error
         labels = self.dataset.labels[index]
         view = random_view(self.settings.augment, rng)
         pixels, target = render(picture, original, labels, view, self.spec)
@@ -144,8 +154,8 @@ class Stream:
 def training_batches(
     dataset: CocoDataset, spec: DetectorSpec, settings: StreamSettings, *, first: int = 0
 ) -> Iterator[Batch]:
-    """Return the batches of iteration `first` and after, for ever."""
-    loader: DataLoader[tuple[Pixels, Target, int]] = DataLoader(
+    """Give the batches of iteration `first` and after, for ever. Raises UserError for an unreadable picture."""
+    loader: DataLoader[Sample | UserError] = DataLoader(
         Views(dataset, spec, settings),
         batch_sampler=Stream(len(dataset), settings, first),
         collate_fn=collate,
@@ -154,14 +164,22 @@ def training_batches(
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if settings.workers else None,
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
-def collate(samples: Sequence[tuple[Pixels, Target, int]]) -> Batch:
-    """Stack samples into a batch."""
-    pixels = torch.from_numpy(np.stack([pixels for pixels, _, _ in samples]))
+def collate(samples: Sequence[Sample | UserError]) -> Batch | UserError:
+    """Stack samples into a batch, or pass on the first error among them."""
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+        good.append(sample)
+    pixels = torch.from_numpy(np.stack([pixels for pixels, _, _ in good]))
     # (B, H, W, 3) -> (B, 3, H, W) without moving a byte
-    return Batch(pixels.permute(0, 3, 1, 2), [target for _, target, _ in samples], [i for _, _, i in samples])
+    return Batch(pixels.permute(0, 3, 1, 2), [target for _, target, _ in good], [number for _, _, number in good])
 
 
 def _leave_interrupts_to_the_parent(_: int) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from training.augment import MODES, View, random_view
 from training.dataset import CocoDataset, Labels, letterbox
+from training.errors import UserError
 from training.loaders import Batch, Stream, StreamSettings, Views, render, training_batches
 from training.spec import DetectorSpec
 
@@ -77,7 +78,9 @@ def test_without_augmentation_training_sees_what_is_served(data: CocoDataset) ->
     for index in range(len(data)):
         served, how = letterbox(data.load(index), SPEC.size, SPEC.fill)
         for epoch in (0, 1):  # decoded, and from memory
-            pixels, target, image_id = views[epoch, index]
+            sample = views[epoch, index]
+            assert not isinstance(sample, UserError)
+            pixels, target, image_id = sample
             assert np.array_equal(pixels, served) and image_id == 10 + index
             scale = torch.tensor([how[3] / how[1], how[2] / how[0]] * 2)
             expected = torch.from_numpy(data.labels[index].boxes) * scale
@@ -142,3 +145,19 @@ def test_views_by_mode() -> None:
     assert 0.69 < min(view.zoom for view in views) < 0.8 and 1.2 < max(view.zoom for view in views) < 1.36
     assert 60 < sum(view.flip for view in views) < 140
     assert MODES == ("none", "flip", "basic")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_is_none_is_named_from_a_worker_too(tmp_path: Path, workers: int) -> None:
+    (tmp_path / "bad.png").write_text("no picture")
+    content = {
+        "images": [{"id": 1, "file_name": "bad.png"}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    dataset = CocoDataset(tmp_path, tmp_path / "annotations.json")
+    with pytest.raises(UserError) as caught:
+        next(training_batches(dataset, SPEC, StreamSettings(batch=1, workers=workers)))
+    assert caught.value.message.startswith(f"{tmp_path}/bad.png: the picture can't be read")
+    assert "\n" not in caught.value.message

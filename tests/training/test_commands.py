@@ -1,0 +1,119 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from scripts.shapes import DataSet, draw_dataset
+from training.checkpoint import load
+from training.commands import clock, describe, train
+from training.errors import UserError
+from training.progress import Progress
+
+NETWORK = ["--backbone", "resnet18", "--width", "8", "--fpn-channels", "8", "--head-depth", "1"]
+SMALL = [*NETWORK, "--size", "64", "64", "--batch", "2", "--warmup", "2"]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    return draw_dataset(tmp_path_factory.mktemp("shapes"), images=5, seed=0)
+
+
+def invoke(model: Path, shapes: DataSet, *flags: str) -> Result:
+    return CliRunner().invoke(
+        train, [str(model), "--images", str(shapes.images), "--annotations", str(shapes.annotations), *flags]
+    )
+
+
+def test_it_trains_goes_on_and_starts_afresh(tmp_path: Path, shapes: DataSet) -> None:
+    model = tmp_path / "model.pth"
+    first = invoke(model, shapes, *SMALL, "--iters", "2", "--anchor-size", "3")
+    assert first.exit_code == 0, first.output
+    assert "2 iterations in" in first.stdout and f"next: retinaserve export {model}" in first.stderr
+    spec = load(model).spec
+    assert spec.size == (64, 64) and spec.network.norm == "batch" and spec.network.width == 8
+    assert (spec.classes[3], spec.category_ids) == ("star", (1, 2, 3, 5, 8, 13))
+    assert spec.anchors[0][1] == (-8, -8, 16, 16)  # 3 strides of 8 around the middle of the cell
+    with Image.open(tmp_path / "model.curves.png") as curves:
+        assert curves.width > 600
+    # Options left out are the checkpoint's.
+    assert invoke(model, shapes, "--batch", "2", "--warmup", "2", "--iters", "3").exit_code == 0
+    assert load(model).iteration == 3
+    again = invoke(model, shapes, "--iters", "3")
+    assert again.exit_code == 0 and "already trained for 3 iterations" in again.stderr
+    afresh = invoke(model, shapes, *SMALL, "--iters", "1", "--override")
+    assert afresh.exit_code == 0 and load(model).iteration == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--width", "16"], "was trained with --width 8"),
+        (["--size", "64", "96"], "was trained with --size 64 64"),
+        (["--anchor-size", "3"], "has other anchors than --anchor-size 3"),
+        (["--norm", "none"], "was trained with --norm batch"),
+    ],
+)
+def test_another_design_does_not_go_on(tmp_path: Path, shapes: DataSet, flags: list[str], message: str) -> None:
+    model = tmp_path / "model.pth"
+    assert invoke(model, shapes, *SMALL, "--iters", "1").exit_code == 0
+    error = invoke(model, shapes, *flags, "--iters", "2").exception
+    assert isinstance(error, UserError) and message in error.message and "--override" in error.hint
+
+
+def test_other_classes_do_not_go_on(tmp_path: Path, shapes: DataSet) -> None:
+    model = tmp_path / "model.pth"
+    assert invoke(model, shapes, *SMALL, "--iters", "1").exit_code == 0
+    content = json.loads(shapes.annotations.read_text())
+    content["categories"][0]["name"] = "egg"
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    other = DataSet(shapes.images, tmp_path / "other.json", 5, 0)
+    error = invoke(model, other, "--iters", "2").exception
+    assert isinstance(error, UserError) and "was trained on other classes: ellipse" in error.message
+
+
+def test_mistakes_are_answered_before_anything_is_written(tmp_path: Path, shapes: DataSet) -> None:
+    wrong = invoke(tmp_path / "model.onnx", shapes, "--iters", "1").exception
+    assert isinstance(wrong, UserError) and "ends in .pth" in wrong.message and wrong.code == 2
+    lost = CliRunner().invoke(train, [str(tmp_path / "m.pth"), "--annotations", str(tmp_path / "none.json")])
+    assert isinstance(lost.exception, UserError) and "none.json" in lost.exception.message
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, shapes: DataSet) -> None:
+    model = tmp_path / "model.pth"
+    flags = ["--images", str(shapes.images), "--annotations", str(shapes.annotations), *SMALL]
+    command = "from scripts.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, "train", str(model), *flags, "--iters", "100000", "--workers", "1"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    metrics, deadline = tmp_path / "model.metrics.jsonl", time.monotonic() + 120
+    while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    _, errors = process.communicate(timeout=60)
+    iteration = load(model).iteration
+    assert process.returncode == 130 and iteration >= 20
+    assert f"stopped and saved at iteration {iteration} of 100000" in errors and "Traceback" not in errors
+
+
+def test_the_line_has_what_one_looks_for() -> None:
+    line = describe(Progress(20, 1200, 0.5214, 0.25, 0.00182, 71.36, 0.034, 75.4))
+    assert line == "  20/1200  class 0.521  box 0.250  lr 1.82e-03  71.4 img/s  data wait 3%  ETA 1:15"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00"), (86399, "23:59:59")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
