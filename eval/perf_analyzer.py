@@ -42,6 +42,10 @@ class LoadError(Exception):
     """The server did not bear a load: requests failed, or none was answered in time."""
 
 
+class _EmptyWindow(LoadError):
+    """perf_analyzer stops at the first window in which no request was answered."""
+
+
 @dataclass(frozen=True)
 class Load:
     """What perf_analyzer measured with one number of requests in flight; latencies are milliseconds."""
@@ -89,9 +93,15 @@ class PerfAnalyzer:
     def run(self, endpoint: Endpoint, *, concurrency: int, seconds: float) -> Load:
         """Keep `concurrency` requests in flight for `seconds` and return what that gave.
 
-        Raises LoadError when a request failed, with the server's words, and UserError when perf_analyzer
-        itself can't run.
+        A server so slow that a window stays empty is given four times as long, once. Raises LoadError when a
+        request failed, with the server's words, and UserError when perf_analyzer itself can't run.
         """
+        try:
+            return self._measure(endpoint, concurrency, seconds)
+        except _EmptyWindow:
+            return self._measure(endpoint, concurrency, 4 * seconds)
+
+    def _measure(self, endpoint: Endpoint, concurrency: int, seconds: float) -> Load:
         table = self._folder / "load.csv"
         table.unlink(missing_ok=True)
         command = [
@@ -111,6 +121,8 @@ class PerfAnalyzer:
                 f"perf_analyzer does not start: {_last_line(output)}",
                 "pip install 'retinaserve[cpu]' has all of it",
             )
+        if "No valid requests recorded" in output:
+            raise _EmptyWindow(f"a window of {seconds / WINDOWS:.1f} s saw no answer; give it more --seconds")
         if not table.is_file():
             raise LoadError(_reason(output))
         return _read(table, output, concurrency)
@@ -185,8 +197,6 @@ def _reason(output: str) -> str:
     if errors:
         first = re.sub(r"^\[request id: [^]]*\] ", "", errors[0])
         return f"{len(errors)} of the requests in flight failed: {first}"
-    if "No valid requests recorded" in output:
-        return "no request was answered within a measurement window; give it more --seconds"
     return _last_line(output)
 
 
