@@ -165,15 +165,6 @@ def test_a_request_that_fails_under_load_is_reported_in_the_servers_words(
 
 
 @pytest.mark.server
-def test_an_empty_window_is_made_longer_once(server: TritonServer, files: list[Path]) -> None:
-    endpoint = Endpoint.parse(server.grpc_url)
-    with PerfAnalyzer("detector", [files[0].read_bytes()]) as analyzer:
-        with pytest.raises(LoadError, match="saw no answer; give it more --seconds"):
-            analyzer.run(endpoint, concurrency=1, seconds=0.0003)
-        assert analyzer.run(endpoint, concurrency=1, seconds=0.6).requests > 0
-
-
-@pytest.mark.server
 def test_nothing_to_send_is_an_error(server: TritonServer, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="refused all pictures"):
