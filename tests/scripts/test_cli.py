@@ -1,0 +1,70 @@
+"""The command as a user meets it: exit codes, one-line errors, results on stdout and nothing else there."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from scripts.cli import main
+from tests.toys import toy_model, toy_spec
+from training.checkpoint import Checkpoint, save
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, "Usage"),
+        (["sevre"], 2, "No such command 'sevre'"),
+        (["build"], 2, "Missing argument 'MODEL'"),
+        (["build", "nothing.onnx", "--output", "repo"], 3, "nothing.onnx: no such file"),
+        (["build", "nothing.pth", "--output", "repo"], 3, "nothing.pth"),
+        (["build", "x.onnx", "--output", "repo", "--profile", "tpu"], 2, "'tpu' is not"),
+        (["export", "nothing.pth", "model.onnx"], 3, "nothing.pth"),
+        (["export", "nothing.pth", "model.plan"], 2, "ends in .onnx"),
+        (["serve", "nowhere"], 3, "nowhere: no such folder"),
+        (["efficiency", "--rounds", "0"], 2, "--rounds"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_mistakes(
+    arguments: list[str], code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    assert words in result.stderr and "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scripts.triton.TritonServer.__init__", lambda *_, **__: 1 / 0)
+    assert isinstance(CliRunner().invoke(main, ["serve", "."]).exception, ZeroDivisionError)
+
+
+def test_from_a_checkpoint_to_a_repository(tmp_path: Path) -> None:
+    """`build` takes a checkpoint too, and makes of it what `export` and `build` make in two steps."""
+    spec = toy_spec()
+    checkpoint, graph = tmp_path / "model.pth", tmp_path / "model.onnx"
+    save(checkpoint, Checkpoint(spec, toy_model(spec).state_dict(), 0))
+    report = tmp_path / "export.json"
+    for arguments in (
+        ["export", checkpoint, graph, "--json", report],
+        ["build", graph, "--output", tmp_path / "two"],
+        ["build", checkpoint, "--output", tmp_path / "one"],
+    ):
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        assert "next: retinaserve" in result.stderr
+    assert json.loads(report.read_text())["classes"] == list(spec.classes)
+    models = [tmp_path / name / "retinanet" / "1" / "model.onnx" for name in ("one", "two")]
+    assert models[0].read_bytes() == models[1].read_bytes() == graph.read_bytes()
+
+
+def test_export_at_another_size(tmp_path: Path) -> None:
+    spec = toy_spec()
+    save(tmp_path / "model.pth", Checkpoint(spec, toy_model(spec).state_dict(), 0))
+    arguments = ["export", str(tmp_path / "model.pth"), str(tmp_path / "model.onnx"), "--size", "96", "160"]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0 and "96 x 160" in result.stdout
