@@ -6,6 +6,7 @@ A UserError becomes one or two lines on stderr and its exit code; Ctrl-C exits w
 bug and keeps its traceback. Verbs import what is heavy inside themselves, so that `--help` stays quick.
 """
 
+import signal
 import sys
 
 import click
@@ -33,6 +34,9 @@ class Verbs(click.Group):
             if error.hint:
                 click.echo(f"       {error.hint}", err=True)
             sys.exit(error.code)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("\ninterrupted", err=True)
+            sys.exit(128 + signal.SIGINT)
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

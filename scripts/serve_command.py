@@ -102,7 +102,7 @@ def serve(
             while not asked.wait(0.2):
                 if server.process.poll() is not None:
                     raise UserError(*server.explain(), code=Exit.CHECK_FAILED)
-            click.echo("stopping: open requests are finished first", err=True)
+            click.echo("stopping: open requests have 5 seconds to finish", err=True)
     finally:
         for number, handler in previous.items():
             with suppress(ValueError):

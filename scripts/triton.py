@@ -76,7 +76,8 @@ class TritonServer:
             "--exit-on-error=true",
             "--strict-readiness=true",
             "--allow-gpu-metrics=false",
-            "--exit-timeout-secs=20",
+            # Triton waits this long even for an idle keep-alive connection of HTTP.
+            "--exit-timeout-secs=5",
             f"--log-verbose={int(self.options.verbose)}",
         ]
         environment = installation.environment()

@@ -68,3 +68,12 @@ def test_export_at_another_size(tmp_path: Path) -> None:
     arguments = ["export", str(tmp_path / "model.pth"), str(tmp_path / "model.onnx"), "--size", "96", "160"]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0 and "96 x 160" in result.stdout
+
+
+def test_ctrl_c_is_no_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("build_tools.repository.build_repository", interrupted)
+    result = CliRunner().invoke(main, ["build", "x.onnx", "--output", "repo"])
+    assert result.exit_code == 130 and result.stderr == "\ninterrupted\n"

@@ -146,6 +146,18 @@ def test_a_killed_serve_takes_its_server_with_it(repository: Path) -> None:
     wait_for(lambda: group_members(server) == [])
 
 
+def test_an_idle_connection_does_not_hold_up_the_stop(repository: Path) -> None:
+    with TritonServer(repository, FREE) as server:
+        server.wait_until_ready(60)
+        host, port = server.http_url.split(":")
+        with socket.create_connection((host, int(port))) as idle:
+            idle.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200 OK" in idle.recv(1000)
+            start = time.monotonic()
+            server.stop()
+            assert time.monotonic() - start < 15
+
+
 def test_free_ports_differ() -> None:
     assert len(set(free_ports(50))) == 50
 

@@ -38,6 +38,11 @@ class TritonPythonModel:
         )
         self._bad_images = self._family.Metric(labels={"model": "preprocess", "version": args["model_version"]})
 
+    def finalize(self) -> None:
+        # A metric that outlives the server's side of it crashes the process on its way out.
+        del self._bad_images
+        del self._family
+
     def execute(self, requests: list[Any]) -> list[Any]:
         rows = [pb_utils.get_input_tensor_by_name(request, "image_bytes").as_numpy() for request in requests]
         results = iter(self._preprocessor.run([picture for request in rows for picture in request]))
