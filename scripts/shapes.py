@@ -33,11 +33,13 @@ CATEGORIES: Mapping[str, int] = {
 }
 SIDE = (200, 640)  # pixels of a picture's longer side
 FLATTEST = 0.5  # of the longer side, the shorter one at least
-EXTENT = (0.07, 0.5)  # a shape's larger side, of the picture's longer side
+EXTENT = (0.12, 0.5)  # a shape's larger side, of the picture's longer side
 SMALLEST = 12.0  # pixels, below which a shape can't be told from another
 MOST_SHAPES = 8
 EMPTY, GREY, ROTATED, PNG, HOLLOW, OUTLINED = 0.05, 0.1, 0.12, 0.12, 0.12, 0.4  # shares
-VISIBLE = 0.35  # of a shape's pixels, for a box
+CUT = 0.15  # share of shapes that may reach beyond the picture
+PLACES = 3  # that a shape may choose from: fewer hide each other, some still do
+VISIBLE = 0.5  # of a shape's pixels, for a box
 OVERSAMPLING = 4  # masks are drawn this much larger and averaged: smooth edges
 
 # How a picture is stored under an EXIF orientation so that undoing the orientation shows it upright again.
@@ -202,8 +204,7 @@ def draw_shape(
     turn = np.array([(math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))])
     points = points @ turn
     points *= extent / np.ptp(points, axis=0).max()
-    # Centred within the picture, so at least a quarter of the box is inside.
-    points += rng.uniform((0, 0), canvas.size) - (points.min(axis=0) + points.max(axis=0)) / 2
+    points += _place(np.ptp(points, axis=0), owners, rng) - points.min(axis=0)
 
     left, top = np.floor(points.min(axis=0)).astype(int)
     right, bottom = np.ceil(points.max(axis=0)).astype(int)
@@ -230,6 +231,23 @@ def draw_shape(
         high = np.array((x1 + columns[-1] + 1, y1 + rows[-1] + 1))
     x, y, w, h = (round(float(value), 2) for value in (*low, *(high - low)))
     return category, (x, y, w, h), max(1, int(mask.sum()))
+
+
+def _place(extent: Points, owners: npt.NDArray[np.uint8], rng: Rng) -> Points:
+    """Return a top left corner: of a few random ones, that where the shape hides least of those before it."""
+    size = np.array(owners.shape[::-1])
+    if rng.random() < CUT or (extent > size).any():
+        low, high = -extent / 2, size - extent / 2  # centred within the picture, and cut where that goes beyond
+    else:
+        low, high = np.zeros(2), size - extent
+    corners = rng.uniform(low, high, (PLACES, 2))
+    hidden = []
+    for corner in corners:
+        left, top = np.maximum(corner, 0).astype(int)
+        right, bottom = (corner + extent).astype(int)
+        hidden.append(np.count_nonzero(owners[top:bottom, left:right]))
+    place: Points = corners[np.argmin(hidden)]
+    return place
 
 
 def _masks(points: Points, size: tuple[int, int], border: float) -> tuple[Image.Image, Image.Image]:

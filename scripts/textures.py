@@ -18,8 +18,8 @@ Weights = npt.NDArray[np.float32]  # (h, w) in 0..1, the share of the second col
 Rng = np.random.Generator
 
 KINDS = ("plain", "gradient", "stripes", "checks", "dots", "clouds")
-TONE = 35  # of 255, how far the second colour of a texture is lighter or darker than the first
-CONTRAST = 45  # of 255, in brightness, between a shape and its ground: still there in greyscale
+TONE = 30  # of 255, how far the second colour of a texture is lighter or darker than the first
+CONTRAST = 60  # of 255, in brightness, between a shape and its ground: still there in greyscale
 
 
 def random_colour(rng: Rng, *, near: Colour | None = None) -> Colour:

@@ -39,6 +39,9 @@ PATH = click.Path(path_type=Path)
 @click.option("--batch", type=click.IntRange(min=1), default=16, help="Images of an iteration.")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=0.002, help="Highest learning rate.")
 @click.option("--warmup", type=click.IntRange(min=0), default=1000, help="Iterations of rising learning rate.")
+@click.option(
+    "--box-weight", type=click.FloatRange(min=0), default=1.0, help="Of the box loss beside the class loss."
+)
 @click.option("--augment", type=click.Choice(MODES), default="basic", help="basic: flips, zooms, shifts, colours.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Fixes weights, order and augmentation.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that read images; 0: none.")
@@ -61,6 +64,7 @@ def train(
     batch: int,
     lr: float,
     warmup: int,
+    box_weight: float,
     augment: str,
     seed: int,
     workers: int,
@@ -91,6 +95,7 @@ def train(
         batch=batch,
         lr=lr,
         warmup=warmup,
+        box_weight=box_weight,
         augment=augment,
         seed=seed,
         workers=workers,

@@ -33,6 +33,10 @@ from training.model import RetinaNet
 from training.progress import Meter, Metrics, Progress, metrics_path
 from training.spec import DetectorSpec
 
+# The gradients of the first steps, which learn that nearly everything is background, are many times larger than
+# those that tell classes apart later. AdamW's usual 0.999 would remember them for a thousand iterations.
+BETAS = (0.9, 0.97)
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -46,6 +50,7 @@ class TrainConfig:
     warmup: int = 100  # iterations
     weight_decay: float = 0.01  # of convolutions, not of norms and biases
     clip: float = 10.0  # norm of the gradient
+    box_weight: float = 1.0  # of the box loss beside the class loss
     augment: str = "basic"
     seed: int = 0
     workers: int = 0
@@ -59,6 +64,8 @@ class TrainConfig:
                 raise UserError(f"{name} is {getattr(self, name)}", "1 or more is expected", code=Exit.USAGE)
         if not self.lr > 0:
             raise UserError(f"lr is {self.lr}", "a positive number is expected", code=Exit.USAGE)
+        if not self.box_weight >= 0:
+            raise UserError(f"box_weight is {self.box_weight}", "0 or more is expected", code=Exit.USAGE)
         if self.augment not in MODES:
             raise UserError(f"augment is {self.augment!r}", f"one of: {', '.join(MODES)}", code=Exit.USAGE)
 
@@ -145,7 +152,7 @@ class _Run:
             {"params": matrices, "weight_decay": config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, config.lr)
+        self.optimizer = torch.optim.AdamW(groups, config.lr, BETAS)
         self.precision = _precision(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
         self.anchors = all_anchors(spec).to(device)
@@ -164,7 +171,7 @@ class _Run:
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
             heads = self.model(images)
         losses = detection_loss(heads, targets, self.anchors)
-        total = losses.cls + losses.box
+        total = losses.cls + self.config.box_weight * losses.box
         if not bool(torch.isfinite(total)):
             raise UserError(
                 f"the loss is {total.item()} at iteration {iteration}, on images {_some(batch.image_ids)}",

@@ -58,9 +58,11 @@ class Head(nn.Module):
         self.output = nn.Conv2d(channels, outputs, 3, padding=1)
         for convolution in (*self.convs, self.output):
             assert isinstance(convolution, nn.Conv2d)
-            nn.init.normal_(convolution.weight, std=0.01)
+            nn.init.normal_(convolution.weight, std=0.01)  # section 4.1 of the RetinaNet paper
             if convolution.bias is not None:
                 nn.init.zeros_(convolution.bias)
+            else:  # a norm behind it undoes any scale, so small weights would only mean large steps
+                nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor, level: int) -> Tensor:
         """Return the maps of a level (B, outputs, h, w) from its features (B, channels, h, w)."""

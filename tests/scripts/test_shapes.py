@@ -85,19 +85,20 @@ def test_the_set_is_varied(drawn: DataSet) -> None:
     assert modes == {"L", "RGB"} and suffixes == {".jpg", ".png"}
     assert 1 in orientations and len(orientations) > 2
     sides = [max(annotation["bbox"][2:]) for annotation in coco["annotations"]]
-    assert min(sides) < 25 and max(sides) > 200
+    assert min(sides) < 40 and max(sides) > 200
 
 
 def test_boxes_are_tight() -> None:
-    # On black, the pixels that changed are the shape; cut by the border or not, its box ends where they end.
+    # On black, the pixels that changed are the shape; cut by the border or not, its box ends where they end, but
+    # for the last pixels of a sharp tip, which are hardly coloured.
     cut = 0
     for index in range(60):
         canvas, owners = Image.new("RGB", (320, 240)), np.zeros((240, 320), np.uint8)
         _, (x, y, w, h), total = draw_shape(canvas, owners, 1, (0, 0, 0), np.random.default_rng(index))
         ys, xs = np.nonzero(owners)
         changed = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
-        assert (x, y, x + w, y + h) == pytest.approx(changed, abs=1.6)
-        assert canvas.getbbox() == pytest.approx((x, y, x + w, y + h), abs=2.1)
+        assert (x, y, x + w, y + h) == pytest.approx(changed, abs=3)
+        assert canvas.getbbox() == pytest.approx((x, y, x + w, y + h), abs=3)
         cut += len(xs) < total
     assert 0 < cut < 60
 
