@@ -49,7 +49,7 @@ DEMO = Recipe(
         "size": (192, 192),
     },
     training={
-        "iters": 2400,
+        "iters": 1800,
         "batch": 8,
         "lr": 0.008,
         "warmup": 50,

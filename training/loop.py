@@ -152,7 +152,7 @@ class _Run:
             {"params": matrices, "weight_decay": config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, config.lr, BETAS)
+        self.optimizer = torch.optim.AdamW(groups, config.lr, BETAS, fused=True)
         self.precision = _precision(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
         self.anchors = all_anchors(spec).to(device)

@@ -69,7 +69,8 @@ def detection_loss(heads: Sequence[tuple[Tensor, Tensor]], targets: Sequence[Tar
         codes.append(encode(target.boxes[owners], anchors[places]))
     foreground = matches >= 0
     count = foreground.sum().clamp(min=1)
-    cls = focal_loss(logits[matches != IGNORED], wanted[matches != IGNORED]) / count
+    taught = matches != IGNORED
+    cls = focal_loss(logits[taught], wanted[taught]) / count
     box = smooth_l1(deltas[foreground], torch.cat(codes)) / count
     return Losses(cls, box)
 

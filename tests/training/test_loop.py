@@ -110,6 +110,15 @@ def test_a_run_that_goes_on_ends_where_an_uninterrupted_one_does(
     assert [line["iteration"] for line in read_metrics(metrics_path(parts))] == [2, 4, 6]
 
 
+def test_a_box_weight_of_zero_leaves_the_box_head_alone(tmp_path: Path, data: CocoDataset) -> None:
+    config = replace(QUICK, box_weight=0.0, weight_decay=0.0)
+    train(tmp_path / "one.pth", SPEC, data, replace(config, iterations=1))
+    train(tmp_path / "six.pth", SPEC, data, config)
+    one, six = weights(tmp_path / "one.pth"), weights(tmp_path / "six.pth")
+    assert torch.equal(one["box_head.output.weight"], six["box_head.output.weight"])
+    assert not torch.equal(one["cls_head.output.weight"], six["cls_head.output.weight"])
+
+
 def test_the_seed_decides(tmp_path: Path, data: CocoDataset) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train(tmp_path / f"{name}.pth", SPEC, data, replace(QUICK, seed=seed))
@@ -196,7 +205,15 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("iterations", 0), ("batch", 0), ("lr", 0.0), ("lr", math.nan), ("augment", "much")]
+    ("field", "value"),
+    [
+        ("iterations", 0),
+        ("batch", 0),
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("box_weight", -1.0),
+        ("augment", "much"),
+    ],
 )
 def test_nonsense_is_refused(field: str, value: object) -> None:
     with pytest.raises(UserError, match=field):

@@ -1,9 +1,11 @@
 import itertools
+import json
 
 import pytest
 import torch
 from torch import nn
 
+from training.errors import UserError
 from training.fpn import FeaturePyramid
 from training.model import RetinaNet
 from training.spec import NORMS, DetectorSpec
@@ -101,3 +103,15 @@ def test_norms_fold_away_at_inference() -> None:
     model = RetinaNet(small((64, 64), depth=1, norm="batch"))
     biased = {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.bias is not None}
     assert biased == {"cls_head.output", "box_head.output"}
+
+
+def test_an_unknown_norm_is_refused() -> None:
+    with pytest.raises(UserError, match="network norm is 'layer'"):
+        small((64, 64), norm="layer")
+
+
+def test_a_checkpoint_from_before_norms_reads_as_one_without() -> None:
+    spec = small((64, 64))
+    data = json.loads(spec.to_json())
+    del data["network"]["norm"]
+    assert DetectorSpec.from_json(json.dumps(data)) == spec
