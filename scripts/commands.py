@@ -1,11 +1,12 @@
-"""The verbs of this folder, joined: `data`, `serve`, `efficiency`."""
+"""The verbs of this folder, joined: `data`, `serve`, `efficiency`, `demo`."""
 
 import click
 
 from scripts.data_commands import data
+from scripts.demo_command import demo
 from scripts.efficiency_command import efficiency
 from scripts.serve_command import serve
 
 VERBS_BEFORE: tuple[click.Command, ...] = (data,)
 VERBS_SERVER: tuple[click.Command, ...] = (serve,)
-VERBS_AFTER: tuple[click.Command, ...] = (efficiency,)
+VERBS_AFTER: tuple[click.Command, ...] = (efficiency, demo)

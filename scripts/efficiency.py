@@ -34,8 +34,8 @@ class EfficiencyOptions:
     size: int = 512
     precision: str = "f32"
     rounds: int = 3
-    seconds: float = 12.0  # of each load
-    concurrency: int = 8  # of the load that saturates
+    seconds: float = 18.0  # of each load
+    concurrency: int = 4  # of the load that saturates
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import click
     "--precision", type=click.Choice(["f32", "bf16"]), default="f32", help="Arithmetic of loop and server."
 )
 @click.option("--rounds", type=click.IntRange(1), default=3, help="Turns of loop and server for each protocol.")
-@click.option("--seconds", type=click.FloatRange(3), default=12.0, help="Length of each load.")
-@click.option("--concurrency", type=click.IntRange(1), default=8, help="Requests in flight at saturation.")
+@click.option("--seconds", type=click.FloatRange(3), default=18.0, help="Length of each load.")
+@click.option("--concurrency", type=click.IntRange(1), default=4, help="Requests in flight at saturation.")
 def efficiency(
     output: Path, size: int, backbone: str, precision: str, rounds: int, seconds: float, concurrency: int
 ) -> None:

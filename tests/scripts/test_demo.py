@@ -1,0 +1,46 @@
+"""The demo from end to end, with a recipe that learns nothing: every file it promises is there."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scripts import demo
+from scripts.demo_recipe import Recipe
+from training.errors import UserError
+
+SMALL = Recipe(
+    data={"train": 6, "val": 3, "seed": 0},
+    network={"backbone": "resnet18", "width": 8, "fpn_channels": 16, "head_depth": 1, "size": (64, 64)},
+    training={"iters": 3, "batch": 2, "warmup": 1},
+)
+NUMBERS = ("ap", "ap50", "ap_offline_torch", "ap_offline_onnx", "images", "throughput_ips")
+
+
+@pytest.mark.server
+def test_a_small_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(demo, "BENCH_CONCURRENCY", "1")
+    monkeypatch.setattr(demo, "BENCH_SECONDS", 0.5)
+    root = tmp_path / "demo"
+    summary = demo.run_demo(root, SMALL)
+    assert json.loads((root / "summary.json").read_text()) == summary
+    assert {*NUMBERS, "latency_ms_p50", "latency_ms_p99", "versions"} <= set(summary)
+    assert summary["images"] == 3 and summary["throughput_ips"] > 0
+    assert 0 < summary["latency_ms_p50"] <= summary["latency_ms_p99"]
+    for name in ("data/train", "data/val"):
+        assert (root / name / "annotations.json").is_file() and any((root / name / "images").iterdir())
+    for name in ("checkpoint.pth", "model.onnx", "repository/detector/config.pbtxt", "bench.json"):
+        assert (root / name).is_file()
+    for name in ("bench.png", "report/curves.png", "report/contact_sheet.jpg", "checkpoint.curves.png"):
+        with Image.open(root / name) as picture:
+            assert min(picture.size) > 100
+    assert len(list((root / "predictions").iterdir())) == 3
+    assert capsys.readouterr().err.count("$ retinaserve") == 11
+
+
+def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path: Path) -> None:
+    recipe = Recipe({"train": 2, "val": 2}, SMALL.network, {"iters": 1, "batch": 50})
+    with pytest.raises(UserError, match="the demo stopped at `retinaserve train`") as caught:
+        demo.run_demo(tmp_path, recipe)
+    assert caught.value.code in (2, 3)
