@@ -25,7 +25,7 @@ from training.errors import UserError
 
 Answers = Iterator[Detections | ImageError]
 SHEET_PICTURES, SHEET_COLUMNS, TILE = 12, 4, (400, 300)  # half of the columns are the truth
-SHEET_SCORE = 0.3
+SHEET_SCORE = 0.5
 MOST_CLASSES = 25  # bars of the plot
 
 
