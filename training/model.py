@@ -27,6 +27,7 @@ class RetinaNet(nn.Module):
         super().__init__()
         network, anchors, levels = spec.network, spec.anchors_per_cell, len(spec.strides)
         channels, depth, norm = network.fpn_channels, network.head_depth, network.norm
+        self.spec = spec
         self.frozen_stages = 0
         self.backbone = build_backbone(network.backbone, network.width)
         self.fpn = FeaturePyramid(
