@@ -181,6 +181,8 @@ def training_batches(
         worker_init_fn=_leave_interrupts_to_the_parent,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if settings.workers else None,
+        # Of its own, or each start of a run would take a number from the one that the network draws from.
+        generator=torch.Generator(),
     )
     for batch in loader:
         if isinstance(batch, UserError):

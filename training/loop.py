@@ -126,7 +126,8 @@ class _Files:
 def _validate(run: Run, dataset: CocoDataset, iteration: int, files: _Files | None) -> Scores:
     """Score the weights that are served, each process a part of the pictures."""
     us: Team = run.us
-    model = RetinaNet(run.spec).to(run.device)
+    with torch.random.fork_rng(devices=[]):  # validating changes nothing that training draws
+        model = RetinaNet(run.spec).to(run.device)
     model.load_state_dict(run.weights())
     part = range(us.rank, len(dataset), us.world)
     own = list(predictions(model.eval(), run.spec, dataset, part, precision=run.precision))
