@@ -11,6 +11,7 @@ no code. It replaces the file at its path in one step: a reader, or a crash, see
 import argparse
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +104,8 @@ def read(path: Path) -> object:
         raise UserError(f"{path}: no such checkpoint", "make one with: retinaserve train MODEL.pth ...")
     try:
         # torchvision's training script stores its arguments so; a namespace is data
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on unusual pickles before it refuses them
             content: object = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"{path}: {error.strerror}") from None

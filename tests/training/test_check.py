@@ -13,6 +13,7 @@ from PIL import Image
 from scripts.data_commands import data
 from tests.pictures import encode
 from training.check import CODES, Report, check_data, preflight, read_split, refuse_errors
+from training.commands import train
 from training.errors import UserError
 
 Coco = dict[str, Any]
@@ -245,10 +246,12 @@ def test_training_is_refused_in_one_line(tmp_path: Path, clean: Path) -> None:
     (tmp_path / "bad.json").write_text(json.dumps(content))
     with pytest.raises(UserError) as refused:
         preflight(clean, tmp_path / "bad.json")
-    assert refused.value.message.startswith(
-        f"{tmp_path / 'bad.json'}: 1 pictures that are not there [image-missing]"
-    )
-    assert refused.value.message.endswith("; 1 more kinds of errors") and "data check" in refused.value.hint
+    found = "pictures that are not there [image-missing]: none.jpg; and 1 more kinds of errors"
+    assert refused.value.message == f"{tmp_path / 'bad.json'}: {found}" and "data check" in refused.value.hint
+    flags = ["--images", str(clean), "--annotations", str(tmp_path / "bad.json"), "--iters", "1"]
+    training = CliRunner().invoke(train, [str(tmp_path / "model.pth"), *flags]).exception
+    assert isinstance(training, UserError) and training.message == refused.value.message and training.code == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.json"]
     warned: list[str] = []
     report = preflight(clean, clean / "train.json", clean, clean / "train.json", warn=warned.append)
     refuse_errors(report)

@@ -43,15 +43,19 @@ def refuse_errors(report: Report) -> None:
     if not report.errors:
         return
     first = report.errors[0]
-    more = f"; {len(report.errors) - 1} more kinds of errors" if len(report.errors) > 1 else ""
-    where = next((summary.annotations for summary in report.splits if summary.name == first.split), "")
+    more = f"; and {len(report.errors) - 1} more kinds of errors" if len(report.errors) > 1 else ""
+    where = next((summary.annotations for summary in report.splits if summary.name == first.split), first.split)
     raise UserError(
-        f"{where + ': ' if where else ''}{first.count} {first.message} [{first.code}]: {first.examples[0]}{more}",
-        f"{first.remedy}; all of it: retinaserve data check --images ... --annotations ...",
+        f"{where}: {_told(first)}{more}",
+        f"{first.remedy}; `retinaserve data check` tells everything",
     )
 
 
 def describe(finding: Finding) -> str:
     """Return a finding in a line."""
-    what = f"{finding.count} {finding.message} [{finding.code}], {finding.examples[0]}"
-    return f"{finding.severity}: {finding.split}: {what}"
+    return f"{finding.severity}: {finding.split}: {_told(finding)}"
+
+
+def _told(finding: Finding) -> str:
+    rest = f" and {finding.count - 1} more" if finding.count > 1 else ""
+    return f"{finding.message} [{finding.code}]: {finding.examples[0]}{rest}"
