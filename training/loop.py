@@ -7,6 +7,7 @@ checkpoint goes on from there and ends with the weights an uninterrupted one wou
 Started by torchrun it is one process of many, with its part of every batch. It prints nothing.
 """
 
+import glob
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -114,6 +115,9 @@ class _Files:
     """What a run writes beside its checkpoint."""
 
     def __init__(self, path: Path, *, keep: int) -> None:
+        for file in (path, path.with_suffix(".best.pth"), metrics_path(path)):
+            for left in path.parent.glob(f".{glob.escape(file.name)}.*"):
+                left.unlink()  # half written by a run that was killed
         self.metrics = Metrics(metrics_path(path), keep=keep)
         self.best = path.with_suffix(".best.pth")
         self.batch = path.with_suffix(".train_batch.jpg")

@@ -48,6 +48,7 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path: Path, 
             kills += 1
         process.join()
     assert process.exitcode == 0 and kills > 0
+    assert not list(tmp_path.glob(".killed*")), "what was half written is gone"
     first, second = load(whole), load(killed)
     assert second.iteration == 30
     for name, tensor in first.weights.items():
