@@ -14,7 +14,6 @@ from torch.nn import functional
 from build_tools.graft import graft, save
 from build_tools.repository import build_repository
 from tests import torchvision_layout
-from tests.heads import assert_equal_detections
 from training.checkpoint import Backbone, Checkpoint, load, load_model, read
 from training.coco_names import COCO
 from training.errors import UserError
@@ -275,8 +274,14 @@ def test_an_imported_detector_is_built_like_any_other(tmp_path: Path) -> None:
     with torch.no_grad():
         heads = model((torch.from_numpy(image) / 255 - mean) / std)
     expected = [part.numpy() for part in detect(spec, heads, torch.from_numpy(letterbox))]
-    assert found[0][0] > 0
-    assert_equal_detections(found, expected)
+    # Fifty layers and the scaled class output: the last bits differ, so the order of near ties may.
+    count, total = int(found[0][0, 0]), int(expected[0][0, 0])
+    assert total > 20 and abs(count - total) <= 2
+    boxes, scores, classes = (torch.from_numpy(part[0, :count]) for part in found[1:])
+    for box, score, label in zip(*(part[0, :total] for part in expected[1:]), strict=True):
+        overlap = torchvision_layout.overlap(torch.from_numpy(box)[None], boxes)[0]
+        same = (classes == int(label)) & (overlap > 0.99) & ((scores - float(score)).abs() < 1e-4)
+        assert score <= 0.1 or same.any()
 
 
 def run(weights: Path, output: Path, *flags: str) -> Result:
