@@ -1,16 +1,23 @@
-"""`data`: make a data set (`data shapes`)."""
+"""`data`: make a data set (`data shapes`), or find what is wrong with one (`data check`)."""
 
+import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from training.errors import UserError
+from training.errors import Exit, UserError
+
+if TYPE_CHECKING:
+    from training.check import Report
+
+PATH = click.Path(path_type=Path)
 
 
 @click.group()
 def data() -> None:
-    """Make data sets."""
+    """Make and check data sets."""
 
 
 @data.command()
@@ -39,3 +46,58 @@ def shapes(directory: Path, train: int, val: int, seed: int, force: bool) -> Non
     click.echo(
         f"next: retinaserve train MODEL.pth --images {made.images} --annotations {made.annotations}", err=True
     )
+
+
+@data.command()
+@click.option("--images", type=PATH, default=Path(), help="Folder that the annotation file's names start from.")
+@click.option("--annotations", type=PATH, required=True, help="COCO annotation file.")
+@click.option("--val-images", type=PATH, help="Folder of the validation pictures; --images if not given.")
+@click.option("--val-annotations", type=PATH, help="COCO annotation file to validate on: also checked for leaks.")
+@click.option("--json", "json_path", type=PATH, help="Also write the findings to this file.")
+def check(
+    images: Path, annotations: Path, val_images: Path | None, val_annotations: Path | None, json_path: Path | None
+) -> None:
+    """Find what is wrong with a labelled data set; exits with 3 if training on it would go wrong.
+
+    Every finding has a code that stays the same, a count, examples and a remedy; docs/training.md lists them.
+    """
+    from tqdm import tqdm
+
+    from training.check import check_data, read_split
+
+    with tqdm(unit="image", desc="reading", file=sys.stderr, disable=None) as bar:
+        train = read_split("train", images, annotations, on_image=bar.update)
+        val = val_annotations and read_split("val", val_images or images, val_annotations, on_image=bar.update)
+    report = check_data(train, val or None)
+    if json_path:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    show(report)
+    if report.errors:
+        sys.exit(Exit.BAD_DATA)
+    click.echo(f"next: retinaserve train MODEL.pth --images {images} --annotations {annotations}", err=True)
+
+
+def show(report: "Report") -> None:
+    """Print a report: what each split holds, then the findings, the worst first."""
+    for split in report.splits:
+        click.echo(
+            f"{split.name}: {split.images} images, {split.empty_images} without boxes; {split.boxes} boxes, "
+            f"{split.crowds} crowds"
+        )
+        most = max(split.boxes_per_category.values(), default=0)
+        widest = max((len(name) for name in split.boxes_per_category), default=0)
+        for name, count in sorted(split.boxes_per_category.items(), key=lambda pair: -pair[1])[:20]:
+            click.echo(f"  {name:<{widest}}  {count:>7}  {'#' * round(30 * count / max(1, most))}")
+        if len(split.boxes_per_category) > 20:
+            click.echo(f"  and {len(split.boxes_per_category) - 20} more")
+    colours = {"error": "red", "warning": "yellow", "note": "cyan"}
+    for finding in report.findings:
+        severity = click.style(f"{finding.severity:<7}", fg=colours[finding.severity])
+        click.echo(f"{severity} {finding.code:<22} {finding.count:>6}  {finding.message} ({finding.split})")
+        for example in finding.examples:
+            click.echo(f"          {example}")
+        click.echo(f"        > {finding.remedy}")
+    errors = sum(finding.severity == "error" for finding in report.findings)
+    warnings = sum(finding.severity == "warning" for finding in report.findings)
+    click.echo(f"{errors} kinds of errors, {warnings} of warnings")

@@ -1,16 +1,19 @@
-"""ResNet backbones whose parameter names are torchvision's, so its ImageNet weights load unchanged.
+"""Backbones whose parameter names are torchvision's, so its ImageNet weights load unchanged.
 
-    backbone = ResNet("resnet18", width=32)
+    backbone = build_backbone("resnet18", width=32)
     c3, c4, c5 = backbone(images)     # strides 8, 16, 32; backbone.channels says how wide each is
+    backbone.stages                   # five, from the stem on: what can be frozen
 
-The last three stages are given to the pyramid; there is no classifier. Bottlenecks stride in their 3x3
-convolution, as torchvision's do ("ResNet v1.5"), and not in the first 1x1 of the paper.
+There is no classifier. Bottlenecks stride in their 3x3 convolution, as torchvision's do ("ResNet v1.5"), and not
+in the first 1x1 of the paper. A width of 64 is the published network, whatever its stem measures.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+
+PUBLISHED_WIDTH = 64
 
 
 class BasicBlock(nn.Module):
@@ -36,17 +39,28 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 down, 3x3, 1x1 up around a shortcut: ResNet50, 101 and 152."""
+    """1x1 down, 3x3, 1x1 up around a shortcut: ResNet50, 101 and 152; with groups, the ResNeXts."""
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, downsample: nn.Module | None) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        stride: int,
+        downsample: nn.Module | None,
+        *,
+        groups: int = 1,
+        group_width: int = PUBLISHED_WIDTH,
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
+        # https://arxiv.org/abs/1611.05431: "32x4d" is 32 groups of 4 channels in the first stage.
+        inner = max(1, width * group_width // PUBLISHED_WIDTH) * groups
+        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, width * self.expansion, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
@@ -60,20 +74,34 @@ class Bottleneck(nn.Module):
         return torch.relu(y + shortcut)
 
 
-# Blocks of the four stages (https://arxiv.org/abs/1512.03385, table 1).
 STAGES: Mapping[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
+    "resnext50_32x4d": (Bottleneck, (3, 4, 6, 3)),
+    "resnext101_32x8d": (Bottleneck, (3, 4, 23, 3)),
 }
+GROUPS: Mapping[str, tuple[int, int]] = {"resnext50_32x4d": (32, 4), "resnext101_32x8d": (32, 8)}
+
+# MobileNetV2's table 2, https://arxiv.org/abs/1801.04381: expansion, channels, blocks, first stride.
+MOBILE_STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+MOBILE_TAPS = (6, 13, 17)  # the last blocks of strides 8, 16 and 32
 
 
 class ResNet(nn.Module):
-    """A ResNet without its classifier; `width` is the number of the stem's channels, 64 as published."""
+    """A ResNet or ResNeXt without its classifier; `width` is the number of the stem's channels."""
 
-    def __init__(self, name: str, width: int = 64) -> None:
+    def __init__(self, name: str, width: int = PUBLISHED_WIDTH) -> None:
         super().__init__()
         block, depths = STAGES[name]
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
@@ -81,17 +109,18 @@ class ResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         outputs = [width * 2**stage * block.expansion for stage in range(4)]
-        self.layer1 = _stage(block, width, width, depths[0], stride=1)
-        self.layer2 = _stage(block, outputs[0], width * 2, depths[1], stride=2)
-        self.layer3 = _stage(block, outputs[1], width * 4, depths[2], stride=2)
-        self.layer4 = _stage(block, outputs[2], width * 8, depths[3], stride=2)
+        grouping = GROUPS.get(name)
+        self.layer1 = _stage(block, width, width, depths[0], stride=1, grouping=grouping)
+        self.layer2 = _stage(block, outputs[0], width * 2, depths[1], stride=2, grouping=grouping)
+        self.layer3 = _stage(block, outputs[1], width * 4, depths[2], stride=2, grouping=grouping)
+        self.layer4 = _stage(block, outputs[2], width * 8, depths[3], stride=2, grouping=grouping)
         self.channels = (outputs[1], outputs[2], outputs[3])
-        self._initialise()
+        _initialise(self)
 
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    @property
+    def stages(self) -> Sequence[Sequence[nn.Module]]:
+        """The stem and the four stages."""
+        return ((self.conv1, self.bn1), (self.layer1,), (self.layer2,), (self.layer3,), (self.layer4,))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return C3, C4 and C5 of normalised pictures (B, 3, H, W); every stride of 2 rounds up."""
@@ -101,13 +130,99 @@ class ResNet(nn.Module):
         return c3, c4, self.layer4(c4)
 
 
+class InvertedResidual(nn.Module):
+    """1x1 up, 3x3 of each channel by itself, 1x1 down, around a shortcut where the shapes agree."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        layers: list[nn.Module] = [_convolution(inputs, hidden, 1)] if expansion > 1 else []
+        layers += [_convolution(hidden, hidden, 3, stride=stride, groups=hidden)]
+        layers += [nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
+        self.conv = nn.Sequential(*layers)
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's features, at the stride it was made with."""
+        y: Tensor = self.conv(x)
+        return x + y if self.shortcut else y
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 up to its last block; channels scale with width / 64, in eights as published."""
+
+    def __init__(self, width: int = PUBLISHED_WIDTH) -> None:
+        super().__init__()
+        scale = width / PUBLISHED_WIDTH
+        inputs = _eights(32 * scale)
+        features: list[nn.Module] = [_convolution(3, inputs, 3, stride=2)]
+        widths = [inputs]
+        for expansion, channels, blocks, stride in MOBILE_STAGES:
+            for block in range(blocks):
+                outputs = _eights(channels * scale)
+                features.append(InvertedResidual(inputs, outputs, stride if block == 0 else 1, expansion))
+                widths.append(outputs)
+                inputs = outputs
+        self.features = nn.Sequential(*features)
+        self.channels = (widths[MOBILE_TAPS[0]], widths[MOBILE_TAPS[1]], widths[MOBILE_TAPS[2]])
+        _initialise(self)
+
+    @property
+    def stages(self) -> Sequence[Sequence[nn.Module]]:
+        """The blocks by their stride: 2, 4, 8, 16, 32."""
+        blocks = list(self.features)
+        return (blocks[:2], blocks[2:4], blocks[4:7], blocks[7:14], blocks[14:])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return C3, C4 and C5 of normalised pictures (B, 3, H, W); every stride of 2 rounds up."""
+        taps = []
+        for index, block in enumerate(self.features):
+            x = block(x)
+            if index in MOBILE_TAPS:
+                taps.append(x)
+        c3, c4, c5 = taps
+        return c3, c4, c5
+
+
+def build_backbone(name: str, width: int = PUBLISHED_WIDTH) -> ResNet | MobileNetV2:
+    """Return a backbone of `spec.BACKBONES`, with random weights."""
+    return MobileNetV2(width) if name == "mobilenet_v2" else ResNet(name, width)
+
+
 def _stage(
-    block: type[BasicBlock] | type[Bottleneck], inputs: int, width: int, depth: int, *, stride: int
+    block: type[BasicBlock] | type[Bottleneck],
+    inputs: int,
+    width: int,
+    depth: int,
+    *,
+    stride: int,
+    grouping: tuple[int, int] | None,
 ) -> nn.Sequential:
     outputs = width * block.expansion
     downsample = None
     if stride != 1 or inputs != outputs:
         downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-    blocks = [block(inputs, width, stride, downsample)]
-    blocks += [block(outputs, width, 1, None) for _ in range(depth - 1)]
+    extra = {} if grouping is None else {"groups": grouping[0], "group_width": grouping[1]}
+    blocks = [block(inputs, width, stride, downsample, **extra)]
+    blocks += [block(outputs, width, 1, None, **extra) for _ in range(depth - 1)]
     return nn.Sequential(*blocks)
+
+
+def _convolution(inputs: int, outputs: int, size: int, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU6(inplace=True),
+    )
+
+
+def _eights(channels: float) -> int:
+    """Round to a multiple of 8, at least 8 and never by more than a tenth down, as MobileNets do."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+def _initialise(backbone: nn.Module) -> None:
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -25,6 +25,9 @@ from training.errors import UserError
 Pixels = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 
+ORIENTATION = 0x0112  # of EXIF
+SIDEWAYS = (5, 6, 7, 8)  # the orientations that exchange width and height
+
 
 @dataclass(frozen=True, eq=False)
 class Labels:
@@ -68,6 +71,17 @@ def load_image(path: Path) -> Image.Image:
             return ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: the picture can't be read: {error}") from None
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Return (h, w) of the picture in a file after its EXIF orientation, from its header."""
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            sideways = picture.getexif().get(ORIENTATION) in SIDEWAYS
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: the picture can't be read: {error}") from None
+    return (width, height) if sideways else (height, width)
 
 
 def resized_size(original: tuple[int, int], size: tuple[int, int], *, zoom: float = 1.0) -> tuple[int, int]:

@@ -4,20 +4,22 @@
     (losses.cls + losses.box).backward()
 
 Both are sums divided by the number of foreground anchors of the whole batch, so that a picture full of boxes
-weighs more than one with a single box; a batch without a box divides by one.
+weighs more than one with a single box; a batch without a box divides by one. The box loss is smooth L1 of the
+deltas, or the generalised IoU of the decoded boxes (https://arxiv.org/abs/1902.09630).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.boxes import encode
+from training.boxes import decode, encode
 from training.matcher import IGNORED, match
 
 ALPHA, GAMMA = 0.25, 2.0  # https://arxiv.org/abs/1708.02002, table 1b
+EPSILON = 1e-7
 BETA = 0.11  # where smooth L1 turns from square to straight; Detectron's value for RetinaNet
 
 
@@ -50,10 +52,32 @@ def smooth_l1(predicted: Tensor, targets: Tensor, *, beta: float = BETA) -> Tens
     return functional.smooth_l1_loss(predicted.float(), targets, beta=beta, reduction="sum")
 
 
-def detection_loss(heads: Sequence[tuple[Tensor, Tensor]], targets: Sequence[Target], anchors: Tensor) -> Losses:
+def giou_loss(predicted: Tensor, targets: Tensor) -> Tensor:
+    """Return the sum of 1 - GIoU of as many boxes (N, 4): 0 where they agree, near 2 where they are far apart."""
+    shared = (
+        torch.minimum(predicted[:, 2:], targets[:, 2:]) - torch.maximum(predicted[:, :2], targets[:, :2])
+    ).clamp(min=0)
+    hull = torch.maximum(predicted[:, 2:], targets[:, 2:]) - torch.minimum(predicted[:, :2], targets[:, :2])
+    overlap, around = shared.prod(dim=1), hull.prod(dim=1)
+    union = (
+        (predicted[:, 2:] - predicted[:, :2]).prod(dim=1) + (targets[:, 2:] - targets[:, :2]).prod(dim=1) - overlap
+    )
+    giou = overlap / union.clamp(min=EPSILON) - (around - union) / around.clamp(min=EPSILON)
+    return (1 - giou).sum()
+
+
+def detection_loss(
+    heads: Sequence[tuple[Tensor, Tensor]],
+    targets: Sequence[Target],
+    anchors: Tensor,
+    *,
+    giou: bool = False,
+    divisor: Callable[[Tensor], Tensor] = lambda count: count.clamp(min=1),
+) -> Losses:
     """Return the losses of a batch.
 
-    `heads`: the model's output; `anchors`: (N, 4) of all levels, each in the order of a flattened (A, h, w) map.
+    `heads`: the model's output; `anchors`: (N, 4) of all levels, each in the order of a flattened (A, h, w) map;
+    `divisor` makes of the batch's number of foreground anchors what both sums are divided by.
     """
     anchors_per_cell = heads[0][1].shape[1] // 4
     logits = torch.cat([_rows(cls, anchors_per_cell) for cls, _ in heads], dim=1)  # (B, N, C)
@@ -61,18 +85,20 @@ def detection_loss(heads: Sequence[tuple[Tensor, Tensor]], targets: Sequence[Tar
     matches = torch.stack([match(anchors, target.boxes, target.crowd) for target in targets])
 
     wanted = torch.zeros_like(logits, dtype=torch.float32)
-    codes = []
+    boxes, seats = [], []
     for row, (target, matched) in enumerate(zip(targets, matches, strict=True)):
         places = (matched >= 0).nonzero().flatten()
         owners = matched[places]
         wanted[row, places, target.classes[owners]] = 1.0
-        codes.append(encode(target.boxes[owners], anchors[places]))
+        boxes.append(target.boxes[owners])
+        seats.append(anchors[places])
     foreground = matches >= 0
-    count = foreground.sum().clamp(min=1)
+    count = divisor(foreground.sum().float())
     taught = matches != IGNORED
     cls = focal_loss(logits[taught], wanted[taught]) / count
-    box = smooth_l1(deltas[foreground], torch.cat(codes)) / count
-    return Losses(cls, box)
+    theirs, places, ours = torch.cat(boxes), torch.cat(seats), deltas[foreground].float()
+    box = giou_loss(decode(ours, places), theirs) if giou else smooth_l1(ours, encode(theirs, places))
+    return Losses(cls, box / count)
 
 
 def _rows(maps: Tensor, anchors_per_cell: int) -> Tensor:

@@ -8,12 +8,13 @@ graph when served. https://arxiv.org/abs/1708.02002
 """
 
 import math
+from typing import Self
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.backbones import ResNet
-from training.fpn import FeaturePyramid
+from training.backbones import build_backbone
+from training.fpn import FeaturePyramid, make_norm
 from training.spec import DetectorSpec
 
 PRIOR = 0.01  # the score of every anchor at the start, so that the many negatives don't drown the first steps
@@ -25,12 +26,18 @@ class RetinaNet(nn.Module):
     def __init__(self, spec: DetectorSpec) -> None:
         super().__init__()
         network, anchors, levels = spec.network, spec.anchors_per_cell, len(spec.strides)
-        norm = network.norm == "batch"
-        channels, depth = network.fpn_channels, network.head_depth
-        self.backbone = ResNet(network.backbone, network.width)
-        self.fpn = FeaturePyramid(self.backbone.channels, channels, norm=norm)
-        self.cls_head = Head(channels, depth, anchors * len(spec.classes), norms=levels * norm)
-        self.box_head = Head(channels, depth, anchors * 4, norms=levels * norm)
+        channels, depth, norm = network.fpn_channels, network.head_depth, network.norm
+        self.spec = spec
+        self.frozen_stages = 0
+        self.backbone = build_backbone(network.backbone, network.width)
+        self.fpn = FeaturePyramid(
+            self.backbone.channels,
+            channels,
+            norm=norm if network.pyramid_norm else "none",
+            p6_from=network.p6_from,
+        )
+        self.cls_head = Head(channels, depth, anchors * len(spec.classes), norm=norm, levels=levels)
+        self.box_head = Head(channels, depth, anchors * 4, norm=norm, levels=levels)
         assert self.cls_head.output.bias is not None
         nn.init.constant_(self.cls_head.output.bias, -math.log((1 - PRIOR) / PRIOR))
 
@@ -39,21 +46,39 @@ class RetinaNet(nn.Module):
         levels = self.fpn(self.backbone(images))
         return tuple((self.cls_head(x, level), self.box_head(x, level)) for level, x in enumerate(levels))
 
+    def freeze(self, stages: int) -> None:
+        """Keep the backbone's first `stages` as they are: 0 none, 1 the stem, 5 all of it. There is no thawing."""
+        self.frozen_stages = stages
+        for stage in self.backbone.stages[:stages]:
+            for module in stage:
+                module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training; frozen stages stay as at inference, so that their batch norms keep still too."""
+        super().train(mode)
+        for stage in self.backbone.stages[: self.frozen_stages]:
+            for module in stage:
+                module.eval()
+        return self
+
 
 class Head(nn.Module):
     """`depth` 3x3 convolutions with ReLU and an output convolution, the same for every level.
 
-    With `norms` levels, each level has batch norms of its own between the shared convolutions: features of
-    different levels have different statistics (https://arxiv.org/abs/1904.07392, section 4.1).
+    With norm "batch" each level has norms of its own between the shared convolutions: features of different
+    levels have different statistics (https://arxiv.org/abs/1904.07392, section 4.1). Group norms keep none, and
+    are shared.
     """
 
-    def __init__(self, channels: int, depth: int, outputs: int, *, norms: int = 0) -> None:
+    def __init__(self, channels: int, depth: int, outputs: int, *, norm: str = "none", levels: int = 1) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=not norms) for _ in range(depth)
+            nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none") for _ in range(depth)
         )
+        sets = {"none": 0, "batch": levels, "group": 1}[norm]
         self.norms = nn.ModuleList(
-            nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(depth)) for _ in range(norms)
+            nn.ModuleList(make_norm(norm, channels) for _ in range(depth)) for _ in range(sets)
         )
         self.output = nn.Conv2d(channels, outputs, 3, padding=1)
         for convolution in (*self.convs, self.output):
@@ -69,7 +94,7 @@ class Head(nn.Module):
         for index, convolution in enumerate(self.convs):
             x = convolution(x)
             if self.norms:
-                x = self.norms[level][index](x)  # type: ignore[index]
+                x = self.norms[min(level, len(self.norms) - 1)][index](x)  # type: ignore[index]
             x = functional.relu(x)
         output: Tensor = self.output(x)
         return output

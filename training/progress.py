@@ -9,8 +9,10 @@ Nothing here prints; the command shows a `Progress` as it likes.
 """
 
 import json
+import os
+import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +34,8 @@ class Progress:
     images_per_second: float
     data_wait: float  # share of the time spent waiting for the next batch
     eta: float  # seconds
+    iterations_per_second: float = 0.0
+    memory: float = 0.0  # GiB at most so far: the GPU's, or this process's without one
 
 
 class Meter:
@@ -42,7 +46,7 @@ class Meter:
         self._reset(iteration)
 
     def _reset(self, iteration: int) -> None:
-        self.first, self.since, self.waited = iteration, time.monotonic(), 0.0
+        self.first, self.since, self.waited, self.away = iteration, time.monotonic(), 0.0, 0.0
         self.losses: list[Losses] = []
 
     @contextmanager
@@ -52,6 +56,13 @@ class Meter:
         yield
         self.waited += time.monotonic() - start
 
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Leave the time within out: validation is no training."""
+        start = time.monotonic()
+        yield
+        self.away += time.monotonic() - start
+
     def add(self, losses: Losses) -> None:
         """Remember an iteration's losses, without waiting for the device."""
         self.losses.append(losses)
@@ -59,7 +70,7 @@ class Meter:
     def report(self, iteration: int, lr: float) -> Progress:
         """Return the means, and start anew."""
         cls, box = (float(torch.stack(values).mean()) for values in zip(*self.losses, strict=True))
-        seconds, count = max(time.monotonic() - self.since, 1e-9), iteration - self.first
+        seconds, count = max(time.monotonic() - self.since - self.away, 1e-9), iteration - self.first
         progress = Progress(
             iteration,
             self.iterations,
@@ -69,9 +80,18 @@ class Meter:
             count * self.batch / seconds,
             self.waited / seconds,
             (self.iterations - iteration) * seconds / count,
+            count / seconds,
+            memory_peak(),
         )
         self._reset(iteration)
         return progress
+
+
+def memory_peak() -> float:
+    """Return the most memory used so far in GiB: of the GPU, or of this process where torch sees none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
 
 
 class Metrics:
@@ -80,14 +100,23 @@ class Metrics:
     def __init__(self, path: Path, *, keep: int) -> None:
         """Open the file and drop what lies beyond iteration `keep`: it will be done again."""
         self.path = path
-        lines = [line for line in read_metrics(path) if line["iteration"] <= keep]
+        lines = [line for line in _lines(path) if line["iteration"] <= keep]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        partial.replace(path)  # killed in between, the run keeps its history
 
     def append(self, progress: Progress) -> None:
         """Write one report."""
+        self._write(asdict(progress))
+
+    def append_scores(self, iteration: int, scores: Mapping[str, float]) -> None:
+        """Write one validation."""
+        self._write({"iteration": iteration, **scores})
+
+    def _write(self, line: Mapping[str, float]) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps(asdict(progress)) + "\n")
+            file.write(json.dumps(line) + "\n")
 
 
 def metrics_path(checkpoint: Path) -> Path:
@@ -97,10 +126,19 @@ def metrics_path(checkpoint: Path) -> Path:
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Return the reports in a metrics file; none if there is no file. A last line cut short is left out."""
-    reports = []
+    return [line for line in _lines(path) if "cls_loss" in line]
+
+
+def read_scores(path: Path) -> list[dict[str, float]]:
+    """Return the validations in a metrics file: `iteration`, `ap`, `ap50`, `ap75`."""
+    return [line for line in _lines(path) if "ap" in line]
+
+
+def _lines(path: Path) -> list[dict[str, float]]:
+    lines = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
-            reports.append(json.loads(line))
+            lines.append(json.loads(line))
         except ValueError:
             break
-    return reports
+    return lines

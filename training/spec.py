@@ -37,8 +37,18 @@ DELTA_CLAMP = math.log(1000.0 / 16)
 FIRST_LEVEL = 3  # P3
 STRIDES = (8, 16, 32, 64, 128)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-NORMS = ("none", "batch")
+BACKBONES = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "mobilenet_v2",
+)
+NORMS = ("none", "batch", "group")
+P6_SOURCES = ("c5", "p5")
 FORMAT = 1
 
 Box = tuple[float, float, float, float]
@@ -49,10 +59,14 @@ class Network:
     """The size of the network: a detector of 1 M parameters is a configuration, not another model."""
 
     backbone: str = "resnet50"
-    width: int = 64  # channels of the stem; 64 is the published ResNet
+    width: int = 64  # 64 is the published network; every layer of the backbone is narrower or wider with it
     fpn_channels: int = 256
     head_depth: int = 4  # 3x3 convolutions in each head before its output convolution
-    norm: str = "none"  # "batch": in the pyramid and the heads too, which training from scratch needs
+    norm: str = "none"  # "batch", "group": in the pyramid and the heads too, which training from scratch needs
+    # Imported weights differ in these: torchvision's first RetinaNet makes P6 from P5, its second has norms in the
+    # heads alone.
+    p6_from: str = "c5"
+    pyramid_norm: bool = True  # where there is a `norm`
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
@@ -64,6 +78,8 @@ class Network:
             raise UserError(f"network head_depth is {self.head_depth}", "0 or more is expected")
         if self.norm not in NORMS:
             raise UserError(f"network norm is {self.norm!r}", f"one of: {', '.join(NORMS)}")
+        if self.p6_from not in P6_SOURCES:
+            raise UserError(f"network p6_from is {self.p6_from!r}", f"one of: {', '.join(P6_SOURCES)}")
 
 
 @dataclass(frozen=True)
@@ -119,6 +135,8 @@ class DetectorSpec:
         fpn_channels: int = 256,
         head_depth: int = 4,
         norm: str = "none",
+        p6_from: str = "c5",
+        pyramid_norm: bool = True,
         category_ids: Sequence[int] | None = None,
         base_size: float = 4.0,
         **settings: Any,
@@ -133,7 +151,7 @@ class DetectorSpec:
             category_ids=tuple(category_ids if category_ids is not None else range(1, len(classes) + 1)),
             size=size,
             anchors=tuple(tuple(_box(row) for row in level) for level in table),
-            network=Network(backbone, width, fpn_channels, head_depth, norm),
+            network=Network(backbone, width, fpn_channels, head_depth, norm, p6_from, pyramid_norm),
             **settings,
         )
 

@@ -32,7 +32,7 @@ def test_a_small_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         assert (root / name / "annotations.json").is_file() and any((root / name / "images").iterdir())
     for name in ("checkpoint.pth", "model.onnx", "repository/detector/config.pbtxt", "bench.json"):
         assert (root / name).is_file()
-    for name in ("bench.png", "report/curves.png", "report/contact_sheet.jpg", "checkpoint.curves.png"):
+    for name in ("bench.png", "report/curves.png", "report/contact_sheet.jpg", "checkpoint.results.png"):
         with Image.open(root / name) as picture:
             assert min(picture.size) > 100
     assert len(list((root / "predictions").iterdir())) == 3

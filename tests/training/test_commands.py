@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import signal
@@ -12,7 +13,8 @@ from PIL import Image
 
 from scripts.shapes import DataSet, draw_dataset
 from training.checkpoint import load
-from training.commands import clock, describe, train
+from training.commands import train
+from training.console import clock, describe
 from training.errors import UserError
 from training.progress import Progress
 
@@ -40,7 +42,7 @@ def test_it_trains_goes_on_and_starts_afresh(tmp_path: Path, shapes: DataSet) ->
     assert spec.size == (64, 64) and spec.network.norm == "batch" and spec.network.width == 8
     assert (spec.classes[3], spec.category_ids) == ("star", (1, 2, 3, 5, 8, 13))
     assert spec.anchors[0][1] == (-8, -8, 16, 16)  # 3 strides of 8 around the middle of the cell
-    with Image.open(tmp_path / "model.curves.png") as curves:
+    with Image.open(tmp_path / "model.results.png") as curves:
         assert curves.width > 600
     # Options left out are the checkpoint's.
     assert invoke(model, shapes, "--batch", "2", "--warmup", "2", "--iters", "3").exit_code == 0
@@ -65,6 +67,76 @@ def test_another_design_does_not_go_on(tmp_path: Path, shapes: DataSet, flags: l
     assert invoke(model, shapes, *SMALL, "--iters", "1").exit_code == 0
     error = invoke(model, shapes, *flags, "--iters", "2").exception
     assert isinstance(error, UserError) and message in error.message and "--override" in error.hint
+
+
+def test_it_validates_keeps_the_best_and_draws(tmp_path: Path, shapes: DataSet) -> None:
+    model = tmp_path / "model.pth"
+    flags = ["--val-annotations", str(shapes.annotations), "--val-iters", "2", "--ema", "0.9", "--giou"]
+    flags += [
+        "--augment",
+        "photometric",
+        "--loader",
+        "dali",
+        "--resize",
+        "64",
+        "--max-size",
+        "90",
+        "--jitter",
+        "48",
+        "72",
+    ]
+    flags += ["--milestones", "2", "3", "--schedule", "0.75", "--classes", "6", "--regularization-l2", "0.1"]
+    result = invoke(model, shapes, *NETWORK, "--batch", "2", "--iters", "4", "--optimizer", "sgd", *flags)
+    assert result.exit_code == 0, result.output
+    assert "learning rate 0.00125 (0.01 x batch 2 / 16; --lr sets it)" in result.stderr
+    assert "x 0.1 at 2, 2" in result.stderr, "4, 2 and 3 times 0.75"
+    assert "validation at 2: AP 0.0" in result.stderr and ", AP 0.0" in result.stdout
+    assert load(model).spec.size == (96, 96), "the longest side, in whole strides"
+    assert load(tmp_path / "model.best.pth").iteration == 2 and not load(tmp_path / "model.best.pth").training
+    for name in ("train_batch.jpg", "val_predictions.jpg", "results.png", "labels.png"):
+        with Image.open(tmp_path / f"model.{name}") as picture:
+            assert picture.width > 300
+    config = json.loads(load(model).training["config"])
+    assert (config["weight_decay"], config["jitter"], config["iterations"]) == (0.1, [48, 72], 3)
+
+
+def test_it_says_what_changed_since_it_began(tmp_path: Path, shapes: DataSet) -> None:
+    model = tmp_path / "model.pth"
+    assert invoke(model, shapes, *SMALL, "--iters", "1").exit_code == 0
+    again = invoke(model, shapes, *SMALL, "--iters", "2", "--augment", "flip")
+    assert "goes on with other settings: iterations 2 (was 1), augment flip (was basic)" in again.stderr
+    error = invoke(model, shapes, *SMALL, "--iters", "3", "--optimizer", "sgd").exception
+    assert isinstance(error, UserError) and "was trained with --optimizer adamw" in error.message
+
+
+def test_a_missing_tensorboard_is_named(tmp_path: Path, shapes: DataSet) -> None:
+    if importlib.util.find_spec("tensorboard"):
+        pytest.skip("TensorBoard is installed")
+    error = invoke(tmp_path / "model.pth", shapes, *SMALL, "--logdir", str(tmp_path / "board")).exception
+    assert isinstance(error, UserError) and "pip install tensorboard" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--classes", "5"], "has 6 classes, not 5"),
+        (["--jitter", "90", "40"], "jitter is (90, 40)"),
+        (["--precision", "fp16"], "fp16 needs a GPU"),
+    ],
+    ids=["classes", "jitter", "fp16"],
+)
+def test_nonsense_is_refused(tmp_path: Path, shapes: DataSet, flags: list[str], message: str) -> None:
+    error = invoke(tmp_path / "model.pth", shapes, *SMALL, *flags).exception
+    assert isinstance(error, UserError) and message in error.message
+
+
+def test_a_set_that_would_train_wrong_is_refused(tmp_path: Path, shapes: DataSet) -> None:
+    content = json.loads(shapes.annotations.read_text())
+    content["annotations"][0]["category_id"] = 99
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    other = DataSet(shapes.images, tmp_path / "other.json", 5, 0)
+    error = invoke(tmp_path / "model.pth", other, *SMALL).exception
+    assert isinstance(error, UserError) and "data check" in error.hint and error.code == 3
 
 
 def test_other_classes_do_not_go_on(tmp_path: Path, shapes: DataSet) -> None:
@@ -108,8 +180,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, shapes: DataSet) -> 
 
 
 def test_the_line_has_what_one_looks_for() -> None:
-    line = describe(Progress(20, 1200, 0.5214, 0.25, 0.00182, 71.36, 0.034, 75.4))
-    assert line == "  20/1200  class 0.521  box 0.250  lr 1.82e-03  71.4 img/s  data wait 3%  ETA 1:15"
+    line = describe(Progress(20, 1200, 0.5214, 0.25, 0.00182, 71.36, 0.034, 75.4, 8.92, 1.26))
+    assert line == (
+        "  20/1200  class 0.521  box 0.250  lr 1.82e-03  8.92 it/s  71.4 img/s  data wait 3%  1.3 GiB  ETA 1:15"
+    )
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_views_by_mode() -> None:
     views = [random_view("basic", rng) for _ in range(200)]
     assert 0.69 < min(view.zoom for view in views) < 0.8 and 1.2 < max(view.zoom for view in views) < 1.36
     assert 60 < sum(view.flip for view in views) < 140
-    assert MODES == ("none", "flip", "basic")
+    assert MODES == ("none", "flip", "multiscale", "crop", "photometric", "basic")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from training.anchors import grid_anchors
-from training.losses import Target, detection_loss, focal_loss, smooth_l1
+from training.losses import Target, detection_loss, focal_loss, giou_loss, smooth_l1
 from training.matcher import match
 from training.spec import DetectorSpec
 
@@ -135,3 +135,25 @@ def test_half_precision_heads_are_summed_in_float32() -> None:
     losses = detection_loss(output, [target([[0.0, 0, 10, 10]], [1], [0])], ANCHORS)
     assert losses.cls.dtype == losses.box.dtype == torch.float32
     assert losses.box.item() == pytest.approx(4 * 0.945, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([0, 0, 10, 10], 0.0),
+        ([10, 0, 20, 10], 1.0),  # side by side: no overlap, and nothing else in the hull
+        ([5, 0, 15, 10], 1 - 50 / 150),
+        ([20, 0, 30, 10], 1 + 100 / 300),  # a third of the hull is neither's
+    ],
+    ids=["the same", "neighbours", "half", "apart"],
+)
+def test_giou_by_hand(box: list[float], expected: float) -> None:
+    target = torch.tensor([[0.0, 0, 10, 10]])
+    assert giou_loss(torch.tensor([box], dtype=torch.float32), target).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_giou_of_no_boxes_is_nothing_and_has_a_gradient() -> None:
+    none = torch.zeros((0, 4), requires_grad=True)
+    loss = giou_loss(none, torch.zeros((0, 4)))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == 0

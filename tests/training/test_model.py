@@ -1,20 +1,19 @@
 import itertools
-import json
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from training.errors import UserError
-from training.fpn import FeaturePyramid
+from training.fpn import FeaturePyramid, make_norm
 from training.model import RetinaNet
 from training.spec import NORMS, DetectorSpec
 
 
-def small(size: tuple[int, int], depth: int = 1, norm: str = "none") -> DetectorSpec:
-    return DetectorSpec.create(
-        ["a", "b", "c"], size=size, backbone="resnet18", width=8, fpn_channels=8, head_depth=depth, norm=norm
-    )
+def small(size: tuple[int, int], depth: int = 1, norm: str = "none", **network: Any) -> DetectorSpec:
+    design = {"backbone": "resnet18", "width": 8, "fpn_channels": 8, "head_depth": depth, "norm": norm, **network}
+    return DetectorSpec.create(["a", "b", "c"], size=size, **design)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -105,13 +104,59 @@ def test_norms_fold_away_at_inference() -> None:
     assert biased == {"cls_head.output", "box_head.output"}
 
 
+def test_group_norms_are_shared_by_the_levels_and_can_spare_the_pyramid() -> None:
+    model = RetinaNet(small((64, 64), depth=2, norm="group", pyramid_norm=False, fpn_channels=64))
+    assert [len(level) for level in model.cls_head.norms] == [2]
+    assert isinstance(model.fpn.p6, nn.Conv2d) and model.fpn.p6.bias is not None
+    norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
+    assert [(norm.num_groups, norm.num_channels) for norm in norms] == [(32, 64)] * 4
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (64, 32), (48, 8), (32, 16), (8, 4), (5, 1)])
+def test_groups_divide_the_channels(channels: int, groups: int) -> None:
+    norm = make_norm("group", channels)
+    assert isinstance(norm, nn.GroupNorm) and norm.num_groups == groups and channels % groups == 0
+
+
+def test_p6_is_made_from_p5_where_the_spec_says_so() -> None:
+    pyramid = FeaturePyramid((1, 1, 1), 1, p6_from="p5")
+    with torch.no_grad():
+        for convolution in (*pyramid.laterals, *pyramid.smooth, pyramid.p6):
+            convolution.weight.zero_()
+            convolution.weight[0, 0, convolution.weight.shape[2] // 2, convolution.weight.shape[3] // 2] = 1
+        pyramid.smooth[2].bias.fill_(7)
+        *_, p6, _ = pyramid((torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 2, 2)))
+    assert p6.item() == 8  # the smoothed P5, not C5's 1
+
+
+def test_frozen_stages_keep_still_in_training() -> None:
+    model = RetinaNet(small((64, 64), norm="batch"))
+    model.freeze(2)
+    model.eval().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    sum(logits.sum() + deltas.sum() for logits, deltas in model(torch.rand(2, 3, 64, 64))).backward()
+    learning = {
+        name.split(".")[1] for name, each in model.backbone.named_parameters(prefix="x") if each.requires_grad
+    }
+    assert learning == {"layer2", "layer3", "layer4"}
+    moved = {
+        name.split(".")[1] for name, value in model.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert moved >= {"layer2", "layer4"} and not moved & {"conv1", "bn1", "layer1"}
+    assert all(each.grad is None for each in model.backbone.layer1.parameters())
+
+
+def test_an_old_spec_without_the_newer_fields_is_read() -> None:
+    spec = small((64, 64), norm="batch")
+    text = spec.to_json().replace(', "p6_from": "c5", "pyramid_norm": true', "")
+    assert "p6" not in text and DetectorSpec.from_json(text) == spec
+
+
+def test_an_unknown_source_of_p6_is_refused() -> None:
+    with pytest.raises(UserError, match="p6_from is 'c6'"):
+        small((64, 64), p6_from="c6")
+
+
 def test_an_unknown_norm_is_refused() -> None:
     with pytest.raises(UserError, match="network norm is 'layer'"):
         small((64, 64), norm="layer")
-
-
-def test_a_checkpoint_from_before_norms_reads_as_one_without() -> None:
-    spec = small((64, 64))
-    data = json.loads(spec.to_json())
-    del data["network"]["norm"]
-    assert DetectorSpec.from_json(json.dumps(data)) == spec

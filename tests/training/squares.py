@@ -1,0 +1,46 @@
+"""A data set that a toy network learns in seconds: dark and light squares of 20 to 40 pixels on grey."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from training.dataset import CocoDataset
+from training.settings import TrainConfig
+from training.spec import DetectorSpec
+
+SPEC = DetectorSpec.create(
+    ["dark", "light"],
+    size=(64, 64),
+    backbone="resnet18",
+    width=8,
+    fpn_channels=16,
+    head_depth=1,
+    norm="batch",
+    category_ids=[2, 5],
+)
+QUICK = TrainConfig(6, batch=4, warmup=2, report_every=2, save_every=100)
+
+
+def draw(folder: Path, count: int, *, boxes: bool = True) -> CocoDataset:
+    """Draw the pictures and their annotation file into a new folder."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for number in range(count):
+        pixels = np.full((64, 64, 3), 128, np.uint8)
+        side = int(rng.integers(20, 41))
+        x, y = (int(value) for value in rng.integers(0, 64 - side, 2))
+        light = bool(number % 2)
+        pixels[y : y + side, x : x + side] = 255 if light else 0
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png"})
+        if boxes:
+            annotations.append(
+                {"id": number, "image_id": number, "category_id": 5 if light else 2, "bbox": [x, y, side, side]}
+            )
+    categories = [{"id": 2, "name": "dark"}, {"id": 5, "name": "light"}]
+    path = folder / "annotations.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return CocoDataset(folder, path)

@@ -1,0 +1,263 @@
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from scripts.data_commands import data
+from tests.pictures import encode
+from training.check import CODES, Report, check_data, preflight, read_split, refuse_errors
+from training.commands import train
+from training.errors import UserError
+
+Coco = dict[str, Any]
+SIZE = (80, 60)
+
+
+def picture(seed: int, *, size: tuple[int, int] = SIZE) -> Image.Image:
+    """Return smooth noise, which looks like no other seed's."""
+    noise = np.random.default_rng(seed).integers(0, 256, (7, 9, 3)).astype(np.uint8)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder without a fault: 6 pictures of 4 boxes a category."""
+    folder = tmp_path_factory.mktemp("clean")
+    for seed in range(6):
+        picture(seed).save(folder / f"{seed}.jpg", quality=95)
+    (folder / "train.json").write_text(json.dumps(coco()))
+    return folder
+
+
+def coco(first: int = 0, count: int = 6) -> Coco:
+    names = range(first, first + count)
+    boxes = [[10 * column + 2, 5 * row + 2, 20, 14] for column in range(2) for row in range(2)]
+    return {
+        "images": [{"id": n + 1, "file_name": f"{n}.jpg", "width": SIZE[0], "height": SIZE[1]} for n in names],
+        "annotations": [
+            {"id": 100 * n + 10 * category + place, "image_id": n + 1, "category_id": category, "bbox": box}
+            for n in names
+            for category in (1, 7)
+            for place, box in enumerate(boxes)
+        ],
+        "categories": [{"id": 1, "name": "egg"}, {"id": 7, "name": "hen"}],
+    }
+
+
+def change(key: str, index: int, **fields: Any) -> Callable[[Coco, Path], None]:
+    return lambda content, _: content[key][index].update(fields)
+
+
+def add(key: str, *entries: Any) -> Callable[[Coco, Path], None]:
+    return lambda content, _: content[key].extend(entries)
+
+
+def boxes(convert: Callable[[float, float, float, float], list[Any]]) -> Callable[[Coco, Path], None]:
+    def apply(content: Coco, _: Path) -> None:
+        for entry in content["annotations"]:
+            x, y, w, h = entry["bbox"]
+            entry["bbox"] = convert(x + 30, y + 20, w, h)
+
+    return apply
+
+
+def file(name: str, data: bytes | None) -> Callable[[Coco, Path], None]:
+    def apply(_: Coco, folder: Path) -> None:
+        (folder / name).unlink() if data is None else (folder / name).write_bytes(data)
+
+    return apply
+
+
+def drop(key: str, of: Callable[[Any], bool]) -> Callable[[Coco, Path], None]:
+    return lambda content, _: content.update({key: [each for each in content[key] if not of(each)]})
+
+
+def repeat(key: str) -> Callable[[Coco, Path], None]:
+    return lambda content, _: content[key].append(copy.deepcopy(content[key][0]))
+
+
+JPEG = encode(picture(0), quality=95)
+BOX = {"image_id": 1, "category_id": 1}
+# What is done to a clean set, and all that is to be found then, with counts.
+MISTAKES: dict[str, tuple[Callable[[Coco, Path], None], dict[str, int]]] = {
+    "nothing": (lambda content, folder: None, {}),
+    "no categories": (lambda content, _: content.update(categories=[]), {"file-unreadable": 1}),
+    "no images key": (lambda content, _: content.pop("images"), {"file-unreadable": 1}),
+    "a missing file": (file("2.jpg", None), {"image-missing": 1}),
+    "a cut file": (file("2.jpg", JPEG[: len(JPEG) // 2]), {"image-unreadable": 1}),
+    "a text": (file("2.jpg", b"no picture"), {"image-unreadable": 1}),
+    "an empty file": (file("2.jpg", b""), {"image-unreadable": 1}),
+    "half the size": (file("2.jpg", encode(picture(2, size=(40, 30)))), {"image-size": 1}),
+    "listed height wrong": (change("images", 3, height=61), {"image-size": 1}),
+    "no size listed": (
+        lambda content, _: [content["images"][0].pop(key) for key in ("width", "height")],
+        {},
+    ),
+    "turned by EXIF, listed unturned": (
+        file("2.jpg", encode(picture(2), orientation=6)),
+        {"image-exif": 1},
+    ),
+    "id is a string": (change("images", 0, id="1"), {"image-entry": 1, "annotation-image": 8}),
+    "id is missing": (
+        lambda content, _: content["images"][0].pop("id"),
+        {"image-entry": 1, "annotation-image": 8},
+    ),
+    "no file name": (change("images", 0, file_name=None), {"image-entry": 1}),
+    "an id twice": (change("images", 1, id=1), {"image-id-repeated": 1, "annotation-image": 8}),
+    "an image twice": (repeat("images"), {"image-id-repeated": 1, "image-file-repeated": 1}),
+    "two copies": (
+        lambda content, folder: [shutil.copy(folder / "0.jpg", folder / f"{n}.jpg") for n in (1, 2)],
+        {"image-repeated": 1},
+    ),
+    "an unknown image": (change("annotations", 0, image_id=99), {"annotation-image": 1}),
+    "an unknown category": (change("annotations", 0, category_id=2), {"annotation-category": 1}),
+    "category as a string": (change("annotations", 0, category_id="1"), {"annotation-category": 1}),
+    "an annotation that is a list": (add("annotations", [1, 2]), {"annotation-entry": 1}),
+    "annotation ids twice": (change("annotations", 1, id=10), {"annotation-id-repeated": 1}),
+    "category without a name": (add("categories", {"id": 3}), {"category-entry": 1, "category-unused": 1}),
+    "category name blank": (change("categories", 0, name=" "), {"category-entry": 1}),
+    "category name twice": (change("categories", 1, name="egg"), {"category-repeated": 1}),
+    "category id twice": (add("categories", {"id": 7, "name": "cow"}), {"category-repeated": 1}),
+    "category by case": (change("categories", 1, name="Egg "), {"category-alike": 1}),
+    "category unused": (add("categories", {"id": 3, "name": "fox"}), {"category-unused": 1}),
+    "category rare": (
+        drop("annotations", lambda each: each["category_id"] == 7 and each["image_id"] > 2),
+        {"category-rare": 1},
+    ),
+    "three numbers": (change("annotations", 0, bbox=[1, 2, 3]), {"box-malformed": 1}),
+    "not a number": (change("annotations", 0, bbox=[1, 2, float("nan"), 4]), {"box-malformed": 1}),
+    "a number as text": (change("annotations", 0, bbox=["1", 2, 3, 4]), {"box-malformed": 1}),
+    "no bbox": (lambda content, _: content["annotations"][0].pop("bbox"), {"box-malformed": 1}),
+    "no width": (change("annotations", 0, bbox=[5, 5, 0, 9]), {"box-degenerate": 1}),
+    "thin": (change("annotations", 0, bbox=[5, 5, 1.5, 9]), {"box-tiny": 1}),
+    "outside": (change("annotations", 0, bbox=[90, 5, 9, 9]), {"box-outside": 1}),
+    "over the border": (change("annotations", 0, bbox=[70, 5, 20, 9]), {"box-overhang": 1}),
+    "a pixel over the border": (change("annotations", 0, bbox=[61, 5, 20, 9]), {}),
+    "corners": (boxes(lambda x, y, w, h: [x, y, x + w, y + h]), {"box-xyxy": 1}),
+    "shares": (
+        boxes(lambda x, y, w, h: [x / SIZE[0], y / SIZE[1], w / SIZE[0], h / SIZE[1]]),
+        {"box-normalised": 1},
+    ),
+    "centres": (boxes(lambda x, y, w, h: [x + w / 2 + 20, y + h / 2 + 14, w, h]), {"box-centre": 1}),
+    "a box twice": (change("annotations", 1, bbox=[2, 2, 20, 14]), {"box-repeated": 1}),
+    "a crowd": (change("annotations", 0, iscrowd=1), {"crowd": 1}),
+    "no boxes at all": (
+        lambda content, _: content.update(annotations=[]),
+        {"no-boxes": 1, "image-empty": 6, "category-unused": 2},
+    ),
+    "an empty picture": (drop("annotations", lambda each: each["image_id"] == 2), {"image-empty": 1}),
+    "a hundred to one": (
+        lambda content, _: content.update(
+            annotations=[
+                {**BOX, "id": n, "category_id": 7 if n == 0 else 1, "bbox": [n % 50, n // 50, 10, 10]}
+                for n in range(120)
+            ],
+            images=content["images"][:1],
+        ),
+        {"category-rare": 1, "category-imbalance": 1},
+    ),
+}
+
+
+def checked(folder: Path) -> Report:
+    return check_data(read_split("train", folder, folder / "train.json"))
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_every_mistake_is_found_and_nothing_else(tmp_path: Path, clean: Path, name: str) -> None:
+    folder = Path(shutil.copytree(clean, tmp_path / "set"))
+    mistake, expected = MISTAKES[name]
+    content = coco()
+    mistake(content, folder)
+    (folder / "train.json").write_text(json.dumps(content))
+    report = checked(folder)
+    assert {finding.code: finding.count for finding in report.findings} == expected
+    for finding in report.findings:
+        assert 0 < len(finding.examples) <= 5 and finding.remedy and finding.split == "train"
+    ranks = [("error", "warning", "note").index(finding.severity) for finding in report.findings]
+    assert ranks == sorted(ranks)
+
+
+def between(folder: Path, val: Coco) -> dict[str, int]:
+    (folder / "val.json").write_text(json.dumps(val))
+    train = read_split("train", folder, folder / "train.json")
+    report = check_data(train, read_split("val", folder, folder / "val.json"))
+    return {finding.code: finding.count for finding in report.findings if finding.split == "train, val"}
+
+
+def test_splits_are_held_together(tmp_path: Path, clean: Path) -> None:
+    folder = Path(shutil.copytree(clean, tmp_path / "set"))
+    for seed in (10, 11, 12):
+        picture(seed).save(folder / f"{seed}.jpg", quality=95)
+    assert between(folder, coco(10, 3)) == {}
+    shutil.copy(folder / "4.jpg", folder / "11.jpg")
+    picture(5).save(folder / "12.jpg", quality=60)
+    assert between(folder, coco(10, 3)) == {"split-leak": 1, "split-similar": 1}
+    other = coco(10, 1)
+    other["categories"][0]["name"] = "fox"
+    other["categories"].append({"id": 9, "name": "cow"})
+    other["annotations"][0]["category_id"] = 9
+    assert between(folder, other) == {"split-categories": 2, "split-unseen": 1}
+
+
+def test_the_same_file_twice_is_a_warning(clean: Path) -> None:
+    split = read_split("train", clean, clean / "train.json")
+    report = check_data(split, read_split("val", clean, clean / "train.json"))
+    assert [finding.code for finding in report.findings] == ["split-same"] and not report.errors
+
+
+def test_every_code_has_a_case_and_a_line_in_the_docs() -> None:
+    covered = {code for _, expected in MISTAKES.values() for code in expected}
+    between_splits = {code for code in CODES if code.startswith("split-")}
+    assert covered | between_splits == set(CODES)
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    assert [code for code in CODES if f"`{code}`" not in page] == []
+
+
+def test_the_command_writes_json_and_exits_with_3(tmp_path: Path, clean: Path) -> None:
+    content = coco()
+    content["images"][0]["file_name"] = "none.jpg"
+    (tmp_path / "bad.json").write_text(json.dumps(content))
+    flags = ["check", "--images", str(clean), "--json", str(tmp_path / "new" / "report.json"), "--annotations"]
+    good = CliRunner().invoke(data, [*flags, str(clean / "train.json")])
+    assert good.exit_code == 0 and "0 kinds of errors" in good.stdout and "next: retinaserve train" in good.stderr
+    bad = CliRunner().invoke(data, [*flags, str(tmp_path / "bad.json")])
+    assert bad.exit_code == 3 and "image-missing" in bad.stdout
+    report = json.loads((tmp_path / "new" / "report.json").read_text())
+    assert (report["errors"], report["warnings"], report["splits"][0]["images"]) == (1, 0, 6)
+    assert report["splits"][0]["boxes_per_category"] == {"egg": 24, "hen": 24}
+    (finding,) = report["findings"]
+    assert (finding["code"], finding["count"], finding["examples"]) == ("image-missing", 1, ["none.jpg"])
+    none = CliRunner().invoke(data, [*flags, str(tmp_path / "none.json")])
+    assert none.exit_code == 3 and "no such file" in none.stdout
+
+
+def test_training_is_refused_in_one_line(tmp_path: Path, clean: Path) -> None:
+    content = coco()
+    boxes(lambda x, y, w, h: [x, y, x + w, y + h])(content, clean)
+    content["images"][0]["file_name"] = "none.jpg"
+    (tmp_path / "bad.json").write_text(json.dumps(content))
+    with pytest.raises(UserError) as refused:
+        preflight(clean, tmp_path / "bad.json")
+    found = "pictures that are not there [image-missing]: none.jpg; and 1 more kinds of errors"
+    assert refused.value.message == f"{tmp_path / 'bad.json'}: {found}" and "data check" in refused.value.hint
+    flags = ["--images", str(clean), "--annotations", str(tmp_path / "bad.json"), "--iters", "1"]
+    training = CliRunner().invoke(train, [str(tmp_path / "model.pth"), *flags]).exception
+    assert isinstance(training, UserError) and training.message == refused.value.message and training.code == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.json"]
+    warned: list[str] = []
+    report = preflight(clean, clean / "train.json", clean, clean / "train.json", warn=warned.append)
+    refuse_errors(report)
+    assert len(warned) == 1 and "[split-same]" in warned[0]
+
+
+def test_headers_alone_tell_sizes(clean: Path) -> None:
+    split = read_split("train", clean, clean / "train.json", decode=False)
+    assert [image.file.size for image in split.images] == [SIZE] * 6 and not split.images[0].file.digest
