@@ -1,7 +1,7 @@
 """The compiled kernels from Python, on NumPy arrays and with the signatures of plugins/reference.py.
 
     kernels = Kernels(Path("build/plugins/libretinaserve_kernels.so"))       # from `make plugins`: on a GPU
-    kernels = Kernels(compile_for_cpu(Path("build")), guard=256)             # the same kernels, emulated on a CPU
+    kernels = Kernels(compile_for_cpu(Path("build/cpu.so")), guard=256)      # the same kernels, emulated on a CPU
     logits, boxes, classes = kernels.decode(logits, deltas, letterbox, anchors=table, strides=(8, 16), ...)
 
 For tests and benchmarks: every call copies its arrays to the device and back. TensorRT is not involved; the
@@ -26,15 +26,16 @@ CPU_FLAGS = (
     "-U_FORTIFY_SOURCE",  # it takes a longjmp between two stacks for an overflow
     "-fPIC", "-shared", "-DRETINASERVE_CPU", f"-I{FOLDER / 'include'}",
 )  # fmt: skip
-CPU_SOURCES = (*(FOLDER / "kernels" / f"{name}.cu" for name in ("decode", "nms")), FOLDER / "capi" / "memory.cpp")
+KERNELS = tuple(FOLDER / "kernels" / f"{name}.cu" for name in ("decode", "nms"))
+INTERFACE = tuple(FOLDER / "capi" / f"{name}.cpp" for name in ("kernels", "memory"))
 GARBAGE = 0xA5  # what scratch, outputs and guards hold before a call
 
 
-def compile_for_cpu(folder: Path, name: str = "libretinaserve_kernels_cpu.so", extra: Sequence[str] = ()) -> Path:
-    """Compile the kernels for the CPU emulation with g++; `extra` are further sources and flags."""
-    library = folder / name
-    sources = [*map(str, CPU_SOURCES), str(FOLDER / "capi" / "kernels.cpp"), *extra]
-    command = ["g++", *CPU_FLAGS, "-x", "c++", *sources, "-o", str(library)]
+def compile_for_cpu(
+    library: Path, sources: Sequence[Path] = (*KERNELS, *INTERFACE), flags: Sequence[str] = ()
+) -> Path:
+    """Compile sources for the CPU emulation with g++ and return the library."""
+    command = ["g++", *CPU_FLAGS, "-x", "c++", *map(str, sources), *flags, "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"g++ failed:\n{done.stderr}")
@@ -157,6 +158,12 @@ class Kernels:
         """Choose the emulation's order of blocks and threads: 0 forwards, 1 backwards, else a seed."""
         self.library.retinaserveSetSchedule(c_uint32(schedule))
 
+    def scratch_bytes(self, problem: DecodeProblem | NmsProblem) -> int:
+        """Return the bytes of scratch a problem needs on the device."""
+        decode = isinstance(problem, DecodeProblem)
+        call = self.library.retinaserveDecodeScratchBytes if decode else self.library.retinaserveNmsScratchBytes
+        return int(call(byref(problem)))
+
     def decode(
         self,
         logits: Sequence[Floats],
@@ -180,7 +187,7 @@ class Kernels:
         if fault:
             raise ValueError(fault.decode())
         slots = self.library.retinaserveDecodeSlots(byref(problem))
-        scratch = garbage((self.library.retinaserveDecodeScratchBytes(byref(problem)),), np.uint8)
+        scratch = garbage((self.scratch_bytes(problem),), np.uint8)
         inputs = [Memory(self, array) for array in (*logits, *deltas, letterbox.astype(np.float32))]
         shapes: tuple[tuple[tuple[int, ...], npt.DTypeLike], ...] = (
             ((batch, slots), np.float32),
@@ -218,7 +225,7 @@ class Kernels:
         fault = self.library.retinaserveNmsFault(byref(problem))
         if fault:
             raise ValueError(fault.decode())
-        scratch = garbage((self.library.retinaserveNmsScratchBytes(byref(problem)),), np.uint8)
+        scratch = garbage((self.scratch_bytes(problem),), np.uint8)
         inputs = [Memory(self, array) for array in (logits, boxes, classes, letterbox.astype(np.float32))]
         shapes: tuple[tuple[tuple[int, ...], npt.DTypeLike], ...] = (
             ((batch, 1), np.int32),

@@ -13,10 +13,12 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #ifndef RETINASERVE_CPU
@@ -561,28 +563,38 @@ IPluginCreatorV3One& findCreator(void* library, char const* name, Finder& finder
     throw std::runtime_error(std::string("no creator of ") + name);
 }
 
-void live(IPluginCreatorV3One& creator, PluginFieldCollection const& fields, Run& run, bool inGraph)
+Plugin create(IPluginCreatorV3One& creator, PluginFieldCollection const& fields, TensorRTPhase phase)
 {
-    char const* const name = creator.getPluginName();
-    Plugin plugin(creator.createPlugin(name, &fields, TensorRTPhase::kBUILD));
+    Plugin plugin(creator.createPlugin(creator.getPluginName(), &fields, phase));
     expect(plugin != nullptr, "createPlugin failed");
-    auto& core = capability<IPluginV3OneCore>(*plugin, PluginCapabilityType::kCORE);
-    expect(std::strcmp(core.getPluginName(), name) == 0, "the plugin has another name than its creator");
-    expect(
-        std::strcmp(core.getPluginVersion(), creator.getPluginVersion()) == 0, "plugin and creator differ in version");
-    plugin.reset(plugin->clone());
-    expect(plugin != nullptr, "clone failed");
-    size_t const workspaceBytes = run.build(*plugin);
+    return plugin;
+}
 
+//! \return a plugin made of what the given one serialises.
+Plugin passThroughPlan(IPluginCreatorV3One& creator, Plugin plugin)
+{
     auto const serialise = [](IPluginV3& any)
     { return capability<IPluginV3OneRuntime>(any, PluginCapabilityType::kRUNTIME).getFieldsToSerialize(); };
     Fields const saved(serialise(*plugin));
     expect(saved.collection()->nbFields == creator.getFieldNames()->nbFields, "not every field is serialised");
     plugin.reset();
-
-    Plugin const loaded(creator.createPlugin(name, saved.collection(), TensorRTPhase::kRUNTIME));
-    expect(loaded != nullptr, "createPlugin failed on serialised fields");
+    Plugin loaded = create(creator, *saved.collection(), TensorRTPhase::kRUNTIME);
     expect(Fields(serialise(*loaded)) == saved, "fields changed on their way through a plan");
+    return loaded;
+}
+
+void live(IPluginCreatorV3One& creator, PluginFieldCollection const& fields, Run& run, bool inGraph)
+{
+    Plugin const made = create(creator, fields, TensorRTPhase::kBUILD);
+    auto& core = capability<IPluginV3OneCore>(*made, PluginCapabilityType::kCORE);
+    expect(std::strcmp(core.getPluginName(), creator.getPluginName()) == 0, "plugin and creator differ in name");
+    expect(
+        std::strcmp(core.getPluginVersion(), creator.getPluginVersion()) == 0, "plugin and creator differ in version");
+    Plugin copy(made->clone());
+    expect(copy != nullptr, "clone failed");
+    size_t const workspaceBytes = run.build(*copy);
+
+    Plugin const loaded = passThroughPlan(creator, std::move(copy));
     Context context;
     auto& runtime = capability<IPluginV3OneRuntime>(*loaded, PluginCapabilityType::kRUNTIME);
     Plugin const attached(runtime.attachToContext(&context));
@@ -590,30 +602,57 @@ void live(IPluginCreatorV3One& creator, PluginFieldCollection const& fields, Run
     run.execute(*attached, workspaceBytes, inGraph);
 }
 
-} // namespace
-
-//! \return 0, or 1 with the reason in `message`.
-extern "C" int32_t harnessRun(char const* library, char const* name, PluginField const* fields, int32_t nbFields,
-    HarnessTensor const* inputs, int32_t nbInputs, HarnessTensor* outputs, int32_t nbOutputs, int64_t maxBatch,
-    int32_t inGraph, char* message, size_t messageBytes)
+//! \return 0, or 1 with the reason of what was thrown, and what was logged, in `message`.
+template <typename Action>
+int32_t report(Action const& action, std::string const& logged, char* message, size_t messageBytes)
 {
-    static Finder finder; // the library keeps it
-    finder.logger.text.clear();
     try
     {
-        void* const handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
-        expect(handle != nullptr, "the plugin library cannot be loaded");
-        PluginFieldCollection const collection{nbFields, fields};
-        Run run(inputs, nbInputs, outputs, nbOutputs, maxBatch);
-        live(findCreator(handle, name, finder), collection, run, inGraph != 0);
+        action();
         return 0;
     }
     catch (std::exception const& error)
     {
-        std::string const text
-            = std::string(error.what()) + (finder.logger.text.empty() ? "" : ": ") + finder.logger.text;
+        std::string const text = std::string(error.what()) + (logged.empty() ? "" : ": ") + logged;
         std::strncpy(message, text.c_str(), messageBytes - 1);
         message[messageBytes - 1] = '\0';
         return 1;
     }
 }
+
+} // namespace
+
+extern "C"
+{
+
+    //! \return 0, or 1 with the reason in `message`.
+    int32_t harnessRun(char const* library, char const* name, PluginField const* fields, int32_t nbFields,
+        HarnessTensor const* inputs, int32_t nbInputs, HarnessTensor* outputs, int32_t nbOutputs, int64_t maxBatch,
+        int32_t inGraph, char* message, size_t messageBytes)
+    {
+        static Finder finder; // the library keeps it
+        finder.logger.text.clear();
+        auto const action = [&]
+        {
+            void* const handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
+            expect(handle != nullptr, "the plugin library cannot be loaded");
+            Run run(inputs, nbInputs, outputs, nbOutputs, maxBatch);
+            live(findCreator(handle, name, finder), PluginFieldCollection{nbFields, fields}, run, inGraph != 0);
+        };
+        return report(action, finder.logger.text, message, messageBytes);
+    }
+
+    //! Create a plugin of a registry, serialise it, create it again: the fields must be the same.
+    int32_t harnessRegistry(IPluginRegistry* registry, char const* name, PluginField const* fields, int32_t nbFields,
+        char* message, size_t messageBytes)
+    {
+        auto const action = [&]
+        {
+            auto* const creator = static_cast<IPluginCreatorV3One*>(registry->getCreator(name, "1", ""));
+            expect(creator != nullptr, "the registry has no such creator");
+            passThroughPlan(*creator, create(*creator, PluginFieldCollection{nbFields, fields}, TensorRTPhase::kBUILD));
+        };
+        return report(action, "", message, messageBytes);
+    }
+
+} // extern "C"

@@ -76,6 +76,17 @@ size_t placeScratch(NmsProblem const& problem, void* memory, NmsArguments& args)
     return layout.bytes();
 }
 
+//! No candidates, no detections.
+int32_t clearOutputs(NmsProblem const& problem, NmsArguments const& args, cudaStream_t stream)
+{
+    size_t const images = static_cast<size_t>(problem.batch);
+    size_t const slots = images * static_cast<size_t>(problem.maxDetections);
+    int32_t error = clear(args.numDetections, images * sizeof(int32_t), stream);
+    error = error != 0 ? error : clear(args.outBoxes, slots * sizeof(float4), stream);
+    error = error != 0 ? error : clear(args.outScores, slots * sizeof(float), stream);
+    return error != 0 ? error : clear(args.outClasses, slots * sizeof(int32_t), stream);
+}
+
 } // namespace
 
 char const* nmsFault(NmsProblem const& problem) noexcept
@@ -84,9 +95,9 @@ char const* nmsFault(NmsProblem const& problem) noexcept
     {
         return "batch must be 0 to 65535";
     }
-    if (problem.candidates < 1 || problem.candidates > kMAX_CANDIDATES)
+    if (problem.candidates < 0 || problem.candidates > kMAX_CANDIDATES)
     {
-        return "candidates must be 1 to 1048576";
+        return "candidates must be 0 to 1048576";
     }
     if (problem.maxDetections < 1 || problem.maxDetections > kMAX_DETECTIONS)
     {
@@ -132,6 +143,10 @@ int32_t nms(NmsProblem const& problem, float const* logits, float const* boxes, 
     placeScratch(problem, scratch, args);
 
     uint32_t const batch = static_cast<uint32_t>(problem.batch);
+    if (problem.candidates == 0)
+    {
+        return clearOutputs(problem, args, stream);
+    }
     dim3 const tiles(args.tiles, batch);
     if (int32_t const error = launch(sortKernel, tiles, dim3(kSORT_THREADS), sizeof(SortShared), stream, args))
     {
