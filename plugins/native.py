@@ -92,16 +92,20 @@ class NmsProblem(ctypes.Structure):
 
 
 class Memory:
-    """An array's place on the device, between two guards that nothing may write to; freed with `free`."""
+    """An array's place on the device, between two guards that nothing may write to; freed with `free`.
 
-    def __init__(self, kernels: "Kernels", array: npt.NDArray[Any]) -> None:
+    Without guards, scratch is left as it was allocated: compute-sanitizer sees then who reads it unwritten.
+    """
+
+    def __init__(self, kernels: "Kernels", array: npt.NDArray[Any], *, is_scratch: bool = False) -> None:
         self._kernels = kernels
         self._array = array = np.ascontiguousarray(array)
         edge = np.full(kernels.guard, GARBAGE, np.uint8)
         self._host = np.concatenate((edge, array.reshape(-1).view(np.uint8), edge))
         self._device = c_void_p()
         kernels.check(kernels.library.retinaserveAllocate(byref(self._device), self._host.nbytes))
-        kernels.check(kernels.library.retinaserveToDevice(self._device, self._pointer(), self._host.nbytes))
+        if kernels.guard or not is_scratch:
+            kernels.check(kernels.library.retinaserveToDevice(self._device, self._pointer(), self._host.nbytes))
         self.address = (self._device.value or 0) + kernels.guard
 
     def _pointer(self) -> c_void_p:
@@ -120,7 +124,8 @@ class Memory:
 
     def free(self) -> None:
         """Check the guards and give the memory back."""
-        self.read()
+        if self._kernels.guard:
+            self.read()
         self._kernels.check(self._kernels.library.retinaserveFree(self._device))
 
 
@@ -195,7 +200,7 @@ class Kernels:
             ((batch, slots), np.int32),
         )
         outputs = [Memory(self, garbage(shape, dtype)) for shape, dtype in shapes]
-        space = Memory(self, scratch)
+        space = Memory(self, scratch, is_scratch=True)
         heads = c_void_p * len(logits)
         error = self.library.retinaserveDecode(
             byref(problem),
@@ -234,7 +239,7 @@ class Kernels:
             ((batch, max_detections), np.int32),
         )
         outputs = [Memory(self, garbage(shape, dtype)) for shape, dtype in shapes]
-        space = Memory(self, scratch)
+        space = Memory(self, scratch, is_scratch=True)
         error = self.library.retinaserveNms(
             byref(problem), *(memory.address for memory in (*inputs, *outputs, space)), None
         )

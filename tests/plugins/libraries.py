@@ -79,7 +79,7 @@ def require_headers() -> list[str]:
     found = tensorrt_headers()
     if not found:
         pytest.skip("needs TensorRT's headers: set TENSORRT_ROOT to the folder that has include/")
-    return ["-isystem", str(found[-1]), "-isystem", str(cuda_headers())]
+    return ["-isystem", str(found[0]), "-isystem", str(cuda_headers())]
 
 
 def cuda_headers() -> Path:
