@@ -134,7 +134,8 @@ class Bench:
         nms = NmsProblem(batch, slots, DETECTIONS, IOU)
         side = STRIDES[0] * sizes[0][0]
         letterbox = np.full((batch, 4), side, np.float32)
-        inputs = [Memory(self.kernels, array) for array in (*logits, *deltas, letterbox)]
+        arrays: tuple[npt.NDArray[Any], ...] = (*logits, *deltas, letterbox)
+        inputs = [Memory(self.kernels, array) for array in arrays]
         spaces: tuple[tuple[int, ...], ...] = (
             (batch, slots), (batch, slots, 4), (batch, slots),
             (batch,), (batch, DETECTIONS, 4), (batch, DETECTIONS), (batch, DETECTIONS),
