@@ -16,35 +16,35 @@
 extern "C"
 {
 
-    int32_t retinaserveAllocate(void** memory, size_t bytes)
-    {
-        constexpr size_t kALIGNMENT = 256;
-        *memory = std::aligned_alloc(kALIGNMENT, (bytes + kALIGNMENT) / kALIGNMENT * kALIGNMENT);
-        return *memory == nullptr ? 2 : 0;
-    }
+int32_t retinaserveAllocate(void** memory, size_t bytes)
+{
+    constexpr size_t kALIGNMENT = 256;
+    *memory = std::aligned_alloc(kALIGNMENT, (bytes + kALIGNMENT) / kALIGNMENT * kALIGNMENT);
+    return *memory == nullptr ? 2 : 0;
+}
 
-    int32_t retinaserveFree(void* memory)
-    {
-        std::free(memory);
-        return 0;
-    }
+int32_t retinaserveFree(void* memory)
+{
+    std::free(memory);
+    return 0;
+}
 
-    int32_t retinaserveToDevice(void* device, void const* host, size_t bytes)
-    {
-        std::memcpy(device, host, bytes);
-        return 0;
-    }
+int32_t retinaserveToDevice(void* device, void const* host, size_t bytes)
+{
+    std::memcpy(device, host, bytes);
+    return 0;
+}
 
-    int32_t retinaserveToHost(void* host, void const* device, size_t bytes)
-    {
-        std::memcpy(host, device, bytes);
-        return 0;
-    }
+int32_t retinaserveToHost(void* host, void const* device, size_t bytes)
+{
+    std::memcpy(host, device, bytes);
+    return 0;
+}
 
-    void retinaserveSetSchedule(uint32_t schedule)
-    {
-        shim::setSchedule(schedule);
-    }
+void retinaserveSetSchedule(uint32_t schedule)
+{
+    shim::setSchedule(schedule);
+}
 
 } // extern "C"
 
@@ -55,25 +55,25 @@ extern "C"
 extern "C"
 {
 
-    int32_t retinaserveAllocate(void** memory, size_t bytes)
-    {
-        return static_cast<int32_t>(cudaMalloc(memory, bytes > 0 ? bytes : 1));
-    }
+int32_t retinaserveAllocate(void** memory, size_t bytes)
+{
+    return static_cast<int32_t>(cudaMalloc(memory, bytes > 0 ? bytes : 1));
+}
 
-    int32_t retinaserveFree(void* memory)
-    {
-        return static_cast<int32_t>(cudaFree(memory));
-    }
+int32_t retinaserveFree(void* memory)
+{
+    return static_cast<int32_t>(cudaFree(memory));
+}
 
-    int32_t retinaserveToDevice(void* device, void const* host, size_t bytes)
-    {
-        return static_cast<int32_t>(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice));
-    }
+int32_t retinaserveToDevice(void* device, void const* host, size_t bytes)
+{
+    return static_cast<int32_t>(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice));
+}
 
-    int32_t retinaserveToHost(void* host, void const* device, size_t bytes)
-    {
-        return static_cast<int32_t>(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost));
-    }
+int32_t retinaserveToHost(void* host, void const* device, size_t bytes)
+{
+    return static_cast<int32_t>(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost));
+}
 
 } // extern "C"
 

@@ -71,55 +71,55 @@ cudaError_t timeEach(
 extern "C"
 {
 
-    //! Read `bytes` once, `repeats` times over. \param flush device memory to write between two times.
-    int32_t retinaserveTimeRead(
-        void const* data, size_t bytes, void* flush, size_t flushBytes, int32_t repeats, float* milliseconds)
+//! Read `bytes` once, `repeats` times over. \param flush device memory to write between two times.
+int32_t retinaserveTimeRead(
+    void const* data, size_t bytes, void* flush, size_t flushBytes, int32_t repeats, float* milliseconds)
+{
+    auto const work = [&]
     {
-        auto const work = [&]
-        {
-            readKernel<<<kREAD_BLOCKS, kREAD_THREADS>>>(
-                static_cast<uint4 const*>(data), bytes / sizeof(uint4), static_cast<uint32_t*>(flush));
-            return cudaGetLastError();
-        };
-        return static_cast<int32_t>(timeEach(work, nullptr, flush, flushBytes, repeats, milliseconds));
-    }
+        readKernel<<<kREAD_BLOCKS, kREAD_THREADS>>>(
+            static_cast<uint4 const*>(data), bytes / sizeof(uint4), static_cast<uint32_t*>(flush));
+        return cudaGetLastError();
+    };
+    return static_cast<int32_t>(timeEach(work, nullptr, flush, flushBytes, repeats, milliseconds));
+}
 
-    //! Decode (parts & 1) and NMS (parts & 2), captured in one CUDA graph.
-    //! \param buffers candidates' logits, boxes, classes; num_detections, boxes, scores, classes; scratch of both.
-    int32_t retinaserveTimeDetect(DecodeProblem const* decoding, NmsProblem const* suppressing, int32_t parts,
-        void const* const* logits, void const* const* deltas, float const* letterbox, void* const* buffers, void* flush,
-        size_t flushBytes, int32_t repeats, float* milliseconds)
+//! Decode (parts & 1) and NMS (parts & 2), captured in one CUDA graph.
+//! \param buffers candidates' logits, boxes, classes; num_detections, boxes, scores, classes; scratch of both.
+int32_t retinaserveTimeDetect(DecodeProblem const* decoding, NmsProblem const* suppressing, int32_t parts,
+    void const* const* logits, void const* const* deltas, float const* letterbox, void* const* buffers, void* flush,
+    size_t flushBytes, int32_t repeats, float* milliseconds)
+{
+    cudaStream_t stream{};
+    cudaGraph_t graph{};
+    cudaGraphExec_t ready{};
+    cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    error = error == cudaSuccess ? cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) : error;
+    auto* const candidateLogits = static_cast<float*>(buffers[0]);
+    auto* const candidateBoxes = static_cast<float*>(buffers[1]);
+    auto* const candidateClasses = static_cast<int32_t*>(buffers[2]);
+    if (error == cudaSuccess && (parts & 1) != 0)
     {
-        cudaStream_t stream{};
-        cudaGraph_t graph{};
-        cudaGraphExec_t ready{};
-        cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-        error = error == cudaSuccess ? cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) : error;
-        auto* const candidateLogits = static_cast<float*>(buffers[0]);
-        auto* const candidateBoxes = static_cast<float*>(buffers[1]);
-        auto* const candidateClasses = static_cast<int32_t*>(buffers[2]);
-        if (error == cudaSuccess && (parts & 1) != 0)
-        {
-            error = static_cast<cudaError_t>(retinaserve::decode(*decoding, logits, deltas, letterbox, candidateLogits,
-                candidateBoxes, candidateClasses, buffers[7], stream));
-        }
-        if (error == cudaSuccess && (parts & 2) != 0)
-        {
-            error = static_cast<cudaError_t>(retinaserve::nms(*suppressing, candidateLogits, candidateBoxes,
-                candidateClasses, letterbox, static_cast<int32_t*>(buffers[3]), static_cast<float*>(buffers[4]),
-                static_cast<float*>(buffers[5]), static_cast<int32_t*>(buffers[6]), buffers[8], stream));
-        }
-        error = error == cudaSuccess ? cudaStreamEndCapture(stream, &graph) : error;
-        error = error == cudaSuccess ? cudaGraphInstantiate(&ready, graph, 0) : error;
-        if (error == cudaSuccess)
-        {
-            auto const work = [&] { return cudaGraphLaunch(ready, stream); };
-            error = timeEach(work, stream, flush, flushBytes, repeats, milliseconds);
-        }
-        cudaGraphExecDestroy(ready);
-        cudaGraphDestroy(graph);
-        cudaStreamDestroy(stream);
-        return static_cast<int32_t>(error);
+        error = static_cast<cudaError_t>(retinaserve::decode(*decoding, logits, deltas, letterbox, candidateLogits,
+            candidateBoxes, candidateClasses, buffers[7], stream));
     }
+    if (error == cudaSuccess && (parts & 2) != 0)
+    {
+        error = static_cast<cudaError_t>(retinaserve::nms(*suppressing, candidateLogits, candidateBoxes,
+            candidateClasses, letterbox, static_cast<int32_t*>(buffers[3]), static_cast<float*>(buffers[4]),
+            static_cast<float*>(buffers[5]), static_cast<int32_t*>(buffers[6]), buffers[8], stream));
+    }
+    error = error == cudaSuccess ? cudaStreamEndCapture(stream, &graph) : error;
+    error = error == cudaSuccess ? cudaGraphInstantiate(&ready, graph, 0) : error;
+    if (error == cudaSuccess)
+    {
+        auto const work = [&] { return cudaGraphLaunch(ready, stream); };
+        error = timeEach(work, stream, flush, flushBytes, repeats, milliseconds);
+    }
+    cudaGraphExecDestroy(ready);
+    cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
+    return static_cast<int32_t>(error);
+}
 
 } // extern "C"

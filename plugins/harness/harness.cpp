@@ -7,13 +7,15 @@
 //! Find its creator, create, negotiate formats and shapes, configure, clone, serialise, create again from what was
 //! serialised, attach, enqueue: plainly, or captured in a CUDA graph that is launched twice. Compiled with
 //! RETINASERVE_CPU it does the same with a plugin library whose kernels are emulated. Called from
-//! tests/plugins/test_harness.py through harnessRun.
+//! tests/plugins/test_adapter.py through harnessRun.
+
+#include "memory.h"
+#include "runtime.h"
 
 #include <NvInferRuntime.h>
 
 #include <dlfcn.h>
 
-#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -26,242 +28,24 @@
 #endif
 
 using namespace nvinfer1;
+using namespace retinaserve;
 
 extern "C"
 {
 
-    int32_t retinaserveAllocate(void** memory, size_t bytes);
-    int32_t retinaserveFree(void* memory);
-    int32_t retinaserveToDevice(void* device, void const* host, size_t bytes);
-    int32_t retinaserveToHost(void* host, void const* device, size_t bytes);
-
-    //! A tensor on the host; the first dimension is the batch.
-    struct HarnessTensor
-    {
-        int32_t type; //!< nvinfer1::DataType
-        int32_t nbDims;
-        int64_t dims[8];
-        void* data;
-    };
+//! A tensor on the host; the first dimension is the batch.
+struct HarnessTensor
+{
+    int32_t type; //!< nvinfer1::DataType
+    int32_t nbDims;
+    int64_t dims[8];
+    void* data;
+};
 
 } // extern "C"
 
 namespace
 {
-
-constexpr uint8_t kGARBAGE = 0xA5;
-constexpr size_t kGUARD = 256;
-
-void expect(bool condition, std::string const& message)
-{
-    if (!condition)
-    {
-        throw std::runtime_error(message);
-    }
-}
-
-//! Collects what plugins log.
-class Log final : public ILogger
-{
-public:
-    void log(Severity, AsciiChar const* message) noexcept override
-    {
-        text += text.empty() ? "" : "; ";
-        text += message;
-    }
-
-    std::string text;
-};
-
-class Finder final : public ILoggerFinder
-{
-public:
-    ILogger* findLogger() override
-    {
-        return &logger;
-    }
-
-    Log logger;
-};
-
-//! A dimension: a number, or one known at run time only.
-class Expression final : public IDimensionExpr, public apiv::VDimensionExpr
-{
-public:
-    explicit Expression(int64_t value)
-        : mValue(value)
-    {
-        mImpl = this;
-    }
-
-    bool isConstant() const override
-    {
-        return mValue >= 0;
-    }
-
-    int64_t getConstantValue() const override
-    {
-        return mValue;
-    }
-
-    bool isSizeTensor() const override
-    {
-        return false;
-    }
-
-private:
-    int64_t mValue;
-};
-
-//! Computes with constant dimensions; whatever is made of an unknown one is unknown.
-class Expressions final : public IExprBuilder, public apiv::VExprBuilder
-{
-public:
-    Expressions()
-    {
-        mImpl = this;
-    }
-
-    IDimensionExpr const* constant(int64_t value) override
-    {
-        mMade.push_back(std::make_unique<Expression>(value));
-        return mMade.back().get();
-    }
-
-    IDimensionExpr const* operation(
-        DimensionOperation op, IDimensionExpr const& first, IDimensionExpr const& second) override
-    {
-        if (!first.isConstant() || !second.isConstant())
-        {
-            return constant(-1);
-        }
-        int64_t const a = first.getConstantValue();
-        int64_t const b = second.getConstantValue();
-        switch (op)
-        {
-        case DimensionOperation::kSUM: return constant(a + b);
-        case DimensionOperation::kPROD: return constant(a * b);
-        case DimensionOperation::kMIN: return constant(a < b ? a : b);
-        default: throw std::runtime_error("an operation on dimensions that the harness does not know");
-        }
-    }
-
-    IDimensionExpr const* declareSizeTensor(int32_t, IDimensionExpr const&, IDimensionExpr const&) override
-    {
-        throw std::runtime_error("a size tensor was declared, but outputs have fixed sizes");
-    }
-
-private:
-    std::vector<std::unique_ptr<Expression>> mMade;
-};
-
-class Context final : public IPluginResourceContext
-{
-public:
-    IGpuAllocator* getGpuAllocator() const noexcept override
-    {
-        return nullptr;
-    }
-
-    IErrorRecorder* getErrorRecorder() const noexcept override
-    {
-        return nullptr;
-    }
-};
-
-//! A copy of serialised fields that owns its data, as a plan file does.
-class Fields
-{
-public:
-    explicit Fields(PluginFieldCollection const* fields)
-    {
-        expect(fields != nullptr, "getFieldsToSerialize returned nullptr");
-        for (int32_t i = 0; i < fields->nbFields; ++i)
-        {
-            PluginField const& field = fields->fields[i];
-            bool const isKnown = field.type == PluginFieldType::kFLOAT32 || field.type == PluginFieldType::kINT32;
-            expect(isKnown, std::string("field '") + field.name + "' is serialised as another type");
-            mNames.push_back(field.name);
-            auto const* const data = static_cast<uint8_t const*>(field.data);
-            mData.emplace_back(data, data + static_cast<size_t>(field.length) * 4);
-            mTypes.push_back(field.type);
-        }
-        for (size_t i = 0; i < mNames.size(); ++i)
-        {
-            int32_t const length = static_cast<int32_t>(mData[i].size() / 4);
-            mFields.emplace_back(mNames[i].c_str(), mData[i].data(), mTypes[i], length);
-        }
-        mCollection = {static_cast<int32_t>(mFields.size()), mFields.data()};
-    }
-
-    Fields(Fields const&) = delete;
-
-    bool operator==(Fields const& other) const
-    {
-        return mNames == other.mNames && mData == other.mData && mTypes == other.mTypes;
-    }
-
-    PluginFieldCollection const* collection() const
-    {
-        return &mCollection;
-    }
-
-private:
-    std::vector<std::string> mNames;
-    std::vector<std::vector<uint8_t>> mData;
-    std::vector<PluginFieldType> mTypes;
-    std::vector<PluginField> mFields;
-    PluginFieldCollection mCollection{};
-};
-
-//! Device memory with a guard behind it.
-class Memory
-{
-public:
-    explicit Memory(size_t bytes)
-        : mHost(bytes + kGUARD, kGARBAGE)
-    {
-        expect(retinaserveAllocate(&mDevice, mHost.size()) == 0, "no device memory");
-        fill();
-    }
-
-    Memory(Memory const&) = delete;
-
-    ~Memory()
-    {
-        retinaserveFree(mDevice);
-    }
-
-    //! Garbage everywhere, then the data, if there is any.
-    void fill(void const* data = nullptr)
-    {
-        std::fill(mHost.begin(), mHost.end(), kGARBAGE);
-        if (data != nullptr)
-        {
-            std::memcpy(mHost.data(), data, mHost.size() - kGUARD);
-        }
-        expect(retinaserveToDevice(mDevice, mHost.data(), mHost.size()) == 0, "copy to the device failed");
-    }
-
-    std::vector<uint8_t> const& read()
-    {
-        expect(retinaserveToHost(mHost.data(), mDevice, mHost.size()) == 0, "copy from the device failed");
-        for (size_t i = mHost.size() - kGUARD; i < mHost.size(); ++i)
-        {
-            expect(mHost[i] == kGARBAGE, "enqueue wrote behind its memory");
-        }
-        return mHost;
-    }
-
-    void* device() const
-    {
-        return mDevice;
-    }
-
-private:
-    std::vector<uint8_t> mHost;
-    void* mDevice{nullptr};
-};
 
 size_t elementBytes(int32_t type)
 {
@@ -625,34 +409,34 @@ int32_t report(Action const& action, std::string const& logged, char* message, s
 extern "C"
 {
 
-    //! \return 0, or 1 with the reason in `message`.
-    int32_t harnessRun(char const* library, char const* name, PluginField const* fields, int32_t nbFields,
-        HarnessTensor const* inputs, int32_t nbInputs, HarnessTensor* outputs, int32_t nbOutputs, int64_t maxBatch,
-        int32_t inGraph, char* message, size_t messageBytes)
+//! \return 0, or 1 with the reason in `message`.
+int32_t harnessRun(char const* library, char const* name, PluginField const* fields, int32_t nbFields,
+    HarnessTensor const* inputs, int32_t nbInputs, HarnessTensor* outputs, int32_t nbOutputs, int64_t maxBatch,
+    int32_t inGraph, char* message, size_t messageBytes)
+{
+    static Finder finder; // the library keeps it
+    finder.logger.text.clear();
+    auto const action = [&]
     {
-        static Finder finder; // the library keeps it
-        finder.logger.text.clear();
-        auto const action = [&]
-        {
-            void* const handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
-            expect(handle != nullptr, "the plugin library cannot be loaded");
-            Run run(inputs, nbInputs, outputs, nbOutputs, maxBatch);
-            live(findCreator(handle, name, finder), PluginFieldCollection{nbFields, fields}, run, inGraph != 0);
-        };
-        return report(action, finder.logger.text, message, messageBytes);
-    }
+        void* const handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
+        expect(handle != nullptr, "the plugin library cannot be loaded");
+        Run run(inputs, nbInputs, outputs, nbOutputs, maxBatch);
+        live(findCreator(handle, name, finder), PluginFieldCollection{nbFields, fields}, run, inGraph != 0);
+    };
+    return report(action, finder.logger.text, message, messageBytes);
+}
 
-    //! Create a plugin of a registry, serialise it, create it again: the fields must be the same.
-    int32_t harnessRegistry(IPluginRegistry* registry, char const* name, PluginField const* fields, int32_t nbFields,
-        char* message, size_t messageBytes)
+//! Create a plugin of a registry, serialise it, create it again: the fields must be the same.
+int32_t harnessRegistry(IPluginRegistry* registry, char const* name, PluginField const* fields, int32_t nbFields,
+    char* message, size_t messageBytes)
+{
+    auto const action = [&]
     {
-        auto const action = [&]
-        {
-            auto* const creator = static_cast<IPluginCreatorV3One*>(registry->getCreator(name, "1", ""));
-            expect(creator != nullptr, "the registry has no such creator");
-            passThroughPlan(*creator, create(*creator, PluginFieldCollection{nbFields, fields}, TensorRTPhase::kBUILD));
-        };
-        return report(action, "", message, messageBytes);
-    }
+        auto* const creator = static_cast<IPluginCreatorV3One*>(registry->getCreator(name, "1", ""));
+        expect(creator != nullptr, "the registry has no such creator");
+        passThroughPlan(*creator, create(*creator, PluginFieldCollection{nbFields, fields}, TensorRTPhase::kBUILD));
+    };
+    return report(action, "", message, messageBytes);
+}
 
 } // extern "C"

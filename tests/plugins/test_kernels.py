@@ -18,7 +18,7 @@ CLAMP = math.log(1000 / 16)
 BOX_TOLERANCE = 1e-3  # pixels
 SCORE_TOLERANCE = 1e-5
 TOPKS = (1, 7, 100, 1000, 1500, 4096)
-RANDOM_CASES = {"cpu": 200, "gpu": 1000}
+RANDOM_CASES = {"cpu": 300, "gpu": 1000}
 CHUNKS = 10
 
 
