@@ -1,5 +1,6 @@
 # The front door. Every target makes or updates .venv by itself, and does nothing twice.
 #   make demo PYTHON=python3.12      another interpreter for a new .venv
+#   make plugins TENSORRT_ROOT=/opt/tensorrt JOBS=16      where TensorRT's headers are
 #   make demo PIP_ARGS="--no-index --find-links wheels"      further arguments of pip
 
 PYTHON ?= python3.11
@@ -8,9 +9,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUNS ?= runs
+CMAKE_ARGS ?=
+JOBS ?= 2
+CXX_FILES = $(wildcard $(foreach suffix,h cpp cuh cu,plugins/*/*.$(suffix) plugins/include/*/*.$(suffix)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench plugins clean
 
 help: ## Show what there is to make
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -28,17 +32,23 @@ demo: $(STAMP) ## Synthetic pictures to boxes on a real Triton, in minutes (writ
 test: $(STAMP) ## Run all tests; those that need a GPU say so and skip
 	@$(BIN)/python -m pytest
 
-lint: $(STAMP) ## Ruff, mypy strict, formatting
+lint: $(STAMP) ## Ruff, mypy strict, clang-format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: $(STAMP) ## Rewrite the code in the house format
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: $(STAMP) ## What serving costs: ResNet18 at 512 x 512 through Triton against a plain loop (writes runs/bench)
 	@$(BIN)/retinaserve efficiency --output $(RUNS)/bench
+
+plugins: ## CUDA kernels and TensorRT plugins (writes build/plugins; needs nvcc, and TENSORRT_ROOT for the headers)
+	@cmake -S plugins -B build/plugins $(CMAKE_ARGS)
+	@cmake --build build/plugins --parallel $(JOBS)
 
 clean: ## Remove .venv, runs and caches
 	@rm -rf $(VENV) $(RUNS) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

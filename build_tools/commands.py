@@ -3,16 +3,22 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from training.errors import Exit, UserError
 
+if TYPE_CHECKING:
+    from build_tools.graft import Flavour
+
 PATH = click.Path(path_type=Path)
 JSON = click.option("--json", "json_path", type=PATH, help="Also write what was done to this file.")
 
 
-def export_detector(checkpoint: Path, output: Path, size: tuple[int, int] | None = None) -> None:
+def export_detector(
+    checkpoint: Path, output: Path, size: tuple[int, int] | None = None, flavour: "Flavour" = "standard"
+) -> None:
     """Write a checkpoint as a grafted ONNX file at `output`, at the spec's size or another."""
     from build_tools.graft import graft, save
     from training.checkpoint import load_model
@@ -25,7 +31,7 @@ def export_detector(checkpoint: Path, output: Path, size: tuple[int, int] | None
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
         raw = Path(scratch) / "heads.onnx"
         export_heads(model, spec, raw)
-        save(graft(raw), output)
+        save(graft(raw, flavour=flavour), output)
 
 
 @click.command()
@@ -38,16 +44,24 @@ def export_detector(checkpoint: Path, output: Path, size: tuple[int, int] | None
     metavar="H W",
     help="Input size; the checkpoint's if not given.",
 )
+@click.option(
+    "--flavour",
+    type=click.Choice(["standard", "tensorrt"]),
+    default="standard",
+    help="Decode and NMS: standard operators for any runtime, or this project's TensorRT plugins.",
+)
 @JSON
-def export(model: Path, output: Path, size: tuple[int, int] | None, json_path: Path | None) -> None:
+def export(
+    model: Path, output: Path, size: tuple[int, int] | None, flavour: "Flavour", json_path: Path | None
+) -> None:
     """Turn the checkpoint MODEL into the deployable graph OUTPUT (.onnx).
 
     The graph takes uint8 pictures and answers boxes in the original's pixels: normalisation, decode, NMS and the
-    undoing of the letterbox are inside, in standard ONNX operators.
+    undoing of the letterbox are inside.
     """
     if output.suffix != ".onnx":
         raise UserError(f"{output}: a file name that ends in .onnx is expected", code=Exit.USAGE)
-    export_detector(model, output, size)
+    export_detector(model, output, size, flavour)
     from build_tools.signature import read_signature
 
     spec = read_signature(output).spec
@@ -57,10 +71,15 @@ def export(model: Path, output: Path, size: tuple[int, int] | None, json_path: P
         "megabytes": round(megabytes, 3),
         "size": spec.size,
         "classes": spec.classes,
+        "flavour": flavour,
     }
     click.echo(f"{output}: {len(spec.classes)} classes at {spec.size[0]} x {spec.size[1]}, {megabytes:.1f} MB")
     _write_json(json_path, report)
-    click.echo(f"next: retinaserve build {output} --profile cpu --output repository", err=True)
+    if flavour == "tensorrt":
+        plugins = "build/plugins/libretinaserve_plugins.so"
+        click.echo(f"next: trtexec --onnx={output} --dynamicPlugins={plugins}", err=True)
+    else:
+        click.echo(f"next: retinaserve build {output} --profile cpu --output repository", err=True)
 
 
 @click.command()

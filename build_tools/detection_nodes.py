@@ -40,13 +40,17 @@ class NodeBuilder:
         self.graph = graph
         self._count = 0
 
-    def __call__(self, op: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
+    def __call__(
+        self, op: str, *inputs: Any, outputs: int = 1, domain: str | None = None, **attributes: Any
+    ) -> Any:
         """Return the node's output tensor, or a list of them where `outputs` is above one."""
         self._count += 1
         name = f"{PREFIX}/{op}_{self._count}"
         made = [gs.Variable(f"{name}_out{i}" if i else f"{name}_out") for i in range(outputs)]
         given = [item if isinstance(item, gs.Tensor) else self._constant(name, item) for item in inputs]
-        self.graph.nodes.append(gs.Node(op, name=name, attrs=attributes, inputs=given, outputs=made))
+        self.graph.nodes.append(
+            gs.Node(op, name=name, attrs=attributes, inputs=given, outputs=made, domain=domain)
+        )
         return made if outputs > 1 else made[0]
 
     def _constant(self, name: str, value: Any) -> gs.Constant:

@@ -1,10 +1,11 @@
-"""Raw heads become a whole detector: bytes in front, boxes in original pixels behind, in standard operators.
+"""Raw heads become a whole detector: bytes in front, boxes in original pixels behind.
 
-    save(graft(Path("heads.onnx")), Path("detector.onnx"))
+    save(graft(Path("heads.onnx")), Path("detector.onnx"))    # standard operators: any runtime
+    save(graft(Path("heads.onnx"), flavour="tensorrt"), Path("detector.onnx"))    # the two plugins of plugins/
 
 The input becomes UINT8 `image` with a second input `letterbox`; the outputs become spec.OUTPUTS. The spec is read
 from the model's metadata and stays there. It leaves the network's own nodes alone and quantises nothing;
-the nodes behind the heads are in build_tools/detection_nodes.py.
+the nodes behind the heads are in build_tools/detection_nodes.py and build_tools/plugin_nodes.py.
 """
 
 import json
@@ -18,6 +19,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from build_tools.detection_nodes import Candidates, NodeBuilder, add_decode, add_nms
+from build_tools.plugin_nodes import add_decode_plugin, add_nms_plugin
 from build_tools.signature import load_graph, read_spec
 from training.errors import UserError
 from training.spec import (
@@ -34,6 +36,7 @@ from training.spec import (
 )
 
 BATCH = "batch"
+Flavour = Literal["standard", "tensorrt"]
 # Outputs of a graft that ends at the candidates; an empty slot has the logit -inf and is zero otherwise.
 CANDIDATE_LOGITS, CANDIDATE_BOXES, CANDIDATE_CLASSES = "candidate_logits", "candidate_boxes", "candidate_classes"
 OPSETS = range(17, 21)
@@ -45,12 +48,14 @@ def graft(
     *,
     keep_heads: bool = False,
     until: Literal["candidates", "detections"] = "detections",
+    flavour: Flavour = "standard",
 ) -> onnx.ModelProto:
     """Return the detector of a raw-heads model, checked, with every output's shape stated.
 
-    `spec` overrides the model's own. `keep_heads` leaves the raw heads among the outputs. Candidates are what
-    there is before NMS: logits (B, N), boxes (B, N, 4) in letterboxed pixels and int32 classes (B, N), best
-    first a level. Raises UserError where inputs or outputs are not what the spec says.
+    `flavour` says what decode and NMS are made of; inputs, outputs and metadata are the same. `spec` overrides
+    the model's own. `keep_heads` leaves the raw heads among the outputs. Candidates are what there is before
+    NMS: logits (B, N), boxes (B, N, 4) in letterboxed pixels and int32 classes (B, N), best first a level.
+    Raises UserError where inputs or outputs are not what the spec says.
     """
     source = str(raw) if isinstance(raw, Path) else "the ONNX model"
     model = load_graph(raw) if isinstance(raw, Path) else raw
@@ -63,13 +68,16 @@ def graft(
     nodes = NodeBuilder(graph)
     graph.inputs = [_add_front(nodes, spec, tensors[NETWORK_INPUT]), letterbox]
 
-    candidates = add_decode(nodes, spec, heads, letterbox, by_index=until == "detections")
+    if flavour == "tensorrt":
+        candidates = add_decode_plugin(nodes, spec, heads, letterbox)
+    else:
+        candidates = add_decode(nodes, spec, heads, letterbox, by_index=until == "detections")
     count, kept = candidates.count, spec.max_detections
     if until == "candidates":
-        outputs = _candidate_outputs(nodes, spec, candidates)
+        outputs = _candidate_outputs(nodes, spec, candidates, flavour)
         shapes = {CANDIDATE_LOGITS: [count], CANDIDATE_BOXES: [count, 4], CANDIDATE_CLASSES: [count]}
     else:
-        outputs = add_nms(nodes, spec, candidates, letterbox)
+        outputs = (add_nms_plugin if flavour == "tensorrt" else add_nms)(nodes, spec, candidates, letterbox)
         shapes = {NUM_DETECTIONS: [1], BOXES: [kept, 4], SCORES: [kept], CLASSES: [kept]}
     for name, tensor in outputs.items():
         tensor.name, tensor.shape = name, [BATCH, *shapes[name]]
@@ -133,8 +141,16 @@ def _add_front(nodes: NodeBuilder, spec: DetectorSpec, network_input: gs.Variabl
     return image
 
 
-def _candidate_outputs(nodes: NodeBuilder, spec: DetectorSpec, candidates: Candidates) -> dict[str, gs.Variable]:
-    """Empty the slots that are not above the threshold, as the reference's `decode` does."""
+def _candidate_outputs(
+    nodes: NodeBuilder, spec: DetectorSpec, candidates: Candidates, flavour: Flavour
+) -> dict[str, gs.Variable]:
+    """Empty the slots that are not above the threshold, as the reference's `decode` does, and the plugin."""
+    if flavour == "tensorrt":
+        return {
+            CANDIDATE_LOGITS: candidates.logits,
+            CANDIDATE_BOXES: candidates.boxes,
+            CANDIDATE_CLASSES: candidates.classes,
+        }
     filled = nodes("Greater", candidates.logits, np.float32(spec.score_threshold_logit))
     return {
         CANDIDATE_LOGITS: nodes("Where", filled, candidates.logits, -np.inf),

@@ -77,6 +77,11 @@ def build_repository(
     if profile != "cpu":
         raise UserError(f"profile {profile!r} can't be built yet", "available: cpu")
     signature = read_signature(model)
+    if signature.custom_operators:
+        raise UserError(
+            f"{model} has operators that the cpu profile can't run: {', '.join(signature.custom_operators)}",
+            "export it with --flavour standard",
+        )
     version = _next_version(repository)
     warmup = _Warmup.draw(signature)
     configs = specialise(signature, profile, options or BuildOptions(), picture_bytes=warmup.picture_bytes)

@@ -39,6 +39,7 @@ class Signature:
     spec: DetectorSpec
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
+    custom_operators: tuple[str, ...] = ()  # those of no ONNX operator set: TensorRT plugins
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
@@ -69,7 +70,8 @@ def read_signature(path: Path) -> Signature:
     """Read a grafted ONNX file. Raises UserError for a file that is not one, or that lacks decode and NMS."""
     model = load_graph(path)
     spec = read_spec(model, str(path))
-    signature = Signature(spec, _tensors(model.graph.input), _tensors(model.graph.output))
+    custom = sorted({node.op_type for node in model.graph.node if node.domain not in ("", "ai.onnx")})
+    signature = Signature(spec, _tensors(model.graph.input), _tensors(model.graph.output), tuple(custom))
     expected = expected_signature(spec)
     for kind, found, wanted in (
         ("input", signature.inputs, expected.inputs),

@@ -240,6 +240,57 @@ def test_the_contract_is_written_in_the_file(tmp_path):
     assert read_spec(model).classes == spec.classes
 
 
+@pytest.mark.parametrize("until", ["detections", "candidates"])
+def test_flavours_differ_in_the_nodes_behind_the_heads_only(until):
+    spec = SPECS["3 classes 96x160, no multiple of 128"]
+    raw = raw_model(spec, random_heads(spec, ("few",)))
+    standard, plugins = (graft(raw, until=until, flavour=flavour) for flavour in ("standard", "tensorrt"))
+    for part in (lambda m: m.graph.input, lambda m: m.graph.output, lambda m: m.metadata_props):
+        assert list(part(plugins)) == list(part(standard))
+
+    shared = [node for node in plugins.graph.node if not node.domain]
+    assert all(node in list(standard.graph.node) for node in shared)
+    front = [node.op_type for node in shared if node.name.startswith("detect/")]
+    assert front == ["Cast", "Mul", "Add"]  # the pixels' normalisation
+    ours = [(node.op_type, node.domain) for node in plugins.graph.node if node.domain]
+    expected = [("RetinaNetDecode", "trt.plugins"), ("RetinaNetNMS", "trt.plugins")]
+    assert ours == expected[: 1 if until == "candidates" else 2]
+    assert [(item.domain, item.version) for item in plugins.opset_import] == [("", 18), ("trt.plugins", 1)]
+
+
+def test_the_plugins_attributes_are_the_spec_s():
+    spec = SPECS["few candidates, other thresholds"]
+    model = graft(raw_model(spec, random_heads(spec, ("few",))), flavour="tensorrt")
+    decode, nms = (node for node in model.graph.node if node.domain)
+    attributes = {
+        node.op_type: {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        for node in (decode, nms)
+    }
+    common = {"plugin_version": b"1", "plugin_namespace": b""}
+    assert attributes["RetinaNetDecode"] == common | {
+        "anchors": spec.anchor_table.ravel().tolist(),
+        "strides": [8, 16, 32, 64, 128],
+        "threshold_logit": np.float32(math.log(0.4 / 0.6)),
+        "delta_clamp": np.float32(math.log(1000 / 16)),
+        "topk": 7,
+    }
+    assert attributes["RetinaNetNMS"] == common | {"iou": np.float32(0.3), "max_detections": 9}
+    heads = [name for pair in spec.head_names for name in pair]
+    assert list(decode.input) == [*heads, "letterbox"]
+    assert list(nms.input) == [*decode.output, "letterbox"] and list(nms.output) == list(OUTPUTS)
+
+
+@pytest.mark.parametrize(
+    "change", [{"candidates_per_level": 4097}, {"max_detections": 4097}], ids=lambda change: next(iter(change))
+)
+def test_more_than_the_plugins_take(change):
+    spec = replace(SPECS["1 class 64x64"], **change)
+    raw = raw_model(spec, random_heads(spec, ("none",)))
+    with pytest.raises(UserError) as error:
+        graft(raw, flavour="tensorrt")
+    assert next(iter(change)) in error.value.message and "4096" in error.value.hint
+
+
 def test_a_given_spec_replaces_the_model_s():
     spec = SPECS["1 class 64x64"]
     heads = random_heads(spec, ("many",))

@@ -127,6 +127,14 @@ def test_files_that_are_no_detector(tmp_path: Path, content: bytes | None, words
     assert not (tmp_path / "repository").exists()
 
 
+def test_plugins_are_nothing_for_the_cpu(tmp_path: Path) -> None:
+    spec = toy_spec()
+    export_heads(toy_model(spec), spec, tmp_path / "heads.onnx")
+    onnx.save(graft(tmp_path / "heads.onnx", flavour="tensorrt"), tmp_path / "model.onnx")
+    with pytest.raises(UserError, match="can't run: RetinaNetDecode, RetinaNetNMS"):
+        build_repository(tmp_path / "model.onnx", tmp_path / "repository")
+
+
 def test_a_folder_of_somebody_else_is_left_alone(toy_onnx: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()

@@ -1,13 +1,23 @@
+"""Golden cases, made by hand, and loops over the definition: for the reference and for the kernels alike."""
+
 import math
 
 import numpy as np
 import pytest
 
-from plugins.reference import decode, nms, pair_iou
+from plugins import reference
+from plugins.reference import pair_iou
+from tests.plugins.libraries import DEVICES, kernels_on
 
 CLAMP = math.log(1000 / 16)
 THRESHOLD = -2.0
 EMPTY = -np.inf
+
+
+@pytest.fixture(params=["reference", *DEVICES])
+def engine(request):
+    """What decodes and suppresses: functions of one signature."""
+    return reference if request.param == "reference" else kernels_on(request.param)
 
 
 def heads(shape, *, fill=-9.0, dtype=np.float32, anchors=1, classes=1, batch=1):
@@ -21,21 +31,23 @@ def whole(height, width, batch=1):
     return np.tile(np.array([height, width, height, width], np.float32), (batch, 1))
 
 
-def run(logits, deltas, letterbox, *, anchors=((0, 0, 8, 8),), stride=8, topk=1000):
+def run(engine, logits, deltas, letterbox, *, anchors=((0, 0, 8, 8),), stride=8, topk=1000):
     table = np.array([anchors], np.float32)
-    return decode(
+    return engine.decode(
         [logits], [deltas], letterbox, anchors=table, strides=(stride,), threshold_logit=THRESHOLD, topk=topk,
         delta_clamp=CLAMP,
     )  # fmt: skip
 
 
-def test_nothing_above_the_threshold_leaves_every_slot_empty():
+def test_nothing_above_the_threshold_leaves_every_slot_empty(engine):
     logits, deltas = heads((3, 5), fill=THRESHOLD)  # equal to it is not above it
-    best, boxes, classes = run(logits, deltas, whole(24, 40))
+    best, boxes, classes = run(engine, logits, deltas, whole(24, 40))
     assert best.shape == (1, 15)
     assert (best == EMPTY).all()
     assert not boxes.any() and not classes.any()
-    assert not any(part.any() for part in nms(best, boxes, classes, whole(24, 40), iou=0.5, max_detections=4))
+    assert not any(
+        part.any() for part in engine.nms(best, boxes, classes, whole(24, 40), iou=0.5, max_detections=4)
+    )
 
 
 # One anchor (2, 4, 10, 8) at cell x=3, y=1 of stride 8: centre (6, 6) + (24, 8) = (30, 14), size 8 x 4.
@@ -51,23 +63,23 @@ def test_nothing_above_the_threshold_leaves_every_slot_empty():
         pytest.param((0, 0, 20, 0), (24, 400), (0, 12, 280, 16), id="dw of 20 is clamped: 8 * 62.5 = 500 wide"),
     ],
 )
-def test_decode_by_hand(delta, area, expected):
+def test_decode_by_hand(engine, delta, area, expected):
     logits, deltas = heads((3, 5))
     logits[0, 0, 1, 3] = 1.5
     deltas[0, :, 1, 3] = delta
-    best, boxes, _ = run(logits, deltas, whole(*area), anchors=[(2, 4, 10, 8)])
+    best, boxes, _ = run(engine, logits, deltas, whole(*area), anchors=[(2, 4, 10, 8)])
     assert best[0, 0] == 1.5 and (best[0, 1:] == EMPTY).all()
     np.testing.assert_allclose(boxes[0, 0], expected, atol=1e-4)
 
 
-def test_channels_are_anchor_major_and_equal_logits_go_by_flat_index():
+def test_channels_are_anchor_major_and_equal_logits_go_by_flat_index(engine):
     logits, deltas = heads((2, 2), anchors=2, classes=3)
     deltas[0, 5] = 1.0  # dy of the second anchor: one height down
     logits[0, 1 * 3 + 2, 0, 1] = 0.5  # anchor 1, class 2, flat index 21
     logits[0, 0 * 3 + 1, 1, 0] = 0.5  # anchor 0, class 1, flat index 6
     logits[0, 0 * 3 + 2, 1, 1] = 0.5  # anchor 0, class 2, flat index 11
     logits[0, 1 * 3 + 0, 0, 0] = 0.75  # anchor 1, class 0, flat index 12
-    best, boxes, classes = run(logits, deltas, whole(16, 16), anchors=[(0, 0, 8, 8), (0, 0, 4, 4)])
+    best, boxes, classes = run(engine, logits, deltas, whole(16, 16), anchors=[(0, 0, 8, 8), (0, 0, 4, 4)])
     assert best[0, :5].tolist() == [0.75, 0.5, 0.5, 0.5, EMPTY]
     assert classes[0, :4].tolist() == [0, 1, 2, 2]
     assert boxes[0, :4].tolist() == [[0, 4, 4, 8], [0, 8, 8, 16], [8, 8, 16, 16], [8, 4, 12, 8]]
@@ -83,25 +95,25 @@ def test_channels_are_anchor_major_and_equal_logits_go_by_flat_index():
         pytest.param(5, 99, [4, 0, 1, 2, 3], id="a limit above the size of the map"),
     ],
 )
-def test_topk_of_a_level(count, topk, expected):
+def test_topk_of_a_level(engine, count, topk, expected):
     logits, deltas = heads((1, 6))
     logits[0, 0, 0, :count] = 1.0
     if count == 5:
         logits[0, 0, 0, 4] = 2.0
-    best, boxes, _ = run(logits, deltas, whole(8, 48), topk=topk)
+    best, boxes, _ = run(engine, logits, deltas, whole(8, 48), topk=topk)
     assert best.shape == (1, min(topk, 6))
     filled = best[0] > EMPTY
     assert (boxes[0, filled, 0] / 8).tolist() == expected
     assert not boxes[0, ~filled].any()
 
 
-def test_float16_heads_are_computed_in_float32():
+def test_float16_heads_are_computed_in_float32(engine):
     rng = np.random.default_rng(5)
     logits = rng.normal(0, 2, (2, 6, 5, 7)).astype(np.float16)
     deltas = rng.normal(0, 0.5, (2, 8, 5, 7)).astype(np.float16)
     anchors = [(0, 0, 300, 200), (-9, 0, 17, 8)]
-    half = run(logits, deltas, whole(40, 56, 2), anchors=anchors)
-    single = run(logits.astype(np.float32), deltas.astype(np.float32), whole(40, 56, 2), anchors=anchors)
+    half = run(engine, logits, deltas, whole(40, 56, 2), anchors=anchors)
+    single = run(engine, logits.astype(np.float32), deltas.astype(np.float32), whole(40, 56, 2), anchors=anchors)
     assert all(part.dtype != np.float16 for part in half)
     assert all((a == b).all() for a, b in zip(half, single, strict=True))
 
@@ -151,11 +163,11 @@ FAR = (20.0, 20.0, 30.0, 30.0)
         pytest.param([((i * 20, 0, i * 20 + 9, 9), i, 0) for i in range(6)], [5, 4, 3, 2], id="the best K"),
     ],
 )  # fmt: skip
-def test_nms_by_hand(rows, kept):
+def test_nms_by_hand(engine, rows, kept):
     boxes = np.array([row[0] for row in rows], np.float32).reshape(1, -1, 4)
     logits = np.array([row[1] for row in rows], np.float32).reshape(1, -1)
     classes = np.array([row[2] for row in rows], np.int32).reshape(1, -1)
-    count, out, scores, labels = nms(logits, boxes, classes, whole(99, 999), iou=0.5, max_detections=4)
+    count, out, scores, labels = engine.nms(logits, boxes, classes, whole(99, 999), iou=0.5, max_detections=4)
     n = len(kept)
     assert [a.dtype for a in (count, out, scores, labels)] == [np.int32, np.float32, np.float32, np.int32]
     assert [a.shape for a in (count, out, scores, labels)] == [(1, 1), (1, 4, 4), (1, 4), (1, 4)]
@@ -165,10 +177,10 @@ def test_nms_by_hand(rows, kept):
     assert not out[0, n:].any() and not scores[0, n:].any() and not labels[0, n:].any()
 
 
-def test_the_letterbox_is_undone_per_axis_and_clipped_to_the_original():
+def test_the_letterbox_is_undone_per_axis_and_clipped_to_the_original(engine):
     boxes = np.array([[[10, 20, 30, 40], [0, 0, 64, 48]]], np.float32)
     letterbox = np.array([[97, 256, 48, 64]], np.float32)  # 97 / 48 down, 256 / 64 = 4 across
-    _, out, _, _ = nms(
+    _, out, _, _ = engine.nms(
         np.ones((1, 2), np.float32), boxes, np.zeros((1, 2), np.int32), letterbox, iou=0.5, max_detections=2
     )
     np.testing.assert_allclose(out[0, 0], [40, 20 * 97 / 48, 120, 40 * 97 / 48], rtol=1e-6)
@@ -225,7 +237,7 @@ def overlap(a, b):
         pytest.param(3, 40, 20, id="three classes, more candidates and survivors than fit"),
     ],
 )
-def test_against_loops_over_the_definition(classes, topk, limit):
+def test_against_loops_over_the_definition(engine, classes, topk, limit):
     rng = np.random.default_rng(classes)
     strides, sizes = (8, 16), ((9, 5), (5, 3))  # 72 x 40: no multiple of 16
     anchors = rng.uniform(-8, 24, (2, 2, 4)).astype(np.float32)
@@ -233,11 +245,11 @@ def test_against_loops_over_the_definition(classes, topk, limit):
     logits = [(rng.normal(-1, 2, (3, 2 * classes, h, w)) * 4).round().astype(np.float32) / 4 for h, w in sizes]
     deltas = [rng.normal(0, 0.4, (3, 8, h, w)).astype(np.float32) for h, w in sizes]
     letterbox = np.array([[72, 40, 72, 40], [500, 211, 71, 30], [10, 20, 20, 40]], np.float32)
-    best, boxes, labels = decode(
+    best, boxes, labels = engine.decode(
         logits, deltas, letterbox, anchors=anchors, strides=strides, threshold_logit=THRESHOLD, topk=topk,
         delta_clamp=CLAMP,
     )  # fmt: skip
-    counts, out, scores, out_labels = nms(best, boxes, labels, letterbox, iou=0.5, max_detections=limit)
+    counts, out, scores, out_labels = engine.nms(best, boxes, labels, letterbox, iou=0.5, max_detections=limit)
     for image in range(3):
         expected = brute_force(
             [level[image] for level in logits], [level[image] for level in deltas], letterbox[image].tolist(),

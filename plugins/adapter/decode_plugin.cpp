@@ -1,0 +1,282 @@
+// SPDX-FileCopyrightText: Copyright (c) 2026 the retinaserve authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "decode_plugin.h"
+
+#include "errors.h"
+
+#include <algorithm>
+#include <memory>
+
+namespace retinaserve
+{
+namespace
+{
+using namespace nvinfer1;
+} // namespace
+
+DecodeAttributes DecodeAttributes::read(FieldReader const& fields)
+{
+    DecodeAttributes found{fields.numbers("anchors"), fields.integers("strides"), fields.number("threshold_logit"),
+        fields.number("delta_clamp"), fields.integer("topk")};
+    size_t const levels = found.strides.size();
+    size_t const perCell = found.anchors.size() / (4 * levels);
+    if (found.anchors.size() % (4 * levels) != 0 || perCell > static_cast<size_t>(kMAX_ANCHORS))
+    {
+        throw FieldError("field 'anchors' has " + std::to_string(found.anchors.size())
+            + " values, but 4 for each of 1 to 128 anchors of each of the " + std::to_string(levels)
+            + " strides are expected");
+    }
+    if (*std::min_element(found.strides.begin(), found.strides.end()) < 1)
+    {
+        throw FieldError("field 'strides' has a value below 1");
+    }
+    if (found.topK < 1 || found.topK > kMAX_TOPK)
+    {
+        throw FieldError("field 'topk' is " + std::to_string(found.topK) + ", but 1 to 4096 is expected");
+    }
+    if (!(found.thresholdLogit - found.thresholdLogit == 0.0F))
+    {
+        throw FieldError("field 'threshold_logit' is not a finite number");
+    }
+    if (!(found.deltaClamp == found.deltaClamp))
+    {
+        throw FieldError("field 'delta_clamp' is not a number");
+    }
+    return found;
+}
+
+DecodePlugin::DecodePlugin(FieldReader const& fields)
+    : mAttributes(DecodeAttributes::read(fields))
+    , mSizes(2 * mAttributes.strides.size())
+    , mLogits(mAttributes.strides.size())
+    , mDeltas(mAttributes.strides.size())
+{
+}
+
+DecodePlugin::DecodePlugin(DecodePlugin const& other)
+    : IPluginV3(other)
+    , IPluginV3OneCore(other)
+    , IPluginV3OneBuild(other)
+    , IPluginV3OneRuntime(other)
+    , mAttributes(other.mAttributes)
+    , mSizes(other.mSizes.size())
+    , mLogits(other.mLogits.size())
+    , mDeltas(other.mDeltas.size())
+{
+}
+
+int32_t DecodePlugin::levels() const noexcept
+{
+    return static_cast<int32_t>(mAttributes.strides.size());
+}
+
+int32_t DecodePlugin::anchorsPerCell() const noexcept
+{
+    return static_cast<int32_t>(mAttributes.anchors.size() / (4 * mAttributes.strides.size()));
+}
+
+template <typename DimsOf>
+DecodeProblem DecodePlugin::problem(DimsOf const& dimsOf, DataType type, std::vector<int32_t>& sizes) const
+{
+    int64_t const perCell = anchorsPerCell();
+    Dims const first = dimsOf(0);
+    Dims const letterbox = dimsOf(2 * levels());
+    expect(letterbox.nbDims == 2 && letterbox.d[1] == 4, "the last input, letterbox, must be (batch, 4)");
+    for (int32_t level = 0; level < levels(); ++level)
+    {
+        Dims const logits = dimsOf(2 * level);
+        Dims const deltas = dimsOf(2 * level + 1);
+        expect(logits.nbDims == 4 && deltas.nbDims == 4, "logits and deltas must have 4 dimensions", level);
+        expect(logits.d[0] == letterbox.d[0] && deltas.d[0] == letterbox.d[0], "another batch than letterbox", level);
+        expect(logits.d[1] > 0 && logits.d[1] % perCell == 0 && logits.d[1] == first.d[1],
+            "logits must have (anchors x classes) channels, as many on every level", level);
+        expect(deltas.d[1] == 4 * perCell, "deltas must have (anchors x 4) channels", level);
+        expect(logits.d[2] == deltas.d[2] && logits.d[3] == deltas.d[3], "logits and deltas differ in size", level);
+        sizes[level] = static_cast<int32_t>(logits.d[2]);
+        sizes[levels() + level] = static_cast<int32_t>(logits.d[3]);
+    }
+    DecodeProblem const made{static_cast<int32_t>(letterbox.d[0]), levels(), static_cast<int32_t>(first.d[1] / perCell),
+        static_cast<int32_t>(perCell), sizes.data(), sizes.data() + levels(), mAttributes.strides.data(),
+        mAttributes.anchors.data(), mAttributes.thresholdLogit, mAttributes.deltaClamp, mAttributes.topK,
+        type == DataType::kHALF ? 1 : 0};
+    char const* const fault = decodeFault(made);
+    expect(fault == nullptr, fault);
+    return made;
+}
+
+IPluginCapability* DecodePlugin::getCapabilityInterface(PluginCapabilityType type) noexcept
+{
+    switch (type)
+    {
+    case PluginCapabilityType::kCORE: return static_cast<IPluginV3OneCore*>(this);
+    case PluginCapabilityType::kBUILD: return static_cast<IPluginV3OneBuild*>(this);
+    case PluginCapabilityType::kRUNTIME: return static_cast<IPluginV3OneRuntime*>(this);
+    }
+    return nullptr;
+}
+
+IPluginV3* DecodePlugin::clone() noexcept
+{
+    return guarded<IPluginV3*>(kNAME, nullptr, [this] { return std::make_unique<DecodePlugin>(*this).release(); });
+}
+
+char const* DecodePlugin::getPluginName() const noexcept
+{
+    return kNAME;
+}
+
+char const* DecodePlugin::getPluginVersion() const noexcept
+{
+    return "1";
+}
+
+char const* DecodePlugin::getPluginNamespace() const noexcept
+{
+    return "";
+}
+
+int32_t DecodePlugin::getNbOutputs() const noexcept
+{
+    return kOUTPUTS;
+}
+
+bool DecodePlugin::supportsFormatCombination(
+    int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept
+{
+    if (nbInputs != 2 * levels() + 1 || nbOutputs != kOUTPUTS || inOut[pos].desc.format != TensorFormat::kLINEAR)
+    {
+        return false;
+    }
+    DataType const type = inOut[pos].desc.type;
+    if (pos < nbInputs - 1)
+    {
+        return (type == DataType::kFLOAT || type == DataType::kHALF) && type == inOut[0].desc.type;
+    }
+    return type == (pos == nbInputs + 2 ? DataType::kINT32 : DataType::kFLOAT);
+}
+
+int32_t DecodePlugin::getOutputDataTypes(
+    DataType* outputTypes, int32_t nbOutputs, DataType const*, int32_t) const noexcept
+{
+    if (nbOutputs != kOUTPUTS)
+    {
+        return -1;
+    }
+    outputTypes[0] = DataType::kFLOAT;
+    outputTypes[1] = DataType::kFLOAT;
+    outputTypes[2] = DataType::kINT32;
+    return 0;
+}
+
+int32_t DecodePlugin::getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const*, int32_t,
+    DimsExprs* outputs, int32_t nbOutputs, IExprBuilder& exprBuilder) noexcept
+{
+    return guarded(kNAME, -1,
+        [&]
+        {
+            expect(nbInputs == 2 * levels() + 1 && nbOutputs == kOUTPUTS,
+                "logits and deltas of every level and letterbox are expected");
+            IDimensionExpr const* slots = exprBuilder.constant(0);
+            for (int32_t level = 0; level < levels(); ++level)
+            {
+                DimsExprs const& logits = inputs[2 * level];
+                expect(logits.nbDims == 4, "logits must have 4 dimensions");
+                auto const* cells = exprBuilder.operation(DimensionOperation::kPROD, *logits.d[2], *logits.d[3]);
+                auto const* size = exprBuilder.operation(DimensionOperation::kPROD, *logits.d[1], *cells);
+                auto const* topK = exprBuilder.constant(mAttributes.topK);
+                auto const* taken = exprBuilder.operation(DimensionOperation::kMIN, *size, *topK);
+                slots = exprBuilder.operation(DimensionOperation::kSUM, *slots, *taken);
+            }
+            for (int32_t output = 0; output < kOUTPUTS; ++output)
+            {
+                outputs[output].nbDims = output == 1 ? 3 : 2;
+                outputs[output].d[0] = inputs[0].d[0];
+                outputs[output].d[1] = slots;
+            }
+            outputs[1].d[2] = exprBuilder.constant(4);
+            return 0;
+        });
+}
+
+int32_t DecodePlugin::configurePlugin(
+    DynamicPluginTensorDesc const* in, int32_t nbInputs, DynamicPluginTensorDesc const*, int32_t) noexcept
+{
+    return guarded(kNAME, -1,
+        [&]
+        {
+            expect(nbInputs == 2 * levels() + 1, "logits and deltas of every level and letterbox are expected");
+            problem([in](int32_t input) { return in[input].max; }, in[0].desc.type, mSizes);
+            return 0;
+        });
+}
+
+size_t DecodePlugin::getWorkspaceSize(
+    DynamicPluginTensorDesc const* inputs, int32_t, DynamicPluginTensorDesc const*, int32_t) const noexcept
+{
+    return guarded<size_t>(kNAME, 0,
+        [&]
+        {
+            std::vector<int32_t> sizes(mSizes.size());
+            auto const maximum = [inputs](int32_t input) { return inputs[input].max; };
+            return decodeScratchBytes(problem(maximum, inputs[0].desc.type, sizes));
+        });
+}
+
+int32_t DecodePlugin::onShapeChange(
+    PluginTensorDesc const* in, int32_t nbInputs, PluginTensorDesc const*, int32_t) noexcept
+{
+    return guarded(kNAME, -1,
+        [&]
+        {
+            expect(nbInputs == 2 * levels() + 1, "logits and deltas of every level and letterbox are expected");
+            problem([in](int32_t input) { return in[input].dims; }, in[0].type, mSizes);
+            return 0;
+        });
+}
+
+int32_t DecodePlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const*, void const* const* inputs,
+    void* const* outputs, void* workspace, cudaStream_t stream) noexcept
+{
+    return guarded(kNAME, -1,
+        [&]
+        {
+            auto const dims = [inputDesc](int32_t input) { return inputDesc[input].dims; };
+            DecodeProblem const now = problem(dims, inputDesc[0].type, mSizes);
+            for (int32_t level = 0; level < levels(); ++level)
+            {
+                mLogits[level] = inputs[2 * level];
+                mDeltas[level] = inputs[2 * level + 1];
+            }
+            int32_t const error = decode(now, mLogits.data(), mDeltas.data(),
+                static_cast<float const*>(inputs[2 * levels()]), static_cast<float*>(outputs[0]),
+                static_cast<float*>(outputs[1]), static_cast<int32_t*>(outputs[2]), workspace, stream);
+            if (error != 0)
+            {
+                throw std::runtime_error("launch failed with cudaError_t " + std::to_string(error));
+            }
+            return 0;
+        });
+}
+
+IPluginV3* DecodePlugin::attachToContext(IPluginResourceContext*) noexcept
+{
+    return clone();
+}
+
+PluginFieldCollection const* DecodePlugin::getFieldsToSerialize() noexcept
+{
+    return guarded<PluginFieldCollection const*>(kNAME, nullptr,
+        [this]
+        {
+            mWriter.clear();
+            mWriter.add("anchors", mAttributes.anchors);
+            mWriter.add("strides", mAttributes.strides);
+            mWriter.add("threshold_logit", mAttributes.thresholdLogit);
+            mWriter.add("delta_clamp", mAttributes.deltaClamp);
+            mWriter.add("topk", mAttributes.topK);
+            return mWriter.collection();
+        });
+}
+
+} // namespace retinaserve

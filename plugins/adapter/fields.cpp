@@ -1,0 +1,141 @@
+// SPDX-FileCopyrightText: Copyright (c) 2026 the retinaserve authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "fields.h"
+
+#include <cstring>
+#include <string>
+
+namespace retinaserve
+{
+namespace
+{
+
+using nvinfer1::PluginField;
+using nvinfer1::PluginFieldType;
+
+char const* typeName(PluginFieldType type)
+{
+    switch (type)
+    {
+    case PluginFieldType::kFLOAT16: return "FLOAT16";
+    case PluginFieldType::kFLOAT32: return "FLOAT32";
+    case PluginFieldType::kFLOAT64: return "FLOAT64";
+    case PluginFieldType::kINT8: return "INT8";
+    case PluginFieldType::kINT16: return "INT16";
+    case PluginFieldType::kINT32: return "INT32";
+    case PluginFieldType::kINT64: return "INT64";
+    case PluginFieldType::kCHAR: return "CHAR";
+    default: return "another type";
+    }
+}
+
+std::string quoted(char const* name)
+{
+    return std::string("field '") + name + "'";
+}
+
+template <typename T>
+std::vector<T> valuesOf(PluginField const& field)
+{
+    std::vector<T> values(static_cast<size_t>(field.length));
+    std::memcpy(values.data(), field.data, values.size() * sizeof(T));
+    return values;
+}
+
+template <typename T>
+T valueOf(PluginField const& field)
+{
+    if (field.length != 1)
+    {
+        throw FieldError(quoted(field.name) + " has " + std::to_string(field.length) + " values, but 1 is expected");
+    }
+    return valuesOf<T>(field).front();
+}
+
+} // namespace
+
+FieldReader::FieldReader(nvinfer1::PluginFieldCollection const* fields)
+    : mFields(fields)
+{
+    if (fields == nullptr || (fields->nbFields > 0 && fields->fields == nullptr))
+    {
+        throw FieldError("no fields are given");
+    }
+}
+
+PluginField const& FieldReader::find(char const* name, PluginFieldType type) const
+{
+    for (int32_t i = 0; i < mFields->nbFields; ++i)
+    {
+        PluginField const& field = mFields->fields[i];
+        if (field.name == nullptr || std::strcmp(field.name, name) != 0)
+        {
+            continue;
+        }
+        if (field.type != type)
+        {
+            throw FieldError(quoted(name) + " is " + typeName(field.type) + ", but " + typeName(type) + " is expected");
+        }
+        if (field.length < 1 || field.data == nullptr)
+        {
+            throw FieldError(quoted(name) + " is empty");
+        }
+        return field;
+    }
+    throw FieldError(quoted(name) + " is missing");
+}
+
+int32_t FieldReader::integer(char const* name) const
+{
+    return valueOf<int32_t>(find(name, PluginFieldType::kINT32));
+}
+
+float FieldReader::number(char const* name) const
+{
+    return valueOf<float>(find(name, PluginFieldType::kFLOAT32));
+}
+
+std::vector<int32_t> FieldReader::integers(char const* name) const
+{
+    return valuesOf<int32_t>(find(name, PluginFieldType::kINT32));
+}
+
+std::vector<float> FieldReader::numbers(char const* name) const
+{
+    return valuesOf<float>(find(name, PluginFieldType::kFLOAT32));
+}
+
+void FieldWriter::clear()
+{
+    mFields.clear();
+}
+
+void FieldWriter::add(char const* name, int32_t const& value)
+{
+    mFields.emplace_back(name, &value, PluginFieldType::kINT32, 1);
+}
+
+void FieldWriter::add(char const* name, float const& value)
+{
+    mFields.emplace_back(name, &value, PluginFieldType::kFLOAT32, 1);
+}
+
+void FieldWriter::add(char const* name, std::vector<int32_t> const& values)
+{
+    mFields.emplace_back(name, values.data(), PluginFieldType::kINT32, static_cast<int32_t>(values.size()));
+}
+
+void FieldWriter::add(char const* name, std::vector<float> const& values)
+{
+    mFields.emplace_back(name, values.data(), PluginFieldType::kFLOAT32, static_cast<int32_t>(values.size()));
+}
+
+nvinfer1::PluginFieldCollection const* FieldWriter::collection()
+{
+    mCollection.nbFields = static_cast<int32_t>(mFields.size());
+    mCollection.fields = mFields.data();
+    return &mCollection;
+}
+
+} // namespace retinaserve

@@ -1,0 +1,212 @@
+// SPDX-FileCopyrightText: Copyright (c) 2026 the retinaserve authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "nms_plugin.h"
+
+#include "errors.h"
+
+#include <memory>
+
+namespace retinaserve
+{
+namespace
+{
+using namespace nvinfer1;
+} // namespace
+
+NmsAttributes NmsAttributes::read(FieldReader const& fields)
+{
+    NmsAttributes const found{fields.number("iou"), fields.integer("max_detections")};
+    if (!(found.iou >= 0.0F && found.iou <= 1.0F))
+    {
+        throw FieldError("field 'iou' is " + std::to_string(found.iou) + ", but 0 to 1 is expected");
+    }
+    if (found.maxDetections < 1 || found.maxDetections > kMAX_DETECTIONS)
+    {
+        throw FieldError(
+            "field 'max_detections' is " + std::to_string(found.maxDetections) + ", but 1 to 4096 is expected");
+    }
+    return found;
+}
+
+NmsPlugin::NmsPlugin(FieldReader const& fields)
+    : mAttributes(NmsAttributes::read(fields))
+{
+}
+
+NmsPlugin::NmsPlugin(NmsPlugin const& other)
+    : IPluginV3(other)
+    , IPluginV3OneCore(other)
+    , IPluginV3OneBuild(other)
+    , IPluginV3OneRuntime(other)
+    , mAttributes(other.mAttributes)
+{
+}
+
+template <typename DimsOf>
+NmsProblem NmsPlugin::problem(DimsOf const& dimsOf) const
+{
+    Dims const logits = dimsOf(0);
+    Dims const boxes = dimsOf(1);
+    Dims const classes = dimsOf(2);
+    Dims const letterbox = dimsOf(3);
+    expect(logits.nbDims == 2, "logits must be (batch, candidates)");
+    expect(boxes.nbDims == 3 && boxes.d[0] == logits.d[0] && boxes.d[1] == logits.d[1] && boxes.d[2] == 4,
+        "boxes must be (batch, candidates, 4), as many as logits");
+    expect(classes.nbDims == 2 && classes.d[0] == logits.d[0] && classes.d[1] == logits.d[1],
+        "classes must be (batch, candidates), as many as logits");
+    expect(
+        letterbox.nbDims == 2 && letterbox.d[0] == logits.d[0] && letterbox.d[1] == 4, "letterbox must be (batch, 4)");
+    NmsProblem const made{static_cast<int32_t>(logits.d[0]), static_cast<int32_t>(logits.d[1]),
+        mAttributes.maxDetections, mAttributes.iou};
+    char const* const fault = nmsFault(made);
+    expect(fault == nullptr, fault);
+    return made;
+}
+
+IPluginCapability* NmsPlugin::getCapabilityInterface(PluginCapabilityType type) noexcept
+{
+    switch (type)
+    {
+    case PluginCapabilityType::kCORE: return static_cast<IPluginV3OneCore*>(this);
+    case PluginCapabilityType::kBUILD: return static_cast<IPluginV3OneBuild*>(this);
+    case PluginCapabilityType::kRUNTIME: return static_cast<IPluginV3OneRuntime*>(this);
+    }
+    return nullptr;
+}
+
+IPluginV3* NmsPlugin::clone() noexcept
+{
+    return guarded<IPluginV3*>(kNAME, nullptr, [this] { return std::make_unique<NmsPlugin>(*this).release(); });
+}
+
+char const* NmsPlugin::getPluginName() const noexcept
+{
+    return kNAME;
+}
+
+char const* NmsPlugin::getPluginVersion() const noexcept
+{
+    return "1";
+}
+
+char const* NmsPlugin::getPluginNamespace() const noexcept
+{
+    return "";
+}
+
+int32_t NmsPlugin::getNbOutputs() const noexcept
+{
+    return kOUTPUTS;
+}
+
+bool NmsPlugin::supportsFormatCombination(
+    int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept
+{
+    if (nbInputs != kINPUTS || nbOutputs != kOUTPUTS || inOut[pos].desc.format != TensorFormat::kLINEAR)
+    {
+        return false;
+    }
+    bool const isInteger = pos == 2 || pos == kINPUTS || pos == kINPUTS + 3; // classes, num_detections, classes
+    return inOut[pos].desc.type == (isInteger ? DataType::kINT32 : DataType::kFLOAT);
+}
+
+int32_t NmsPlugin::getOutputDataTypes(DataType* outputTypes, int32_t nbOutputs, DataType const*, int32_t) const noexcept
+{
+    if (nbOutputs != kOUTPUTS)
+    {
+        return -1;
+    }
+    outputTypes[0] = DataType::kINT32;
+    outputTypes[1] = DataType::kFLOAT;
+    outputTypes[2] = DataType::kFLOAT;
+    outputTypes[3] = DataType::kINT32;
+    return 0;
+}
+
+int32_t NmsPlugin::getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const*, int32_t,
+    DimsExprs* outputs, int32_t nbOutputs, IExprBuilder& exprBuilder) noexcept
+{
+    return guarded(kNAME, -1,
+        [&]
+        {
+            expect(nbInputs == kINPUTS && nbOutputs == kOUTPUTS, "logits, boxes, classes and letterbox are expected");
+            for (int32_t output = 0; output < kOUTPUTS; ++output)
+            {
+                outputs[output].nbDims = output == 1 ? 3 : 2;
+                outputs[output].d[0] = inputs[0].d[0];
+                outputs[output].d[1] = exprBuilder.constant(output == 0 ? 1 : mAttributes.maxDetections);
+            }
+            outputs[1].d[2] = exprBuilder.constant(4);
+            return 0;
+        });
+}
+
+int32_t NmsPlugin::configurePlugin(
+    DynamicPluginTensorDesc const* in, int32_t nbInputs, DynamicPluginTensorDesc const*, int32_t) noexcept
+{
+    return guarded(kNAME, -1,
+        [&]
+        {
+            expect(nbInputs == kINPUTS, "logits, boxes, classes and letterbox are expected");
+            problem([in](int32_t input) { return in[input].max; });
+            return 0;
+        });
+}
+
+size_t NmsPlugin::getWorkspaceSize(
+    DynamicPluginTensorDesc const* inputs, int32_t, DynamicPluginTensorDesc const*, int32_t) const noexcept
+{
+    return guarded<size_t>(
+        kNAME, 0, [&] { return nmsScratchBytes(problem([inputs](int32_t input) { return inputs[input].max; })); });
+}
+
+int32_t NmsPlugin::onShapeChange(
+    PluginTensorDesc const* in, int32_t nbInputs, PluginTensorDesc const*, int32_t) noexcept
+{
+    return guarded(kNAME, -1,
+        [&]
+        {
+            expect(nbInputs == kINPUTS, "logits, boxes, classes and letterbox are expected");
+            problem([in](int32_t input) { return in[input].dims; });
+            return 0;
+        });
+}
+
+int32_t NmsPlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const*, void const* const* inputs,
+    void* const* outputs, void* workspace, cudaStream_t stream) noexcept
+{
+    return guarded(kNAME, -1,
+        [&]
+        {
+            NmsProblem const now = problem([inputDesc](int32_t input) { return inputDesc[input].dims; });
+            int32_t const error = nms(now, static_cast<float const*>(inputs[0]), static_cast<float const*>(inputs[1]),
+                static_cast<int32_t const*>(inputs[2]), static_cast<float const*>(inputs[3]),
+                static_cast<int32_t*>(outputs[0]), static_cast<float*>(outputs[1]), static_cast<float*>(outputs[2]),
+                static_cast<int32_t*>(outputs[3]), workspace, stream);
+            if (error != 0)
+            {
+                throw std::runtime_error("launch failed with cudaError_t " + std::to_string(error));
+            }
+            return 0;
+        });
+}
+
+IPluginV3* NmsPlugin::attachToContext(IPluginResourceContext*) noexcept
+{
+    return clone();
+}
+
+PluginFieldCollection const* NmsPlugin::getFieldsToSerialize() noexcept
+{
+    return guarded<PluginFieldCollection const*>(kNAME, nullptr,
+        [this]
+        {
+            mWriter.clear();
+            mWriter.add("iou", mAttributes.iou);
+            mWriter.add("max_detections", mAttributes.maxDetections);
+            return mWriter.collection();
+        });
+}
+
+} // namespace retinaserve

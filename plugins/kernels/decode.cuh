@@ -1,0 +1,346 @@
+// SPDX-FileCopyrightText: Copyright (c) 2026 the retinaserve authors
+// SPDX-License-Identifier: Apache-2.0
+
+//! \file decode.cuh
+//! \brief One kernel from the raw heads of a batch to the sorted, decoded candidates of every level.
+//!
+//! A segment is one level of one image; several blocks read it, each its own part, once. What a block finds above
+//! the threshold goes to a buffer in shared memory; when that is full, the block drops all but its best top-k and
+//! has a bound from then on, which it shares with the segment's other blocks. The last block of a segment to be done
+//! gathers what the others have left in scratch, keeps the best top-k, sorts them and decodes their boxes.
+//! Bounds arrive in any order, but only ever drop keys that cannot be among the best: the result does not depend
+//! on who is first.
+
+#pragma once
+
+#include "primitives.cuh"
+
+namespace retinaserve
+{
+
+constexpr uint32_t kDECODE_THREADS = 512;
+constexpr uint32_t kDECODE_VALUES = 32;                              //!< logits a thread reads at a time
+constexpr uint32_t kDECODE_ROUND = kDECODE_THREADS * kDECODE_VALUES; //!< logits a block reads at a time
+constexpr uint32_t kDECODE_LEVELS = 8;                               //!< levels a launch, at most
+constexpr uint32_t kDECODE_ANCHORS = 128;                            //!< anchors a launch, at most, of all levels
+
+//! What the blocks of a segment know of each other; zero at the start.
+struct Segment
+{
+    Key bound;      //!< keys below it are not among the best
+    uint32_t count; //!< keys in scratch
+    uint32_t done;  //!< blocks that have put theirs there
+};
+
+struct LevelArguments
+{
+    void const* logits;
+    void const* deltas;
+    uint32_t size;  //!< A*C*h*w
+    uint32_t cells; //!< h*w
+    uint32_t width;
+    uint32_t stride;
+    uint32_t blocks;     //!< an image
+    uint32_t firstBlock; //!< of the level, in the grid
+    uint32_t rounds;     //!< a block
+    uint32_t slots;      //!< min(topK, size)
+    uint32_t firstSlot;  //!< of the level, in an image
+    uint32_t firstAnchor;
+};
+
+struct DecodeArguments
+{
+    LevelArguments level[kDECODE_LEVELS];
+    float4 anchors[kDECODE_ANCHORS];
+    uint32_t levels;
+    uint32_t batch;
+    uint32_t classes;
+    uint32_t anchorsPerCell;
+    uint32_t topK;
+    uint32_t capacity;
+    uint32_t slots; //!< N, of all levels
+    float thresholdLogit;
+    float deltaClamp;
+    float4 const* letterbox;
+    float* outLogits;
+    float4* outBoxes;
+    int32_t* outClasses;
+    Segment* segments; //!< [levels][batch]
+    Key* lists;        //!< [blocks][topK]
+};
+
+struct DecodeShared
+{
+    uint32_t place;
+    uint32_t isLast;
+    KeyBuffer<kDECODE_THREADS> buffer;
+
+    static constexpr size_t bytes(uint32_t capacity)
+    {
+        return sizeof(DecodeShared) - sizeof(KeyBuffer<kDECODE_THREADS>) + KeyBuffer<kDECODE_THREADS>::bytes(capacity);
+    }
+};
+
+__device__ inline float toFloat(float value)
+{
+    return value;
+}
+
+__device__ inline float toFloat(__half value)
+{
+    return __half2float(value);
+}
+
+//! 16 bytes of logits.
+template <typename T>
+struct alignas(16) Unit
+{
+    static constexpr uint32_t kLANES = 16 / sizeof(T);
+    T lane[kLANES];
+};
+
+//! Read the unit whose first logit has this index, as floats; -inf where it is outside the segment.
+template <typename T>
+__device__ inline void loadUnit(T const* segment, int64_t first, uint32_t size, float* values)
+{
+    constexpr uint32_t kLANES = Unit<T>::kLANES;
+    if (first >= 0 && first + kLANES <= size)
+    {
+        union
+        {
+            uint4 bits;
+            Unit<T> unit;
+        };
+        bits = __ldcs(reinterpret_cast<uint4 const*>(segment + first)); // read once: do not displace others
+#pragma unroll
+        for (uint32_t lane = 0; lane < kLANES; ++lane)
+        {
+            values[lane] = toFloat(unit.lane[lane]);
+        }
+        return;
+    }
+#pragma unroll
+    for (uint32_t lane = 0; lane < kLANES; ++lane)
+    {
+        int64_t const index = first + lane;
+        values[lane] = index >= 0 && index < size ? toFloat(segment[index]) : -INFINITY;
+    }
+}
+
+//! Read this block's part of a segment; leave its best, at most topK of them, in the buffer.
+template <typename T>
+__device__ inline void blockScan(
+    DecodeArguments const& args, LevelArguments const& level, T const* logits, uint32_t part, Segment* segment)
+{
+    constexpr uint32_t kLANES = Unit<T>::kLANES;
+    constexpr uint32_t kUNITS = kDECODE_VALUES / kLANES;
+    auto& buffer = dynamicShared<DecodeShared>().buffer;
+    // Units are aligned to 16 bytes, segments only to their elements: the first unit may begin before its segment.
+    int64_t const before = static_cast<int64_t>((reinterpret_cast<uintptr_t>(logits) / sizeof(T)) % kLANES);
+    int64_t const begin = static_cast<int64_t>(part) * level.rounds * kDECODE_ROUND - before;
+    int64_t const limit = begin + static_cast<int64_t>(level.rounds) * kDECODE_ROUND;
+    int64_t const end = limit < level.size ? limit : level.size;
+    for (int64_t first = begin; first < end; first += kDECODE_ROUND)
+    {
+        int64_t const mine = first + threadIdx.x * kLANES;
+        float values[kDECODE_VALUES];
+#pragma unroll
+        for (uint32_t i = 0; i < kUNITS; ++i)
+        {
+            loadUnit(logits, mine + i * kDECODE_THREADS * kLANES, level.size, values + i * kLANES);
+        }
+        // All of a key's value bits are compared here and its index only below; NaN is above nothing.
+        float const floor = keyValue(buffer.bound);
+        uint32_t pending = 0;
+#pragma unroll
+        for (uint32_t i = 0; i < kDECODE_VALUES; ++i)
+        {
+            pending |= values[i] >= floor ? 1U << i : 0;
+        }
+        auto const keyOf = [&values, mine](uint32_t i)
+        {
+            int64_t const index = mine + i / kLANES * kDECODE_THREADS * kLANES + i % kLANES;
+            return makeKey(values[i], static_cast<uint32_t>(index));
+        };
+        Key* const shared = level.blocks > 1 ? &segment->bound : nullptr;
+        blockOffer<kDECODE_THREADS, kDECODE_VALUES>(buffer, args.capacity, args.topK, shared, pending, keyOf);
+    }
+    __syncthreads();
+    if (buffer.count > args.topK)
+    {
+        blockPrune<kDECODE_THREADS>(buffer, args.capacity, args.topK, level.blocks > 1 ? &segment->bound : nullptr);
+    }
+}
+
+//! Put the block's keys into the segment's list. \return whether this block is the last to do so.
+__device__ inline bool blockHandOver(LevelArguments const& level, Segment* segment, Key* list)
+{
+    auto& shared = dynamicShared<DecodeShared>();
+    uint32_t const count = shared.buffer.count;
+    if (threadIdx.x == 0)
+    {
+        shared.place = atomicAdd(&segment->count, count);
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < count; i += kDECODE_THREADS)
+    {
+        list[shared.place + i] = shared.buffer.keys[i];
+    }
+    __threadfence(); // the keys are there before the block counts as done
+    __syncthreads();
+    if (threadIdx.x == 0)
+    {
+        shared.isLast = atomicAdd(&segment->done, 1U) + 1 == level.blocks ? 1 : 0;
+    }
+    __syncthreads();
+    return shared.isLast != 0;
+}
+
+//! Leave the best of a segment's list in the buffer.
+__device__ inline void blockGather(DecodeArguments const& args, Segment* segment, Key const* list)
+{
+    constexpr uint32_t kKEYS = 8;
+    auto& shared = dynamicShared<DecodeShared>();
+    __threadfence(); // the other blocks' keys are read after they have counted as done
+    if (threadIdx.x == 0)
+    {
+        shared.place = atomicAdd(&segment->count, 0U);
+        shared.buffer.count = 0;
+        shared.buffer.bound = max(shared.buffer.bound, atomicMax(&segment->bound, static_cast<Key>(0)));
+    }
+    __syncthreads();
+    uint32_t const count = shared.place;
+    for (uint32_t first = 0; first < count; first += kKEYS * kDECODE_THREADS)
+    {
+        Key keys[kKEYS];
+        uint32_t pending = 0;
+#pragma unroll
+        for (uint32_t i = 0; i < kKEYS; ++i)
+        {
+            uint32_t const index = first + i * kDECODE_THREADS + threadIdx.x;
+            keys[i] = index < count ? list[index] : 0;
+            pending |= keys[i] != 0 ? 1U << i : 0;
+        }
+        auto const keyOf = [&keys](uint32_t i) { return keys[i]; };
+        blockOffer<kDECODE_THREADS, kKEYS>(shared.buffer, args.capacity, args.topK, nullptr, pending, keyOf);
+    }
+    __syncthreads();
+    if (shared.buffer.count > args.topK)
+    {
+        blockPrune<kDECODE_THREADS>(shared.buffer, args.capacity, args.topK, nullptr);
+    }
+}
+
+//! \return a candidate's box in letterboxed pixels. Rounded operation by operation, as the reference's is.
+template <typename T>
+__device__ inline float4 decodeBox(
+    DecodeArguments const& args, LevelArguments const& level, T const* deltas, uint32_t index, float4 letterbox)
+{
+    uint32_t const channel = index / level.cells;
+    uint32_t const cell = index - channel * level.cells;
+    uint32_t const anchor = channel / args.classes;
+    uint32_t const y = cell / level.width;
+    uint32_t const x = cell - y * level.width;
+    T const* const delta = deltas + static_cast<int64_t>(anchor) * 4 * level.cells + cell;
+    float4 const box = args.anchors[level.firstAnchor + anchor];
+
+    auto const along = [&](float low, float high, uint32_t place, float shift, float growth, float limit)
+    {
+        float const size = __fsub_rn(high, low);
+        float const centre = __fmul_rn(__fadd_rn(low, high), 0.5F);
+        float const origin = static_cast<float>(place * level.stride);
+        float const middle = __fadd_rn(__fmul_rn(shift, size), __fadd_rn(centre, origin));
+        float const half = __fmul_rn(__fmul_rn(expf(fminf(growth, args.deltaClamp)), size), 0.5F);
+        float const first = fminf(fmaxf(__fsub_rn(middle, half), 0.0F), limit);
+        float const last = fminf(fmaxf(__fadd_rn(middle, half), 0.0F), limit);
+        return make_float2(first, last);
+    };
+    float const dx = toFloat(delta[0]);
+    float const dy = toFloat(delta[level.cells]);
+    float const dw = toFloat(delta[static_cast<int64_t>(level.cells) * 2]);
+    float const dh = toFloat(delta[static_cast<int64_t>(level.cells) * 3]);
+    float2 const h = along(box.x, box.z, x, dx, dw, letterbox.w);
+    float2 const v = along(box.y, box.w, y, dy, dh, letterbox.z);
+    return make_float4(h.x, v.x, h.y, v.y);
+}
+
+//! Sort the buffer's keys and write all slots of a segment.
+template <typename T>
+__device__ inline void blockWrite(
+    DecodeArguments const& args, LevelArguments const& level, T const* deltas, uint32_t image)
+{
+    auto& buffer = dynamicShared<DecodeShared>().buffer;
+    uint32_t const count = buffer.count;
+    uint32_t size = 1;
+    while (size < count)
+    {
+        size *= 2;
+    }
+    for (uint32_t i = count + threadIdx.x; i < size; i += kDECODE_THREADS)
+    {
+        buffer.keys[i] = 0;
+    }
+    blockSort<kDECODE_THREADS>(buffer.keys, size);
+
+    float4 const letterbox = args.letterbox[image];
+    int64_t const base = static_cast<int64_t>(image) * args.slots + level.firstSlot;
+    for (uint32_t slot = threadIdx.x; slot < level.slots; slot += kDECODE_THREADS)
+    {
+        float logit = -INFINITY;
+        float4 box = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+        int32_t label = 0;
+        if (slot < count)
+        {
+            Key const key = buffer.keys[slot];
+            uint32_t const index = keyIndex(key);
+            logit = keyValue(key);
+            box = decodeBox(args, level, deltas, index, letterbox);
+            label = static_cast<int32_t>(index / level.cells % args.classes);
+        }
+        args.outLogits[base + slot] = logit;
+        args.outBoxes[base + slot] = box;
+        args.outClasses[base + slot] = label;
+    }
+}
+
+//! One block a part of a segment; the grid goes through levels, images, parts.
+template <typename T>
+__global__ void __launch_bounds__(kDECODE_THREADS) decodeKernel(RETINASERVE_ARGUMENTS DecodeArguments args)
+{
+    uint32_t l = 0;
+    while (l + 1 < args.levels && blockIdx.x >= args.level[l + 1].firstBlock)
+    {
+        ++l;
+    }
+    LevelArguments const& level = args.level[l];
+    uint32_t const image = (blockIdx.x - level.firstBlock) / level.blocks;
+    uint32_t const part = (blockIdx.x - level.firstBlock) % level.blocks;
+    Segment* const segment = args.segments + static_cast<int64_t>(l) * args.batch + image;
+    T const* const logits = static_cast<T const*>(level.logits) + static_cast<int64_t>(image) * level.size;
+    int64_t const deltasPerImage = static_cast<int64_t>(args.anchorsPerCell) * 4 * level.cells;
+    T const* const deltas = static_cast<T const*>(level.deltas) + image * deltasPerImage;
+
+    auto& shared = dynamicShared<DecodeShared>();
+    if (threadIdx.x == 0)
+    {
+        Key const above = (static_cast<Key>(orderedBits(args.thresholdLogit)) + 1) << 32;
+        Key const others = level.blocks > 1 ? atomicMax(&segment->bound, above) : 0;
+        shared.buffer.bound = max(above, others);
+        shared.buffer.count = 0;
+    }
+    __syncthreads();
+    blockScan(args, level, logits, part, segment);
+    if (level.blocks > 1)
+    {
+        uint32_t const firstBlock = level.firstBlock + image * level.blocks;
+        Key* const list = args.lists + static_cast<int64_t>(firstBlock) * args.topK;
+        if (!blockHandOver(level, segment, list))
+        {
+            return;
+        }
+        blockGather(args, segment, list);
+    }
+    blockWrite(args, level, deltas, image);
+}
+
+} // namespace retinaserve

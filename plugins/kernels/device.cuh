@@ -1,0 +1,49 @@
+// SPDX-FileCopyrightText: Copyright (c) 2026 the retinaserve authors
+// SPDX-License-Identifier: Apache-2.0
+
+//! \file device.cuh
+//! \brief What the kernels need of CUDA, so that the same bodies also run on a CPU (harness/cpu_shim.h).
+
+#pragma once
+
+#ifdef RETINASERVE_CPU
+#include "../harness/cpu_shim.h"
+#else
+
+#include <cstddef>
+#include <cstdint>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+//! Kernel arguments that are indexed dynamically stay in constant memory.
+#define RETINASERVE_ARGUMENTS const __grid_constant__
+
+namespace retinaserve
+{
+
+//! The block's dynamic shared memory.
+template <typename T>
+__device__ inline T& dynamicShared()
+{
+    extern __shared__ __align__(16) unsigned char sDynamic[];
+    return *reinterpret_cast<T*>(sDynamic);
+}
+
+//! Launch a kernel. \return a cudaError_t; 0 is success.
+template <typename Arguments>
+inline int32_t launch(void (*kernel)(Arguments const), dim3 grid, dim3 block, size_t sharedBytes, cudaStream_t stream,
+    Arguments const& arguments)
+{
+    kernel<<<grid, block, sharedBytes, stream>>>(arguments);
+    return static_cast<int32_t>(cudaGetLastError());
+}
+
+//! Set device memory to zero. \return a cudaError_t; 0 is success.
+inline int32_t clear(void* memory, size_t bytes, cudaStream_t stream)
+{
+    return static_cast<int32_t>(cudaMemsetAsync(memory, 0, bytes, stream));
+}
+
+} // namespace retinaserve
+
+#endif

@@ -1,0 +1,338 @@
+"""The TensorRT adapter: through its whole life in the harness, and in a real registry where tensorrt_rtx is.
+
+On the CPU the plugins' kernels are emulated, so that `enqueue` runs here too; on a GPU it is the shipped library,
+plainly and in a CUDA graph. What is not here (headers, tensorrt_rtx, nvcc, a GPU) skips its tests with the reason.
+"""
+
+import ctypes
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from ctypes import POINTER, c_char_p, c_int32, c_int64, c_size_t, c_void_p
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plugins import reference
+from plugins.native import FOLDER, garbage
+from tests.heads import KINDS, SPECS, random_heads
+from tests.plugins.libraries import (
+    ADAPTER,
+    built,
+    cuda_headers,
+    harness_on,
+    plugins_on,
+    require_compiler,
+    tensorrt_headers,
+)
+from training.spec import DELTA_CLAMP
+
+FLOAT, HALF, INT32 = 0, 1, 3  # nvinfer1::DataType
+FIELD_TYPES = {"FLOAT32": 1, "FLOAT64": 2, "INT32": 5, "INT64": 10}  # nvinfer1::PluginFieldType
+NUMPY_TYPES = {"FLOAT32": np.float32, "FLOAT64": np.float64, "INT32": np.int32, "INT64": np.int64}
+DECODE, NMS = "RetinaNetDecode", "RetinaNetNMS"
+MODES = (
+    *((device, False) for device in ("cpu",)),
+    pytest.param(("gpu", False), marks=pytest.mark.gpu),
+    pytest.param(("gpu", True), marks=pytest.mark.gpu),
+)
+
+
+class Field(ctypes.Structure):
+    """nvinfer1::PluginField."""
+
+    _fields_ = (("name", c_char_p), ("data", c_void_p), ("type", c_int32), ("length", c_int32))
+
+
+class Tensor(ctypes.Structure):
+    """HarnessTensor of harness/harness.cpp."""
+
+    _fields_ = (("type", c_int32), ("nbDims", c_int32), ("dims", c_int64 * 8), ("data", c_void_p))
+
+    @classmethod
+    def of(cls, array):
+        kind = {np.dtype(np.float32): FLOAT, np.dtype(np.float16): HALF, np.dtype(np.int32): INT32}[array.dtype]
+        return cls(kind, array.ndim, (c_int64 * 8)(*array.shape), array.ctypes.data)
+
+
+def decode_fields(spec):
+    return {
+        "anchors": ("FLOAT32", spec.anchor_table.ravel().tolist()),
+        "strides": ("INT32", list(spec.strides)),
+        "threshold_logit": ("FLOAT32", [spec.score_threshold_logit]),
+        "delta_clamp": ("FLOAT32", [DELTA_CLAMP]),
+        "topk": ("INT32", [spec.candidates_per_level]),
+    }
+
+
+def nms_fields(spec):
+    return {"iou": ("FLOAT32", [spec.nms_iou]), "max_detections": ("INT32", [spec.max_detections])}
+
+
+def live(mode, plugin, fields, inputs, outputs, *, max_batch=None):
+    """Take a plugin through its life and fill the outputs; return what went wrong, or nothing."""
+    device, in_graph = mode
+    arrays = {name: np.array(values, NUMPY_TYPES[kind]) for name, (kind, values) in fields.items()}
+    given = (Field * max(len(fields), 1))(
+        *(
+            Field(name.encode(), arrays[name].ctypes.data, FIELD_TYPES[kind], arrays[name].size)
+            for name, (kind, _) in fields.items()
+        )
+    )
+    inputs = [np.ascontiguousarray(array) for array in inputs]
+    tensors = [(Tensor * len(group))(*map(Tensor.of, group)) for group in (inputs, outputs)]
+    message = ctypes.create_string_buffer(2000)
+    harness = ctypes.CDLL(str(harness_on(device)))
+    harness.harnessRun.argtypes = (
+        c_char_p, c_char_p, POINTER(Field), c_int32, POINTER(Tensor), c_int32, POINTER(Tensor), c_int32, c_int64,
+        c_int32, c_char_p, c_size_t,
+    )  # fmt: skip
+    error = harness.harnessRun(
+        str(plugins_on(device)).encode(), plugin.encode(), given, len(fields), tensors[0], len(inputs),
+        tensors[1], len(outputs), max_batch or len(inputs[0]), in_graph, message, len(message),
+    )  # fmt: skip
+    assert bool(error) == bool(message.value)
+    return message.value.decode()
+
+
+def candidate_outputs(batch, slots):
+    return [
+        garbage((batch, slots), np.float32), garbage((batch, slots, 4), np.float32),
+        garbage((batch, slots), np.int32),
+    ]  # fmt: skip
+
+
+def detection_outputs(batch, most):
+    return [
+        garbage((batch, 1), np.int32), garbage((batch, most, 4), np.float32),
+        garbage((batch, most), np.float32), garbage((batch, most), np.int32),
+    ]  # fmt: skip
+
+
+def problem(name, dtype=np.float32):
+    """Return a spec, its decode's inputs, and what the reference's decode makes of them."""
+    spec = SPECS[name]
+    heads = random_heads(spec, KINDS)
+    logits = [level.astype(dtype) for level in heads.logits]
+    deltas = [level.astype(dtype) for level in heads.deltas]
+    expected = reference.decode(
+        logits, deltas, heads.letterbox, anchors=spec.anchor_table, strides=spec.strides,
+        threshold_logit=spec.score_threshold_logit, topk=spec.candidates_per_level, delta_clamp=DELTA_CLAMP,
+    )  # fmt: skip
+    pairs = [array for pair in zip(logits, deltas, strict=True) for array in pair]
+    return spec, [*pairs, heads.letterbox], expected
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("name", SPECS)
+def test_the_life_of_the_decode_plugin(name, dtype, mode):
+    spec, inputs, expected = problem(name, dtype)
+    found = candidate_outputs(len(KINDS), expected[0].shape[1])
+    assert live(mode, DECODE, decode_fields(spec), inputs, found, max_batch=2 * len(KINDS)) == ""
+    assert np.array_equal(found[0], expected[0]) and np.array_equal(found[2], expected[2])
+    np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("name", SPECS)
+def test_the_life_of_the_nms_plugin(name, mode):
+    spec, inputs, candidates = problem(name)
+    letterbox = inputs[-1]
+    expected = reference.nms(*candidates, letterbox, iou=spec.nms_iou, max_detections=spec.max_detections)
+    found = detection_outputs(len(letterbox), spec.max_detections)
+    assert live(mode, NMS, nms_fields(spec), [*candidates, letterbox], found, max_batch=20) == ""
+    assert np.array_equal(found[0], expected[0]) and np.array_equal(found[3], expected[3])
+    assert np.array_equal(found[1], expected[1])
+    np.testing.assert_allclose(found[2], expected[2], rtol=0, atol=1e-5)
+
+
+def without(name):
+    return lambda fields: {key: value for key, value in fields.items() if key != name}
+
+
+def having(name, kind, values):
+    return lambda fields: fields | {name: (kind, values)}
+
+
+BAD_FIELDS = [
+    *((plugin, without(name), f"field '{name}' is missing") for plugin, name in (
+        (DECODE, "anchors"), (DECODE, "strides"), (DECODE, "threshold_logit"), (DECODE, "delta_clamp"),
+        (DECODE, "topk"), (NMS, "iou"), (NMS, "max_detections"),
+    )),
+    (DECODE, having("topk", "FLOAT32", [1000]), "field 'topk' is FLOAT32, but INT32 is expected"),
+    (DECODE, having("strides", "INT64", [8] * 5), "field 'strides' is INT64, but INT32 is expected"),
+    (DECODE, having("anchors", "FLOAT64", [0] * 180), "field 'anchors' is FLOAT64, but FLOAT32 is expected"),
+    (DECODE, having("anchors", "FLOAT32", [0] * 21), "field 'anchors' has 21 values"),
+    (DECODE, having("strides", "INT32", [8, 16, 0, 64, 128]), "field 'strides' has a value below 1"),
+    (DECODE, having("strides", "INT32", []), "field 'strides' is empty"),
+    (DECODE, having("topk", "INT32", [1000, 1000]), "field 'topk' has 2 values, but 1 is expected"),
+    (DECODE, having("topk", "INT32", [0]), "field 'topk' is 0, but 1 to 4096 is expected"),
+    (DECODE, having("threshold_logit", "FLOAT32", [math.nan]), "field 'threshold_logit' is not a finite number"),
+    (DECODE, having("delta_clamp", "FLOAT32", [math.nan]), "field 'delta_clamp' is not a number"),
+    (NMS, having("iou", "FLOAT64", [0.5]), "field 'iou' is FLOAT64, but FLOAT32 is expected"),
+    (NMS, having("iou", "FLOAT32", [1.5]), "field 'iou' is 1.500000, but 0 to 1 is expected"),
+    (NMS, having("max_detections", "INT32", [5000]), "field 'max_detections' is 5000, but 1 to 4096 is expected"),
+]  # fmt: skip
+
+
+def bad_fields(plugin, change):
+    spec = SPECS["1 class 64x64"]
+    return change(decode_fields(spec) if plugin == DECODE else nms_fields(spec))
+
+
+@pytest.mark.parametrize(("plugin", "change", "message"), BAD_FIELDS, ids=[each[2] for each in BAD_FIELDS])
+def test_a_bad_field_is_named(plugin, change, message):
+    array = np.zeros((1, 4), np.float32)
+    found = live(("cpu", False), plugin, bad_fields(plugin, change), [array], [array.copy()])
+    assert found.startswith(f"createPlugin failed: {plugin}: {message}")
+
+
+def reshaped(index, shape):
+    return lambda inputs: [np.zeros(shape, a.dtype) if i == index else a for i, a in enumerate(inputs)]
+
+
+REFUSED = "the tensors' own format is refused"
+
+
+@pytest.mark.parametrize(
+    ("plugin", "change", "message"),
+    [
+        (DECODE, lambda inputs: inputs[2:], REFUSED),
+        (DECODE, reshaped(2, (7, 36, 13, 5)), "level 1: logits must have (anchors x classes) channels"),
+        (DECODE, reshaped(2, (7, 17, 13, 5)), "level 1: logits must have (anchors x classes) channels"),
+        (DECODE, reshaped(3, (7, 35, 13, 5)), "level 1: deltas must have (anchors x 4) channels"),
+        (DECODE, reshaped(3, (7, 36, 13, 6)), "level 1: logits and deltas differ in size"),
+        (DECODE, reshaped(10, (7, 5)), "the last input, letterbox, must be (batch, 4)"),
+        (NMS, lambda inputs: inputs[1:], REFUSED),
+        (NMS, reshaped(1, (7, 9, 4)), "boxes must be (batch, candidates, 4), as many as logits"),
+        (NMS, reshaped(2, (7, 9)), "classes must be (batch, candidates), as many as logits"),
+        (NMS, reshaped(3, (7, 3)), "letterbox must be (batch, 4)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_inputs_that_do_not_fit(plugin, change, message):
+    spec, inputs, candidates = problem("few candidates, other thresholds")
+    if plugin == DECODE:
+        fields, outputs = decode_fields(spec), candidate_outputs(7, candidates[0].shape[1])
+    else:
+        fields, outputs = nms_fields(spec), detection_outputs(7, spec.max_detections)
+        inputs = [*candidates, inputs[-1]]
+    found = live(("cpu", False), plugin, fields, change(inputs), outputs)
+    prefix = "" if message == REFUSED else f"configurePlugin failed: {plugin}: "
+    assert found.startswith(prefix + message)
+
+
+def test_the_graft_s_attributes_are_the_plugins_fields():
+    pytest.importorskip("onnx_graphsurgeon")
+    from onnx import helper
+
+    from build_tools.graft import graft
+    from tests.build_tools.test_graft import raw_model
+
+    spec, inputs, expected = problem("few candidates, other thresholds")
+    model = graft(raw_model(spec, random_heads(spec, ("none",))), flavour="tensorrt")
+    kinds = {
+        "FLOAT": "FLOAT32",
+        "FLOATS": "FLOAT32",
+        "INT": "INT32",
+        "INTS": "INT32",
+    }  # as TensorRT's parser has it
+    fields = {}
+    for node in model.graph.node:
+        if node.domain:
+            fields[node.op_type] = {
+                each.name: (
+                    kinds[each.AttributeType.Name(each.type)],
+                    np.atleast_1d(helper.get_attribute_value(each)),
+                )
+                for each in node.attribute
+                if not each.name.startswith("plugin_")
+            }
+    found = candidate_outputs(len(KINDS), expected[0].shape[1])
+    assert live(("cpu", False), DECODE, fields[DECODE], inputs, found) == ""
+    assert np.array_equal(found[0], expected[0]) and np.array_equal(found[2], expected[2])
+    detections = detection_outputs(len(KINDS), spec.max_detections)
+    assert live(("cpu", False), NMS, fields[NMS], [*found, inputs[-1]], detections) == ""
+    assert detections[0].max() == spec.max_detections
+
+
+def rtx_python():
+    """Return an interpreter that has tensorrt_rtx; skip where there is none."""
+    python = os.environ.get("RETINASERVE_RTX_PYTHON", sys.executable)
+    done = subprocess.run([python, "-c", "import tensorrt_rtx"], capture_output=True)
+    if done.returncode:
+        pytest.skip("needs tensorrt_rtx: set RETINASERVE_RTX_PYTHON to an interpreter that has it")
+    return python
+
+
+def registry(library, cases):
+    probe = Path(__file__).with_name("registry_probe.py")
+    command = [rtx_python(), str(probe), str(library), str(harness_on("cpu"))]
+    done = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("library", ["emulated kernels", "make plugins"])
+def test_a_real_registry(library):
+    rtx_python()
+    spec = SPECS["80 classes 256x256"]
+    good = [(DECODE, decode_fields(spec)), (NMS, nms_fields(spec))]
+    # JSON has no NaN, and TensorRT's Python no empty field.
+    bad = [each for each in BAD_FIELDS if "number" not in each[2] and "empty" not in each[2]]
+    cases = good + [(plugin, bad_fields(plugin, change)) for plugin, change, _ in bad]
+    path = built("libretinaserve_plugins.so") if library == "make plugins" else plugins_on("cpu")
+    report = registry(path, cases)
+    decode = {name: kind for name, (kind, _) in decode_fields(spec).items()}
+    nms = {name: kind for name, (kind, _) in nms_fields(spec).items()}
+    assert report["creators"] == [[DECODE, "1", "", decode], [NMS, "1", "", nms]]
+    for case in report["cases"][:2]:
+        assert case == {"created": True, "errors": [], "round_trip": ""}
+    for (plugin, _, message), case in zip(bad, report["cases"][2:], strict=True):
+        assert not case["created"] and len(case["errors"]) == 1
+        assert case["errors"][0].startswith(f"{plugin}: {message}")
+
+
+def test_the_adapter_compiles_with_every_version_of_the_headers():
+    require_compiler()
+    found = tensorrt_headers()
+    if not found:
+        pytest.skip("needs TensorRT's headers: set TENSORRT_ROOT to one or more folders that have include/")
+    for folder in found:
+        flags = ["-isystem", str(folder), "-isystem", str(cuda_headers()), f"-I{FOLDER / 'include'}"]
+        command = ["g++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", *flags, *map(str, ADAPTER)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0 and not done.stderr, f"{folder}: {done.stderr}"
+
+
+@pytest.mark.parametrize("name", ["decode", "nms"])
+def test_the_kernels_compile_for_all_architectures_without_warnings(name, tmp_path):
+    nvcc = shutil.which("nvcc")
+    if not nvcc:
+        pytest.skip("needs nvcc")
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    ours = [number for number in ("75", "80", "86", "89", "90", "100", "120") if f"compute_{number}" in known]
+    targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in ours]
+    newest = f"-gencode=arch=compute_{ours[-1]},code=compute_{ours[-1]}"
+    command = [
+        nvcc, "-std=c++17", "--Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror", *targets, newest,
+        f"-I{FOLDER / 'include'}", "-c", str(FOLDER / "kernels" / f"{name}.cu"), "-o", str(tmp_path / "out.o"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
+
+
+def test_the_library_exports_the_entry_points_and_links_nothing_of_tensorrt():
+    library = built("libretinaserve_plugins.so")
+    if not shutil.which("nm") or not shutil.which("readelf"):
+        pytest.skip("needs nm and readelf")
+    symbols = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True)
+    strong = {line.split()[2] for line in symbols.stdout.splitlines() if line.split()[1] == "T"}
+    assert strong == {"getCreators", "setLoggerFinder"}
+    needed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    assert "nvinfer" not in needed and "cudart" not in needed
