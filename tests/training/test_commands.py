@@ -132,7 +132,7 @@ def test_tensorboard_gets_the_numbers_of_metrics(tmp_path: Path, shapes: DataSet
 def test_a_compiled_network_learns_the_same(
     tmp_path: Path, shapes: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The compiler's front, which is what can fail to see through our network; its C++ takes a minute to compile."""
+    """The compiler's front is what can fail on our network; its C++ takes a minute."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     for name, flags in (("plain", []), ("compiled", ["--compile"])):
         result = invoke(tmp_path / f"{name}.pth", shapes, *SMALL, "--iters", "2", *flags)
