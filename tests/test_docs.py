@@ -68,7 +68,6 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-
 def test_every_verb_explains_itself() -> None:
     """Help has a sentence for the verb and for each of its options."""
 
