@@ -1,4 +1,4 @@
-"""The requests of docs/protocol.md, run as they stand against the real server: all languages get the same answer."""
+"""The requests of docs/protocol.md, run as they stand on the real server: every language gets the same answer."""
 
 import json
 import re
