@@ -80,3 +80,24 @@ def test_every_verb_explains_itself() -> None:
         for parameter in verb.params:
             if isinstance(parameter, click.Option):
                 assert parameter.help, f"{verb.name} {parameter.name}"
+
+
+NOT_OURS = ("No space left on device", "Failed to initialize Python stub")
+
+
+def messages() -> list[str]:
+    """Return the messages that troubleshooting explains."""
+    heads = re.findall(r"^\*\*(`.+`.*)\*\*", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    return [message for head in heads for message in re.findall(r"`([^`]+)`", head)]
+
+
+@pytest.mark.parametrize("message", messages())
+def test_explained_messages_are_still_said(message: str) -> None:
+    """Each run of fixed words is in the source; formatting splits a message into such runs."""
+    folders = ("training", "build_tools", "eval", "scripts")
+    source = " ".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    if message.startswith(NOT_OURS):
+        return
+    for words in re.split(r"…|\{\w+\}|Address already in use|JPEG, PNG.*", message):
+        run = words.strip(" :;,.()'")
+        assert run in source, run
