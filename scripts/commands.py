@@ -1,12 +1,14 @@
-"""The verbs of this folder, joined: `data`, `serve`, `efficiency`, `demo`."""
+"""The verbs of this folder, joined: `data`, `serve`, `models`, `efficiency`, `drill`, `demo`."""
 
 import click
 
 from scripts.data_commands import data
 from scripts.demo_command import demo
+from scripts.drill_command import drill
 from scripts.efficiency_command import efficiency
+from scripts.models_command import models
 from scripts.serve_command import serve
 
 VERBS_BEFORE: tuple[click.Command, ...] = (data,)
-VERBS_SERVER: tuple[click.Command, ...] = (serve,)
-VERBS_AFTER: tuple[click.Command, ...] = (efficiency, demo)
+VERBS_SERVER: tuple[click.Command, ...] = (serve, models)
+VERBS_AFTER: tuple[click.Command, ...] = (efficiency, drill, demo)
