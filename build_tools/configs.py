@@ -61,6 +61,10 @@ def specialise(signature: Signature, profile: str, options: BuildOptions, *, pic
     for name in MODELS:
         config = read_config(TEMPLATES / profile / name / "config.pbtxt")
         config.max_batch_size = options.max_batch
+        if config.HasField("dynamic_batching"):
+            # A full batch of `preprocess` must find room before `retinanet`.
+            policy = config.dynamic_batching.default_queue_policy
+            policy.max_queue_size = max(policy.max_queue_size, 2 * options.max_batch)
         for tensor in (*config.input, *config.output):
             if tensor.name in tensors:
                 tensor.dims[:] = tensors[tensor.name].dims
@@ -117,5 +121,7 @@ def _tensor(tensor: Any) -> Tensor:
 
 
 def write_config(path: Path, config: Any) -> None:
-    """Write a config as text, as Triton reads it."""
-    path.write_text(text_format.MessageToString(config, as_utf8=True))
+    """Write a config as text, as Triton reads it; a server that looks meanwhile sees the old one."""
+    fresh = path.with_name(f".{path.name}")
+    fresh.write_text(text_format.MessageToString(config, as_utf8=True))
+    fresh.replace(path)

@@ -20,6 +20,7 @@ from PIL import Image
 
 import build_tools.preprocess
 from build_tools.configs import MODELS, TEMPLATES, BuildOptions, read_config, specialise, write_config
+from build_tools.pins import keep_pins
 from build_tools.preprocess import Prepared, Preprocessor
 from build_tools.signature import Signature, read_signature
 from training import spec as contract
@@ -87,6 +88,7 @@ def build_repository(
     configs = specialise(signature, profile, options or BuildOptions(), picture_bytes=warmup.picture_bytes)
     if version > 1:
         _check_same_contract(repository, configs)
+        keep_pins(repository, configs)
     repository.parent.mkdir(parents=True, exist_ok=True)
     with _staging(repository) as stage:
         _stage(stage, profile, configs, warmup, version)

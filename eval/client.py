@@ -24,6 +24,7 @@ from itertools import islice
 from typing import Any, Self, TypeVar
 
 from eval.detections import Detections, ImageError
+from eval.pace import Pace
 from eval.served_model import ServedModel
 from eval.statistics import ModelStatistics, by_model
 from eval.transport import Endpoint, Protocols, ServerError, open_transport
@@ -33,7 +34,8 @@ from training.spec import BOXES, CLASSES, DETECTOR, LETTERBOX, NUM_DETECTIONS, S
 Answer = Detections | ImageError
 T = TypeVar("T")
 
-# An overloaded server is asked again after about 0.1, 0.2, 0.4 ... 1.6 s, for ten seconds at most.
+# A picture that an overloaded server refused is sent again after about 0.1, 0.2, 0.4 ... 1.6 s, for ten seconds at
+# most. The time it waits for its turn among the client's own is not counted.
 FIRST_PAUSE, LONGEST_PAUSE, RETRY_SECONDS = 0.1, 1.6, 10.0
 CONTROL_TIMEOUT = 5.0  # seconds for questions that need no inference
 WHERE = (
@@ -99,17 +101,17 @@ class AsyncClient:
     async def predict_many(
         self, images: Iterable[bytes | ImageError], *, concurrency: int | None = None
     ) -> AsyncIterator[Answer]:
-        """Yield an answer a picture, in order, with `concurrency` requests in flight.
+        """Yield an answer a picture, in order, with `concurrency` requests in flight, fewer if they are too many.
 
         `images` is read at most twice `concurrency` ahead of the answers. What is wrong with one picture is
         its answer; a server that is gone raises UserError.
         """
-        gate, window = _gate(concurrency or self.concurrency)
+        pace, window = _pace(concurrency or self.concurrency)
         source, tasks = iter(images), deque[asyncio.Task[Answer]]()
         try:
             while True:
                 tasks.extend(
-                    asyncio.create_task(self.answer(image, gate)) for image in islice(source, window - len(tasks))
+                    asyncio.create_task(self.answer(image, pace)) for image in islice(source, window - len(tasks))
                 )
                 if not tasks:
                     return
@@ -120,18 +122,17 @@ class AsyncClient:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def answer(self, image: bytes | ImageError, gate: asyncio.Semaphore | None = None) -> Answer:
-        """Return one picture's answer, waiting at `gate` first. Raises UserError when the server is gone."""
+    async def answer(self, image: bytes | ImageError, pace: Pace | None = None) -> Answer:
+        """Return one picture's answer, sent when `pace` lets it. Raises UserError when the server is gone."""
         if isinstance(image, ImageError):
             return image
         limit = self.served.max_image_bytes
         if limit and len(image) > limit:
             return ImageError(f"the file has {len(image)} bytes, more than the server takes ({limit})")
-        async with gate or asyncio.Semaphore():
-            try:
-                return await self._infer(image)
-            except ServerError as error:
-                return self._judged(error)
+        try:
+            return await self._infer(image, pace or Pace(1))
+        except ServerError as error:
+            return self._judged(error)
 
     async def statistics(self) -> dict[str, ModelStatistics]:
         """Return what the server counted so far, by model."""
@@ -140,24 +141,34 @@ class AsyncClient:
         except ServerError as error:
             raise self._no_server(error) from None
 
-    async def _infer(self, image: bytes) -> Detections:
+    async def _infer(self, image: bytes, pace: Pace) -> Detections:
+        """Send a picture until it is answered, its time is over, or it was refused for RETRY_SECONDS."""
         clock = asyncio.get_running_loop().time
-        start, pause = clock(), FIRST_PAUSE
+        spent, refused_for, pause = 0.0, 0.0, FIRST_PAUSE
         while True:
-            left = self.timeout - (clock() - start)
-            try:
-                return _detections(await self._transport.infer(self.model_name, image, timeout=max(left, 0.001)))
-            except ServerError as error:
-                if error.status != "unavailable":
-                    raise
-                # A full queue and a dead server have the same status; only one of them is still alive.
-                if not await self._is_live():
-                    raise self._no_server(error) from None
-                if clock() - start + pause > min(self.timeout, RETRY_SECONDS):
-                    raise
+            async with pace.slot(again=spent > 0) as ticket:
+                start = clock()
+                try:
+                    result = await self._transport.infer(self.model_name, image, timeout=self.timeout - spent)
+                    pace.answered()
+                    return _detections(result)
+                except ServerError as error:
+                    if error.status != "unavailable":
+                        raise
+                    # A full queue and a dead server have the same status; only one of them is still alive.
+                    if not await self._is_live():
+                        raise self._no_server(error) from None
+                    pace.refused(ticket)
+                    refusal = error
+                spent += clock() - start
             # Jitter, so that the requests a full queue turned away do not all come back together.
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, LONGEST_PAUSE)
+            wait = pause * random.uniform(0.5, 1.0)
+            if spent + wait >= self.timeout:
+                raise ServerError("timeout", refusal.message)
+            if refused_for + wait > RETRY_SECONDS:
+                raise refusal
+            await asyncio.sleep(wait)
+            spent, refused_for, pause = spent + wait, refused_for + wait, min(2 * pause, LONGEST_PAUSE)
 
     def _judged(self, error: ServerError) -> ImageError:
         message = re.sub(r"^(in ensemble '[^']*', |\[request id: [^]]*\] )+", "", error.message)
@@ -289,12 +300,12 @@ class Client:
         self, images: Iterable[bytes | ImageError], *, concurrency: int | None = None
     ) -> Iterator[Answer]:
         """Yield an answer a picture, in order; see `AsyncClient.predict_many`. `images` is read by the caller."""
-        gate, window = _gate(concurrency or self._client.concurrency)
+        pace, window = _pace(concurrency or self._client.concurrency)
         source, waiting = iter(images), deque[Future[Answer]]()
         try:
             while True:
                 for image in islice(source, window - len(waiting)):
-                    waiting.append(self._start(self._client.answer(image, gate)))
+                    waiting.append(self._start(self._client.answer(image, pace)))
                 if not waiting:
                     return
                 yield waiting[0].result()
@@ -332,9 +343,9 @@ async def _counted(answers: AsyncIterator[T]) -> AsyncIterator[tuple[int, T]]:
         index += 1
 
 
-def _gate(concurrency: int) -> tuple[asyncio.Semaphore, int]:
+def _pace(concurrency: int) -> tuple[Pace, int]:
     """Twice as many pictures are held as are in flight: a slow one must not idle the rest behind it."""
-    return asyncio.Semaphore(concurrency), 2 * concurrency
+    return Pace(concurrency), 2 * concurrency
 
 
 def _found(answer: Answer, index: int) -> Detections:

@@ -86,7 +86,7 @@ class Endpoint:
 
 
 class Transport(Protocol):
-    """The five calls a detector's client makes; every one raises ServerError."""
+    """The calls made to a server; every one raises ServerError."""
 
     async def live(self, *, timeout: float) -> bool:
         """Say whether a Triton answers at all."""
@@ -101,7 +101,16 @@ class Transport(Protocol):
         """Return the server's statistics, an entry a model and version."""
 
     async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
-        """Send one encoded picture; return tritonclient's InferResult."""
+        """Send one encoded picture; return tritonclient's InferResult. After `timeout` the server drops it too."""
+
+    async def load(self, model: str, *, timeout: float) -> None:
+        """Have the server read a model's config and load what it names; the old versions serve until then."""
+
+    async def unload(self, model: str, *, timeout: float) -> None:
+        """Have the server drop a model."""
+
+    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
+        """Return the server's models: name, version and state of each."""
 
     async def close(self) -> None:
         """Close every connection."""
@@ -119,6 +128,11 @@ def _one_image(image: bytes, infer_input: Any) -> list[Any]:
     tensor = infer_input(IMAGE_BYTES, pixels.shape, "UINT8")
     tensor.set_data_from_numpy(pixels)
     return [tensor]
+
+
+def _microseconds(timeout: float) -> int:
+    """A request's time in a queue, as Triton counts it; 0 would be no limit."""
+    return max(1, round(timeout * 1e6))
 
 
 class _Grpc:
@@ -146,7 +160,19 @@ class _Grpc:
 
     async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
         inputs = _one_image(image, self._input)
-        return await self._call(self._client.infer(model, inputs, client_timeout=timeout))
+        call = self._client.infer(model, inputs, client_timeout=timeout, timeout=_microseconds(timeout))
+        return await self._call(call)
+
+    async def load(self, model: str, *, timeout: float) -> None:
+        await self._call(self._client.load_model(model, client_timeout=timeout))
+
+    async def unload(self, model: str, *, timeout: float) -> None:
+        await self._call(self._client.unload_model(model, client_timeout=timeout))
+
+    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
+        call = self._client.get_model_repository_index(as_json=True, client_timeout=timeout)
+        models: list[dict[str, Any]] = (await self._call(call)).get("models", [])
+        return models
 
     async def close(self) -> None:
         await self._client.close()
@@ -192,7 +218,18 @@ class _Http:
         return models
 
     async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
-        return await self._call(self._client.infer(model, _one_image(image, self._input)), timeout)
+        inputs = _one_image(image, self._input)
+        return await self._call(self._client.infer(model, inputs, timeout=_microseconds(timeout)), timeout)
+
+    async def load(self, model: str, *, timeout: float) -> None:
+        await self._call(self._client.load_model(model), timeout)
+
+    async def unload(self, model: str, *, timeout: float) -> None:
+        await self._call(self._client.unload_model(model), timeout)
+
+    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
+        models: list[dict[str, Any]] = await self._call(self._client.get_model_repository_index(), timeout)
+        return models
 
     async def close(self) -> None:
         await self._client.close()

@@ -1,13 +1,15 @@
-"""The verbs of this folder, joined: `data`, `serve`, `efficiency`, `doctor`, `demo`."""
+"""The verbs of this folder, joined: `data`, `serve`, `models`, `efficiency`, `drill`, `doctor`, `demo`."""
 
 import click
 
 from scripts.data_commands import data
 from scripts.demo_command import demo
 from scripts.doctor_command import doctor
+from scripts.drill_command import drill
 from scripts.efficiency_command import efficiency
+from scripts.models_command import models
 from scripts.serve_command import serve
 
 VERBS_BEFORE: tuple[click.Command, ...] = (data,)
-VERBS_SERVER: tuple[click.Command, ...] = (serve,)
-VERBS_AFTER: tuple[click.Command, ...] = (efficiency, doctor, demo)
+VERBS_SERVER: tuple[click.Command, ...] = (serve, models)
+VERBS_AFTER: tuple[click.Command, ...] = (efficiency, drill, doctor, demo)

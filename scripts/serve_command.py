@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from scripts.triton import ServerOptions, TritonServer
+from scripts.triton import ServerOptions, TritonServer, check_repository, with_ports
 from training.errors import Exit, UserError
 
 READY = """\
@@ -67,6 +67,12 @@ def ready_text(server: TritonServer) -> str:
 @click.option(
     "--timeout", type=click.FloatRange(min=1), default=120.0, help="Seconds to wait until the models are ready."
 )
+@click.option("--reload", is_flag=True, help="Let `retinaserve models` change versions while it serves.")
+@click.option(
+    "--restart",
+    is_flag=True,
+    help="Start the server again when it dies or answers no picture; see reliability.md.",
+)
 @click.option("--log", type=click.Path(path_type=Path), help="Keep the server's log in this file.")
 @click.option("--verbose", is_flag=True, help="Let the server log every request.")
 def serve(
@@ -77,6 +83,8 @@ def serve(
     metrics_port: int,
     threads: int,
     timeout: float,
+    reload: bool,
+    restart: bool,
     log: Path | None,
     verbose: bool,
 ) -> None:
@@ -87,23 +95,62 @@ def serve(
             fg="yellow",
             err=True,
         )
-    options = ServerOptions(host, http_port, grpc_port, metrics_port, threads, verbose)
+    options = ServerOptions(host, http_port, grpc_port, metrics_port, threads, verbose, reload)
     asked = threading.Event()
     previous = {
         number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        with TritonServer(repository, options, log=log) as server:
-            click.echo(f"starting Triton on {repository} ...", err=True)
-            server.wait_until_ready(timeout, cancelled=asked.is_set)
-            if not asked.is_set():
-                click.secho("ready", fg="green", err=True)
-                click.echo(ready_text(server))
-            while not asked.wait(0.2):
-                if server.process.poll() is not None:
-                    raise UserError(*server.explain(), code=Exit.CHECK_FAILED)
-            click.echo("stopping: open requests have 5 seconds to finish", err=True)
+        if restart:
+            _supervise(repository, with_ports(options), log, timeout, asked)
+        else:
+            _serve_once(repository, options, log, timeout, asked)
     finally:
         for number, handler in previous.items():
             with suppress(ValueError):
                 signal.signal(number, handler)
+
+
+def _serve_once(
+    repository: Path, options: ServerOptions, log: Path | None, timeout: float, asked: threading.Event
+) -> None:
+    with TritonServer(repository, options, log=log) as server:
+        click.echo(f"starting Triton on {repository} ...", err=True)
+        server.wait_until_ready(timeout, cancelled=asked.is_set)
+        if not asked.is_set():
+            click.secho("ready", fg="green", err=True)
+            click.echo(ready_text(server))
+        while not asked.wait(0.2):
+            if server.process.poll() is not None:
+                raise UserError(*server.explain(), code=Exit.CHECK_FAILED)
+        click.echo("stopping: open requests have 5 seconds to finish", err=True)
+
+
+def _supervise(
+    repository: Path, options: ServerOptions, log: Path | None, timeout: float, asked: threading.Event
+) -> None:
+    """Serve until asked to stop, over the deaths of the server; the ports stay the same."""
+    from scripts.supervisor import RestartPolicy, Supervisor
+
+    picture = repository / "preprocess" / "warmup" / "picture.jpg"
+    check_repository(repository)
+    if not picture.is_file():
+        raise UserError(f"{picture}: no such file", "--restart sends it to see whether the server answers")
+
+    def tell(text: str) -> None:
+        click.secho(text, fg="yellow", err=True)
+
+    def started(server: TritonServer) -> None:
+        click.secho("ready", fg="green", err=True)
+        click.echo(ready_text(server))
+
+    click.echo(f"starting Triton on {repository} ...", err=True)
+    supervisor = Supervisor(
+        lambda: TritonServer(repository, options, log=log),
+        picture.read_bytes(),
+        policy=RestartPolicy(ready=timeout),
+        tell=tell,
+        started=started,
+    )
+    supervisor.run(asked)
+    click.echo("stopped", err=True)

@@ -30,6 +30,8 @@ from training.errors import Exit, UserError
 
 # Lines that a machine without a GPU always causes; they say nothing about the repository.
 HARMLESS = re.compile(r"cuda|nvml|dcgm|pinned", re.IGNORECASE)
+SHARED_MEMORY = Path("/dev/shm")
+RELOAD, NO_RELOAD = ("--model-control-mode=explicit", "--load-model=*"), ("--model-control-mode=none",)
 # The server's log: I1122 17:49:01.123456 pid file.cc:123] "text"
 LOG_LINE = re.compile(r'^[IWE]\d{4} [\d:.]+ \d+ [^\]]+\] "?(?P<text>.*?)"?$')
 
@@ -44,6 +46,7 @@ class ServerOptions:
     metrics_port: int = 8002
     threads: int = 0  # for DALI and OpenVINO; 0 takes the cores this process may use
     verbose: bool = False
+    reload: bool = False  # `retinaserve models` may change what is served
 
 
 class TritonServer:
@@ -54,17 +57,18 @@ class TritonServer:
         repository or a port can't be used.
         """
         self.repository = repository
-        self.options = _with_ports(options or ServerOptions())
-        _check_repository(repository)
+        self.options = with_ports(options or ServerOptions())
+        check_repository(repository)
         installation = Installation.find()
         self._scratch = Path(tempfile.mkdtemp(prefix="retinaserve-"))
         self.log = log or self._scratch / "tritonserver.log"
+        # Own shared-memory names, so that two servers and a crashed one's leftovers never meet.
+        self.shared_memory = f"retinaserve_{os.getpid()}_{self._scratch.name[-8:]}_"
         command = [
             str(installation.binary),
             f"--model-repository={repository.resolve()}",
             f"--backend-directory={installation.backends(self._scratch / 'backends')}",
-            # Own shared-memory names, so that two servers and a crashed one's leftovers never meet.
-            f"--backend-config=python,shm-region-prefix-name=retinaserve_{os.getpid()}_{self._scratch.name[-8:]}_",
+            f"--backend-config=python,shm-region-prefix-name={self.shared_memory}",
             f"--http-address={self.options.host}",
             f"--grpc-address={self.options.host}",
             f"--metrics-address={self.options.host}",
@@ -72,7 +76,9 @@ class TritonServer:
             f"--grpc-port={self.options.grpc_port}",
             f"--metrics-port={self.options.metrics_port}",
             "--disable-auto-complete-config",
-            "--model-control-mode=none",
+            *(RELOAD if self.options.reload else NO_RELOAD),
+            # The steps take turns: see rate_limiter in model_repository/cpu/preprocess/config.pbtxt.
+            "--rate-limit=execution_count",
             "--exit-on-error=true",
             "--strict-readiness=true",
             "--allow-gpu-metrics=false",
@@ -154,7 +160,10 @@ class TritonServer:
         # The python-backend stubs are in the server's group; a killed server would leave them.
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        return self.process.wait()
+        code = self.process.wait()
+        for left in SHARED_MEMORY.glob(f"{self.shared_memory}*"):  # of what did not end by itself
+            left.unlink(missing_ok=True)
+        return code
 
     def close(self) -> None:
         """Stop the server and remove its temporary files."""
@@ -209,7 +218,7 @@ def free_ports(count: int) -> Iterator[int]:
             each.close()
 
 
-def _with_ports(options: ServerOptions) -> ServerOptions:
+def with_ports(options: ServerOptions) -> ServerOptions:
     """Replace zeros by free ports, and refuse a port that is taken before anything is started."""
     names = ("http_port", "grpc_port", "metrics_port")
     free = list(free_ports(len(names)))
@@ -233,7 +242,8 @@ def _with_ports(options: ServerOptions) -> ServerOptions:
     return replace(options, **ports)  # type: ignore[arg-type]
 
 
-def _check_repository(repository: Path) -> None:
+def check_repository(repository: Path) -> None:
+    """Raise UserError for a folder that holds no model."""
     if not repository.is_dir():
         raise UserError(f"{repository}: no such folder", "make it with: retinaserve build MODEL --output REPO")
     if not list(repository.glob("*/config.pbtxt")):
