@@ -1,12 +1,14 @@
 """How fast a server answers: perf_analyzer over protocols and concurrencies, with the time inside each step.
 
     bench = Bench.prepare([Endpoint.parse("localhost:8001")], files)
-    for level in bench.run([1, 2, 4], seconds=6): ...
+    for level in bench.run([Demand(concurrency=4), Demand(rate=10)], seconds=6): ...
 
-A closed loop: N requests are in flight at any time, so a slow server slows the load down too. The time in the
-steps is what the server counted meanwhile. Nothing is repeated or averaged away; run it again to see the spread.
+With N requests in flight (closed loop) a slow server slows the load down too; at a rate (open loop, Poisson) it does
+not, and queues show. The time in the steps is what the server counted meanwhile. Nothing is averaged away: a demand
+that is repeated is a line of its own, and the spread is for the reader to see.
 """
 
+import hashlib
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,7 @@ from typing import Any, Self
 
 from eval.client import Client
 from eval.detections import ImageError
-from eval.perf_analyzer import Load, LoadError, PerfAnalyzer
+from eval.perf_analyzer import Demand, Load, LoadError, PerfAnalyzer
 from eval.report import read_files
 from eval.statistics import ModelStatistics
 from eval.transport import Endpoint
@@ -29,17 +31,18 @@ WARM_UP_CONCURRENCY = 4
 
 @dataclass(frozen=True)
 class Level:
-    """One measurement: a protocol, a number of requests in flight, and what came of it."""
+    """One measurement: a protocol, what was asked, and what came of it."""
 
     protocol: str
-    concurrency: int
+    demand: Demand
     load: Load | None  # None when the server did not bear it
     steps: dict[str, ModelStatistics]
     problem: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the level for JSON."""
-        head = {"protocol": self.protocol, "concurrency": self.concurrency}
+        asked = {"rate": self.demand.rate} if self.demand.rate else {"concurrency": self.demand.concurrency}
+        head = {"protocol": self.protocol, **asked}
         if self.load is None:
             return {**head, "problem": self.problem}
         latency = {name: getattr(self.load, name) for name in ("p50", "p90", "p95", "p99")}
@@ -82,24 +85,24 @@ class Bench:
             raise UserError("the server refused all pictures", f"{first[0]}: {first[1]}")
         return cls(tuple(endpoints), tuple(pictures), refused, steps)
 
-    def run(self, concurrencies: Sequence[int], *, seconds: float) -> Iterator[Level]:
-        """Measure every protocol at every concurrency, `seconds` each, and yield as it goes."""
+    def run(self, demands: Sequence[Demand], *, seconds: float) -> Iterator[Level]:
+        """Measure every protocol under every demand, `seconds` each, and yield as it goes."""
         with PerfAnalyzer(DETECTOR, self.pictures) as analyzer:
             for endpoint in self.endpoints:
                 with Client(str(endpoint)) as client:
-                    for concurrency in concurrencies:
-                        yield self._measure(analyzer, client, concurrency, seconds)
+                    for demand in demands:
+                        yield self._measure(analyzer, client, demand, seconds)
 
-    def _measure(self, analyzer: PerfAnalyzer, client: Client, concurrency: int, seconds: float) -> Level:
+    def _measure(self, analyzer: PerfAnalyzer, client: Client, demand: Demand, seconds: float) -> Level:
         before = client.statistics()
         load, problem = None, ""
         try:
-            load = analyzer.run(client.endpoint, concurrency=concurrency, seconds=seconds)
+            load = analyzer.run(client.endpoint, demand, seconds=seconds)
         except LoadError as error:
             problem = str(error)
         after = client.statistics()
         spent = {name: after[name] - before.get(name, ModelStatistics()) for name in self.steps}
-        return Level(client.endpoint.protocol, concurrency, load, spent, problem)
+        return Level(client.endpoint.protocol, demand, load, spent, problem)
 
 
 def spread(files: Sequence[Path], most: int) -> list[Path]:
@@ -130,7 +133,7 @@ def concurrencies(text: str) -> list[int]:
 def header(steps: Sequence[str]) -> str:
     """Return the two head lines of the table that `row` fills."""
     above = f"{'latency ms':>54}{'':>10}"
-    names = f"{'protocol':<9}{'in flight':>9}{'im/s':>10}  {'p50':>7}{'p90':>8}{'p99':>9}  {'requests':>8}"
+    names = f"{'protocol':<9}{'asked':>9}{'im/s':>10}  {'p50':>7}{'p90':>8}{'p99':>9}  {'requests':>8}"
     for step in steps:
         above += f"  | {step + ', ms':<23}"
         names += f"  | {'queue':>7}{'compute':>9}{'batch':>7}"
@@ -139,7 +142,7 @@ def header(steps: Sequence[str]) -> str:
 
 def row(level: Level) -> str:
     """Return one line of the table."""
-    head = f"{level.protocol:<9}{level.concurrency:>9}"
+    head = f"{level.protocol:<9}{level.demand!s:>9}"
     if level.load is None:
         return f"{head}{'failed':>10}  {level.problem}"
     load = level.load
@@ -159,6 +162,7 @@ def to_dict(bench: Bench, levels: Sequence[Level], *, seconds: float, command: s
         "servers": [str(endpoint) for endpoint in bench.endpoints],
         "pictures": len(bench.pictures),
         "picture_bytes": sum(map(len, bench.pictures)),
+        "mix": [hashlib.sha256(picture).hexdigest() for picture in bench.pictures],
         "refused": bench.refused,
         "seconds_per_level": seconds,
         "machine": machine(),
@@ -179,30 +183,46 @@ def machine() -> dict[str, Any]:
 
 
 def plot(levels: Sequence[Level], path: Path) -> None:
-    """Draw throughput and latency over the requests in flight into a PNG, a colour for each protocol."""
+    """Draw throughput and latency into a PNG, a colour for each protocol: over the requests in flight where there
+    are such, and over the rate in a second row where rates were asked.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    colours = {"grpc": "#2563eb", "http": "#f97316"}
-    names = {"grpc": "gRPC", "http": "HTTP"}
-    for protocol in dict.fromkeys(level.protocol for level in levels):
-        loads = [level.load for level in levels if level.protocol == protocol and level.load]
-        x = [load.concurrency for load in loads]
-        style: dict[str, Any] = {"color": colours[protocol], "marker": "o", "linewidth": 2}
-        left.plot(x, [load.throughput_ips for load in loads], label=names[protocol], **style)
-        right.plot(x, [load.p50 for load in loads], label=f"{names[protocol]} p50", **style)
-        right.plot(x, [load.p99 for load in loads], label=f"{names[protocol]} p99", linestyle=":", **style)
-    left.set_title("Throughput")
-    left.set(xlabel="requests in flight", ylabel="images a second", ylim=(0, None))
-    right.set_title("Latency")
-    right.set(xlabel="requests in flight", ylabel="milliseconds", ylim=(0, None))
-    for axes in (left, right):
-        axes.set_xticks(sorted({level.concurrency for level in levels if level.load}))
-        axes.grid(alpha=0.25)
-        if axes.lines:
-            axes.legend(frameon=False)
+    loads = [(level.protocol, level.load) for level in levels if level.load]
+    rows = [
+        ("requests in flight", [each for each in loads if not each[1].demand.rate]),
+        ("requests a second asked", [each for each in loads if each[1].demand.rate]),
+    ]
+    rows = [row for row in rows if row[1]] or rows[:1]
+    figure = Figure(figsize=(11, 4.5 * len(rows)), dpi=120, layout="constrained")
+    for axes, (label, measured) in zip(figure.subplots(len(rows), 2, squeeze=False), rows, strict=True):
+        _plot_row(axes, label, measured)
     figure.savefig(path)
+
+
+def _plot_row(axes: Any, label: str, loads: Sequence[tuple[str, Load]]) -> None:
+    left, right = axes
+    names, colours = {"grpc": "gRPC", "http": "HTTP"}, {"grpc": "#2563eb", "http": "#f97316"}
+    for protocol in dict.fromkeys(protocol for protocol, _ in loads):
+        own = sorted((load for its, load in loads if its == protocol), key=_asked)
+        x = [_asked(load) for load in own]
+        style: dict[str, Any] = {"color": colours[protocol], "marker": "o", "linewidth": 2}
+        left.plot(x, [load.throughput_ips for load in own], label=names[protocol], **style)
+        right.plot(x, [load.p50 for load in own], label=f"{names[protocol]} p50", **style)
+        right.plot(x, [load.p99 for load in own], label=f"{names[protocol]} p99", linestyle=":", **style)
+    left.set_title("Throughput")
+    left.set(xlabel=label, ylabel="images a second", ylim=(0, None))
+    right.set_title("Latency")
+    right.set(xlabel=label, ylabel="milliseconds", ylim=(0, None))
+    for each in (left, right):
+        each.set_xticks(sorted({_asked(load) for _, load in loads}))
+        each.grid(alpha=0.25)
+        if each.lines:
+            each.legend(frameon=False)
+
+
+def _asked(load: Load) -> float:
+    return load.demand.rate or load.demand.concurrency
 
 
 def _step(spent: ModelStatistics) -> dict[str, Any]:

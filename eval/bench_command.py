@@ -12,6 +12,7 @@ from eval.options import FILE, json_option, name_next, wait_option, write_json
 from training.errors import Exit
 
 if TYPE_CHECKING:
+    from eval.perf_analyzer import Demand
     from eval.transport import Endpoint
 
 
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 @click.option(
     "--concurrency", default="1:8", help="Requests in flight: 4, 1:8 (1 2 4 8), 1:8:2 (1 3 5 7) or 1,6,16."
 )
+@click.option(
+    "--rate",
+    "rates",
+    metavar="R[,R...]",
+    help="Requests a second at Poisson times (an open loop) instead of --concurrency: 5 or 5,10,20.",
+)
+@click.option("--repeat", type=click.IntRange(1), default=1, help="Rounds, to see how much figures vary.")
 @click.option("--seconds", type=click.FloatRange(min=0.3), default=6.0, help="Time of each measurement.")
 @wait_option
 @json_option
@@ -38,6 +46,8 @@ def bench(
     images: tuple[str, ...],
     protocols: str | None,
     concurrency: str,
+    rates: str | None,
+    repeat: int,
     seconds: float,
     wait: float,
     json_file: Path | None,
@@ -51,29 +61,25 @@ def bench(
     from eval.images import find_images
 
     endpoints = bench_endpoints(servers, protocols)
-    try:
-        levels = benchmark.concurrencies(concurrency)
-    except ValueError:
-        raise click.BadParameter(
-            f"{concurrency!r} is none of 4, 1:8, 1:8:2, 1,6,16", param_hint="--concurrency"
-        ) from None
+    demands = _demands(concurrency, rates) * repeat
     files = find_images(images)
     prepared = benchmark.Bench.prepare(endpoints, files, wait=wait)
     for file, message in prepared.refused.items():
         click.secho(f"{file}: left out, {message}", fg="yellow", err=True)
-    total = len(endpoints) * len(levels)
+    total = len(endpoints) * len(demands)
     click.echo(
         f"warmed up with {len(prepared.pictures)} pictures; {total} measurements of {seconds:g} s follow", err=True
     )
     click.echo(benchmark.header(prepared.steps))
     done = []
-    for level in prepared.run(levels, seconds=seconds):
+    for level in prepared.run(demands, seconds=seconds):
         done.append(level)
         click.echo(benchmark.row(level))
     if json_file:
         command = ["retinaserve", "bench", *(word for server in endpoints for word in ("--server", str(server)))]
         command += [*(word for place in images for word in ("--images", place))]
-        command += ["--concurrency", concurrency, "--seconds", f"{seconds:g}"]
+        command += ["--rate", rates] if rates else ["--concurrency", concurrency]
+        command += ["--repeat", str(repeat), "--seconds", f"{seconds:g}"]
         write_json(json_file, benchmark.to_dict(prepared, done, seconds=seconds, command=shlex.join(command)))
     if plot_file:
         plot_file.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +88,27 @@ def bench(
     name_next(f"retinaserve eval --server {endpoints[0]} --images DIR --annotations FILE.json")
     if any(level.load is None for level in done):
         sys.exit(Exit.CHECK_FAILED)
+
+
+def _demands(concurrency: str, rates: str | None) -> "list[Demand]":
+    """Return what is asked of the server, one after the other. Raises click.BadParameter."""
+    from eval.bench import concurrencies
+    from eval.perf_analyzer import Demand
+
+    if rates:
+        try:
+            wanted = [float(rate) for rate in rates.split(",")]
+        except ValueError:
+            wanted = []
+        if not wanted or min(wanted) <= 0:
+            raise click.BadParameter(f"{rates!r} is neither 5 nor 5,10,20", param_hint="--rate")
+        return [Demand(rate=rate) for rate in wanted]
+    try:
+        return [Demand(number) for number in concurrencies(concurrency)]
+    except ValueError:
+        raise click.BadParameter(
+            f"{concurrency!r} is none of 4, 1:8, 1:8:2, 1,6,16", param_hint="--concurrency"
+        ) from None
 
 
 def bench_endpoints(servers: Sequence[str], protocols: str | None) -> "list[Endpoint]":

@@ -1,10 +1,11 @@
 """NVIDIA's perf_analyzer, from the tritonclient wheel, run over a set of real pictures.
 
     with PerfAnalyzer("detector", pictures) as analyzer:
-        load = analyzer.run(Endpoint.parse("localhost:8001"), concurrency=4, seconds=6)
+        load = analyzer.run(Endpoint.parse("localhost:8001"), Demand(concurrency=4), seconds=6)
 
-It keeps a fixed number of requests in flight for a fixed time: three windows, all of which count. perf_analyzer's
-own search for a stable window is off, because its end cannot be foretold; repeat a run to see how stable it is.
+It keeps a fixed number of requests in flight, or sends at Poisson times at a fixed rate, for a fixed time: three
+windows, all of which count. perf_analyzer's own search for a stable window is off, because its end cannot be
+foretold; repeat a run to see how stable it is.
 """
 
 import base64
@@ -49,10 +50,29 @@ class _EmptyWindow(LoadError):
 
 
 @dataclass(frozen=True)
-class Load:
-    """What perf_analyzer measured with one number of requests in flight; latencies are milliseconds."""
+class Demand:
+    """What is asked of a server: requests in flight (closed loop), or requests a second (open loop, Poisson)."""
 
-    concurrency: int
+    concurrency: int = 0
+    rate: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.rate:g}/s" if self.rate else str(self.concurrency)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """perf_analyzer's own words for it."""
+        if self.rate:
+            rate = f"{self.rate:g}"
+            return ("--request-rate-range", f"{rate}:{rate}:1", "--request-distribution", "poisson")
+        return ("--concurrency-range", str(self.concurrency))
+
+
+@dataclass(frozen=True)
+class Load:
+    """What perf_analyzer measured under one demand; latencies are milliseconds."""
+
+    demand: Demand
     requests: int
     throughput_ips: float
     p50: float
@@ -92,16 +112,16 @@ class PerfAnalyzer:
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def run(self, endpoint: Endpoint, *, concurrency: int, seconds: float) -> Load:
-        """Keep `concurrency` requests in flight for `seconds` and return what that gave.
+    def run(self, endpoint: Endpoint, demand: Demand, *, seconds: float) -> Load:
+        """Put `demand` on the server for `seconds` and return what that gave.
 
         A server so slow that a window stays empty is given four times as long, once. Raises LoadError when a
         request failed, with the server's words, and UserError when perf_analyzer itself can't run.
         """
         try:
-            return self._measure(endpoint, concurrency, seconds)
+            return self._measure(endpoint, demand, seconds)
         except _EmptyWindow:
-            return self._measure(endpoint, concurrency, 4 * seconds)
+            return self._measure(endpoint, demand, 4 * seconds)
 
     def version(self) -> str:
         """Start it and return what it says of itself. Raises UserError where it does not start."""
@@ -110,14 +130,14 @@ class PerfAnalyzer:
             raise UserError(_not_starting(output), HAS_ALL)
         return _last_line(output)
 
-    def _measure(self, endpoint: Endpoint, concurrency: int, seconds: float) -> Load:
+    def _measure(self, endpoint: Endpoint, demand: Demand, seconds: float) -> Load:
         table = self._folder / "load.csv"
         table.unlink(missing_ok=True)
         command = [
             str(self.binary),
             *("-m", self.model, "-u", endpoint.address, "-i", endpoint.protocol),
             *("--input-data", str(self._input)),
-            *("--concurrency-range", str(concurrency)),
+            *demand.flags,
             # Any spread between the windows passes: a slow first one must not make it give up.
             *("-p", str(max(1, round(1000 * seconds / WINDOWS))), "-r", str(WINDOWS), "-s", "1000000"),
             *("-f", str(table)),
@@ -131,7 +151,7 @@ class PerfAnalyzer:
             raise _EmptyWindow(f"a window of {seconds / WINDOWS:.1f} s saw no answer; give it more --seconds")
         if not table.is_file():
             raise LoadError(_reason(output))
-        return _read(table, output, concurrency)
+        return _read(table, output, demand)
 
 
 def find_binary() -> Path:
@@ -183,14 +203,14 @@ def _run(command: list[str], environment: dict[str, str], *, limit: float) -> tu
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def _read(table: Path, output: str, concurrency: int) -> Load:
+def _read(table: Path, output: str, demand: Demand) -> Load:
     with table.open(newline="") as file:
         row = next(csv.DictReader(file), None)
     if row is None:
         raise LoadError(_reason(output))
     count = re.search(r"Request count: (\d+)", output)
     return Load(
-        concurrency=concurrency,
+        demand=demand,
         requests=int(count[1]) if count else 0,
         throughput_ips=float(row["Inferences/Second"]),
         **{name: int(row[f"{name} latency"]) / 1000 for name in ("p50", "p90", "p95", "p99")},

@@ -17,7 +17,7 @@ from typing import Any
 
 from eval.bench import machine
 from eval.client import Client
-from eval.perf_analyzer import PerfAnalyzer
+from eval.perf_analyzer import Demand, PerfAnalyzer
 from eval.transport import Endpoint
 from scripts.installation import usable_cores
 from scripts.triton import ServerOptions, TritonServer
@@ -122,8 +122,8 @@ def measure(output: Path, options: EfficiencyOptions) -> Iterator[Turn]:
         for _ in range(options.rounds):
             for endpoint in endpoints:
                 plain = loop.run()
-                alone = analyzer.run(endpoint, concurrency=1, seconds=options.seconds)
-                full = analyzer.run(endpoint, concurrency=options.concurrency, seconds=options.seconds)
+                alone = analyzer.run(endpoint, Demand(1), seconds=options.seconds)
+                full = analyzer.run(endpoint, Demand(options.concurrency), seconds=options.seconds)
                 turns.append(Turn(endpoint.protocol, plain, full.throughput_ips, alone.p50))
                 yield turns[-1]
     (output / f"efficiency_{options.precision}.json").write_text(

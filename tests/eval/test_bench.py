@@ -14,7 +14,7 @@ from PIL import Image
 
 from eval.bench import Bench, Level, concurrencies, header, plot, row, spread, to_dict
 from eval.bench_command import bench_endpoints
-from eval.perf_analyzer import Load, LoadError, PerfAnalyzer
+from eval.perf_analyzer import Demand, Load, LoadError, PerfAnalyzer
 from eval.statistics import ModelStatistics, by_model
 from eval.transport import PORTS, Endpoint, Protocols
 from scripts.triton import TritonServer
@@ -90,11 +90,12 @@ def test_statistics_are_means_of_what_happened_between_two_looks() -> None:
     assert ModelStatistics().mean_batch == 0 and ModelStatistics().infer_ms == 0
 
 
+ONE = Demand(1)
 STEP = ModelStatistics(10, 5, 10, 0, 1_000_000, 2_000_000, 9_000_000, 30)
 LEVELS = [
-    Level("grpc", 1, Load(1, 100, 12.3, 80.0, 90.0, 95.0, 99.0), {"preprocess": STEP, "retinanet": STEP}),
-    Level("grpc", 128, None, {"preprocess": STEP, "retinanet": STEP}, "Exceeds maximum queue size"),
-    Level("http", 1, Load(1, 90, 11.1, 85.0, 95.0, 99.0, 103.0), {"preprocess": STEP, "retinanet": STEP}),
+    Level("grpc", ONE, Load(ONE, 100, 12.3, 80.0, 90.0, 95.0, 99.0), {"preprocess": STEP, "retinanet": STEP}),
+    Level("grpc", Demand(128), None, {"preprocess": STEP, "retinanet": STEP}, "Exceeds maximum queue size"),
+    Level("http", ONE, Load(ONE, 90, 11.1, 85.0, 95.0, 99.0, 103.0), {"preprocess": STEP, "retinanet": STEP}),
 ]
 
 
@@ -122,7 +123,17 @@ def test_json_holds_runs_and_failures_apart() -> None:
     assert report["machine"]["cores"] >= 1
 
 
-@pytest.mark.parametrize("levels", [[], LEVELS], ids=["nothing measured", "two protocols"])
+RATES = [Level("grpc", Demand(rate=rate), Load(Demand(rate=rate), 9, rate, 1, 2, 3, 4), {}) for rate in (5.0, 2.5)]
+
+
+def test_a_rate_is_shown_and_written_as_one() -> None:
+    assert "    2.5/s" in row(RATES[1])
+    assert RATES[1].to_dict()["rate"] == 2.5 and "concurrency" not in RATES[1].to_dict()
+
+
+@pytest.mark.parametrize(
+    "levels", [[], LEVELS, RATES, LEVELS + RATES], ids=["nothing measured", "two protocols", "rates", "both"]
+)
 def test_the_plot_is_a_picture(levels: list[Level], tmp_path: Path) -> None:
     plot(levels, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as picture:
@@ -144,11 +155,14 @@ def test_both_protocols_are_measured_and_the_steps_account_for_it(server: Triton
     prepared = Bench.prepare(endpoints, files)
     assert list(prepared.refused) == [str(files[2])] and "GIF" in prepared.refused[str(files[2])]
     assert len(prepared.pictures) == 4 and prepared.steps == ("preprocess", "retinanet")
-    levels = list(prepared.run([3], seconds=1.0))
-    assert [(level.protocol, level.problem) for level in levels] == [("grpc", ""), ("http", "")]
+    levels = list(prepared.run([Demand(3), Demand(rate=20)], seconds=1.0))
+    assert [(level.protocol, level.problem) for level in levels] == [("grpc", "")] * 2 + [("http", "")] * 2
     for level in levels:
         load = level.load
         assert load is not None and load.throughput_ips > 0 and 0 < load.p50 <= load.p90 <= load.p99
+        if level.demand.rate:
+            assert load.throughput_ips < 3 * level.demand.rate, "an open loop sends no more than it is asked to"
+            continue
         for spent in level.steps.values():
             # perf_analyzer leaves out what was under way when a window began or ended, nothing more.
             assert spent.inferences >= load.requests > 0 and 1 <= spent.mean_batch <= 3 and spent.failed == 0
@@ -161,7 +175,7 @@ def test_a_request_that_fails_under_load_is_reported_in_the_servers_words(
     pictures = [files[0].read_bytes(), b"%PDF-1.7"]
     failed = pytest.raises(LoadError, match="requests in flight failed: the data is a PDF")
     with PerfAnalyzer("detector", pictures) as analyzer, failed:
-        analyzer.run(Endpoint.parse(server.grpc_url), concurrency=2, seconds=0.6)
+        analyzer.run(Endpoint.parse(server.grpc_url), Demand(2), seconds=0.6)
 
 
 @pytest.mark.server

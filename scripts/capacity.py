@@ -1,0 +1,256 @@
+"""What a service bears: the highest rate of Poisson arrivals at which p99 stays under a bound, found by search.
+
+    for measured in measure(Path("repository"), pictures, CapacityOptions(bound_ms=500)):
+        print(measured.service, measured.capacity)
+
+Three services of one graph, threads and pictures, in one run and in turns: this project's Triton over HTTP and over
+gRPC, and the web service one would write by hand (scripts/baseline.py). Arrivals are an open loop: they wait for
+nobody. Latencies count from the moment a request was due. Nothing is retried.
+"""
+
+import asyncio
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from eval.transport import Endpoint, ServerError
+from scripts.drills.load import Connect, closed_loop, good, latencies, open_loop, rate_of
+from scripts.drills.processes import usage
+from scripts.installation import usable_cores
+from scripts.triton import ServerOptions, TritonServer
+from training.errors import UserError
+
+SERVICES = ("triton-grpc", "triton-http", "web")
+WARM_UP = 2.0  # seconds
+FIRST_STEP = 1.25  # what a rate is multiplied or divided by until the bound lies between two
+
+
+@dataclass(frozen=True)
+class CapacityOptions:
+    """What is measured and for how long."""
+
+    bound_ms: float = 500.0  # of p99
+    seconds: float = 20.0  # of each trial
+    in_flight: int = 4  # of the closed loop that says where to begin
+    resolution: float = 0.05  # the search ends when the rates that hold and fail are this near
+    rounds: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One rate and what came of it; latencies are milliseconds."""
+
+    rate: float
+    answered: int
+    failed: int
+    p50: float
+    p99: float
+
+    def holds(self, bound_ms: float) -> bool:
+        """Whether everything was answered, and 99 of 100 in time."""
+        return self.answered > 0 and self.failed == 0 and self.p99 <= bound_ms
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One service in one round."""
+
+    service: str
+    round: int
+    peak: float  # images/s of the closed loop
+    p50_alone: float  # ms, one request at a time
+    capacity: float  # the highest rate that held; 0 where none did
+    trials: tuple[Trial, ...]
+    cpu_seconds: dict[str, float]  # of each process, in all of it
+    memory_mb: dict[str, float]  # of each process, at its end
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return asdict(self)
+
+
+class _Service(Protocol):
+    """Where requests go, and whose processes serve them."""
+
+    name: str
+    connect: Connect
+    process_group: int
+    shared_memory: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A service that runs."""
+
+    name: str
+    connect: Connect
+    process_group: int
+    shared_memory: str
+
+
+def measure(
+    graph: Path,
+    repository: Path,
+    pictures: Sequence[bytes],
+    options: CapacityOptions,
+    *,
+    precision: str = "f32",
+    services: Sequence[str] = SERVICES,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Iterator[Measured]:
+    """Measure every service once a round, and give each as soon as it is done.
+
+    One service runs at a time, so that an idle one costs the others nothing.
+    """
+    for number in range(options.rounds):
+        for name in services:
+            with _running(name, graph, repository, precision) as target:
+                yield asyncio.run(_measure(target, number, list(pictures), options, tell))
+
+
+async def _measure(
+    target: Target, number: int, pictures: list[bytes], options: CapacityOptions, tell: Callable[[str], None]
+) -> Measured:
+    await closed_loop(target.connect, pictures, in_flight=options.in_flight, seconds=WARM_UP)
+    before = usage(target.process_group, target.shared_memory)
+    alone = await closed_loop(target.connect, pictures, in_flight=1, seconds=options.seconds / 2)
+    full = await closed_loop(target.connect, pictures, in_flight=options.in_flight, seconds=options.seconds)
+    peak = rate_of(full, skip=0.1 * options.seconds)
+    if not peak:
+        raise UserError(f"{target.name} answered nothing", full[0].message if full else "it took no request")
+    tell(f"{target.name}: {peak:.1f} images/s with {options.in_flight} in flight")
+    trials: list[Trial] = []
+
+    async def attempt(rate: float) -> bool:
+        # Another seed for each trial would let luck decide; the same one scales the same arrivals.
+        shots = await open_loop(
+            target.connect, pictures, rate=rate, seconds=options.seconds, timeout=60, seed=options.seed
+        )
+        spent = latencies(good(shots))
+        trial = Trial(round(rate, 2), len(good(shots)), len(shots) - len(good(shots)), spent["p50"], spent["p99"])
+        trials.append(trial)
+        held = trial.holds(options.bound_ms)
+        tell(f"  {rate:7.1f}/s  p50 {trial.p50:7.1f}  p99 {trial.p99:7.1f} ms  {'holds' if held else 'fails'}")
+        await asyncio.sleep(1)  # what is left in queues is not the next trial's
+        return held
+
+    capacity = await highest(attempt, start=0.8 * peak, resolution=options.resolution)
+    after = usage(target.process_group, target.shared_memory)
+    spent = {
+        name: round(process.cpu_seconds - before.processes[name].cpu_seconds, 2)
+        for name, process in after.processes.items()
+        if name in before.processes
+    }
+    return Measured(
+        service=target.name,
+        round=number,
+        peak=round(peak, 2),
+        p50_alone=latencies(good(alone))["p50"],
+        capacity=round(capacity, 2),
+        trials=tuple(trials),
+        cpu_seconds=spent,
+        memory_mb={name: round(process.memory_bytes / 1e6, 1) for name, process in after.processes.items()},
+    )
+
+
+async def highest(attempt: Callable[[float], Any], *, start: float, resolution: float) -> float:
+    """Return the highest rate for which `attempt` (async) is true, to within `resolution`; 0 if none of a hundredth.
+
+    It steps up or down by a quarter until one rate holds and one fails, then halves the space between them.
+    """
+    low, high, rate = 0.0, 0.0, start
+    while not (low and high):
+        if await attempt(rate):
+            low, rate = rate, rate * FIRST_STEP
+        else:
+            high, rate = rate, rate / FIRST_STEP
+        if rate < start / 100:
+            return 0.0
+    while high / low > 1 + resolution:
+        middle = (low * high) ** 0.5
+        if await attempt(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@contextmanager
+def _running(name: str, graph: Path, repository: Path, precision: str) -> Iterator[Target]:
+    """Start a service, alone; stop it at the end."""
+    if name == "web":
+        with _web(graph, precision) as (port, pid):
+            yield Target(name, lambda connections: Web(port, connections), pid, "none")
+        return
+    options = ServerOptions(http_port=0, grpc_port=0, metrics_port=0, threads=usable_cores())
+    with TritonServer(repository, options) as server:
+        server.wait_until_ready()
+        spoken = name.removeprefix("triton-")
+        url = server.grpc_url if spoken == "grpc" else f"http://{server.http_url}"
+        endpoint = Endpoint.parse(url)
+        yield Target(name, endpoint, server.process.pid, server.shared_memory)
+
+
+@contextmanager
+def _web(graph: Path, precision: str) -> Iterator[tuple[int, int]]:
+    """Start the hand-written service in a process group of its own; give its port and process id."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    words = [str(graph), "--port", str(port), "--threads", str(usable_cores()), "--precision", precision]
+    process = subprocess.Popen([sys.executable, "-m", "scripts.baseline", *words], process_group=0)
+    try:
+        deadline = time.monotonic() + 120
+        while not _listens(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise UserError("the hand-written web service did not start", f"exit code {process.returncode}")
+            time.sleep(0.1)
+        yield port, process.pid
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+class Web:
+    """The hand-written service, asked like a Triton: what the loads need of eval.transport's Transport."""
+
+    def __init__(self, port: int, connections: int) -> None:
+        import aiohttp
+
+        self._url = f"http://127.0.0.1:{port}/detect"
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=connections))
+
+    async def infer(self, model: str, image: bytes, *, timeout: float) -> bytes:
+        """Send one encoded picture; return the JSON. Raises ServerError."""
+        import aiohttp
+
+        try:
+            limit = aiohttp.ClientTimeout(total=timeout)
+            async with self._session.post(self._url, data=image, timeout=limit) as answer:
+                body = await answer.read()
+                if answer.status != http.client.OK:
+                    raise ServerError("invalid", body.decode(errors="replace"))
+                return body
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ServerError("unavailable", str(error) or type(error).__name__) from None
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
