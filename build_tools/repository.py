@@ -150,6 +150,8 @@ def _staging(repository: Path) -> Iterator[Path]:
     stage.chmod(0o755)
     try:
         yield stage
+    except OSError as error:
+        raise UserError(f"{repository} could not be written: {error.strerror}", "nothing was left there") from None
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

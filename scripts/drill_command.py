@@ -48,6 +48,75 @@ def overload(
     _report(run(repository, options, pictures=_pictures(images), tell=_tell), json_file, repository)
 
 
+@drill.command()
+@REPOSITORY
+@click.option("--in-flight", type=click.IntRange(min=1), default=4, help="Requests under way all the time.")
+@click.option("--pause", type=click.FloatRange(min=0), default=1.0, help="Seconds between the steps.")
+@IMAGES
+@JSON
+def reload(
+    repository: Path, in_flight: int, pause: float, images: tuple[str, ...], json_file: Path | None
+) -> None:
+    """Change versions under load: canary, use, rollback, a broken version; no request may fail."""
+    from scripts.drills.reload import ReloadOptions
+    from scripts.drills.reload import reload as run
+
+    options = ReloadOptions(in_flight=in_flight, pause=pause)
+    _report(run(repository, options, pictures=_pictures(images), tell=_tell), json_file, repository)
+
+
+@drill.command()
+@REPOSITORY
+@IMAGES
+@JSON
+def faults(repository: Path, images: tuple[str, ...], json_file: Path | None) -> None:
+    """Kill processes, fill the disk and /dev/shm, leave in the middle of requests."""
+    from scripts.drills.faults import faults as run
+
+    _report(run(repository, pictures=_pictures(images), tell=_tell), json_file, repository)
+
+
+@drill.command()
+@REPOSITORY
+@click.option(
+    "--count", type=click.IntRange(min=1), default=10_000, help="Pictures to send, most of them damaged."
+)
+@click.option("--seed", type=int, default=0, help="Of the damage.")
+@click.option("--in-flight", type=click.IntRange(min=1), default=8, help="Requests under way.")
+@JSON
+def fuzz(repository: Path, count: int, seed: int, in_flight: int, json_file: Path | None) -> None:
+    """Send damaged, odd and huge pictures: none may harm the server or another, each is told its cause."""
+    from scripts.drills.fuzz import FuzzOptions
+    from scripts.drills.fuzz import fuzz as run
+
+    _report(run(repository, FuzzOptions(count, seed, in_flight), tell=_tell), json_file, repository)
+
+
+@drill.command()
+@REPOSITORY
+@click.option("--minutes", type=click.FloatRange(min=0.1), default=30.0, help="How long.")
+@click.option(
+    "--share", type=click.FloatRange(0.01, 0.95), default=0.7, help="Of the peak rate found at the start."
+)
+@click.option("--rate", type=click.FloatRange(min=0.01), help="Requests a second, instead of a share of the peak.")
+@IMAGES
+@JSON
+def soak(
+    repository: Path,
+    minutes: float,
+    share: float,
+    rate: float | None,
+    images: tuple[str, ...],
+    json_file: Path | None,
+) -> None:
+    """Load it steadily for a long time: memory, descriptors and latency have to stay flat."""
+    from scripts.drills.soak import SoakOptions
+    from scripts.drills.soak import soak as run
+
+    options = SoakOptions(minutes=minutes, share=share, rate=rate)
+    _report(run(repository, options, pictures=_pictures(images), tell=_tell), json_file, repository)
+
+
 def _pictures(images: tuple[str, ...]) -> list[bytes] | None:
     from eval.images import find_images
 

@@ -79,6 +79,7 @@ async def _drill(
     memory = max(each.memory_bytes for each in seen) / at_peak.memory_bytes
     before, after = (milliseconds(good(each)) for each in (calm_before, calm_after))
     checks = [
+        Check("refused / offered", len(refused) / len(shots), at_least=0.2, note="or it was no overload"),
         Check("goodput / peak", rate_of(shots, skip=0.2 * seconds) / peak_rate, at_least=0.95),
         Check("refused within, ms (p99)", late, at_most=50, note=f"{len(refused)} of {len(shots)}"),
         Check("neither answered nor UNAVAILABLE", others, at_most=0),

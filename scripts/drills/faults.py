@@ -1,0 +1,265 @@
+"""What goes wrong around a server, done to it on purpose: kills, full disks, clients that leave or dawdle.
+
+    verdict = faults(Path("repository"))
+
+Supervised as by `serve --restart` where Triton itself does not survive. The broken model file is in the reload
+drill. Where the system allows no user namespaces, the scarce disk and /dev/shm are left out, and it says so.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from eval.transport import open_transport
+from scripts.drills.load import Shot, closed_loop, good, percentile, shoot
+from scripts.drills.processes import SHARED_MEMORY, stubs
+from scripts.drills.scarce import run_scarce
+from scripts.drills.stage import Scene, stage
+from scripts.drills.verdict import Check, Verdict
+from scripts.supervisor import RestartPolicy, Supervisor
+from training.errors import UserError
+from training.spec import PREPROCESS, RETINANET
+
+Tell = Callable[[str], None]
+QUICK = RestartPolicy(interval=0.5, first_pause=0.2)
+HEAD = b"POST /v2/models/detector/infer HTTP/1.1\r\nHost: drill\r\nContent-Length: %d\r\n\r\n"
+CONNECTIONS = 50
+# Of the scarce memory: two stubs' first regions of 1 MB each, and less than a batch beside them.
+SHM_MEGABYTES, DISK_MEGABYTES = 5.0, 0.5
+
+
+def faults(
+    repository: Path,
+    *,
+    pictures: list[bytes] | None = None,
+    tell: Tell = lambda _: None,
+) -> Verdict:
+    """Run all of them: one to two minutes with a small model."""
+    figures: dict[str, Any] = {}
+    checks = [
+        *killed(repository, figures, pictures, tell),
+        *hopeless(repository, figures, tell),
+        *clients(repository, figures, pictures, tell),
+        *scarce(repository, figures, tell),
+    ]
+    return Verdict("faults", checks, figures)
+
+
+def killed(repository: Path, figures: dict[str, Any], pictures: list[bytes] | None, tell: Tell) -> list[Check]:
+    """SIGKILL each python-backend process, then the server, under a supervisor."""
+    checks = []
+    with stage(repository, pictures=pictures, start=False) as scene, supervised(scene, tell):
+        prefixes = []
+        for victim in (PREPROCESS, RETINANET, "tritonserver"):
+            assert scene.server
+            prefixes.append(scene.server.shared_memory)
+            server = scene.server.process.pid
+            pid = server if victim == "tritonserver" else stubs(server)[victim]
+            os.kill(pid, signal.SIGKILL)
+            away, seen = asyncio.run(outage(scene, scene.pictures[0]))
+            tell(f"{victim} killed: answers again after {away:.1f} s, meanwhile {seen}")
+            figures[f"{victim} killed"] = {"outage_s": round(away, 2), "meanwhile": seen}
+            checks.append(Check(f"{victim} killed: s until it answers", away, at_most=30, note=str(seen)))
+        left = [file for prefix in prefixes for file in SHARED_MEMORY.glob(f"{prefix}*")]
+        checks.append(Check("files the dead left in /dev/shm", len(left), at_most=0))
+    return checks
+
+
+def hopeless(repository: Path, figures: dict[str, Any], tell: Tell) -> list[Check]:
+    """A model that can't be loaded: the supervisor gives up with the cause."""
+    with stage(repository, pictures=[b""], start=False) as scene:
+        for graph in scene.repository.glob(f"{RETINANET}/*/model.onnx"):
+            graph.write_bytes(b"garbage")
+        tries = []
+        policy = RestartPolicy(interval=0.5, first_pause=0.1, failures=3)
+        supervisor = Supervisor(scene.start, b"", policy=policy, tell=lambda text: tries.append(text))
+        try:
+            supervisor.run(threading.Event())
+            cause = "never"
+        except UserError as error:
+            cause = error.message
+    tell(f"a model that can't load: given up after {len(tries) + 1} tries: {cause[:80]}")
+    figures["hopeless"] = {"tries": len(tries) + 1, "cause": cause}
+    named = float("model.onnx" in cause or RETINANET in cause)
+    return [Check("a broken model: given up, cause named", named, at_least=1, note=f"{len(tries) + 1} tries")]
+
+
+def clients(repository: Path, figures: dict[str, Any], pictures: list[bytes] | None, tell: Tell) -> list[Check]:
+    """Clients that leave in the middle of a request, and some that send a byte at a time."""
+    checks = []
+    with stage(repository, pictures=pictures) as scene:
+        calm = asyncio.run(closed_loop(scene.http, scene.pictures, in_flight=1, seconds=2))
+        before = scene.usage()
+        for name, act in (
+            ("half a request", leave_in_the_middle),
+            ("before the answer", leave_before_the_answer),
+            ("over gRPC", cancel),
+        ):
+            act(scene)
+            away, refused = asyncio.run(busy(scene))
+            shots = asyncio.run(closed_loop(scene.http, scene.pictures, in_flight=2, seconds=1))
+            # Triton computes what it has taken, whoever still waits for it: its queue is full for a while.
+            note = f"{refused} refused meanwhile" if refused else ""
+            checks.append(Check(f"left {name}: s until others are answered", away, at_most=30, note=note))
+            checks.append(_unharmed(f"left {name}: failed of others", shots))
+        with dawdling(scene):
+            slow = asyncio.run(closed_loop(scene.http, scene.pictures, in_flight=1, seconds=2))
+        checks.append(_unharmed(f"{CONNECTIONS} slow senders: failed of others", slow))
+        medians = [percentile((shot.seconds for shot in shots), 0.5) for shots in (calm, slow)]
+        checks.append(Check("slow senders: p50 of others / calm", medians[1] / medians[0], at_most=2))
+        time.sleep(1)
+        after = scene.usage()
+    server = "tritonserver"
+    kept = after.processes[server].descriptors - before.processes[server].descriptors
+    tell(f"{4 * CONNECTIONS} clients left or dawdled; the server keeps {kept} more descriptors")
+    # gRPC's client of the last load may still be closing.
+    checks.append(Check("descriptors kept of those that left", kept, at_most=10))
+    figures["clients"] = {"calm_ms": 1000 * medians[0], "slow_ms": 1000 * medians[1], "descriptors_kept": kept}
+    return checks
+
+
+def scarce(repository: Path, figures: dict[str, Any], tell: Tell) -> list[Check]:
+    """/dev/shm nearly full, and the disk full."""
+    checks = []
+    with stage(repository, pictures=[b""], start=False) as scene:
+        shared = run_scarce("shm", scene.repository, megabytes=SHM_MEGABYTES, folder=scene.folder)
+        disk = run_scarce("disk", scene.repository, megabytes=DISK_MEGABYTES, folder=scene.folder)
+    figures["shm"], figures["disk"] = shared or "not tried", disk or "not tried"
+    if shared is None or disk is None:
+        tell("left out: the scarce disk and /dev/shm, which need user namespaces (unshare -rm)")
+        return []
+    tell(f"/dev/shm of {SHM_MEGABYTES:g} MB: {shared['crowded']} when crowded; disk full: {disk['build']}")
+    checks.append(Check("/dev/shm full: the server lives", float(shared["alive"]), at_least=1))
+    failed = sum(count for status, count in shared["after"].items() if status != "ok")
+    crowded = "when crowded: " + ", ".join(f"{count} {status}" for status, count in shared["crowded"].items())
+    checks.append(Check("/dev/shm full: failed one by one after it", failed, at_most=0, note=crowded))
+    refused = float("No space left" in disk["build"])
+    checks.append(Check("disk full: build says so", refused, at_least=1, note=disk["build"][-40:]))
+    checks.append(Check("disk full: files that build left", len(disk["left_behind"]), at_most=0))
+    lost = sum(count for status, count in disk["served"].items() if status != "ok")
+    note = f"{disk['served'].get('ok', 0)} answered"
+    checks.append(Check("log's disk full: failed requests", lost, at_most=0, note=note))
+    return checks
+
+
+@contextmanager
+def supervised(scene: Scene, tell: Tell, policy: RestartPolicy = QUICK) -> Iterator[None]:
+    """Run the scene's server under a supervisor, in a thread; it is ready when the body begins."""
+    stop, ready = threading.Event(), threading.Event()
+    supervisor = Supervisor(
+        scene.start, scene.pictures[0], policy=policy, tell=tell, started=lambda _: ready.set()
+    )
+    thread = threading.Thread(target=supervisor.run, args=[stop], daemon=True)
+    thread.start()
+    try:
+        if not ready.wait(policy.ready):
+            raise UserError("the supervised server did not become ready")
+        yield
+    finally:
+        stop.set()
+        thread.join(60)
+
+
+async def outage(scene: Scene, picture: bytes, *, limit: float = 60.0) -> tuple[float, dict[str, int]]:
+    """Ask until the server has failed and answers again; return the seconds, and what was said meanwhile."""
+    start, seen = time.monotonic(), Counter[str]()
+    while time.monotonic() - start < limit:
+        transport = open_transport(scene.endpoint, concurrency=1)
+        try:
+            shot = await shoot(transport, picture, timeout=5)
+        finally:
+            await transport.close()
+        if shot.status == "ok" and seen:
+            return time.monotonic() - start, dict(seen)
+        if shot.status != "ok":
+            seen[shot.status] += 1
+        await asyncio.sleep(0.05)
+    return limit, dict(seen)
+
+
+async def busy(scene: Scene) -> tuple[float, int]:
+    """Ask until there is an answer; return the seconds, and how often the queue was full until then."""
+    start, refused = time.monotonic(), 0
+    transport = open_transport(scene.http, concurrency=1)
+    try:
+        while (shot := await shoot(transport, scene.pictures[0])).status == "unavailable":
+            refused += 1
+            await asyncio.sleep(0.05)
+    finally:
+        await transport.close()
+    return (time.monotonic() - start if shot.status == "ok" else float("inf")), refused
+
+
+def leave_in_the_middle(scene: Scene) -> None:
+    """Send half of each request and close the connection."""
+    for _ in range(CONNECTIONS):
+        with _connection(scene) as connection:
+            connection.sendall(HEAD % 100_000 + bytes(50_000))
+
+
+def leave_before_the_answer(scene: Scene) -> None:
+    """Send whole requests and close the connection without reading."""
+    body = b'{"inputs":[{"name":"image_bytes","shape":[1,%d],"datatype":"UINT8"' % len(scene.pictures[0])
+    body += b',"parameters":{"binary_data_size":%d}}]}' % len(scene.pictures[0])
+    length = b"Inference-Header-Content-Length: %d\r\n\r\n" % len(body)
+    for _ in range(CONNECTIONS):
+        whole = body + scene.pictures[0]
+        with _connection(scene) as connection, suppress(OSError):
+            connection.sendall((HEAD % len(whole))[:-2] + length + whole)
+
+
+def cancel(scene: Scene) -> None:
+    """Give up on gRPC requests right after they were sent."""
+    asyncio.run(_cancel(scene))
+
+
+async def _cancel(scene: Scene) -> None:
+    transport = open_transport(scene.endpoint, concurrency=CONNECTIONS)
+    try:
+        tasks = [asyncio.create_task(shoot(transport, scene.pictures[0])) for _ in range(CONNECTIONS)]
+        await asyncio.sleep(0.02)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        await transport.close()
+
+
+@contextmanager
+def dawdling(scene: Scene) -> Iterator[None]:
+    """Hold connections open that send a byte now and then (slow-loris)."""
+    stop = threading.Event()
+    with ExitStack() as stack:
+        connections = [stack.enter_context(_connection(scene)) for _ in range(CONNECTIONS)]
+        for connection in connections:
+            connection.sendall(HEAD % 1_000_000)
+
+        def drip() -> None:
+            while not stop.wait(0.2):
+                for connection in connections:
+                    with suppress(OSError):
+                        connection.sendall(b"x")
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def _connection(scene: Scene) -> socket.socket:
+    return socket.create_connection((scene.http.host, scene.http.port), timeout=10)
+
+
+def _unharmed(promise: str, shots: list[Shot]) -> Check:
+    return Check(promise, len(shots) - len(good(shots)), at_most=0, note=f"of {len(shots)}")

@@ -1,0 +1,97 @@
+"""Runs a server where /dev/shm or the disk is nearly full: a small tmpfs, in a mount namespace of its own.
+
+    found = run_scarce("shm", Path("repository"), megabytes=8, folder=Path("scratch"))    # None: not allowed here
+
+Linux gives such a namespace to users too, where user namespaces are enabled; nothing outside it is touched.
+The module is its own child: `python -m scripts.drills.scarce MODE REPOSITORY FOLDER` prints JSON.
+"""
+
+import asyncio
+import json
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from training.errors import UserError
+
+
+def run_scarce(mode: str, repository: Path, *, megabytes: float, folder: Path) -> dict[str, Any] | None:
+    """Return what the child found with `mode` "shm" or "disk"; None where there are no user namespaces."""
+    scarce = folder / "scarce"
+    scarce.mkdir(exist_ok=True)
+    where = "/dev/shm" if mode == "shm" else str(scarce)
+    mount = f"mount -t tmpfs -o size={int(megabytes * 1024)}k tmpfs {shlex.quote(where)}"
+    allowed = subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False)
+    if allowed.returncode != 0:
+        return None
+    child = shlex.join([sys.executable, "-m", "scripts.drills.scarce", mode, str(repository), str(scarce)])
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f"{mount} && exec {child}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    if done.returncode != 0:
+        raise UserError(f"the drill's child ended with {done.returncode}", done.stderr.strip()[-500:])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def scarce_shared_memory(repository: Path) -> dict[str, Any]:
+    """Ask one by one, then many at once, so that batches outgrow the shared memory, then one by one again."""
+    from scripts.drills.load import closed_loop
+    from scripts.drills.stage import stage
+
+    found: dict[str, Any] = {}
+    with stage(repository) as scene:
+        for name, in_flight in (("before", 1), ("crowded", 32), ("after", 1)):
+            shots = asyncio.run(closed_loop(scene.endpoint, scene.pictures, in_flight=in_flight, seconds=1.5))
+            found[name] = dict(Counter(shot.status for shot in shots))
+            found[f"{name}_messages"] = sorted({shot.message[:160] for shot in shots if shot.message})
+        assert scene.server
+        found["alive"] = scene.server.process.poll() is None
+    return found
+
+
+def scarce_disk(repository: Path, folder: Path) -> dict[str, Any]:
+    """Build into a disk that is too small, then serve with the log on it when it is full."""
+    from build_tools.repository import build_repository
+    from scripts.drills.load import closed_loop
+    from scripts.drills.stage import Scene
+    from scripts.triton import ServerOptions, TritonServer, with_ports
+
+    newest = max(int(path.name) for path in (repository / "retinanet").glob("[0-9]*"))
+    graph = repository / "retinanet" / str(newest) / "model.onnx"
+    found: dict[str, Any] = {}
+    try:
+        build_repository(graph, folder / "built")
+        found["build"] = "done"
+    except UserError as error:
+        found["build"] = error.message
+    found["left_behind"] = sorted(path.name for path in folder.iterdir())
+    with (folder / "filler").open("wb") as filler:
+        try:
+            while True:
+                filler.write(bytes(65536))
+                filler.flush()
+        except OSError:
+            pass
+    picture = (repository / "preprocess" / "warmup" / "picture.jpg").read_bytes()
+    options = with_ports(ServerOptions(http_port=0, grpc_port=0, metrics_port=0, verbose=True))
+    scene = Scene(folder, options, [picture])
+    with TritonServer(repository, options, log=folder / "server.log") as server:
+        server.wait_until_ready()
+        shots = asyncio.run(closed_loop(scene.endpoint, [picture], in_flight=2, seconds=1))
+    found["served"] = dict(Counter(shot.status for shot in shots))
+    return found
+
+
+if __name__ == "__main__":
+    _, mode, source, target = sys.argv
+    result = scarce_shared_memory(Path(source)) if mode == "shm" else scarce_disk(Path(source), Path(target))
+    sys.stdout.write(json.dumps(result) + "\n")
