@@ -3,9 +3,9 @@
     bench = Bench.prepare([Endpoint.parse("localhost:8001")], files)
     for level in bench.run([Demand(concurrency=4), Demand(rate=10)], seconds=6): ...
 
-With N requests in flight (closed loop) a slow server slows the load down too; at a rate (open loop, Poisson) it does
-not, and queues show. The time in the steps is what the server counted meanwhile. Nothing is averaged away: a demand
-that is repeated is a line of its own, and the spread is for the reader to see.
+With N requests in flight (closed loop) a slow server slows the load down too; at a rate (open loop, Poisson) it
+does not, and queues show. The time in the steps is what the server counted meanwhile. Nothing is averaged away: a
+demand that is repeated is a line of its own, and the spread is for the reader to see.
 """
 
 import hashlib

@@ -1,29 +1,34 @@
 """What a service bears: the highest rate of Poisson arrivals at which p99 stays under a bound, found by search.
 
-    for measured in measure(Path("repository"), pictures, CapacityOptions(bound_ms=500)):
+    for measured in measure(graph, repository, pictures, CapacityOptions(bound_ms=500)):
         print(measured.service, measured.capacity)
 
-Three services of one graph, threads and pictures, in one run and in turns: this project's Triton over HTTP and over
-gRPC, and the web service one would write by hand (scripts/baseline.py). Arrivals are an open loop: they wait for
-nobody. Latencies count from the moment a request was due. Nothing is retried.
+Three services of one graph, threads and pictures, in one run and one after the other: this project's Triton over
+gRPC and over HTTP, and the web service one would write by hand (scripts/baseline.py). Arrivals are an open loop:
+they wait for nobody. Latencies count from when a request went out. Nothing is retried.
 """
 
 import asyncio
+import hashlib
 import http.client
+import io
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+from PIL import Image
 
 from eval.transport import Endpoint, ServerError
-from scripts.drills.load import Connect, closed_loop, good, latencies, open_loop, rate_of
+from scripts.drills.load import Goal, closed_loop, good, milliseconds, open_loop, rate_of
 from scripts.drills.processes import usage
 from scripts.installation import usable_cores
 from scripts.triton import ServerOptions, TritonServer
@@ -79,21 +84,12 @@ class Measured:
         return asdict(self)
 
 
-class _Service(Protocol):
-    """Where requests go, and whose processes serve them."""
-
-    name: str
-    connect: Connect
-    process_group: int
-    shared_memory: str
-
-
 @dataclass(frozen=True)
 class Target:
     """A service that runs."""
 
     name: str
-    connect: Connect
+    goal: Goal
     process_group: int
     shared_memory: str
 
@@ -121,10 +117,10 @@ def measure(
 async def _measure(
     target: Target, number: int, pictures: list[bytes], options: CapacityOptions, tell: Callable[[str], None]
 ) -> Measured:
-    await closed_loop(target.connect, pictures, in_flight=options.in_flight, seconds=WARM_UP)
+    await closed_loop(target.goal, pictures, in_flight=options.in_flight, seconds=WARM_UP)
     before = usage(target.process_group, target.shared_memory)
-    alone = await closed_loop(target.connect, pictures, in_flight=1, seconds=options.seconds / 2)
-    full = await closed_loop(target.connect, pictures, in_flight=options.in_flight, seconds=options.seconds)
+    alone = await closed_loop(target.goal, pictures, in_flight=1, seconds=options.seconds / 2)
+    full = await closed_loop(target.goal, pictures, in_flight=options.in_flight, seconds=options.seconds)
     peak = rate_of(full, skip=0.1 * options.seconds)
     if not peak:
         raise UserError(f"{target.name} answered nothing", full[0].message if full else "it took no request")
@@ -134,9 +130,9 @@ async def _measure(
     async def attempt(rate: float) -> bool:
         # Another seed for each trial would let luck decide; the same one scales the same arrivals.
         shots = await open_loop(
-            target.connect, pictures, rate=rate, seconds=options.seconds, timeout=60, seed=options.seed
+            target.goal, pictures, rate=rate, seconds=options.seconds, timeout=60, seed=options.seed
         )
-        spent = latencies(good(shots))
+        spent = milliseconds(good(shots))
         trial = Trial(round(rate, 2), len(good(shots)), len(shots) - len(good(shots)), spent["p50"], spent["p99"])
         trials.append(trial)
         held = trial.holds(options.bound_ms)
@@ -155,7 +151,7 @@ async def _measure(
         service=target.name,
         round=number,
         peak=round(peak, 2),
-        p50_alone=latencies(good(alone))["p50"],
+        p50_alone=milliseconds(good(alone))["p50"],
         capacity=round(capacity, 2),
         trials=tuple(trials),
         cpu_seconds=spent,
@@ -163,8 +159,8 @@ async def _measure(
     )
 
 
-async def highest(attempt: Callable[[float], Any], *, start: float, resolution: float) -> float:
-    """Return the highest rate for which `attempt` (async) is true, to within `resolution`; 0 if none of a hundredth.
+async def highest(attempt: Callable[[float], Awaitable[bool]], *, start: float, resolution: float) -> float:
+    """Return the highest rate for which `attempt` is true, within `resolution`; 0 where a hundredth is too much.
 
     It steps up or down by a quarter until one rate holds and one fails, then halves the space between them.
     """
@@ -254,3 +250,51 @@ class Web:
     async def close(self) -> None:
         """Close every connection."""
         await self._session.close()
+
+
+def mix(pictures: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Describe what was sent: the manifest that makes two measurements comparable."""
+    found = []
+    for data in pictures:
+        with Image.open(io.BytesIO(data)) as image:
+            size = (image.width, image.height)
+        found.append({"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "width_height": size})
+    return found
+
+
+def summary(measured: Sequence[Measured], options: CapacityOptions) -> dict[str, dict[str, float]]:
+    """Return the medians over the rounds and, of the capacity, the lowest and highest."""
+    result = {}
+    for service in dict.fromkeys(each.service for each in measured):
+        own = [each for each in measured if each.service == service]
+        rates = [each.capacity for each in own]
+        result[service] = {
+            "capacity": statistics.median(rates),
+            "lowest": min(rates),
+            "highest": max(rates),
+            "peak": statistics.median(each.peak for each in own),
+            "p50_alone_ms": statistics.median(each.p50_alone for each in own),
+        }
+    return result
+
+
+def plot(measured: Sequence[Measured], options: CapacityOptions, path: Path) -> None:
+    """Draw p99 over the rate, a colour a service, with the bound."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    colours = dict(zip(SERVICES, ("#2563eb", "#f97316", "#6b7280"), strict=True))
+    for service in dict.fromkeys(each.service for each in measured):
+        trials = sorted(
+            (trial.rate, trial.p99) for each in measured if each.service == service for trial in each.trials
+        )
+        rates, p99 = zip(*trials, strict=True)
+        axes.plot(rates, p99, marker="o", linewidth=2, color=colours[service], label=service)
+    axes.axhline(options.bound_ms, color="#dc2626", linestyle="--", linewidth=1, label=f"{options.bound_ms:g} ms")
+    axes.set(
+        xlabel="requests a second, Poisson", ylabel="p99 (ms)", ylim=(0, 3 * options.bound_ms), xlim=(0, None)
+    )
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.savefig(path)

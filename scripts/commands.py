@@ -1,7 +1,8 @@
-"""The verbs of this folder, joined: `data`, `serve`, `models`, `efficiency`, `drill`, `doctor`, `demo`."""
+"""The verbs of this folder, joined: from `data` through `serve` to `demo`."""
 
 import click
 
+from scripts.capacity_command import capacity
 from scripts.data_commands import data
 from scripts.demo_command import demo
 from scripts.doctor_command import doctor
@@ -12,4 +13,4 @@ from scripts.serve_command import serve
 
 VERBS_BEFORE: tuple[click.Command, ...] = (data,)
 VERBS_SERVER: tuple[click.Command, ...] = (serve, models)
-VERBS_AFTER: tuple[click.Command, ...] = (efficiency, drill, doctor, demo)
+VERBS_AFTER: tuple[click.Command, ...] = (efficiency, capacity, drill, doctor, demo)

@@ -13,11 +13,11 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from eval.transport import Endpoint, ServerError, Transport, open_transport
+from eval.transport import Endpoint, ServerError, open_transport
 from training.spec import DETECTOR
 
 CONNECTIONS = 512  # of HTTP: more than any queue holds, so that no request waits on our side
@@ -43,8 +43,26 @@ class Shot:
 Keep = Callable[[Any], Any]
 
 
+class Asks(Protocol):
+    """What a load needs of a transport."""
+
+    async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
+        """Send one encoded picture. Raises ServerError."""
+
+    async def close(self) -> None:
+        """Close every connection."""
+
+
+# Where a load goes: a Triton, or whatever opens a transport with so many connections.
+Goal = Endpoint | Callable[[int], Asks]
+
+
+def _open(goal: Goal, connections: int) -> Asks:
+    return open_transport(goal, concurrency=connections) if isinstance(goal, Endpoint) else goal(connections)
+
+
 async def shoot(
-    transport: Transport, picture: bytes, *, model: str = DETECTOR, timeout: float = 60.0, keep: Keep | None = None
+    transport: Asks, picture: bytes, *, model: str = DETECTOR, timeout: float = 60.0, keep: Keep | None = None
 ) -> Shot:
     """Send one picture once."""
     start = time.monotonic()
@@ -57,13 +75,15 @@ async def shoot(
 
 
 def version_of(result: Any) -> str:
-    """Return the version of the model that made an answer, over either protocol."""
+    """Return the version of the model that made an answer, over either protocol; of no Triton, nothing."""
+    if not hasattr(result, "get_response"):
+        return ""
     answer = result.get_response()
     return str(answer["model_version"] if isinstance(answer, dict) else answer.model_version)
 
 
 async def closed_loop(
-    endpoint: Endpoint,
+    goal: Goal,
     pictures: Sequence[bytes],
     *,
     in_flight: int,
@@ -71,7 +91,7 @@ async def closed_loop(
     keep: Keep | None = None,
 ) -> list[Shot]:
     """Keep `in_flight` requests under way for a time; return them all."""
-    transport = open_transport(endpoint, concurrency=in_flight)
+    transport = _open(goal, in_flight)
     shots: list[Shot] = []
     deadline = time.monotonic() + seconds
 
@@ -89,7 +109,7 @@ async def closed_loop(
 
 
 async def open_loop(
-    endpoint: Endpoint,
+    goal: Goal,
     pictures: Sequence[bytes],
     *,
     rate: float,
@@ -99,7 +119,7 @@ async def open_loop(
     keep: Keep | None = None,
 ) -> list[Shot]:
     """Send `rate` requests a second at Poisson times; return them all when the last is answered."""
-    transport = open_transport(endpoint, concurrency=CONNECTIONS)
+    transport = _open(goal, CONNECTIONS)
     chance = random.Random(seed)
     tasks: list[asyncio.Task[Shot]] = []
     begin = due = time.monotonic()

@@ -1,0 +1,102 @@
+"""`capacity`: the most requests a second at which p99 stays under a bound, beside a hand-written web service."""
+
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from eval.options import FILE, json_option, name_next, write_json
+from training.errors import UserError
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--images", multiple=True, help="Pictures to send; drawn ones of 640 x 480 if not given.")
+@click.option("--max-p99", type=click.FloatRange(min=1), default=500.0, help="Milliseconds that p99 may take.")
+@click.option("--seconds", type=click.FloatRange(min=1), default=20.0, help="Length of each trial.")
+@click.option("--rounds", type=click.IntRange(1), default=1, help="Turns of every service.")
+@click.option("--in-flight", type=click.IntRange(1), default=4, help="Requests of the load that tells the peak.")
+@click.option(
+    "--precision", type=click.Choice(["f32", "bf16"]), default="f32", help="Arithmetic of what is not INT8."
+)
+@click.option(
+    "--service",
+    "services",
+    multiple=True,
+    type=click.Choice(["triton-grpc", "triton-http", "web"]),
+    help="Only this one; repeat it.  [default: all]",
+)
+@json_option
+@click.option("--plot", "plot_file", type=FILE, help="Draw p99 over the rate into this PNG.")
+def capacity(
+    model: Path,
+    images: tuple[str, ...],
+    max_p99: float,
+    seconds: float,
+    rounds: int,
+    in_flight: int,
+    precision: str,
+    services: tuple[str, ...],
+    json_file: Path | None,
+    plot_file: Path | None,
+) -> None:
+    """Find the rate that MODEL (.onnx) bears on this machine, served by Triton and by a small web service.
+
+    Requests come at Poisson times, and each rate is one trial; the search ends when the rates that hold and fail
+    are within 5 %. About ten trials a service.
+    """
+    import tempfile
+
+    from build_tools.configs import BuildOptions
+    from build_tools.repository import build_repository
+    from eval.bench import machine
+    from eval.images import find_images
+    from scripts.capacity import SERVICES, CapacityOptions, measure, mix, plot, summary
+    from scripts.drills.stage import drawn
+
+    options = CapacityOptions(max_p99, seconds, in_flight, rounds=rounds)
+    done = []
+    with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
+        repository = build_repository(
+            model, Path(scratch) / "repository", options=BuildOptions(precision=precision)
+        ).repository
+        pictures = [path.read_bytes() for path in find_images(images)][:64] if images else drawn(Path(scratch))
+        click.echo("service        round   peak/s  alone ms  capacity/s   CPU s  memory MB")
+        for each in measure(
+            model, repository, pictures, options, precision=precision, services=services or SERVICES, tell=_tell
+        ):
+            done.append(each)
+            row = f"{each.service:<14}{each.round + 1:>6}{each.peak:>9.1f}{each.p50_alone:>10.1f}"
+            row += f"{each.capacity:>12.1f}{sum(each.cpu_seconds.values()):>8.1f}"
+            click.echo(f"{row}{sum(each.memory_mb.values()):>11.0f}")
+    found = summary(done, options)
+    if "web" in found and found["web"]["capacity"]:
+        for service in (name for name in found if name != "web"):
+            ratio = found[service]["capacity"] / found["web"]["capacity"]
+            click.echo(f"{service}: {ratio:.2f} of the web service's rate at p99 <= {max_p99:g} ms")
+    if json_file:
+        report = {
+            "command": shlex.join(["retinaserve", *sys.argv[1:]]),
+            "machine": machine(),
+            "options": asdict(options),
+            "warm_up_seconds": 2.0,
+            "mix": mix(pictures),
+            "summary": found,
+            "measured": [each.to_dict() for each in done],
+        }
+        write_json(json_file, report)
+    if plot_file:
+        plot_file.parent.mkdir(parents=True, exist_ok=True)
+        plot(done, options, plot_file)
+        click.echo(f"plot: {plot_file}", err=True)
+    name_next(f"retinaserve build {model} --output repository")
+    if not all(each.capacity for each in done):
+        raise UserError(
+            f"a service held p99 under {max_p99:g} ms at no rate", "a larger --max-p99, a faster model"
+        )
+
+
+def _tell(text: str) -> None:
+    click.echo(text, err=True)
