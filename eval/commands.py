@@ -16,6 +16,7 @@ import click
 from eval.bench_command import bench
 from eval.options import FILE, FOLDER, json_option, name_next, wait_option, write_json
 from training.errors import Exit
+from training.spec import DETECTOR
 
 if TYPE_CHECKING:
     from eval.detections import Detections, Detector, ImageError
@@ -40,6 +41,9 @@ timeout_option = click.option(
     default=60.0,
     help="Seconds a picture may take, queueing included.",
 )
+model_option = click.option(
+    "--model", default=DETECTOR, help="The ensemble to ask: detector, or detector_canary beside it."
+)
 concurrency_option = click.option(
     "--concurrency", type=click.IntRange(min=1), default=8, help="Requests in flight at a time."
 )
@@ -49,6 +53,7 @@ concurrency_option = click.option(
 @click.argument("images", nargs=-1, required=True)
 @server_option
 @protocol_option
+@model_option
 @click.option("--output", type=FOLDER, help="Write annotated pictures into this directory.")
 @click.option("--format", "style", type=click.Choice(["jsonl", "coco"]), default="jsonl", help="What is printed.")
 @click.option("--score", type=click.FloatRange(0, 1), default=0.3, help="Leave weaker detections out.")
@@ -60,6 +65,7 @@ def predict(
     images: tuple[str, ...],
     server: str,
     protocol: Literal["grpc", "http"] | None,
+    model: str,
     output: Path | None,
     style: str,
     score: float,
@@ -77,7 +83,9 @@ def predict(
     from eval.images import find_images
 
     files = find_images(images)
-    with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency) as client:
+    with Client(
+        server, protocol=protocol, model=model, timeout=timeout, wait=wait, concurrency=concurrency
+    ) as client:
         style = "none" if quiet else style
         failed = _print_predictions(files, client, score=score, style=style, output=output)
         where = str(client.endpoint)
@@ -90,6 +98,7 @@ def predict(
 @click.command("eval")
 @server_option
 @protocol_option
+@model_option
 @click.option("--images", type=FOLDER, required=True, help="Directory of the pictures.")
 @click.option("--annotations", type=FILE, required=True, help="COCO annotations of the pictures.")
 @concurrency_option
@@ -102,6 +111,7 @@ def predict(
 def evaluate(
     server: str,
     protocol: Literal["grpc", "http"] | None,
+    model: str,
     images: Path,
     annotations: Path,
     concurrency: int,
@@ -119,7 +129,9 @@ def evaluate(
     from eval.report import judge
 
     truth = Annotations.load(annotations)
-    with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency) as client:
+    with Client(
+        server, protocol=protocol, model=model, timeout=timeout, wait=wait, concurrency=concurrency
+    ) as client:
         report = judge(client, truth, images, progress=_progress)
         where = str(client.endpoint)
     _print_report(report, json_file)

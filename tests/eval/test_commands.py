@@ -167,3 +167,25 @@ def test_a_mistake_is_answered_in_two_lines(
     assert "Traceback" not in result.stderr
     said = [line for line in result.stderr.splitlines() if line and not line.startswith(("Usage:", "Try "))]
     assert 1 <= len(said) <= 2
+
+
+@pytest.mark.server
+def test_predict_goes_by_what_a_file_is_not_by_its_name(server: TritonServer, tmp_path: Path, run: Run) -> None:
+    kinds = {"a b (1).jpg": "PNG", "ß é 図.png": "WEBP", "'quoted'.bmp": "JPEG", "100%.tif": "BMP"}
+    for name, kind in kinds.items():
+        (tmp_path / name).write_bytes(encode(checker(200, 160), kind))
+    result = run("predict", tmp_path, "--server", server.grpc_url, "--score", 0)
+    assert result.exit_code == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {Path(line["file"]).name for line in lines} == set(kinds)
+    assert {(line["width"], line["height"]) for line in lines} == {(200, 160)}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("verb", ["predict", "eval"])
+def test_another_model_may_be_asked(server: TritonServer, folder: Path, run: Run, verb: str) -> None:
+    words = [folder / "images"] if verb == "predict" else ["--images", folder / "images"]
+    words += [] if verb == "predict" else ["--annotations", folder / "annotations.json"]
+    result = run(verb, *words, "--server", server.grpc_url, "--model", "detector_canary")
+    assert result.exit_code == 3 and "has no model 'detector_canary'" in result.stderr
+    assert run(verb, *words, "--server", server.grpc_url, "--model", "detector").exit_code == 0
