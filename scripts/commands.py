@@ -1,9 +1,10 @@
-"""The verbs of this folder, joined: `data`, `serve`, `models`, `efficiency`, `drill`, `demo`."""
+"""The verbs of this folder, joined: `data`, `serve`, `models`, `efficiency`, `drill`, `doctor`, `demo`."""
 
 import click
 
 from scripts.data_commands import data
 from scripts.demo_command import demo
+from scripts.doctor_command import doctor
 from scripts.drill_command import drill
 from scripts.efficiency_command import efficiency
 from scripts.models_command import models
@@ -11,4 +12,4 @@ from scripts.serve_command import serve
 
 VERBS_BEFORE: tuple[click.Command, ...] = (data,)
 VERBS_SERVER: tuple[click.Command, ...] = (serve, models)
-VERBS_AFTER: tuple[click.Command, ...] = (efficiency, drill, demo)
+VERBS_AFTER: tuple[click.Command, ...] = (efficiency, drill, doctor, demo)
