@@ -26,7 +26,7 @@ from typing import Any, Self, TypeVar
 from eval.detections import Detections, ImageError
 from eval.served_model import ServedModel
 from eval.statistics import ModelStatistics, by_model
-from eval.transport import Endpoint, Protocols, ServerError, open_transport
+from eval.transport import Endpoint, Protocols, ServerError, TlsFiles, open_transport
 from training.errors import UserError
 from training.spec import BOXES, CLASSES, DETECTOR, LETTERBOX, NUM_DETECTIONS, SCORES
 
@@ -53,9 +53,10 @@ class AsyncClient:
         timeout: float = 30.0,
         wait: float = 0.0,
         concurrency: int = 8,
+        tls: TlsFiles | None = None,
     ) -> None:
         """Name the server; `wait` is how many seconds it may take to become ready, `concurrency` the default."""
-        self.endpoint = Endpoint.parse(server, protocol)
+        self.endpoint = Endpoint.parse(server, protocol, tls=tls)
         self.model_name = model
         self.timeout = timeout
         self.concurrency = concurrency
@@ -202,6 +203,13 @@ class AsyncClient:
             "see the server's log; it may still be loading",
         )
 
+    def _where(self, error: ServerError) -> str:
+        if self.endpoint.tls:
+            return "--ca names the authority of its certificate, --client-cert and --client-key who you are"
+        if "Socket closed" in error.message:
+            return f"if it is encrypted, write grpcs://{self.endpoint.address}; {WHERE}"
+        return WHERE
+
     def _no_server(self, error: ServerError) -> UserError:
         at = str(self.endpoint)
         match error.status:
@@ -213,7 +221,7 @@ class AsyncClient:
             case "timeout":
                 return UserError(f"{at} took a connection and did not answer in time", WHERE)
             case "unavailable":
-                return UserError(f"no Triton server answers at {at}: {error.message}", WHERE)
+                return UserError(f"no Triton server answers at {at}: {error.message}", self._where(error))
         return UserError(f"{at}: {error.message}", WHERE)
 
 
@@ -229,10 +237,11 @@ class Client:
         timeout: float = 30.0,
         wait: float = 0.0,
         concurrency: int = 8,
+        tls: TlsFiles | None = None,
     ) -> None:
         """Connect, as `AsyncClient` does. Raises UserError when there is no such server or model."""
         self._client = AsyncClient(
-            server, protocol=protocol, model=model, timeout=timeout, wait=wait, concurrency=concurrency
+            server, protocol=protocol, model=model, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="triton-client", daemon=True)

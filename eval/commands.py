@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from eval.bench_command import bench
-from eval.options import FILE, FOLDER, json_option, name_next, wait_option, write_json
+from eval.options import FILE, FOLDER, json_option, name_next, tls_options, wait_option, write_json
 from training.errors import Exit
 
 if TYPE_CHECKING:
     from eval.detections import Detections, Detector, ImageError
     from eval.report import Report
+    from eval.transport import TlsFiles
 
     Answers = Iterator[Detections | ImageError]
 
@@ -29,7 +30,7 @@ server_option = click.option(
     "--server",
     metavar="HOST:PORT",
     default="localhost:8001",
-    help="The Triton server: HOST:PORT, grpc://HOST:PORT or http://HOST:PORT.",
+    help="The Triton server: HOST:PORT, or grpc://, http://, grpcs:// or https:// before it.",
 )
 protocol_option = click.option(
     "--protocol", type=PROTOCOLS, help="What HOST:PORT speaks where --server does not say it: gRPC, or HTTP."
@@ -55,6 +56,7 @@ concurrency_option = click.option(
 @concurrency_option
 @timeout_option
 @wait_option
+@tls_options
 @click.option("--quiet", is_flag=True, help="Print no detections; for use with --output.")
 def predict(
     images: tuple[str, ...],
@@ -66,6 +68,7 @@ def predict(
     concurrency: int,
     timeout: float,
     wait: float,
+    tls: "TlsFiles | None",
     quiet: bool,
 ) -> None:
     """Detect objects in IMAGES (files, directories, patterns) through a server.
@@ -77,7 +80,7 @@ def predict(
     from eval.images import find_images
 
     files = find_images(images)
-    with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency) as client:
+    with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls) as client:
         style = "none" if quiet else style
         failed = _print_predictions(files, client, score=score, style=style, output=output)
         where = str(client.endpoint)
@@ -95,6 +98,7 @@ def predict(
 @concurrency_option
 @timeout_option
 @wait_option
+@tls_options
 @json_option
 @click.option(
     "--output", type=FOLDER, help="Write curves, a contact sheet and all detections into this directory."
@@ -107,6 +111,7 @@ def evaluate(
     concurrency: int,
     timeout: float,
     wait: float,
+    tls: "TlsFiles | None",
     json_file: Path | None,
     output: Path | None,
 ) -> None:
@@ -119,7 +124,7 @@ def evaluate(
     from eval.report import judge
 
     truth = Annotations.load(annotations)
-    with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency) as client:
+    with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls) as client:
         report = judge(client, truth, images, progress=_progress)
         where = str(client.endpoint)
     _print_report(report, json_file)
