@@ -10,7 +10,8 @@
 
 Pictures are sent as they are; decoding, scaling and boxes are the server's. Class names and limits are read
 from the server. `Client` is `AsyncClient` on an event loop in a thread of its own, so it may be used from any
-thread. One client holds one server and one model; it balances no load.
+thread. Several equal servers may be named, "gpu-1:8001,gpu-2:8001": requests go to them in turn, and one that a
+dying server took with it is sent again to another, since asking twice for boxes does no harm.
 """
 
 import asyncio
@@ -24,9 +25,10 @@ from itertools import islice
 from typing import Any, Self, TypeVar
 
 from eval.detections import Detections, ImageError
+from eval.replicas import Replica, Replicas
 from eval.served_model import ServedModel
 from eval.statistics import ModelStatistics, by_model
-from eval.transport import Endpoint, Protocols, ServerError, TlsFiles, open_transport
+from eval.transport import Endpoint, Protocols, ServerError, TlsFiles
 from training.errors import UserError
 from training.spec import BOXES, CLASSES, DETECTOR, LETTERBOX, NUM_DETECTIONS, SCORES
 
@@ -55,8 +57,12 @@ class AsyncClient:
         concurrency: int = 8,
         tls: TlsFiles | None = None,
     ) -> None:
-        """Name the server; `wait` is how many seconds it may take to become ready, `concurrency` the default."""
-        self.endpoint = Endpoint.parse(server, protocol, tls=tls)
+        """Name the server, or several with commas.
+
+        `wait` is how many seconds it may take to become ready, `concurrency` the default.
+        """
+        names = [name.strip() for name in server.split(",")]
+        self._replicas = Replicas([Endpoint.parse(name, protocol, tls=tls) for name in names])
         self.model_name = model
         self.timeout = timeout
         self.concurrency = concurrency
@@ -65,16 +71,26 @@ class AsyncClient:
 
     async def __aenter__(self) -> Self:
         """Connect, wait for the model and read its config. Raises UserError when there is no such server."""
-        self._transport = open_transport(self.endpoint, concurrency=max(self.concurrency, 64))
+        self._replicas.open(concurrency=max(self.concurrency, 64))
         try:
             self._served = await self._ready_model()
         except BaseException:
-            await self._transport.close()
+            await self._replicas.close()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._transport.close()
+        await self._replicas.close()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the server is and what it speaks; of several, the first."""
+        return self._replicas.all[0].endpoint
+
+    @property
+    def servers(self) -> str:
+        """All of them, as --server takes it."""
+        return ",".join(str(replica.endpoint) for replica in self._replicas.all)
 
     @property
     def served(self) -> ServedModel:
@@ -135,25 +151,30 @@ class AsyncClient:
                 return self._judged(error)
 
     async def statistics(self) -> dict[str, ModelStatistics]:
-        """Return what the server counted so far, by model."""
+        """Return what the server counted so far, by model; of several, the first."""
+        replica = self._replicas.all[0]
         try:
-            return by_model(await self._transport.statistics(timeout=CONTROL_TIMEOUT))
+            return by_model(await replica.transport.statistics(timeout=CONTROL_TIMEOUT))
         except ServerError as error:
-            raise self._no_server(error) from None
+            raise self._no_server(error, replica) from None
 
     async def _infer(self, image: bytes) -> Detections:
         clock = asyncio.get_running_loop().time
         start, pause = clock(), FIRST_PAUSE
         while True:
             left = self.timeout - (clock() - start)
+            replica = self._replicas.next()
+            call = replica.transport.infer(self.model_name, image, timeout=max(left, 0.001))
             try:
-                return _detections(await self._transport.infer(self.model_name, image, timeout=max(left, 0.001)))
+                return _detections(await call)
             except ServerError as error:
                 if error.status != "unavailable":
                     raise
                 # A full queue and a dead server have the same status; only one of them is still alive.
-                if not await self._is_live():
-                    raise self._no_server(error) from None
+                if not await self._is_live(replica):
+                    if self._replicas.set_aside(replica):
+                        continue
+                    raise self._no_server(error, replica) from None
                 if clock() - start + pause > min(self.timeout, RETRY_SECONDS):
                     raise
             # Jitter, so that the requests a full queue turned away do not all come back together.
@@ -171,11 +192,12 @@ class AsyncClient:
                 return ImageError(f"the server failed: {message}", "server")
             case "unavailable":
                 return ImageError(f"the server is overloaded: {message}", "overloaded")
-        raise self._no_server(error)
+        raise self._no_server(error, self._replicas.all[0])
 
-    async def _is_live(self) -> bool:
+    @staticmethod
+    async def _is_live(replica: Replica) -> bool:
         try:
-            return await self._transport.live(timeout=CONTROL_TIMEOUT)
+            return await replica.transport.live(timeout=CONTROL_TIMEOUT)
         except ServerError:
             return False
 
@@ -183,35 +205,38 @@ class AsyncClient:
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._wait
         while True:
-            problem = self._not_ready()
-            try:
-                if await self._transport.ready(self.model_name, timeout=CONTROL_TIMEOUT):
-                    config = await self._transport.config(self.model_name, timeout=CONTROL_TIMEOUT)
-                    return ServedModel.from_config(config, source=str(self.endpoint))
-                # An unknown model is not ready either; asked for its config, the server says which it is.
-                await self._transport.config(self.model_name, timeout=CONTROL_TIMEOUT)
-            except ServerError as error:
-                problem = self._no_server(error)
+            problems = []
+            for replica in self._replicas.all:
+                try:
+                    return await self._model_of(replica)
+                except UserError as problem:
+                    self._replicas.set_aside(replica)
+                    problems.append(problem)
             if clock() >= deadline:
-                raise problem
+                raise problems[0]
             await asyncio.sleep(min(0.2, max(0.0, deadline - clock())))
 
-    def _not_ready(self) -> UserError:
+    async def _model_of(self, replica: Replica) -> ServedModel:
+        transport = replica.transport
+        try:
+            ready = await transport.ready(self.model_name, timeout=CONTROL_TIMEOUT)
+            # An unknown model is not ready either; asked for its config, the server says which it is.
+            config = await transport.config(self.model_name, timeout=CONTROL_TIMEOUT)
+        except ServerError as error:
+            raise self._no_server(error, replica) from None
+        if not ready:
+            raise self._not_ready(replica)
+        return ServedModel.from_config(config, source=str(replica.endpoint))
+
+    def _not_ready(self, replica: Replica) -> UserError:
         waited = f" after {self._wait:g} s" if self._wait else ""
         return UserError(
-            f"{self.endpoint}: model {self.model_name!r} is not ready{waited}",
+            f"{replica.endpoint}: model {self.model_name!r} is not ready{waited}",
             "see the server's log; it may still be loading",
         )
 
-    def _where(self, error: ServerError) -> str:
-        if self.endpoint.tls:
-            return "--ca names the authority of its certificate, --client-cert and --client-key who you are"
-        if "Socket closed" in error.message:
-            return f"if it is encrypted, write grpcs://{self.endpoint.address}; {WHERE}"
-        return WHERE
-
-    def _no_server(self, error: ServerError) -> UserError:
-        at = str(self.endpoint)
+    def _no_server(self, error: ServerError, replica: Replica) -> UserError:
+        at = str(replica.endpoint)
         match error.status:
             case "not_found" | "invalid":
                 return UserError(
@@ -221,7 +246,9 @@ class AsyncClient:
             case "timeout":
                 return UserError(f"{at} took a connection and did not answer in time", WHERE)
             case "unavailable":
-                return UserError(f"no Triton server answers at {at}: {error.message}", self._where(error))
+                return UserError(
+                    f"no Triton server answers at {at}: {error.message}", _where(error, replica.endpoint)
+                )
         return UserError(f"{at}: {error.message}", WHERE)
 
 
@@ -272,8 +299,13 @@ class Client:
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where the server is and what it speaks."""
+        """Where the server is and what it speaks; of several, the first."""
         return self._client.endpoint
+
+    @property
+    def servers(self) -> str:
+        """All of them, as --server takes it."""
+        return self._client.servers
 
     @property
     def served(self) -> ServedModel:
@@ -325,6 +357,14 @@ class Client:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _where(error: ServerError, endpoint: Endpoint) -> str:
+    if endpoint.tls:
+        return "--ca names the authority of its certificate, --client-cert and --client-key who you are"
+    if "Socket closed" in error.message:
+        return f"if it is encrypted, write grpcs://{endpoint.address}; {WHERE}"
+    return WHERE
 
 
 async def _drained() -> None:

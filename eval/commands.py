@@ -30,7 +30,8 @@ server_option = click.option(
     "--server",
     metavar="HOST:PORT",
     default="localhost:8001",
-    help="The Triton server: HOST:PORT, or grpc://, http://, grpcs:// or https:// before it.",
+    help="The Triton server: HOST:PORT, or grpc://, http://, grpcs:// or https:// before it; "
+    "equal ones with commas, and one of them may die.",
 )
 protocol_option = click.option(
     "--protocol", type=PROTOCOLS, help="What HOST:PORT speaks where --server does not say it: gRPC, or HTTP."
@@ -83,7 +84,7 @@ def predict(
     with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls) as client:
         style = "none" if quiet else style
         failed = _print_predictions(files, client, score=score, style=style, output=output)
-        where = str(client.endpoint)
+        where = client.servers
     if output:
         click.echo(f"{len(files) - failed} annotated pictures: {output}", err=True)
     name_next(f"retinaserve eval --server {where} --images DIR --annotations FILE.json")
@@ -126,7 +127,7 @@ def evaluate(
     truth = Annotations.load(annotations)
     with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls) as client:
         report = judge(client, truth, images, progress=_progress)
-        where = str(client.endpoint)
+        where = client.servers
     _print_report(report, json_file)
     if output:
         report.write_pictures(output)

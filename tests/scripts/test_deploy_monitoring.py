@@ -5,10 +5,13 @@ import json
 import re
 import shutil
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -144,6 +147,57 @@ def test_refusals_are_what_the_rule_makes_of_tritons_counters(narrow: TritonServ
     assert grown("nv_inference_request_failure", model="preprocess") == 0, (
         "Triton counts them itself now: use that"
     )
+
+
+class Collector(BaseHTTPRequestHandler):
+    """What an OpenTelemetry collector does with spans in OTLP over HTTP, as far as a test needs it: keep them."""
+
+    spans: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        for resource in body["resourceSpans"]:
+            for scope in resource["scopeSpans"]:
+                self.spans.extend(scope["spans"])
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.server
+def test_a_request_leaves_a_trace_with_its_steps(repository: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        thread = Thread(target=collector.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        trace = (
+            "mode=opentelemetry",
+            f"opentelemetry,url=http://127.0.0.1:{collector.server_port}/v1/traces",
+            "opentelemetry,resource=service.name=retinaserve",
+            "opentelemetry,bsp_schedule_delay=100",
+            "rate=1",
+            "level=TIMESTAMPS",
+        )
+        options = ServerOptions(http_port=0, grpc_port=0, metrics_port=0, trace=trace)
+        try:
+            with TritonServer(repository, options) as server:
+                server.wait_until_ready(60)
+                with Client(server.grpc_url) as client:
+                    client.predict([encode(checker(300, 200))])
+                deadline = time.monotonic() + 20
+                while not any(span["name"] == "InferRequest" for span in Collector.spans):
+                    assert time.monotonic() < deadline, Collector.spans
+                    time.sleep(0.05)
+        finally:
+            collector.shutdown()
+            thread.join()
+    by_id = {span["spanId"]: span for span in Collector.spans}
+    parents = {span["name"]: by_id.get(span.get("parentSpanId"), {}).get("name") for span in Collector.spans}
+    assert parents["detector"] == "InferRequest"
+    assert parents["preprocess"] == "detector" and parents["retinanet"] == "detector"
+    text = json.dumps(Collector.spans)
+    assert len(text) < 50_000 and "image_bytes" not in text, "times alone, no pictures"
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed; it comes with Prometheus")
