@@ -1,8 +1,12 @@
 """Two servers behind one client: requests are spread, and a server that is killed takes none with it."""
 
 import os
+import select
 import signal
 import socket
+import socketserver
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,22 +81,40 @@ def test_killing_one_of_two_fails_no_request(server: TritonServer, repository: P
             Client(f"{first.grpc_url},{second.grpc_url}")
 
 
+class Relay(socketserver.BaseRequestHandler):
+    """A server's other address: passes bytes on."""
+
+    def handle(self) -> None:
+        host, port = self.server.target.split(":")  # type: ignore[attr-defined]
+        with socket.create_connection((host, int(port))) as inner:
+            ends = {self.request: inner, inner: self.request}
+            while True:
+                for ready in select.select(list(ends), [], [])[0]:
+                    data = ready.recv(65536)
+                    if not data:
+                        return
+                    self.server.passed += len(data)  # type: ignore[attr-defined]
+                    ends[ready].sendall(data)
+
+
 @pytest.mark.server
-def test_a_server_that_comes_back_is_used_again(
-    server: TritonServer, repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_comes_back_is_used_again(server: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eval.replicas.DOWN_SECONDS", 0.1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # The first of the two is down from the beginning; the client opens all the same.
-    with Client(f"127.0.0.1:{port},{server.grpc_url}") as client:
-        assert client.servers == f"grpc://127.0.0.1:{port},grpc://{server.grpc_url}"
-        assert len(client.predict(PICTURES)) == len(PICTURES)
-        with TritonServer(repository, ServerOptions(http_port=0, grpc_port=port, metrics_port=0)) as late:
-            late.wait_until_ready(60)
-            for _ in range(20):
+    socketserver.ThreadingTCPServer.allow_reuse_address = True
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay, bind_and_activate=False) as late:
+        late.target, late.passed = server.grpc_url, 0  # type: ignore[attr-defined]
+        late.server_bind()  # holds the port, and refuses connections as long as it does not listen
+        port = late.server_address[1]
+        # The first of the two is down from the beginning; the client opens all the same.
+        with Client(f"127.0.0.1:{port},{server.grpc_url}") as client:
+            assert client.servers == f"grpc://127.0.0.1:{port},grpc://{server.grpc_url}"
+            assert len(client.predict(PICTURES)) == len(PICTURES)
+            late.server_activate()
+            thread = threading.Thread(target=late.serve_forever, kwargs={"poll_interval": 0.02})
+            thread.start()
+            deadline = time.monotonic() + 20
+            while late.passed < len(PICTURES[0]):  # type: ignore[attr-defined]
+                assert time.monotonic() < deadline, "the server that came back got no request"
                 assert len(client.predict(PICTURES)) == len(PICTURES)
-                if client.statistics()["detector"].requests:
-                    return
-            raise AssertionError("the server that came back got no request")
+        late.shutdown()
+        thread.join()

@@ -5,7 +5,7 @@
 #       model.onnx repository
 #
 # Runs in /work. The graph was exported with --flavour tensorrt; on a second call the repository gets version 2.
-#   PLAN_OPTIONS    further options of `retinaserve export`, PLAN_OPTIONS="--precision fp16"
+#   PLAN_OPTIONS    further options of `retinaserve export`, PLAN_OPTIONS="--batch 1 8 32"
 #   BUILD_OPTIONS   further options of `retinaserve build`, BUILD_OPTIONS="--max-image-pixels 25000000"
 set -euo pipefail
 
