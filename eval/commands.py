@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from eval.bench_command import bench
-from eval.options import FILE, FOLDER, json_option, name_next, wait_option, write_json
+from eval.options import FILE, FOLDER, json_option, name_next, tls_options, wait_option, write_json
 from training.errors import Exit
 from training.spec import DETECTOR
 
 if TYPE_CHECKING:
     from eval.detections import Detections, Detector, ImageError
     from eval.report import Report
+    from eval.transport import TlsFiles
 
     Answers = Iterator[Detections | ImageError]
 
@@ -30,7 +31,8 @@ server_option = click.option(
     "--server",
     metavar="HOST:PORT",
     default="localhost:8001",
-    help="The Triton server: HOST:PORT, grpc://HOST:PORT or http://HOST:PORT.",
+    help="The Triton server: HOST:PORT, or grpc://, http://, grpcs:// or https:// before it; "
+    "equal ones with commas, and one of them may die.",
 )
 protocol_option = click.option(
     "--protocol", type=PROTOCOLS, help="What HOST:PORT speaks where --server does not say it: gRPC, or HTTP."
@@ -60,6 +62,7 @@ concurrency_option = click.option(
 @concurrency_option
 @timeout_option
 @wait_option
+@tls_options
 @click.option("--quiet", is_flag=True, help="Print no detections; for use with --output.")
 def predict(
     images: tuple[str, ...],
@@ -72,6 +75,7 @@ def predict(
     concurrency: int,
     timeout: float,
     wait: float,
+    tls: "TlsFiles | None",
     quiet: bool,
 ) -> None:
     """Detect objects in IMAGES (files, directories, patterns) through a server.
@@ -84,11 +88,11 @@ def predict(
 
     files = find_images(images)
     with Client(
-        server, protocol=protocol, model=model, timeout=timeout, wait=wait, concurrency=concurrency
+        server, protocol=protocol, model=model, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls
     ) as client:
         style = "none" if quiet else style
         failed = _print_predictions(files, client, score=score, style=style, output=output)
-        where = str(client.endpoint)
+        where = client.servers
     if output:
         click.echo(f"{len(files) - failed} annotated pictures: {output}", err=True)
     name_next(f"retinaserve eval --server {where} --images DIR --annotations FILE.json")
@@ -104,6 +108,7 @@ def predict(
 @concurrency_option
 @timeout_option
 @wait_option
+@tls_options
 @json_option
 @click.option(
     "--output", type=FOLDER, help="Write curves, a contact sheet and all detections into this directory."
@@ -117,6 +122,7 @@ def evaluate(
     concurrency: int,
     timeout: float,
     wait: float,
+    tls: "TlsFiles | None",
     json_file: Path | None,
     output: Path | None,
 ) -> None:
@@ -130,10 +136,10 @@ def evaluate(
 
     truth = Annotations.load(annotations)
     with Client(
-        server, protocol=protocol, model=model, timeout=timeout, wait=wait, concurrency=concurrency
+        server, protocol=protocol, model=model, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls
     ) as client:
         report = judge(client, truth, images, progress=_progress)
-        where = str(client.endpoint)
+        where = client.servers
     _print_report(report, json_file)
     if output:
         report.write_pictures(output)

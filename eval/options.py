@@ -1,6 +1,8 @@
 """What the verbs of this folder share: options, and how they write JSON and name the next command."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,23 @@ wait_option = click.option(
     "--wait", type=click.FloatRange(min=0), default=0.0, help="Seconds to wait for the server to become ready."
 )
 json_option = click.option("--json", "json_file", type=FILE, help="Write the numbers to this JSON file.")
+
+
+def tls_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of an encrypted connection; the verb takes them as `tls`, a TlsFiles or None."""
+
+    @click.option(
+        "--ca", type=FILE, help="PEM authority of a grpcs:// or https:// server; the system's by default."
+    )
+    @click.option("--client-cert", type=FILE, help="PEM certificate to show to a server that asks for one.")
+    @click.option("--client-key", type=FILE, help="PEM private key of --client-cert.")
+    @functools.wraps(verb)
+    def with_tls(*, ca: Path | None, client_cert: Path | None, client_key: Path | None, **rest: Any) -> None:
+        from eval.transport import TlsFiles
+
+        verb(tls=TlsFiles(ca, client_cert, client_key) if ca or client_cert or client_key else None, **rest)
+
+    return with_tls
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:

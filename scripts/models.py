@@ -1,6 +1,6 @@
 """Changes which version of a detector a running server answers with, without failing a request.
 
-    deployment = Deployment(Path("repository"), Endpoint.parse("localhost:8001"))
+    deployment = Deployment(Path("repository"), Endpoint.parse("localhost:8001"), token)
     deployment.canary(2)        # version 2 answers as `detector_canary`, beside version 1
     deployment.use(2)           # version 2 answers as `detector`; version 1 stays in memory
     deployment.rollback()       # version 1 again, at once
@@ -29,9 +29,10 @@ LOAD_TIMEOUT = 300.0  # seconds; a large plan on a slow disk
 class Deployment:
     """A repository, and the server that serves it."""
 
-    def __init__(self, repository: Path, endpoint: Endpoint) -> None:
+    def __init__(self, repository: Path, endpoint: Endpoint, admin_token: str | None = None) -> None:
         self.repository = repository
         self.endpoint = endpoint
+        self._admin_token = admin_token
 
     def use(self, version: int) -> Pins:
         """Answer with `version` and keep the one before in memory. Raises UserError; the old one serves on."""
@@ -148,7 +149,7 @@ class Deployment:
 
     def _ask(self, call: Callable[[Transport], Coroutine[Any, Any, T]]) -> T:
         async def asked() -> T:
-            transport = open_transport(self.endpoint, concurrency=1)
+            transport = open_transport(self.endpoint, concurrency=1, admin_token=self._admin_token)
             try:
                 return await call(transport)
             finally:
@@ -179,6 +180,12 @@ def _restore(repository: Path, configs: dict[Path, bytes]) -> None:
 
 def _explained(endpoint: Endpoint, error: ServerError) -> UserError:
     text = " ".join(error.message.split("\n\nAt:")[0].split())
+    if "restricted" in text:
+        return UserError(
+            f"{endpoint} keeps this for administrators",
+            "--admin-token-file: the file that `serve` was given",
+            code=Exit.USAGE,
+        )
     if "not allowed" in text or "polling is enabled" in text:
         return UserError(
             f"{endpoint} does not change its models", "start it with: retinaserve serve --reload REPO"

@@ -54,7 +54,7 @@ def reload(
 
 
 async def _drill(scene: Scene, old: int, options: ReloadOptions, tell: Callable[[str], None]) -> Verdict:
-    deployment = Deployment(scene.repository, scene.endpoint)
+    deployment = Deployment(scene.repository, scene.endpoint, scene.options.admin_token)
     new, broken = old + 1, old + 2
     rest = {str(old): await _ask(scene.endpoint, scene.pictures)}
     steps: list[Step] = []

@@ -1,0 +1,355 @@
+"""The container's files: linted, validated, and every shell step that can run outside a container is run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts.installation import Installation
+from scripts.protection import ADMIN_APIS, ADMIN_HEADER
+from scripts.triton import free_ports
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "scripts" / "deploy"
+CONTAINER = DEPLOY / "container"
+VERSIONS: dict[str, Any] = tomllib.loads((DEPLOY / "versions.toml").read_text())
+DOCKERFILE = (CONTAINER / "Dockerfile").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load((CONTAINER / "compose.yaml").read_text())
+TOOLS = Path(sys.executable).parent
+# tritonserver's options in 2.72.0, from its command_line_parser.cc; those that start.sh may use.
+OPTIONS_OF_2_72 = {
+    "allow-client-shm",
+    "allow-metrics",
+    "backend-config",
+    "disable-auto-complete-config",
+    "exit-on-error",
+    "exit-timeout-secs",
+    "grpc-address",
+    "grpc-port",
+    "grpc-restricted-protocol",
+    "grpc-root-cert",
+    "grpc-server-cert",
+    "grpc-server-key",
+    "grpc-use-ssl",
+    "grpc-use-ssl-mutual",
+    "http-address",
+    "http-max-input-size",
+    "http-port",
+    "http-restricted-api",
+    "log-verbose",
+    "metrics-address",
+    "metrics-config",
+    "metrics-port",
+    "model-control-mode",
+    "model-repository",
+    "strict-readiness",
+    "trace-config",
+}
+
+
+def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    words = [str(word) for word in command]
+    return subprocess.run(
+        words, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **environment}
+    )
+
+
+# ---- one tuple in one place
+
+
+def test_the_dockerfile_has_the_tuple() -> None:
+    arguments = dict(re.findall(r"^ARG (\w+)=(\S+)$", DOCKERFILE, re.MULTILINE))
+    assert arguments == {
+        "NGC_TAG": VERSIONS["container"]["tag"],
+        "TRITON_VERSION": VERSIONS["container"]["triton"],
+        "TENSORRT_VERSION": VERSIONS["container"]["tensorrt"],
+        "DALI_VERSION": VERSIONS["container"]["dali"],
+        "CUDA_VERSION": VERSIONS["container"]["cuda"],
+    }
+    assert set(re.findall(r"^FROM (\S+?):", DOCKERFILE, re.MULTILINE)) == {
+        "nvcr.io/nvidia/tensorrt",
+        "nvcr.io/nvidia/tritonserver",
+    }
+
+
+def test_every_image_named_anywhere_has_the_tag() -> None:
+    files = [path for path in DEPLOY.rglob("*") if path.is_file()] + sorted((ROOT / "docs").glob("*.md"))
+    text = "\n".join(path.read_text(errors="replace") for path in files)
+    ours = set(re.findall(r"\bretinaserve-(?:server|builder):([\w.-]+)", text))
+    assert ours == {VERSIONS["container"]["tag"]}
+    for name in ("prometheus", "grafana"):
+        image = COMPOSE["services"][name]["image"]
+        assert image.endswith(f"/{name}:{VERSIONS['monitoring'][name]}")
+
+
+CHECKS = {
+    "nothing to compare": ([], {}, 0, ""),
+    "equal": (["A=11.2.1.2"], {"A": "11.2.1.2"}, 0, ""),
+    "a build number more": (["A=13.4"], {"A": "13.4.1.012"}, 0, ""),
+    "a suffix": (["A=11.2.1.2"], {"A": "11.2.1.2+cuda13.4.1.012"}, 0, ""),
+    "another patch": (["A=11.2.1.2"], {"A": "11.2.1.3"}, 1, "A is '11.2.1.3' in this image"),
+    "a longer number is another": (["A=2.7"], {"A": "2.72.0"}, 1, "A is '2.72.0'"),
+    "not set": (["NOWHERE=1"], {}, 1, "NOWHERE is '' in this image, versions.toml says '1'"),
+    "the second of two": (["A=1", "B=2"], {"A": "1", "B": "3"}, 1, "B is '3'"),
+}
+
+
+@pytest.mark.parametrize("case", CHECKS)
+def test_versions_are_compared(case: str) -> None:
+    arguments, environment, code, words = CHECKS[case]
+    result = run(CONTAINER / "check-versions.sh", *arguments, **environment)
+    assert result.returncode == code and words in result.stderr, result.stderr
+
+
+# ---- lint
+
+
+def test_the_dockerfile_is_linted() -> None:
+    result = run(TOOLS / "hadolint", CONTAINER / "Dockerfile")
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("script", sorted(DEPLOY.rglob("*.sh")), ids=lambda path: path.name)
+def test_shell_scripts_are_linted(script: Path) -> None:
+    assert os.access(script, os.X_OK), "not executable"
+    result = run(TOOLS / "shellcheck", script)
+    assert result.returncode == 0, result.stdout
+
+
+def test_what_the_dockerfile_copies_is_there_and_not_ignored() -> None:
+    ignore = (CONTAINER / "Dockerfile.dockerignore").read_text().splitlines()
+    kept = {line[1:] for line in ignore if line.startswith("!")}
+    for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert (ROOT / source).exists(), source
+            assert source == "." or source.split("/")[0] in kept, f"{source} is ignored"
+    assert all((ROOT / name).exists() for name in kept)
+    assert {"**/*.key", "**/*.pem", "scripts/deploy/container/secrets"} <= set(ignore)
+
+
+def test_the_images_run_as_nobody_special_and_keep_no_secret() -> None:
+    stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
+    assert len(stages) == 2
+    for stage in stages:
+        assert re.findall(r"^USER (\S+)$", stage, re.MULTILINE)[-1] == "1000:1000"
+    words = re.findall(r"^(?:ARG|ENV|COPY) .*$", DOCKERFILE, re.MULTILINE)
+    assert not [line for line in words if re.search(r"(?i)token|password|secret|\.pem|\.key", line)]
+    assert "HEALTHCHECK" in stages[1] and "ENTRYPOINT" in stages[1]
+
+
+# ---- compose
+
+
+def test_compose_is_valid() -> None:
+    result = run(TOOLS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", CONTAINER / "compose.yaml")
+    assert result.returncode == 0, result.stdout
+
+
+def test_the_compose_lint_notices(tmp_path: Path) -> None:
+    wrong = {**COMPOSE, "services": {"server": {"image": "x", "port": ["8000:8000"]}}}
+    (tmp_path / "compose.yaml").write_text(yaml.safe_dump(wrong))
+    result = run(TOOLS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", tmp_path / "compose.yaml")
+    assert result.returncode == 1 and "port" in result.stdout
+
+
+def test_compose_opens_nothing_to_others() -> None:
+    for name, service in COMPOSE["services"].items():
+        assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", ())), name
+        assert service["cap_drop"] == ["ALL"] and "no-new-privileges:true" in service["security_opt"], name
+        assert not [key for key in service.get("environment", {}) if re.search("PASSWORD$|TOKEN$", key)], name
+    server = COMPOSE["services"]["server"]
+    assert server["user"] == "1000:1000" and server["read_only"] is True
+    (models,) = server["volumes"]
+    assert models["target"] == "/models" and models["read_only"] is True
+    (gpu,) = server["deploy"]["resources"]["reservations"]["devices"]
+    assert gpu["capabilities"] == ["gpu"]
+
+
+def test_compose_gives_requests_in_flight_time_to_end() -> None:
+    grace = int(COMPOSE["services"]["server"]["stop_grace_period"].removesuffix("s"))
+    exit_seconds = re.search(r"EXIT_SECONDS:-(\d+)", (CONTAINER / "start.sh").read_text())
+    assert exit_seconds and grace > int(exit_seconds[1])
+
+
+def test_what_compose_mounts_is_there() -> None:
+    for service in COMPOSE["services"].values():
+        for volume in service.get("volumes", ()):
+            source = volume["source"] if isinstance(volume, dict) else volume.split(":")[0]
+            if source.startswith("."):
+                assert (CONTAINER / source).exists(), source
+
+
+@pytest.mark.skipif(
+    run("docker", "compose", "version").returncode != 0 if shutil.which("docker") else True,
+    reason="docker compose is not installed",
+)
+def test_docker_compose_reads_it(tmp_path: Path) -> None:
+    result = run("docker", "compose", "-f", CONTAINER / "compose.yaml", "config", REPOSITORY=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+
+
+# ---- build.sh
+
+BUILD_ERRORS = {
+    "no arguments": ([], 2, "usage: build.sh MODEL.onnx REPOSITORY"),
+    "no graph": (["{folder}/none.onnx", "{folder}/out"], 3, "none.onnx: no such file"),
+    "no plugins": (["{folder}/model.onnx", "{folder}/out"], 3, "plugins.so: no such file"),
+}
+
+
+@pytest.mark.parametrize("case", BUILD_ERRORS)
+def test_build_says_what_is_missing(case: str, tmp_path: Path) -> None:
+    arguments, code, words = BUILD_ERRORS[case]
+    (tmp_path / "model.onnx").touch()
+    filled = [argument.format(folder=tmp_path) for argument in arguments]
+    result = run(CONTAINER / "build.sh", *filled, RETINASERVE_PLUGINS=str(tmp_path / "plugins.so"))
+    assert result.returncode == code and words in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a GPU here")
+def test_build_wants_a_gpu(tmp_path: Path) -> None:
+    for name in ("model.onnx", "plugins.so"):
+        (tmp_path / name).touch()
+    result = run(
+        CONTAINER / "build.sh",
+        tmp_path / "model.onnx",
+        tmp_path / "out",
+        RETINASERVE_PLUGINS=str(tmp_path / "plugins.so"),
+    )
+    assert result.returncode == 3 and "--gpus all" in result.stderr
+
+
+# ---- start.sh, on the embedded server
+
+# The real server behind the name `tritonserver`. It keeps what it was called with, leaves out the two flags that
+# 2.51 does not have yet, and names the python backend's place, which in NVIDIA's image is the default.
+TRITONSERVER = """\
+#!/bin/bash
+printf '%s\\n' "$@" > {record}
+kept=()
+for word in "$@"; do
+    case $word in --http-max-input-size=* | --allow-client-shm=*) ;; *) kept+=("$word") ;; esac
+done
+export LD_LIBRARY_PATH={libraries} PATH={path}
+exec {binary} "${{kept[@]}}" --backend-directory={backends} --allow-gpu-metrics=false
+"""
+
+
+@pytest.fixture
+def tritonserver(tmp_path: Path) -> Path:
+    """A folder for PATH with a `tritonserver`; beside it, `called` will hold its arguments."""
+    installation = Installation.find()
+    environment = installation.environment()
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "tritonserver").write_text(
+        TRITONSERVER.format(
+            record=tmp_path / "called",
+            libraries=environment["LD_LIBRARY_PATH"],
+            path=environment["PATH"],
+            binary=installation.binary,
+            backends=installation.backends(tmp_path / "backends"),
+        )
+    )
+    (folder / "tritonserver").chmod(0o755)
+    return folder
+
+
+@contextmanager
+def started(folder: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """start.sh until its server is ready by healthcheck.sh; gives the process and the HTTP port."""
+    http, grpc, metrics = free_ports(3)
+    ports = {"HTTP_PORT": str(http), "GRPC_PORT": str(grpc), "METRICS_PORT": str(metrics)}
+    variables = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PLUGINS": "", **ports, **environment}
+    with (folder / "log").open("wb") as log:
+        # Our further flags: this one machine must not open ports to others.
+        local = [f"--{name}-address=127.0.0.1" for name in ("http", "grpc", "metrics")]
+        process = subprocess.Popen([CONTAINER / "start.sh", *local], env=variables, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while run(CONTAINER / "healthcheck.sh", HTTP_PORT=str(http)).returncode:
+            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
+            time.sleep(0.1)
+        yield process, http
+    finally:
+        process.terminate()
+        process.wait(40)
+
+
+@pytest.mark.server
+def test_start_serves_closed_and_ends_on_sigterm(tritonserver: Path, repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a-token-of-24-characters\n")
+    environment = {"MODELS": str(repository), "TOKEN_FILE": str(tmp_path / "token"), "EXIT_SECONDS": "5"}
+    with started(tritonserver, **environment) as (process, http):
+        index = f"http://127.0.0.1:{http}/v2/repository/index"
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(urllib.request.Request(index, b""), timeout=5)
+        with caught.value as refused:
+            assert refused.code == 403
+        request = urllib.request.Request(index, b"", {ADMIN_HEADER: "a-token-of-24-characters"})
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            assert b"detector" in answer.read()
+        process.terminate()
+        assert process.wait(30) == 0, "SIGTERM reaches Triton itself, and it ends in order"
+    assert run(CONTAINER / "healthcheck.sh", HTTP_PORT=str(http)).returncode != 0
+    called = (tmp_path / "called").read_text().splitlines()
+    names = {word.removeprefix("--").split("=")[0] for word in called}
+    assert names <= OPTIONS_OF_2_72, f"Triton 2.72 has no {names - OPTIONS_OF_2_72}"
+    group = next(word for word in called if word.startswith("--http-restricted-api="))
+    assert group.startswith(f"--http-restricted-api={','.join(ADMIN_APIS)}:{ADMIN_HEADER}=")
+    closed = {"--model-control-mode=none", "--allow-client-shm=false", "--disable-auto-complete-config"}
+    assert closed | {"--exit-on-error=true", "--strict-readiness=true"} <= set(called)
+    limit = int(next(word for word in called if "max-input-size" in word).split("=")[1])
+    assert 0 < limit - 33_554_432 <= 128 * 1024, "the largest picture and its header, no more"
+
+
+START_ERRORS = {
+    "no plugins": ({"PLUGINS": "{folder}/none.so"}, "none.so: no such file"),
+    "a short token": ({"TOKEN_FILE": "{folder}/short"}, "short: a token is 16 or more"),
+    "a token that would end the flag": ({"TOKEN_FILE": "{folder}/comma"}, "comma: a token is"),
+    "a token that is a folder": ({"TOKEN_FILE": "{folder}"}, "a token is 16 or more"),
+}
+
+
+@pytest.mark.parametrize("case", START_ERRORS)
+def test_start_refuses(case: str, tmp_path: Path) -> None:
+    environment, words = START_ERRORS[case]
+    (tmp_path / "short").write_text("secret")
+    (tmp_path / "comma").write_text("0123456789abcdef,inference")
+    filled = {key: value.format(folder=tmp_path) for key, value in environment.items()}
+    result = run(CONTAINER / "start.sh", **{"PLUGINS": "", **filled})
+    assert result.returncode == 3 and words in result.stderr, result.stderr
+
+
+def test_start_encrypts_and_traces_when_told(tmp_path: Path) -> None:
+    """The flags alone: test_deploy_security has their effect, docs/operations.md the collector."""
+    (tmp_path / "tritonserver").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "tritonserver").chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PLUGINS": "", "TLS_FOLDER": str(tmp_path / "tls")}
+    plain = run(CONTAINER / "start.sh", **variables).stdout.splitlines()
+    assert not [word for word in plain if "ssl" in word or word.startswith("--trace")]
+    (tmp_path / "tls").mkdir()
+    (tmp_path / "tls" / "tls.crt").touch()
+    encrypted = run(CONTAINER / "start.sh", **variables).stdout.splitlines()
+    assert "--grpc-use-ssl=true" in encrypted and "--http-address=127.0.0.1" in encrypted
+    assert not [word for word in encrypted if "mutual" in word]
+    (tmp_path / "tls" / "ca.crt").touch()
+    mutual = run(CONTAINER / "start.sh", **variables, TRACE_URL="http://c:4318/v1/traces").stdout.splitlines()
+    assert mutual.index("--grpc-use-ssl=true") < mutual.index("--grpc-use-ssl-mutual=true"), "the later decides"
+    assert "--trace-config=opentelemetry,url=http://c:4318/v1/traces" in mutual
+    assert "--trace-config=level=TIMESTAMPS" in mutual
+    names = {word.removeprefix("--").split("=")[0] for word in mutual}
+    assert names <= OPTIONS_OF_2_72
