@@ -174,7 +174,8 @@ class AsyncClient:
                 except ServerError as error:
                     if error.status != "unavailable":
                         raise
-                    refusal = error
+                    # A copy: the error holds this frame, and would keep the connection until the next collection.
+                    refusal = ServerError(error.status, error.message)
                 # A full queue and a dead server have the same status; only one of them is still alive.
                 live = await self._is_live(replica)
                 spent += clock() - start
