@@ -25,7 +25,7 @@ from itertools import islice
 from typing import Any, Self, TypeVar
 
 from eval.detections import Detections, ImageError
-from eval.replicas import Replica, Replicas
+from eval.replicas import Replica, Replicas, no_server
 from eval.served_model import ServedModel
 from eval.statistics import ModelStatistics, by_model
 from eval.transport import Endpoint, Protocols, ServerError, TlsFiles
@@ -38,9 +38,6 @@ T = TypeVar("T")
 # An overloaded server is asked again after about 0.1, 0.2, 0.4 ... 1.6 s, for ten seconds at most.
 FIRST_PAUSE, LONGEST_PAUSE, RETRY_SECONDS = 0.1, 1.6, 10.0
 CONTROL_TIMEOUT = 5.0  # seconds for questions that need no inference
-WHERE = (
-    "`retinaserve serve REPO` starts one and prints its addresses, usually grpc://HOST:8001 and http://HOST:8000"
-)
 
 
 class AsyncClient:
@@ -156,7 +153,7 @@ class AsyncClient:
         try:
             return by_model(await replica.transport.statistics(timeout=CONTROL_TIMEOUT))
         except ServerError as error:
-            raise self._no_server(error, replica) from None
+            raise no_server(error, replica.endpoint, self.model_name) from None
 
     async def _infer(self, image: bytes) -> Detections:
         clock = asyncio.get_running_loop().time
@@ -174,7 +171,7 @@ class AsyncClient:
                 if not await self._is_live(replica):
                     if self._replicas.set_aside(replica):
                         continue
-                    raise self._no_server(error, replica) from None
+                    raise no_server(error, replica.endpoint, self.model_name) from None
                 if clock() - start + pause > min(self.timeout, RETRY_SECONDS):
                     raise
             # Jitter, so that the requests a full queue turned away do not all come back together.
@@ -192,7 +189,7 @@ class AsyncClient:
                 return ImageError(f"the server failed: {message}", "server")
             case "unavailable":
                 return ImageError(f"the server is overloaded: {message}", "overloaded")
-        raise self._no_server(error, self._replicas.all[0])
+        raise no_server(error, self.endpoint, self.model_name)
 
     @staticmethod
     async def _is_live(replica: Replica) -> bool:
@@ -223,33 +220,14 @@ class AsyncClient:
             # An unknown model is not ready either; asked for its config, the server says which it is.
             config = await transport.config(self.model_name, timeout=CONTROL_TIMEOUT)
         except ServerError as error:
-            raise self._no_server(error, replica) from None
+            raise no_server(error, replica.endpoint, self.model_name) from None
         if not ready:
-            raise self._not_ready(replica)
+            waited = f" after {self._wait:g} s" if self._wait else ""
+            raise UserError(
+                f"{replica.endpoint}: model {self.model_name!r} is not ready{waited}",
+                "see the server's log; it may still be loading",
+            )
         return ServedModel.from_config(config, source=str(replica.endpoint))
-
-    def _not_ready(self, replica: Replica) -> UserError:
-        waited = f" after {self._wait:g} s" if self._wait else ""
-        return UserError(
-            f"{replica.endpoint}: model {self.model_name!r} is not ready{waited}",
-            "see the server's log; it may still be loading",
-        )
-
-    def _no_server(self, error: ServerError, replica: Replica) -> UserError:
-        at = str(replica.endpoint)
-        match error.status:
-            case "not_found" | "invalid":
-                return UserError(
-                    f"{at} has no model {self.model_name!r}: {error.message}",
-                    "serve a repository made by `retinaserve build`",
-                )
-            case "timeout":
-                return UserError(f"{at} took a connection and did not answer in time", WHERE)
-            case "unavailable":
-                return UserError(
-                    f"no Triton server answers at {at}: {error.message}", _where(error, replica.endpoint)
-                )
-        return UserError(f"{at}: {error.message}", WHERE)
 
 
 class Client:
@@ -357,14 +335,6 @@ class Client:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-
-def _where(error: ServerError, endpoint: Endpoint) -> str:
-    if endpoint.tls:
-        return "--ca names the authority of its certificate, --client-cert and --client-key who you are"
-    if "Socket closed" in error.message:
-        return f"if it is encrypted, write grpcs://{endpoint.address}; {WHERE}"
-    return WHERE
 
 
 async def _drained() -> None:

@@ -219,6 +219,54 @@ def test_build_says_what_is_missing(case: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+# Runs `build` where only what requirements.txt names, and what those need, can be imported.
+BUILDER = """
+import re, sys
+from importlib import metadata
+from importlib.abc import MetaPathFinder
+
+def needs(name, known):
+    name = re.sub(r"[-_.]+", "-", name).lower()
+    if name not in known:
+        known.add(name)
+        for each in metadata.requires(name) or ():
+            word = re.match(r"[\\w.-]+", each)[0]
+            if "extra ==" not in each:
+                try:
+                    needs(word, known)
+                except metadata.PackageNotFoundError:
+                    pass
+    return known
+
+wanted = {re.split(r"[\\[ ]", line)[0] for line in open(sys.argv[1]) if line.strip() and line[0] != "#"}
+allowed = set().union(*(needs(name, set()) for name in {*wanted, "grpcio", "nvidia-dali-cuda120"}))
+owners = metadata.packages_distributions()
+
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        dists = {re.sub(r"[-_.]+", "-", each).lower() for each in owners.get(name.split(".")[0], ())}
+        if dists and not dists & allowed and "retinaserve" not in dists:
+            raise ModuleNotFoundError(f"No module named {name!r} in the builder image", name=name)
+
+sys.meta_path.insert(0, Absent())
+from scripts.cli import main
+main(["build", sys.argv[2], "--output", sys.argv[3]])
+"""
+
+
+def test_the_builder_needs_no_more_than_its_requirements(toy_onnx: Path, tmp_path: Path) -> None:
+    requirements = CONTAINER / "requirements.txt"
+    command = [sys.executable, "-c", BUILDER, str(requirements), str(toy_onnx), str(tmp_path / "repository")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "repository" / "detector" / "config.pbtxt").is_file()
+    few = tmp_path / "few.txt"
+    few.write_text("".join(line for line in requirements.open() if not line.startswith("pillow")))
+    command[3], command[5] = str(few), str(tmp_path / "other")
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert "in the builder image" in result.stderr, "the check notices a package that is missing"
+
+
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a GPU here")
 def test_build_wants_a_gpu(tmp_path: Path) -> None:
     for name in ("model.onnx", "plugins.so"):

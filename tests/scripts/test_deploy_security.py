@@ -27,6 +27,7 @@ from scripts.protection import (
     GRPC_ADMIN_HEADER,
     LOOPBACK,
     Tls,
+    admin_flags,
     check_exposure,
     read_token,
 )
@@ -347,6 +348,20 @@ def test_predict_refuses_half_a_protection(case: str, folder: Path, own: Pair, t
     result = CliRunner().invoke(main, ["predict", str(tmp_path / "a.jpg"), *filled])
     assert result.exit_code == 2 and words in result.stderr, result.output
     assert "Traceback" not in result.stderr
+
+
+def test_changing_versions_without_a_token_opens_only_that() -> None:
+    def closed(token: str | None, *, reload: bool) -> set[str]:
+        (http, grpc) = admin_flags(token, reload=reload)
+        groups = {flag.split("=", 1)[1].split(":")[0] for flag in (http, grpc)}
+        assert len(groups) == 1
+        return set(groups.pop().split(","))
+
+    assert (
+        closed(None, reload=False) == closed(TOKEN, reload=False) == closed(TOKEN, reload=True) == set(ADMIN_APIS)
+    )
+    assert closed(None, reload=True) == set(ADMIN_APIS) - {"model-repository"}
+    assert admin_flags(None) != admin_flags(None), "the token that nobody knows is another one each time"
 
 
 def test_loopback_is_the_default_and_needs_no_flag(tmp_path: Path) -> None:
