@@ -28,6 +28,10 @@ from eval.tensors import TensorDifference
 from eval.verify_sources import Candidate
 from training.errors import UserError
 
+# Below it, two matched boxes come from different anchors: near the limit of NMS, another of two rivals won. They are
+# counted as moved, and their scores, which belong to different anchors too, are not compared.
+STEADY = 0.9
+
 Progress = Callable[[Iterator[bytes | ImageError], int], Iterator[bytes | ImageError]]
 
 
@@ -112,10 +116,13 @@ class Comparison:
         ]
         checks.append(self._check("unmatched", self.odd / max(1, 2 * self.matched + self.odd)))
         if self.matched:
-            scores = np.abs(self._joined("score_difference"))
-            checks.append(self._check("score-max", float(scores.max())))
-            checks.append(self._check("score-mean", float(scores.mean())))
-            checks.append(self._check("iou-mean", float(self._joined("iou").mean())))
+            iou = self._joined("iou")
+            steady = iou >= STEADY
+            scores = np.abs(self._joined("score_difference")[steady])
+            checks.append(self._check("moved", float(1 - steady.mean())))
+            checks.append(self._check("score-max", float(scores.max(initial=0.0))))
+            checks.append(self._check("score-mean", float(scores.mean()) if len(scores) else 0.0))
+            checks.append(self._check("iou-mean", float(iou.mean())))
         if self.ap:
             checks.append(Check("ap-loss", "AP", self.ap[0] - self.ap[1], self.limits["ap-loss"]))
         return checks

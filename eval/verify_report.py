@@ -73,7 +73,7 @@ def advice(result: Verification, comparison: Comparison) -> list[str]:
     if heads:
         lines.append(f"the network differs: {_levels(heads)}; a weight, the normalisation or the precision")
     elif boxes and comparison.heads:
-        lines.append("the heads agree, so the difference is behind them: decode, NMS or the letterbox")
+        lines.append("the heads are within their limits, so look behind them: decode, NMS or the letterbox")
     elif boxes:
         lines.append(
             f"{comparison.candidate.runtime} exposes no heads: compare the .onnx it was made from as well, which "
