@@ -210,7 +210,13 @@ class OnnxDetector(OfflineDetector):
         names = (*(() if self._heads_only else OUTPUTS), *(graph.head_names if self._opened else ()))
         for name in self._wanted:
             title, compile_graph = RUNTIMES[name]
-            infer = compile_graph(source, names, self.threads)
+            try:
+                infer = compile_graph(source, names, self.threads)
+            except Exception as error:  # ONNX Runtime's own have no base in common
+                reason = next(
+                    (line.strip() for line in str(error).splitlines() if line.strip()), "no reason given"
+                )
+                raise UserError(f"{path}: {title} can't load this graph: {reason}") from None
             if infer:
                 self.runtime, self._infer = title, infer
                 return graph.spec

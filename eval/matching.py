@@ -17,6 +17,7 @@ import numpy.typing as npt
 from eval.detections import Detections
 
 SAME_BOX = 0.5  # IoU from which two boxes may be the same one, COCO's loosest
+SLIVER = 1.0  # px
 IOU_MARGINS = 2.0  # how much of a score's margin an overlap may be off NMS's limit; it moves with all four deltas
 
 Side = Literal["reference", "candidate"]
@@ -87,13 +88,22 @@ def match(reference: Detections, candidate: Detections, edges: Edges) -> Pairs:
 
 
 def iou_matrix(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Return the IoU (n, m) of boxes (n, 4) and (m, 4); two equal boxes without area have 1."""
+    """Return the IoU (n, m) of boxes (n, 4) and (m, 4).
+
+    A sliver, thinner than a pixel, is compared half a pixel larger on all sides, and so is its partner: boxes that
+    were clipped to a line at the picture's edge are the same in all but the last digit, which is all their area.
+    """
     a, b = one.astype(np.float64)[:, None], other.astype(np.float64)[None, :]
+    thin = np.minimum((a[..., 2:] - a[..., :2]).min(-1), (b[..., 2:] - b[..., :2]).min(-1)) < SLIVER
+    grown = np.array([-0.5, -0.5, 0.5, 0.5]) * SLIVER
+    return np.where(thin, _iou(a + grown, b + grown), _iou(a, b))
+
+
+def _iou(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     overlap = sides.clip(min=0).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - overlap
-    same = (a == b).all(-1).astype(np.float64)
-    iou: npt.NDArray[np.float64] = np.divide(overlap, union, out=same, where=union > 0)
+    iou: npt.NDArray[np.float64] = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
     return iou
 
 
@@ -133,4 +143,5 @@ def _on_the_edge(mine: Detections, other: Detections, index: int, edges: Edges) 
     better = (mine.classes == mine.classes[index]) & (mine.scores >= score)
     better[index] = False
     overlaps = iou_matrix(mine.boxes[[index]], mine.boxes[better])
-    return bool((overlaps >= edges.nms_iou - IOU_MARGINS * edges.margin).any())
+    # on both sides of the limit: far above it, NMS ought to have taken the box, and that is a fault
+    return bool((np.abs(overlaps - edges.nms_iou) <= IOU_MARGINS * edges.margin).any())

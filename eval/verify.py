@@ -28,8 +28,8 @@ from eval.tensors import TensorDifference
 from eval.verify_sources import Candidate
 from training.errors import UserError
 
-# Below it, two matched boxes come from different anchors: near the limit of NMS, another of two rivals won. They are
-# counted as moved, and their scores, which belong to different anchors too, are not compared.
+# Below it, two matched boxes come from different anchors: near the limit of NMS, another of two rivals won. They
+# are counted as moved, and their scores, which belong to different anchors too, are not compared.
 STEADY = 0.9
 
 Progress = Callable[[Iterator[bytes | ImageError], int], Iterator[bytes | ImageError]]
@@ -177,17 +177,19 @@ def verify(
     files: Mapping[int, Path],
     *,
     truth: Annotations | None = None,
+    precision: str = "",
     overrides: Mapping[str, float] | None = None,
     progress: Progress,
 ) -> Verification:
     """Compare every candidate with the reference on the pictures; with `truth`, in average precision too.
 
-    `progress(pictures, total)` passes the encoded pictures on. Raises UserError where nothing was to be compared.
+    `precision` says whose limits to judge by, rather than the models; `progress(pictures, total)` passes the
+    encoded pictures on. Raises UserError where nothing was to be compared.
     """
     comparisons = []
     for candidate in candidates:
-        precision = loosest(reference.precision, candidate.precision)
-        comparisons.append(Comparison(candidate, limits_for(precision, overrides), precision))
+        judged_as = precision or loosest(reference.precision, candidate.precision)
+        comparisons.append(Comparison(candidate, limits_for(judged_as, overrides), judged_as))
     expected: dict[int, Detections] = {}
     errors: dict[int, ImageError] = {}
     source = zip(files, progress(read_files(files.values()), len(files)), strict=True)

@@ -92,22 +92,25 @@ def verify(
     settings: dict[str, Any] = {"threads": threads, "batch": batch, "plugins": plugins}
     with ExitStack() as stack:
         # Servers first: one that is not there is told before a network is compiled.
-        served = [open_server(each, stack, precision=precision or "", timeout=timeout) for each in servers]
+        served = [open_server(each, stack, timeout=timeout) for each in servers]
         right = open_reference(reference, size=size, **settings)
-        candidates = [
-            candidate
-            for path in others
-            for candidate in open_file(path, runtimes=runtimes, precision=precision or "", **settings)
-        ]
+        candidates = [candidate for path in others for candidate in open_file(path, runtimes=runtimes, **settings)]
         candidates += served
         check_same(right.spec, str(reference), candidates)
         result = compare(
-            right, candidates, spread(files, count), truth=truth, overrides=overrides, progress=progress
+            right,
+            candidates,
+            spread(files, count),
+            truth=truth,
+            precision=precision or "",
+            overrides=overrides,
+            progress=progress,
         )
     _tell(result, json_file, output, worst)
     if not result.passed:
-        again = f"retinaserve verify {shlex.quote(str(reference))} {shlex.join(map(str, others))}".rstrip()
-        name_next(f"{again} --images {shlex.quote(str(images))} --output DIR" if not output else "docs/verify.md")
+        words = [str(reference), *map(str, others), *(word for each in servers for word in ("--server", each))]
+        again = f"retinaserve verify {shlex.join([*words, '--images', str(images)])} --output DIR"
+        name_next("docs/verify.md says what each number points at" if output else again)
         sys.exit(Exit.CHECK_FAILED)
     if servers:
         name_next(f"retinaserve bench --server {servers[0]} --images {shlex.quote(str(images))}")

@@ -67,7 +67,6 @@ def open_file(
     path: Path,
     *,
     runtimes: Sequence[Runtime] = RUNTIMES,
-    precision: str = "",
     threads: int = 0,
     batch: int = 8,
     plugins: Path | None = None,
@@ -86,7 +85,7 @@ def open_file(
         Candidate(
             name=str(path),
             runtime=detector.runtime,
-            precision=precision or detector.precision,
+            precision=detector.precision,
             described=detector.spec,
             ask=lambda _, prepared, detector=detector: detector.observe(prepared),  # type: ignore[misc]
             note=detector.note,
@@ -95,13 +94,11 @@ def open_file(
     ]
 
 
-def open_server(
-    server: str, stack: ExitStack, *, precision: str = "", timeout: float = 60.0, concurrency: int = 8
-) -> Candidate:
+def open_server(server: str, stack: ExitStack, *, timeout: float = 60.0, concurrency: int = 8) -> Candidate:
     """Connect to a server until `stack` is closed. Its precision is what its config says of it, if anything."""
     client = stack.enter_context(Client(server, timeout=timeout, concurrency=concurrency))
-    known = precision
-    if not known and RETINANET in client.served.steps:
+    known = ""
+    if RETINANET in client.served.steps:
         known = precision_named(client.parameters(RETINANET).get("precision", ""))
     return Candidate(
         name=str(client.endpoint),
