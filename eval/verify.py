@@ -29,7 +29,7 @@ from eval.verify_sources import Candidate
 from training.errors import UserError
 
 # Below it, two matched boxes come from different anchors: near the limit of NMS, another of two rivals won. They
-# are counted as moved, and their scores, which belong to different anchors too, are not compared.
+# are counted as moved, and their scores and places, which belong to different anchors too, are not compared.
 STEADY = 0.9
 
 Progress = Callable[[Iterator[bytes | ImageError], int], Iterator[bytes | ImageError]]
@@ -122,7 +122,7 @@ class Comparison:
             checks.append(self._check("moved", float(1 - steady.mean())))
             checks.append(self._check("score-max", float(scores.max(initial=0.0))))
             checks.append(self._check("score-mean", float(scores.mean()) if len(scores) else 0.0))
-            checks.append(self._check("iou-mean", float(iou.mean())))
+            checks.append(self._check("iou-mean", float(iou[steady].mean()) if len(scores) else 1.0))
         if self.ap:
             checks.append(Check("ap-loss", "AP", self.ap[0] - self.ap[1], self.limits["ap-loss"]))
         return checks

@@ -90,12 +90,14 @@ def test_files_are_opened_by_what_they_are(checkpoint: Path, toy_onnx: Path) -> 
 def test_what_is_no_model_is_named(tmp_path: Path, toy_onnx: Path) -> None:
     (tmp_path / "text.onnx").write_text("not a model")
     (tmp_path / "model.plan").touch()
+    (tmp_path / "model.txt").touch()
     bare = onnx.load(str(toy_onnx))
     del bare.metadata_props[:]
     onnx.save(bare, str(tmp_path / "bare.onnx"))
     for name, message in {
         "gone.onnx": r"gone\.onnx: no such file",
-        "model.plan": r"model\.plan: not a model that runs here",
+        "model.txt": r"model\.txt: not a model that runs here",
+        "model.plan": r"model\.plan has no manifest",
         "text.onnx": r"text\.onnx is not an ONNX file",
         "bare.onnx": r"bare\.onnx is not a deployable detector",
     }.items():

@@ -1,5 +1,7 @@
 """Limits: each is looser for a coarser precision, and each can be named."""
 
+from pathlib import Path
+
 import pytest
 
 from eval.limits import AT_LEAST, PRECISIONS, TABLE, limits_for, loosest, parse_overrides, precision_named
@@ -23,6 +25,12 @@ def test_the_loosest_of_both_sides_counts() -> None:
 )
 def test_names_of_precisions(name: str, known: str) -> None:
     assert precision_named(name) == known
+
+
+def test_the_page_states_these_limits() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "verify.md").read_text()
+    for name, (what, values) in TABLE.items():
+        assert f"| `{name}`: {what} | {' | '.join(f'{value:g}' for value in values)} |\n" in page
 
 
 def test_overrides() -> None:

@@ -20,7 +20,6 @@ from tests.pictures import checker, encode
 from tests.toys import toy_model, toy_spec
 from training.checkpoint import Checkpoint
 from training.checkpoint import save as save_checkpoint
-from training.export import export_heads
 
 Run = Callable[..., Result]
 COUNT = 6
@@ -145,9 +144,10 @@ def test_a_graph_is_judged_by_its_precision(
     assert strict.exit_code == 1 and "limits of fp32" in strict.stdout
 
 
-def test_a_graph_for_tensorrt_is_compared_up_to_its_heads(toy: Path, run: Run, tmp_path: Path) -> None:
-    export_heads(toy_model(toy_spec()), toy_spec(), tmp_path / "heads.onnx")
-    save(graft(tmp_path / "heads.onnx", flavour="tensorrt"), tmp_path / "trt.onnx")
+def test_a_graph_for_tensorrt_is_compared_up_to_its_heads(
+    toy: Path, toy_onnx: Path, run: Run, tmp_path: Path
+) -> None:
+    save(graft(toy_onnx.with_name("heads.onnx"), flavour="tensorrt"), tmp_path / "trt.onnx")
     words = [toy / "toy.pth", tmp_path / "trt.onnx", "--images", toy / "images", "--count", 2]
     result = run(*words)
     assert result.exit_code == 0, result.output
