@@ -4,7 +4,7 @@
     pairs.iou, pairs.score_difference, pairs.odd
 
 A box that one side lacks is no fault where a limit of the detector cut it off by a hair: its score is at the
-threshold, at the last of the K places, or its overlap with a better box is at the limit of NMS. Those are counted
+threshold, at the last of a level's candidates or of the K places, or its overlap with a better box is at the limit of NMS. Those are counted
 apart, as borderline. Nothing here knows a picture or a file.
 """
 
@@ -31,6 +31,7 @@ class Edges:
     max_detections: int
     nms_iou: float
     margin: float
+    level_cuts: tuple[float, ...] = ()  # scores at which a level's candidates were cut, of those that had too many
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ def _nearest(
 def _on_the_edge(mine: Detections, other: Detections, index: int, edges: Edges) -> bool:
     score = float(mine.scores[index])
     if score <= edges.score_threshold + edges.margin:
+        return True
+    if any(abs(score - cut) <= edges.margin for cut in edges.level_cuts):
         return True
     if len(other) >= edges.max_detections and score <= float(other.scores.min()) + edges.margin:
         return True

@@ -131,13 +131,13 @@ def _heads_table(comparison: Comparison) -> Iterator[str]:
         yield "  exposes no heads"
         yield ""
         return
-    yield f"  {'tensor':<16}{'max':>10}{'mean':>10}{'cosine':>10}"
+    yield f"  {'tensor':<16}{'max':>10}{'mean':>10}{'cosine':>12}"
     for tensor, apart in comparison.heads.items():
         failed = [check.name for check in comparison.failed if check.subject == tensor]
         marks = f"   FAIL {' '.join(failed)}" if failed else ""
-        yield f"  {tensor:<16}{_number(apart.max):>10}{_number(apart.mean):>10}{_cosine(apart.cosine):>10}{marks}"
+        yield f"  {tensor:<16}{_number(apart.max):>10}{_number(apart.mean):>10}{_cosine(apart.cosine):>12}{marks}"
     limits = [f"{comparison.limits[name]:g}" for name in HEAD_COLUMNS]
-    yield f"  {'limit':<16}{limits[0]:>10}{limits[1]:>10}{'>= ' + limits[2]:>10}"
+    yield f"  {'limit':<16}{limits[0]:>10}{limits[1]:>10}{'>= ' + limits[2]:>12}"
     yield ""
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from eval.client import Client
 from eval.detections import Detections, ImageError
 from eval.detectors import Heads, OfflineDetector, OnnxDetector, Runtime, TorchDetector, open_detector
-from eval.limits import precision_named
+from eval.limits import loosest, precision_named
 from eval.served_model import ServedModel
 from training.errors import Exit, UserError
 from training.spec import RETINANET, DetectorSpec
@@ -97,13 +97,13 @@ def open_file(
 def open_server(server: str, stack: ExitStack, *, timeout: float = 60.0, concurrency: int = 8) -> Candidate:
     """Connect to a server until `stack` is closed. Its precision is what its config says of it, if anything."""
     client = stack.enter_context(Client(server, timeout=timeout, concurrency=concurrency))
-    known = ""
-    if RETINANET in client.served.steps:
-        known = precision_named(client.parameters(RETINANET).get("precision", ""))
+    told = client.parameters(RETINANET) if RETINANET in client.served.steps else {}
+    # `precision` is of the arithmetic, `graph` of the file: an INT8 graph runs with f32 around its INT8 layers.
+    known = [name for key in ("precision", "graph") if (name := precision_named(told.get(key, "")))]
     return Candidate(
         name=str(client.endpoint),
         runtime="Triton",
-        precision=known,
+        precision=loosest(*known) if known else "",
         described=client.served,
         ask=lambda encoded, _: (list(client.predict_many(encoded)), {}),
     )
