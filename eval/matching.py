@@ -4,8 +4,8 @@
     pairs.iou, pairs.score_difference, pairs.odd
 
 A box that one side lacks is no fault where a limit of the detector cut it off by a hair: its score is at the
-threshold, at the last of a level's candidates or of the K places, or its overlap with a better box is at the limit of NMS. Those are counted
-apart, as borderline. Nothing here knows a picture or a file.
+threshold, at the last of a level's candidates or of the K places, or its overlap with a better box is at the limit
+of NMS. Those are counted apart, as borderline. Nothing here knows a picture or a file.
 """
 
 from dataclasses import dataclass

@@ -27,6 +27,7 @@ from eval.report import read_files
 from eval.tensors import TensorDifference
 from eval.verify_sources import Candidate
 from training.errors import UserError
+from training.spec import DetectorSpec
 
 # Below it, two matched boxes come from different anchors: near the limit of NMS, another of two rivals won. They
 # are counted as moved, and their scores and places, which belong to different anchors too, are not compared.
@@ -65,15 +66,15 @@ class Comparison:
     ap: tuple[float, float] | None = None  # reference's, candidate's
 
     def add(
-        self, ids: Sequence[int], expected: Sequence[Detections], answers: Sequence[Any], edges: Edges
+        self, ids: Sequence[int], expected: Sequence[Detections], answers: Sequence[Any], edges: Sequence[Edges]
     ) -> None:
-        """Take the answers to a batch of pictures."""
-        for image, wanted, found in zip(ids, expected, answers, strict=True):
+        """Take the answers to a batch of pictures; `edges` are each picture's."""
+        for image, wanted, found, cuts in zip(ids, expected, answers, edges, strict=True):
             if isinstance(found, ImageError):
                 self.refused[image] = found
             else:
                 self.answers[image] = found
-                self.pairs[image] = match(wanted, found, edges)
+                self.pairs[image] = match(wanted, found, cuts)
                 self.expected_boxes += len(wanted)
 
     def add_heads(self, expected: Heads, found: Heads) -> None:
@@ -206,9 +207,11 @@ def verify(
         ids, encoded, tensors = (list(column) for column in zip(*good, strict=True))
         found, heads = reference.observe(tensors)
         expected |= dict(zip(ids, found, strict=True))
+        cuts = [level_cuts(reference.spec, heads, row) for row in range(len(ids))]
         for comparison in comparisons:
             answers, exposed = comparison.candidate.ask(encoded, tensors)
-            comparison.add(ids, found, answers, _edges(reference, comparison.limits["margin"]))
+            edges = [_edges(reference.spec, comparison.limits["margin"], cut) for cut in cuts]
+            comparison.add(ids, found, answers, edges)
             comparison.add_heads(heads, exposed)
     _check_something(expected, errors, comparisons)
     warning = _score(reference, expected, comparisons, truth) if truth else ""
@@ -229,9 +232,20 @@ def part_of(truth: Annotations, ids: Mapping[int, Any]) -> Annotations:
     return replace(truth, images=images, boxes=tuple(box for box in truth.boxes if box["image_id"] in images))
 
 
-def _edges(reference: OfflineDetector, margin: float) -> Edges:
-    spec = reference.spec
-    return Edges(spec.score_threshold, spec.max_detections, spec.nms_iou, margin)
+def level_cuts(spec: DetectorSpec, heads: Heads, row: int) -> tuple[float, ...]:
+    """Return the score of the last candidate of each level of a picture that had more of them than are taken."""
+    cuts = []
+    for name, _ in spec.head_names:
+        logits = heads[name][row].ravel() if name in heads else np.empty(0, np.float32)
+        above = logits[logits > spec.score_threshold_logit]
+        if len(above) > spec.candidates_per_level:
+            last = np.partition(above, -spec.candidates_per_level)[-spec.candidates_per_level]
+            cuts.append(1 / (1 + math.exp(-float(last))))
+    return tuple(cuts)
+
+
+def _edges(spec: DetectorSpec, margin: float, cuts: tuple[float, ...]) -> Edges:
+    return Edges(spec.score_threshold, spec.max_detections, spec.nms_iou, margin, cuts)
 
 
 def _check_something(

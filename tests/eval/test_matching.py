@@ -1,5 +1,7 @@
 """Pairing by hand: what is the same box, what stands alone, and what a cut explains."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -73,6 +75,12 @@ def test_pairs(case: str) -> None:
     assert pairs.rows.tolist() == rows
     assert [(item.side, item.index, item.other_class) for item in pairs.odd] == odd
     assert pairs.borderline == borderline
+
+
+def test_the_last_candidate_of_a_level_is_a_cut() -> None:
+    edges = replace(EDGES, level_cuts=(0.2, 0.41))
+    pairs = match(found((0.5, 0, A), (0.405, 0, B), (0.38, 0, C)), found(), edges)
+    assert [odd.index for odd in pairs.odd] == [0, 2] and pairs.borderline == 1
 
 
 def test_scores_and_overlaps_are_told() -> None:

@@ -1,10 +1,12 @@
 """`verify` as a user types it: equal models pass, each way to be another model is caught and named."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
@@ -12,7 +14,7 @@ from PIL import Image
 
 from build_tools.graft import graft, save
 from eval.onnx_graph import OnnxGraph
-from eval.verify import spread
+from eval.verify import level_cuts, spread
 from scripts.cli import main
 from scripts.triton import TritonServer
 from tests import graphs
@@ -265,6 +267,16 @@ def test_a_checkpoint_runs_at_another_size(others: Path, toy_onnx: Path, run: Ru
     assert run(others / "size.pth", toy_onnx, *words, "--size", 128, 192).exit_code == 0
     fixed = run(toy_onnx, toy_onnx, *words, "--size", 128, 128)
     assert fixed.exit_code == 2 and "its size is fixed" in fixed.stderr
+
+
+def test_level_cuts_by_hand() -> None:
+    spec = replace(toy_spec(), candidates_per_level=2)
+    first, second = (logits for logits, _ in spec.head_names[:2])
+    full, other = np.full((2, 6), -9.0), np.full((2, 6), -9.0)
+    full[1, :3], other[1, :2] = (1.0, 3.0, 0.0), 2.0  # three where two are taken, and two
+    heads = {first: full, second: other}
+    assert level_cuts(spec, heads, 0) == level_cuts(spec, {}, 1) == ()
+    assert level_cuts(spec, heads, 1) == pytest.approx((1 / (1 + math.exp(-1)),))
 
 
 def test_pictures_are_spread_over_the_set() -> None:
