@@ -213,9 +213,10 @@ class OnnxDetector(OfflineDetector):
             try:
                 infer = compile_graph(source, names, self.threads)
             except Exception as error:  # ONNX Runtime's own have no base in common
-                reason = next(
-                    (line.strip() for line in str(error).splitlines() if line.strip()), "no reason given"
-                )
+                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+                # OpenVINO begins with the places in its own source
+                said = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+                reason = " ".join(said or lines)[:300] or "no reason given"
                 raise UserError(f"{path}: {title} can't load this graph: {reason}") from None
             if infer:
                 self.runtime, self._infer = title, infer
