@@ -1,12 +1,15 @@
-"""What the verbs of this folder share: options, and how they write JSON and name the next command."""
+"""What the verbs of this folder share: options, progress, writing JSON and naming the next command."""
 
 import functools
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+
+T = TypeVar("T")
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -32,6 +35,14 @@ def tls_options(verb: Callable[..., None]) -> Callable[..., None]:
         verb(tls=TlsFiles(ca, client_cert, client_key) if ca or client_cert or client_key else None, **rest)
 
     return with_tls
+
+
+def progress(items: Iterable[T], total: int) -> Iterator[T]:
+    """Yield the items, one a picture, and show on a terminal's stderr how many there were."""
+    from tqdm import tqdm
+
+    # `disable=None` shows the bar on a terminal only.
+    yield from tqdm(items, total=total, unit="image", file=sys.stderr, disable=None, dynamic_ncols=True)
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
