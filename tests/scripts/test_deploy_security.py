@@ -4,6 +4,7 @@ import asyncio
 import json
 import ssl
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -143,10 +144,16 @@ def test_without_client_certificates_the_server_is_still_checked(
 
 def open_to_others(port: int) -> bool:
     """Say whether some socket listens at this port on all addresses (/proc/net/tcp: address 0, state 0A)."""
-    lines = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()]
-    listening = [line[1].split(":") for line in lines if line[3] == "0A"]
-    assert any(int(found, 16) == port for _, found in listening), "nothing listens there at all"
-    return any(int(found, 16) == port and not int(address, 16) for address, found in listening)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:  # Triton opens its metrics after its HTTP
+        tables = [Path("/proc/net", name).read_text() for name in ("tcp", "tcp6")]
+        lines = [line.split() for table in tables for line in table.splitlines()]
+        addresses = [line[1].split(":") for line in lines if line[3] == "0A"]
+        here = [address for address, found in addresses if found != "local_address" and int(found, 16) == port]
+        if here:
+            return any(int(address, 16) == 0 for address in here)
+        time.sleep(0.05)
+    raise AssertionError("nothing listens there at all")
 
 
 ADMIN_HTTP = {
