@@ -1,4 +1,4 @@
-"""Click commands of this folder: `infer`, `predict`, `eval`, and `bench` from its own file.
+"""Click commands of this folder: `infer`, `predict`, `eval`; `bench` and `web` come from files of their own.
 
 They parse, call and print; results go to stdout, everything else to stderr. What is heavy is imported by the verb
 that needs it.
@@ -15,6 +15,7 @@ import click
 
 from eval.bench_command import bench
 from eval.options import FILE, FOLDER, json_option, name_next, wait_option, write_json
+from eval.web.command import web
 from training.errors import Exit
 
 if TYPE_CHECKING:
@@ -244,4 +245,4 @@ def _exit_if(failed: int, count: int) -> None:
         sys.exit(Exit.BAD_DATA)
 
 
-VERBS: tuple[click.Command, ...] = (infer, predict, evaluate, bench)
+VERBS: tuple[click.Command, ...] = (infer, predict, evaluate, bench, web)

@@ -86,7 +86,7 @@ class Endpoint:
 
 
 class Transport(Protocol):
-    """The five calls a detector's client makes; every one raises ServerError."""
+    """The calls that a detector's client and the page make; every one raises ServerError."""
 
     async def live(self, *, timeout: float) -> bool:
         """Say whether a Triton answers at all."""
@@ -99,6 +99,12 @@ class Transport(Protocol):
 
     async def statistics(self, *, timeout: float) -> list[dict[str, Any]]:
         """Return the server's statistics, an entry a model and version."""
+
+    async def version(self, *, timeout: float) -> str:
+        """Return the server's own version."""
+
+    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
+        """Return name, version, state and reason of each model in the server's repositories."""
 
     async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
         """Send one encoded picture; return tritonclient's InferResult."""
@@ -143,6 +149,15 @@ class _Grpc:
         call = self._client.get_inference_statistics(as_json=True, client_timeout=timeout)
         answer: list[dict[str, Any]] = (await self._call(call)).get("model_stats", [])
         return answer
+
+    async def version(self, *, timeout: float) -> str:
+        call = self._client.get_server_metadata(as_json=True, client_timeout=timeout)
+        return str((await self._call(call)).get("version", ""))
+
+    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
+        call = self._client.get_model_repository_index(as_json=True, client_timeout=timeout)
+        models: list[dict[str, Any]] = (await self._call(call)).get("models", [])
+        return models
 
     async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
         inputs = _one_image(image, self._input)
@@ -189,6 +204,13 @@ class _Http:
     async def statistics(self, *, timeout: float) -> list[dict[str, Any]]:
         answer = await self._call(self._client.get_inference_statistics(), timeout)
         models: list[dict[str, Any]] = answer.get("model_stats", [])
+        return models
+
+    async def version(self, *, timeout: float) -> str:
+        return str((await self._call(self._client.get_server_metadata(), timeout)).get("version", ""))
+
+    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
+        models: list[dict[str, Any]] = await self._call(self._client.get_model_repository_index(), timeout)
         return models
 
     async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
