@@ -154,6 +154,7 @@ def timing_json(timing: Timing) -> dict[str, Any]:
         ],
         "server_ms": round(timing.server_ms, 3),
         "call_ms": round(timing.call_ms, 3),
+        "wait_ms": round(timing.wait_ms, 3),
         "requests": timing.requests,
     }
 

@@ -46,6 +46,7 @@ class Timing:
     server_ms: float
     call_ms: float
     requests: int  # 1: of this picture alone; more: the mean over so many
+    wait_ms: float  # before that, behind the page's other pictures
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ class Gateway:
 
     async def detect(self, image: bytes) -> Answer | ImageError:
         """Return one encoded picture's answer. Raises UserError while the server is away."""
+        asked = time.perf_counter()
         async with self._alone:
+            wait_ms = (time.perf_counter() - asked) * 1e3
             await self._close_left()
             before = await self._statistics()
             client = await self.client()
@@ -112,7 +115,7 @@ class Gateway:
             call_ms = (time.perf_counter() - start) * 1e3
             if isinstance(found, ImageError):
                 return found
-            return Answer(found, client.served, await self._timing(client.served, before, call_ms))
+            return Answer(found, client.served, await self._timing(client.served, before, call_ms, wait_ms))
 
     async def status(self) -> dict[str, Any]:
         """Return the server's state, model and statistics for JSON; never raises for a server that is away."""
@@ -158,7 +161,7 @@ class Gateway:
         return counted
 
     async def _timing(
-        self, served: ServedModel, before: Mapping[str, ModelStatistics], call_ms: float
+        self, served: ServedModel, before: Mapping[str, ModelStatistics], call_ms: float, wait_ms: float
     ) -> Timing | None:
         names = (served.name, *served.steps)
         deadline = time.monotonic() + COUNTED_WITHIN
@@ -171,7 +174,7 @@ class Gateway:
             if len(spent) == len(names) and all(each.requests > 0 for each in spent.values()):
                 steps = tuple(Step(name, spent[name].queue_ms, spent[name].compute_ms) for name in served.steps)
                 requests = max(each.requests for each in spent.values())
-                return Timing(steps, spent[served.name].total_ms, call_ms, requests)
+                return Timing(steps, spent[served.name].total_ms, call_ms, requests, wait_ms)
             await asyncio.sleep(COUNTED_PAUSE)
         return None
 
