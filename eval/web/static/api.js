@@ -22,12 +22,17 @@ export const status = async () => (await ask("/api/status", {})).json();
 
 async function post(path, file) {
   try {
-    await file.slice(0, 1).arrayBuffer();
-  } catch {
-    throw new Problem("bad_image", "the file can't be read", "it may have been moved, or it is a folder");
+    return await ask(path, { method: "POST", body: file, headers: UPLOAD });
+  } catch (problem) {
+    // fetch fails alike for a program that is gone and for a file that is.
+    if (problem.kind === "gone" && !(await isReadable(file))) {
+      throw new Problem("bad_image", "the file can't be read", "it may have been moved or changed, or it is a folder");
+    }
+    throw problem;
   }
-  return ask(path, { method: "POST", body: file, headers: UPLOAD });
 }
+
+const isReadable = (file) => file.slice(0, 1).arrayBuffer().then(() => true, () => false);
 
 async function ask(path, options) {
   let answer;

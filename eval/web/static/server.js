@@ -3,6 +3,7 @@
 import { $, bytes, h, ms, plural, svg } from "./dom.js";
 
 const KEPT = 60_000; // ms
+const RECENT = 5; // looks, ten seconds
 const SUMS = ["inferences", "executions", "requests", "failed", "queue_ms", "compute_ms", "total_ms"];
 const HEADS = [
   ["Model", ""],
@@ -59,14 +60,13 @@ export class ServerTab {
   }
 
   #tiles(status, metrics) {
-    const entry = (name) => this.#delta(name).find(Boolean);
     const recent = this.#delta(status.model.name);
     const rates = this.#series(status.model.name, (change, seconds) => change.requests / seconds);
     const latencies = this.#series(status.model.name, (change) => (change.requests ? change.total_ms / change.requests : null));
-    const total = status.models.find((each) => each.name === status.model.name) ?? entry(status.model.name);
+    const total = status.models.find((each) => each.name === status.model.name);
     const tiles = [
       tile("Requests", total.requests.toLocaleString("en"), recent ? `${recent.requests} in the last minute` : "", null),
-      tile("Rate", `${(rates.at(-1) ?? 0).toFixed(1)} / s`, "", spark(rates)),
+      tile("Rate", `${mean(rates.slice(-RECENT)).toFixed(1)} / s`, "", spark(rates)),
       tile("Latency", recent.requests ? ms(recent.total_ms / recent.requests) : "–", recent.requests ? "" : "no request in the last minute", spark(latencies)),
       tile("Failed", total.failed.toLocaleString("en"), metrics && "bad_images" in metrics ? `${plural(metrics.bad_images, "bad picture")}` : "", null, total.failed > 0 ? "warn" : ""),
     ];
@@ -85,7 +85,7 @@ export class ServerTab {
     };
     const rows = status.models.map((each) => {
       const sums = this.#since === "minute" ? this.#delta(each.name) : each;
-      const mean = (key) => (sums.requests ? ms(sums[key] / sums.requests) : "–");
+      const meanOf = (key) => (sums.requests ? ms(sums[key] / sums.requests) : "–");
       const step = each.executions > 0 && each.name !== status.model.name; // an ensemble executes nothing itself
       return h(
         "tr",
@@ -95,9 +95,9 @@ export class ServerTab {
         h("td", {}, sums.requests.toLocaleString("en")),
         h("td", { class: sums.failed ? "bad" : null }, sums.failed.toLocaleString("en")),
         h("td", {}, step && sums.executions ? (sums.inferences / sums.executions).toFixed(1) : "–"),
-        h("td", {}, step ? mean("queue_ms") : "–"),
-        h("td", {}, step ? mean("compute_ms") : "–"),
-        h("td", {}, mean("total_ms")),
+        h("td", {}, step ? meanOf("queue_ms") : "–"),
+        h("td", {}, step ? meanOf("compute_ms") : "–"),
+        h("td", {}, meanOf("total_ms")),
       );
     });
     return h(
@@ -109,6 +109,12 @@ export class ServerTab {
   }
 
   #sources(status) {
+    // 2.51 counts the step's failure and the ensemble's own for one request.
+    const twice = status.version.startsWith("2.51") && status.models.some((each) => each.failed) ? " Triton 2.51 counts a request that fails in a step twice." : "";
+    return this.#where(status) + twice;
+  }
+
+  #where(status) {
     if (status.metrics) return `Counts and times are Triton's statistics; waiting, bad pictures and load are its metrics at ${status.metrics_at}. Warm-up requests at the start are counted too.`;
     return status.metrics_at
       ? `Counts and times are Triton's statistics. No metrics answer at ${status.metrics_at}.`
@@ -137,6 +143,8 @@ const restarted = (before, after) =>
 
 const tile = (name, value, note = "", extra = null, kind = "") =>
   h("div", { class: `tile ${kind}` }, h("span", { class: "name" }, name), h("strong", {}, value), extra ?? h("span", { class: "dim" }, note));
+
+const mean = (values) => (values.length ? values.reduce((total, value) => total + value, 0) / values.length : 0);
 
 const memory = (metrics, kind) => {
   const [used, all] = kind === "gpu" ? [metrics.gpu_memory_used, metrics.gpu_memory_total] : [metrics.memory_used, metrics.memory_total];

@@ -8,19 +8,19 @@ export class Strip {
   #store;
   #view;
   #entries = new Map(); // id -> {button, canvas, badge}
-  #worker = new Worker("/static/thumbs-worker.js");
+  #worker = null;
   #waiting = new Map(); // id -> picture, of thumbnails being made
 
   constructor(store, view) {
     this.#store = store;
     this.#view = view;
-    this.#worker.addEventListener("message", ({ data }) => this.#made(data));
   }
 
   /** Bring the row up to date with the pictures there are. */
   show() {
     const { pictures, current } = this.#store;
     $("strip").hidden = pictures.length < 2;
+    if (pictures.length < 2 && !this.#entries.size) return; // a lone picture's boxes are not to wait for this
     const known = new Set(pictures.map((picture) => picture.id));
     for (const [id, { item }] of this.#entries) {
       if (known.has(id)) continue;
@@ -45,8 +45,16 @@ export class Strip {
     const item = h("li", {}, button);
     this.#entries.set(picture.id, { item, button, canvas, badge });
     $("strip").append(item);
+    this.#shrink(picture, picture.file);
+  }
+
+  #shrink(picture, file) {
+    if (!this.#worker) {
+      this.#worker = new Worker("/static/thumbs-worker.js");
+      this.#worker.addEventListener("message", ({ data }) => this.#made(data));
+    }
     this.#waiting.set(picture.id, picture);
-    this.#worker.postMessage({ id: picture.id, file: picture.file });
+    this.#worker.postMessage({ id: picture.id, file });
   }
 
   #update(picture, current) {
@@ -77,9 +85,7 @@ export class Strip {
   async #fromPreview(picture) {
     picture.thumbless = false;
     try {
-      const file = await picture.usePreview();
-      this.#waiting.set(picture.id, picture);
-      this.#worker.postMessage({ id: picture.id, file });
+      this.#shrink(picture, await picture.usePreview());
     } catch {
       // The entry stays without a thumbnail; its name and count are there.
     }
