@@ -32,6 +32,7 @@ store.addEventListener("changed", ({ detail: picture }) => {
     panel.show();
     caption();
   }
+  panel.offerAll();
   strip.show();
 });
 store.addEventListener("away", ({ detail: problem }) => {

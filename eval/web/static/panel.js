@@ -29,11 +29,16 @@ export class Panel {
     this.#classes(answer);
     this.#list(answer);
     this.#times(picture);
-    const answered = this.#answered().length;
     $("take").hidden = !answer;
-    $("all-label").hidden = answered < 2;
-    if (answered < 2) $("all").checked = false;
+    this.offerAll();
     $("copied").textContent = "What is shown above, score and classes applied.";
+  }
+
+  /** Offer to copy all pictures when there are several. */
+  offerAll() {
+    const several = this.#answered().length > 1;
+    $("all-label").hidden = !several;
+    if (!several) $("all").checked = false;
   }
 
   /** Follow the score and the classes. */

@@ -24,7 +24,7 @@ export class Stage {
     this.element = $("stage");
     this.image = $("picture");
     this.image.addEventListener("load", () => this.#loaded());
-    this.image.addEventListener("error", () => this.#usePreview());
+    this.image.addEventListener("error", () => this.#unknown());
     new ResizeObserver(() => this.#layout()).observe(this.element);
     $("boxes").addEventListener("pointerover", (event) => view.light(indexOf(event.target)));
     $("boxes").addEventListener("pointerleave", () => view.light(null));
@@ -48,6 +48,7 @@ export class Stage {
       return;
     }
     this.#size = picture.size;
+    this.#groups = new Map(); // of the picture before
     this.image.src = picture.source();
     this.answered();
   }
@@ -173,14 +174,23 @@ export class Stage {
   /** Browsers don't turn pictures of every format by their EXIF tag; the server does. */
   #checkSize() {
     const picture = this.#store.current;
+    if (picture.unknown) return this.#usePreview();
     if (!picture.size || picture.previewed || !this.#naturally() || this.image.src !== picture.url) return;
     const [width, height] = picture.size;
     if (width !== this.image.naturalWidth || height !== this.image.naturalHeight) this.#usePreview();
   }
 
+  /** The browser does not know the format. */
+  #unknown() {
+    const picture = this.#store.current;
+    if (!picture || this.image.src !== picture.url) return;
+    picture.unknown = true;
+    this.#usePreview();
+  }
+
   async #usePreview() {
     const picture = this.#store.current;
-    if (!picture || picture.previewed || !picture.answer) return; // asked again when there is an answer
+    if (!picture.answer || picture.previewed) return; // without an answer, asked again when there is one
     try {
       await picture.usePreview();
       if (picture === this.#store.current) this.image.src = picture.source();

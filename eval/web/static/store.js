@@ -19,6 +19,7 @@ export class Picture {
     this.problem = null;
     this.elapsed = null; // ms from being sent until the answer is here
     this.url = null;
+    this.unknown = false; // the browser can't show the file
     this.previewed = null;
   }
 
