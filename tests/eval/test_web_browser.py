@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from build_tools.graft import graft, save
+from build_tools.repository import build_repository
 from eval.client import Client
 from eval.detections import Detections
 from eval.predictions import CocoBook, json_line
@@ -19,6 +22,8 @@ from scripts.triton import ServerOptions, TritonServer, free_ports
 from tests.browser import open_browser
 from tests.eval.web_server import page_of
 from tests.pictures import bad_pictures, checker, encode
+from tests.toys import toy_model, toy_spec
+from training.export import export_heads
 
 pytestmark = pytest.mark.server
 SCORE = 0.05  # the toy detector is never surer than 0.1; the page itself starts at 0.3
@@ -26,6 +31,26 @@ IMAGE = "document.getElementById('picture')"
 FOCUSED = "Number(document.activeElement.closest('li')?.dataset.index)"
 THUMBNAILS = "[...document.querySelectorAll('#strip canvas')].every((canvas) => canvas.height === 112)"
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy detector whose boxes are nearly its anchors, so that their sizes and places differ."""
+    folder, spec = tmp_path_factory.mktemp("page"), toy_spec()
+    model = toy_model(spec)
+    with torch.no_grad():
+        model.box_head.output.weight.mul_(0.05)
+    export_heads(model, spec, folder / "heads.onnx")
+    save(graft(folder / "heads.onnx"), folder / "model.onnx")
+    return build_repository(folder / "model.onnx", folder / "repository").repository
+
+
+@pytest.fixture(scope="module")
+def server(browser: Any, repository: Path) -> Iterator[TritonServer]:
+    """A server of this module's own; without a browser nothing is started."""
+    with TritonServer(repository, ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) as running:
+        running.wait_until_ready(60)
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ const MOST_SCALE = 16; // CSS pixels a pixel
 const MOST_SIDE = 24000; // CSS pixels; browsers stop short of 2^25
 const MOST_ENLARGED = 4; // a tiny picture isn't blown up further to fit
 const MARGIN = 24;
+const LEAST = 0.01; // pixels; SVG draws nothing of a rectangle without a width
 
 export class Stage {
   #store;
@@ -235,7 +236,7 @@ export class Stage {
 function boxGroup(answer, index) {
   const { box, index: kind } = answer.detections[index];
   const [x1, y1, x2, y2] = box;
-  const at = { x: x1, y: y1, width: Math.max(0, x2 - x1), height: Math.max(0, y2 - y1) };
+  const at = { x: x1, y: y1, width: Math.max(LEAST, x2 - x1), height: Math.max(LEAST, y2 - y1) };
   const group = svg("g", { "data-index": index });
   group.append(svg("rect", { ...at, class: "shade" }), svg("rect", { ...at, class: "box" }));
   group.style.color = answer.model.colours[kind][0];
