@@ -21,12 +21,13 @@ from PIL import Image
 from eval.client import Client
 from eval.draw import PALETTE
 from eval.transport import Endpoint
+from eval.web.app import MOST_UPLOADS
 from eval.web.command import is_loopback, listen, page_url, usual_metrics
 from eval.web.gateway import Gateway
 from eval.web.guard import UPLOAD
 from eval.web.metrics import metrics_url, read_metrics, shown
 from scripts.triton import ServerOptions, TritonServer, free_ports
-from tests.eval.web_server import page_of
+from tests.eval.web_server import page_of, stuck_uploads
 from tests.pictures import bad_pictures, checker, encode
 from tests.toys import CATEGORY_IDS, CLASSES
 from training.errors import UserError
@@ -223,6 +224,16 @@ def test_uploads_are_bounded(page: str) -> None:
         assert connection.getresponse().status == 413
     connection.close()
     assert ask(page, "/api/detect", PICTURE).status == 200
+
+
+def test_pictures_under_way_are_bounded(page: str) -> None:
+    with stuck_uploads(page, MOST_UPLOADS):
+        reply = ask(page, "/api/detect", PICTURE)
+        assert reply.status == 503 and reply.json["kind"] == "overloaded"
+        assert ask(page, "/api/status").status == 200
+    deadline = time.monotonic() + 5
+    while ask(page, "/api/detect", PICTURE).status != 200:
+        assert time.monotonic() < deadline, "uploads that broke off are still counted"
 
 
 REFUSED = {

@@ -17,10 +17,11 @@ from build_tools.repository import build_repository
 from eval.client import Client
 from eval.detections import Detections
 from eval.predictions import CocoBook, json_line
+from eval.web.app import MOST_UPLOADS
 from eval.web.gateway import Gateway
 from scripts.triton import ServerOptions, TritonServer, free_ports
 from tests.browser import open_browser
-from tests.eval.web_server import page_of
+from tests.eval.web_server import page_of, stuck_uploads
 from tests.pictures import bad_pictures, checker, encode
 from tests.toys import toy_model, toy_spec
 from training.export import export_heads
@@ -323,6 +324,16 @@ def test_a_bad_file_says_what_is_wrong(page: Any) -> None:
     assert page.locator("#boxes g").count() == 0
     page.click("#strip li:nth-child(1) button")
     assert page.locator("#problem").is_hidden() and page.locator("#boxes g").count() > 0
+
+
+def test_a_busy_server_may_be_asked_again(page: Any, url: str) -> None:
+    with stuck_uploads(url, MOST_UPLOADS):
+        choose(page, ("checker.jpg", encode(checker(300, 200))))
+        until(lambda: "is busy" in page.inner_text("#problem"), "nothing said that it is busy")
+    time.sleep(0.3)
+    page.click("#problem button")
+    wait_for_boxes(page)
+    assert page.locator("#problem").is_hidden()
 
 
 def test_a_format_the_browser_does_not_know(page: Any, server: TritonServer) -> None:
