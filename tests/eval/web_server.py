@@ -1,10 +1,13 @@
-"""The page's own server on a free port, in a thread, for tests over HTTP and in a browser."""
+"""The page's own server on a free port, in a thread, and requests to it, for tests over HTTP and in a browser."""
 
+import http.client
+import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -13,6 +16,29 @@ from eval.web.app import create_app
 from eval.web.command import listen
 from eval.web.gateway import Gateway
 from eval.web.guard import UPLOAD
+
+
+class Reply(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def ask(url: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
+    """Send one request; `headers` are written with underscores, and one of "" is left out."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+    sent = {"content-type": UPLOAD} if body is not None else {}
+    sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+    try:
+        connection.request("GET" if body is None else "POST", path, body, {k: v for k, v in sent.items() if v})
+        answer = connection.getresponse()
+        return Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+    finally:
+        connection.close()
 
 
 @contextmanager
