@@ -9,6 +9,7 @@ are for scores and comparisons; they queue nothing and batch only what they are 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eval.detections import Detections, Detector, ImageError
+from eval.detections import Detections, ImageError
+from eval.identity import Identity
 from training.errors import Exit, UserError
 from training.spec import IMAGE, LETTERBOX, METADATA_SPEC, OUTPUTS, DetectorSpec
 
 Outputs = Sequence[npt.NDArray[Any]]  # as spec.OUTPUTS orders them, a row a picture
 
 
-def open_detector(path: Path, *, threads: int = 0, batch: int = 8) -> Detector:
+def open_detector(path: Path, *, threads: int = 0, batch: int = 8) -> "OfflineDetector":
     """Open the model in a file by its suffix, .pth or .onnx; `threads` 0 takes all cores. Raises UserError."""
     kinds: dict[str, type[OfflineDetector]] = {".pth": TorchDetector, ".onnx": OnnxDetector}
     if not path.is_file():
@@ -42,6 +44,7 @@ class OfflineDetector(ABC):
 
         self.path = path
         self.batch = batch
+        self.runtime = ""  # what runs it, by `_load`
         self.spec = self._load(path, threads)
         self._preprocessor = Preprocessor(self.spec.size, self.spec.fill, threads=threads, max_batch=batch)
 
@@ -54,6 +57,10 @@ class OfflineDetector(ABC):
     def category_ids(self) -> tuple[int, ...]:
         """The COCO category of each class index."""
         return self.spec.category_ids
+
+    def identity(self) -> Identity:
+        """Return which model this is, in which runtime."""
+        return Identity.of_file(self.path, runtime=self.runtime)
 
     def predict(self, images: Sequence[bytes]) -> list[Detections]:
         """Return the detections of each encoded picture, in order. Raises UserError for the first bad one."""
@@ -116,6 +123,7 @@ class TorchDetector(OfflineDetector):
             torch.set_num_threads(threads)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         spec, model = load_model(path)
+        self.runtime = f"torch {torch.__version__}"
         self._model = model.to(self._device).eval()
         self._mean = torch.tensor(spec.mean, device=self._device)[:, None, None]  # (3, 1, 1)
         self._std = torch.tensor(spec.std, device=self._device)[:, None, None]
@@ -138,13 +146,16 @@ class OnnxDetector(OfflineDetector):
 
     def _load(self, path: Path, threads: int) -> DetectorSpec:
         spec = _spec_of(path)
-        infer = _openvino(path, threads) or _onnxruntime(path, threads)
+        infer, self.runtime = _openvino(path, threads), "openvino"
+        if infer is None:
+            infer, self.runtime = _onnxruntime(path, threads), "onnxruntime"
         if infer is None:
             raise UserError(
                 "neither openvino nor onnxruntime is installed",
                 "pip install 'retinaserve[cpu]'",
                 code=Exit.USAGE,
             )
+        self.runtime += f" {version(self.runtime)}"
         self._infer = infer
         return spec
 

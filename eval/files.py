@@ -1,0 +1,29 @@
+"""Files that appear whole or not at all.
+
+with replacing(Path("report.html")) as partial:
+    partial.write_text(...)
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from training.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a file beside `path` to write to, and rename it to `path` in the end; makes the directory.
+
+    Raises UserError where it can't be written; then, and after any other error, `path` is as it was.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
