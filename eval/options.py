@@ -1,6 +1,7 @@
 """What the verbs of this folder share: options, and how they write JSON and name the next command."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import click
 
 from eval.files import replacing
 
+NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n\s*\]")  # the innermost lists of indented JSON, without strings
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -44,7 +46,10 @@ def report_options(verb: Callable[..., None]) -> Callable[..., None]:
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     """Write a JSON file, its directory too; it appears whole or not at all."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(value, indent=indent, ensure_ascii=False)
+        if indent:  # a row of numbers is a line; no line break is ever inside a string
+            text = NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def name_next(command: str) -> None:

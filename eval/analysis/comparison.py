@@ -100,7 +100,7 @@ def read_baseline(path: Path, truth: Annotations) -> Baseline:
     try:
         results = _detections(data["detections"], truth)
         model = dict(data["model"])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its detections can't be read: {type(error).__name__} {error}", made_by) from None
     category_ids = tuple(truth.categories)
     scores = evaluate(truth, results, category_ids)
@@ -126,12 +126,8 @@ def compare(
     seconds = time.perf_counter() - start
 
     before, now = image_errors(baseline.outcomes, baseline.threshold), image_errors(outcomes, threshold)
-    order = np.argsort(-(now - before), kind="stable")
-    changes = [
-        ImageChange(outcomes.image_ids[place], int(before[place]), int(now[place]))
-        for place in order
-        if now[place] != before[place]
-    ]
+    more = now - before
+    changes = [ImageChange(*values) for values in zip(outcomes.image_ids, before.tolist(), now.tolist(), strict=True)]
     return Comparison(
         baseline=baseline,
         numbers=numbers,
@@ -139,8 +135,8 @@ def compare(
         difference=None if scores.ap is None or baseline.scores.ap is None else scores.ap - baseline.scores.ap,
         interval=found,
         seconds=seconds,
-        worse=tuple(change for change in changes if change.now > change.before),
-        better=tuple(change for change in reversed(changes) if change.now < change.before),
+        worse=tuple(changes[place] for place in np.argsort(-more, kind="stable") if more[place] > 0),
+        better=tuple(changes[place] for place in np.argsort(more, kind="stable") if more[place] < 0),
     )
 
 

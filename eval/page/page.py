@@ -111,8 +111,10 @@ def _classes(analysis: Analysis) -> str:
     for place, score in enumerate(analysis.report.scores.per_class):
         if not score.instances and not score.detections:
             continue
-        fixed = [score.instances, score.detections, score.ap, score.ap50, score.ar, best[place]["threshold"]]
-        cells = "".join(f"<td>{_cell(value)}</td>" for value in fixed)
+        counts = [str(score.instances), str(score.detections)]
+        averages = [_number(value) for value in (score.ap, score.ap50, score.ar)]
+        suggested = f"{best[place]['threshold']:.2f}" if best[place]["f1"] else "-"
+        cells = "".join(f"<td>{value}</td>" for value in (*counts, *averages, suggested))
         live = "".join(f'<td data-live="{name}"></td>' for name in ("precision", "recall", "f1"))
         rows.append(f'<tr data-class="{place}"><th scope="row">{escape(score.name)}</th>{cells}{live}</tr>')
     return "".join(rows)
@@ -204,10 +206,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _change(old: float | None, new: float | None) -> tuple[str, str, str]:
     return _number(old), _number(new), _signed(None if old is None or new is None else new - old)
-
-
-def _cell(value: float | int | None) -> str:
-    return str(value) if isinstance(value, int) else _number(value)
 
 
 def _number(value: float | None) -> str:

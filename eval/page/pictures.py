@@ -23,6 +23,7 @@ from eval.draw import open_picture
 LONGER_SIDE = 400  # px of an embedded copy
 QUALITY = 60  # of WebP
 MOST_BYTES = 1_200_000  # of all copies together, before base64: keeps the page below 2 MB
+LETTER = 7.4  # px of the widest usual letter of a label
 MOST_LABELS = 6  # a panel with more boxes only names the wrong ones
 
 
@@ -95,17 +96,16 @@ def panel(copy: Copy, boxes: Sequence[Box], *, caption: str) -> str:
 
 def _drawn(box: Box, copy: Copy, *, named: bool) -> str:
     x1, y1, x2, y2 = (round(float(value) * copy.scale, 1) for value in box.corners)
-    text, note = escape(box.name), escape(f"{box.name}: {box.note}")
-    label = f"{text}: {escape(box.note)}" if box.wrong and box.kind == "said" else text
+    note = escape(f"{box.name}: {box.note}")
+    label = f"{box.name}: {box.note}" if box.wrong and box.kind == "said" else box.name
     above = y1 - 3 if y1 > 14 else y1 + 12
-    # Beyond the middle a label ends where the box does, or it would leave the picture.
-    x, anchor = (x2, "end") if x1 > copy.size[0] / 2 else (x1, "start")
+    x = max(2.0, min(x1, copy.size[0] - LETTER * len(label)))
     always = " named" if named else ""
     return (
         f'<g class="box {box.kind}{" wrong" if box.wrong else ""}{always}" data-step="{box.step}">'
         f"<title>{note}</title>"
         f'<rect x="{x1}" y="{y1}" width="{max(0.5, x2 - x1):.1f}" height="{max(0.5, y2 - y1):.1f}"/>'
-        f'<text x="{x}" y="{above:.1f}" text-anchor="{anchor}">{label}</text></g>'
+        f'<text x="{x:.1f}" y="{above:.1f}">{escape(label)}</text></g>'
     )
 
 
