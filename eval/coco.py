@@ -169,11 +169,9 @@ def match_classes(class_names: Sequence[str], categories: Mapping[int, str]) -> 
     return ClassMatch(by_name, "; ".join(parts))
 
 
-def to_coco(
-    results: Mapping[int, Detections], category_ids: Sequence[int | None]
-) -> list[dict[str, int | float | list[float]]]:
+def to_coco(results: Mapping[int, Detections], category_ids: Sequence[int | None]) -> list[dict[str, Any]]:
     """Return detections as a COCO result list: xywh boxes, category ids; unmatched classes are left out."""
-    rows: list[dict[str, int | float | list[float]]] = []
+    rows: list[dict[str, Any]] = []
     for image_id, found in results.items():
         corners = found.boxes.astype(np.float64)
         sizes = corners[:, 2:] - corners[:, :2]

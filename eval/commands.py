@@ -120,8 +120,8 @@ def evaluate(
 ) -> None:
     """Score a server on a labelled set: encoded pictures in, COCO average precision out.
 
-    --report shows the errors, the images and the threshold to choose; --baseline what changed. A picture the server
-    refuses counts as one without detections; the exit code is then 3.
+    --report shows the errors, the images and the threshold to choose; --baseline what changed. A picture the
+    server refuses counts as one without detections; the exit code is then 3.
     """
     from eval.client import Client
     from eval.coco import Annotations

@@ -3,8 +3,8 @@
     client.identity().graph_sha256
     Identity.of_file(Path("model.onnx"), runtime="openvino 2026.4")
 
-A server tells what `retinaserve build` wrote into its config; that config is the newest version's, so after a rollback
-the hashes are of the version that was built last. What nobody told is an empty string, never a guess.
+A server tells what `retinaserve build` wrote into its config; that config is the newest version's, so after a
+rollback the hashes are of the version that was built last. What nobody told is an empty string, never a guess.
 """
 
 import hashlib

@@ -66,5 +66,5 @@ def _class_matches(images: Sequence[dict[str, Any] | None]) -> ClassMatches:
 
 
 def _joined(parts: Sequence[npt.NDArray[Any]], kind: type, *, rows: int = 0) -> npt.NDArray[Any]:
-    empty = np.empty((rows, 0) if rows else 0, kind)
+    empty: npt.NDArray[Any] = np.empty((rows, 0) if rows else 0, kind)
     return np.concatenate([empty, *(part.astype(kind) for part in parts)], axis=-1)

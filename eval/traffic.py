@@ -4,9 +4,9 @@
     ...                                        # the run
     traffic.latency(), traffic.busy(seconds)
 
-A step of the ensemble is busy while one of its instances executes a batch, by the server's own statistics; the share
-of the run that the busiest step was busy says how far the server was the limit: 1.0 is a server that never waited for
-its client. Work of other clients of the same server counts as well. It measures no network.
+A step of the ensemble is busy while one of its instances executes a batch, by the server's own statistics; the
+share of the run that the busiest step was busy says how far the server was the limit: 1.0 is a server that never
+waited for its client. Work of other clients of the same server counts as well. It measures no network.
 """
 
 from array import array

@@ -3,10 +3,10 @@
     weights = draw(len(matches.image_ids), resamples=1000, seed=0)
     interval(resampled_ap(new, weights) - resampled_ap(old, weights))     # paired: both sides see the same draw
 
-The percentile bootstrap over images (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). AP
-of a draw is what COCOeval gives for a file in which each image stands as often as it was drawn; the matches are
-pycocotools' and are made once, so a draw costs sums, not matching. A test holds it to COCOeval on such files. The AP
-that is reported is always pycocotools' own.
+The percentile bootstrap over images (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13).
+AP of a draw is what COCOeval gives for a file in which each image stands as often as it was drawn; the matches are
+pycocotools' and are made once, so a draw costs sums, not matching. A test holds it to COCOeval on such files. The
+AP that is reported is always pycocotools' own.
 """
 
 from dataclasses import asdict, dataclass
@@ -96,7 +96,7 @@ def _needed(boxes: Counts) -> Counts:
 
 
 def _read(precision: Floats, right: Counts, needed: Counts) -> Floats:
-    """Return the mean over the recalls of the precision at the first place that reaches each; 0 beyond the last."""
+    """Return the mean over the recalls of the precision where each is first reached, 0 where it is not."""
     rows, width = precision.shape
     # One sorted list instead of a row each: integers, so that shifting them loses nothing.
     shift = np.arange(rows)[:, None] * (int(max(right.max(initial=0), needed.max(initial=0))) + 1)

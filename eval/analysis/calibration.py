@@ -3,10 +3,10 @@
     calibration = calibrate(outcomes)
     calibration.error                          # expected calibration error, 0 is perfect
 
-Reliability diagram and ECE with ten bins of equal width (Guo et al., "On Calibration of Modern Neural Networks", ICML
-2017), with precision in the place of accuracy as for detectors (Küppers et al., "Multivariate Confidence Calibration
-for Object Detection", CVPR-W 2020): a detection is right when it found a box at IoU 0.5. Position and size of boxes
-are not looked at, and detections below the detector's own score threshold can't be.
+Reliability diagram and ECE with ten bins of equal width (Guo et al., "On Calibration of Modern Neural Networks",
+ICML 2017), with precision in the place of accuracy as for detectors (Küppers et al., "Multivariate Confidence
+Calibration for Object Detection", CVPR-W 2020): a detection is right when it found a box at IoU 0.5. Position and
+size of boxes are not looked at, and detections below the detector's own score threshold can't be.
 """
 
 from dataclasses import asdict, dataclass

@@ -4,9 +4,9 @@
     change = compare(baseline, scores, outcomes, threshold, resamples=1000, seed=0)
     change.difference, change.interval, change.worse
 
-The baseline is the JSON file of an earlier report. It holds its detections, which are scored again on the same labels;
-a file of other labels is refused, because its numbers would mean something else. Images are compared by their errors
-at each detector's own suggested threshold: scores of two detectors have no common scale.
+The baseline is the JSON file of an earlier report. It holds its detections, which are scored again on the same
+labels; a file of other labels is refused, because its numbers would mean something else. Images are compared by
+their errors at each detector's own suggested threshold: scores of two detectors have no common scale.
 """
 
 import json
@@ -81,7 +81,7 @@ class Comparison:
 
 
 def read_baseline(path: Path, truth: Annotations) -> Baseline:
-    """Read the JSON file of an earlier report. Raises UserError for any other file, and for one of other labels."""
+    """Read the JSON file of an earlier report. Raises UserError for any other file, or one of other labels."""
     made_by = "a file written by `retinaserve eval --json` is expected"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -127,7 +127,9 @@ def compare(
 
     before, now = image_errors(baseline.outcomes, baseline.threshold), image_errors(outcomes, threshold)
     more = now - before
-    changes = [ImageChange(*values) for values in zip(outcomes.image_ids, before.tolist(), now.tolist(), strict=True)]
+    changes = [
+        ImageChange(*values) for values in zip(outcomes.image_ids, before.tolist(), now.tolist(), strict=True)
+    ]
     return Comparison(
         baseline=baseline,
         numbers=numbers,

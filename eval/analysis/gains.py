@@ -2,10 +2,10 @@
 
     gains(truth, outcomes)["localisation"]     # 0.042: AP50 would be 4.2 points higher
 
-TIDE's oracles (Bolya et al., ECCV 2020, section 2.3): a localisation error gets the box it missed, a class error the
-class of the box it found; where that box is found already, or several errors are about one box, only the best
-detection of it stays. Duplicates, background and `both` errors go; a missed box is taken from the labels. The gains do
-not add up, as the errors hide each other. pycocotools computes every one of these AP.
+TIDE's oracles (Bolya et al., ECCV 2020, section 2.3): a localisation error gets the box it missed, a class error
+the class of the box it found; where that box is found already, or several errors are about one box, only the best
+detection of it stays. Duplicates, background and `both` errors go; a missed box is taken from the labels. The
+gains do not add up, as the errors hide each other. pycocotools computes every one of these AP.
 """
 
 from collections.abc import Callable

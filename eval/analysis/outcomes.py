@@ -3,12 +3,12 @@
     outcomes = judge_boxes(truth, results, category_ids, scores.matches)
     outcomes.kind[0], outcomes.found[0]
 
-Right or wrong is pycocotools' decision. The kinds of wrong are those of TIDE (Bolya et al., "TIDE: A General Toolbox
-for Identifying Object Detection Errors", ECCV 2020, section 2.2), asked in the order of its code: with t_f = 0.5 and
-t_b = 0.1, a wrong detection is of the kind `localisation` when the best IoU with a box of its class lies between t_b
-and t_f; `class` when it has t_f with a box of another class; `duplicate` when it has t_f with a box of its class,
-which a better detection found already; `background` when it has at most t_b with any box; and `both` (badly placed
-and of the wrong class) otherwise. Nothing here depends on a threshold: see thresholds.py.
+Right or wrong is pycocotools' decision. The kinds of wrong are those of TIDE (Bolya et al., "TIDE: A General
+Toolbox for Identifying Object Detection Errors", ECCV 2020, section 2.2), asked in the order of its code: with t_f
+= 0.5 and t_b = 0.1, a wrong detection is of the kind `localisation` when the best IoU with a box of its class lies
+between t_b and t_f; `class` when it has t_f with a box of another class; `duplicate` when it has t_f with a box of
+its class, which a better detection found already; `background` when it has at most t_b with any box; and `both`
+(badly placed and of the wrong class) otherwise. Nothing here depends on a threshold: see thresholds.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -85,7 +85,7 @@ def judge_boxes(
         right, ignored = of_class.matched[0], of_class.ignored[0]
         kind[of_class.row[~ignored]] = BACKGROUND  # for now
         kind[of_class.row[right]] = CORRECT
-        places = [place_of_truth[int(number)] for number in of_class.truth_id[right]]
+        places = np.array([place_of_truth[int(number)] for number in of_class.truth_id[right]], np.int64)
         target[of_class.row[right]] = places
         found[places] = of_class.score[right]
 
@@ -131,7 +131,8 @@ def iou(one: Floats, other: Floats) -> Floats:
     corners = np.minimum(one[:, None, 2:], other[:, 2:]) - np.maximum(one[:, None, :2], other[:, :2])
     common = corners.clip(0).prod(axis=2)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (one, other)]
-    return common / np.maximum(areas[0][:, None] + areas[1] - common, np.finfo(np.float64).tiny)
+    ratio: Floats = common / np.maximum(areas[0][:, None] + areas[1] - common, np.finfo(np.float64).tiny)
+    return ratio
 
 
 def _kinds(overlap: Floats, same: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:

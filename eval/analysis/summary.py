@@ -45,6 +45,9 @@ class Analysis:
         outcomes = judge_boxes(report.truth, report.results, report.category_ids, matches)
         table = ThresholdTable.of(outcomes)
         threshold = table.best()
+        comparison = None
+        if baseline:
+            comparison = compare(baseline, report.scores, outcomes, threshold, resamples=resamples, seed=seed)
         drawn = resampled_ap(matches, draw(len(outcomes.image_ids), resamples=resamples, seed=seed))
         return cls(
             report=report,
@@ -54,8 +57,7 @@ class Analysis:
             calibration=calibrate(outcomes),
             gains=gains(report.truth, outcomes),
             interval=interval(drawn, seed=seed),
-            comparison=baseline
-            and compare(baseline, report.scores, outcomes, threshold, resamples=resamples, seed=seed),
+            comparison=comparison,
         )
 
     def worst_images(self, count: int) -> list[tuple[int, int]]:

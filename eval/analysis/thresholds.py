@@ -4,11 +4,12 @@
     best = table.best()                        # the threshold of the highest F1, all classes pooled
     table.confusion(best)                      # (K + 1, K + 1), the last row and column are the background
 
-The thresholds are 0.00, 0.01 ... 1.00; a detection counts from its score on (score >= threshold). Right and wrong do
-not depend on the threshold, because pycocotools hands boxes out from the best score down. What a missed box is called
-does: a box that is not found is `confused` with the class of the best detection that has IoU 0.5 with it and another
-class; the other wrong detections are confusions with the background. A box is a `missed` error, as TIDE has it, when
-no localisation or class error explains it. The report's page repeats this arithmetic on `to_dict()`.
+The thresholds are 0.00, 0.01 ... 1.00; a detection counts from its score on (score >= threshold). Right and wrong
+do not depend on the threshold, because pycocotools hands boxes out from the best score down. What a missed box is
+called does: a box that is not found is `confused` with the class of the best detection that has IoU 0.5 with it
+and another class; the other wrong detections are confusions with the background. A box is a `missed` error, as
+TIDE has it, when no localisation or class error explains it. The report's page repeats this arithmetic on
+`to_dict()`.
 """
 
 from dataclasses import dataclass
@@ -122,5 +123,3 @@ def image_errors(outcomes: Outcomes, threshold: float) -> Counts:
     return np.bincount(outcomes.image[wrong], minlength=count) + np.bincount(
         outcomes.truth_image[missed], minlength=count
     )
-
-

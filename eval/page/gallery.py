@@ -2,8 +2,8 @@
 
     worst(analysis, album, count=24)          # HTML
 
-Boxes say what became of them at the threshold the page is set to; which ones are worst was decided at the suggested
-one.
+Boxes say what became of them at the threshold the page is set to; which ones are worst was decided at the
+suggested one.
 """
 
 from html import escape
@@ -51,18 +51,15 @@ def _card(
         heading += f'<p class="bad">not answered: {escape(error.message)}</p>'
     panels = []
     sides = [
-        ("labelled", lambda: _truth(analysis.outcomes, image_id)),
-        *(
-            (f"before, from {threshold:.2f}", lambda found=found, low=threshold: _said(found, image_id, low))
-            for found, threshold in before
-        ),
-        ("now" if before else "found", lambda: _said(analysis.outcomes, image_id, None)),
+        ("labelled", _truth(analysis.outcomes, image_id)),
+        *((f"before, from {low:.2f}", _said(found, image_id, low)) for found, low in before),
+        ("now" if before else "found", _said(analysis.outcomes, image_id, None)),
     ]
     for caption, boxes in sides:
         copy = album.use(image_id)
         if copy is None:
             return f'<article class="card">{heading}<p>The picture can\'t be shown here.</p></article>'
-        panels.append(panel(copy, boxes(), caption=caption))
+        panels.append(panel(copy, boxes, caption=caption))
     return f'<article class="card">{heading}<div class="panels">{"".join(panels)}</div></article>'
 
 

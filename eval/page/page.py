@@ -3,8 +3,8 @@
     write_page(Analysis.of(report), Path("report.html"))
 
 What never changes is written here as HTML; what follows the threshold (and the charts) is drawn by report.js from
-counts in the page. All text from outside (class and file names, messages) is escaped here, or set as text there. The
-page's Content-Security-Policy lets nothing be loaded and no other script run, should that ever fail.
+counts in the page. All text from outside (class and file names, messages) is escaped here, or set as text there.
+The page's Content-Security-Policy lets nothing be loaded and no other script run, should that ever fail.
 """
 
 import base64
@@ -164,7 +164,10 @@ def _run(analysis: Analysis) -> str:
         ("labels SHA-256", report.truth.sha256),
         ("images a second", f"{len(report.files) / report.seconds:.1f}"),
         ("latency, ms", _pairs({name: f"{value:.1f}" for name, value in report.latency_ms.items()})),
-        ("busy share of the server's steps", _pairs({name: f"{value:.2f}" for name, value in report.busy.items()})),
+        (
+            "busy share of the server's steps",
+            _pairs({name: f"{value:.2f}" for name, value in report.busy.items()}),
+        ),
     ]
     return _table(("of this run", "value"), [(name, value or "not known") for name, value in rows])
 
@@ -213,7 +216,7 @@ def _number(value: float | None) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.3f}".replace("-", "−")
+    return "-" if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

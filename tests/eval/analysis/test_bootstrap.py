@@ -22,7 +22,9 @@ def random_set(folder: Path, *, images: int = 12, seed: int = 0) -> tuple[Annota
         classes = rng.choice(3, len(boxes), p=[0.6, 0.35, 0.05])
         labels += [(image_id, int(c) + 1, box.tolist()) for c, box in zip(classes, boxes, strict=True)]
         loose = boxes + rng.normal(0, 8, boxes.shape)
-        found = np.vstack([loose, loose + 4, rng.uniform(0, 150, (2, 4)) + [0, 0, 150, 150]]).astype(np.float32)
+        found = np.vstack([loose, loose + 4, rng.uniform(0, 150, (2, 4)) + np.array([0, 0, 150, 150])]).astype(
+            np.float32
+        )
         said = np.concatenate([classes, rng.permutation(classes), [0, 1]]).astype(np.int32)
         results[image_id] = Detections(found, rng.uniform(0.05, 1, len(found)).astype(np.float32), said)
     names = {image_id: f"{image_id}.png" for image_id in range(1, images + 1)}

@@ -25,7 +25,10 @@ def written(truth: Annotations, folder: Path, answers: dict[int, list[Row]] = AN
 
 def test_a_baseline_comes_back_exactly_as_it_was(tmp_path: Path) -> None:
     truth = label(tmp_path)
-    thirds: dict[int, list[Row]] = {10: [(1 / 3, 1 / 7, 100 / 3, 200 / 7, 1 / 3, 0)], 12: [(0, 0, 9.1, 9.7, 0.1, 1)]}
+    thirds: dict[int, list[Row]] = {
+        10: [(1 / 3, 1 / 7, 100 / 3, 200 / 7, 1 / 3, 0)],
+        12: [(0, 0, 9.1, 9.7, 0.1, 1)],
+    }
     report = report_on(truth, thirds)
     baseline = read_baseline(written(truth, tmp_path, thirds), truth)
     for image_id, place in ((10, 0), (12, 1)):

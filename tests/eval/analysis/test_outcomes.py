@@ -6,8 +6,7 @@ import pytest
 from eval.analysis.outcomes import IGNORED, KINDS, NEVER, iou
 from tests.eval.scenes import LABELS, Row, label, outcomes_of
 
-# The kind of a single detection, or of two, in an image with a cat at (0, 0, 100, 100) and a dog at (0, 0, 100, 60):
-# they overlap by 0.6.
+# Detections and their kinds in an image with a cat at (0, 0, 100, 100) and a dog at (0, 0, 100, 60): IoU 0.6.
 CASES: dict[str, tuple[list[Row], list[str]]] = {
     "nothing": ([], []),
     "right": ([(0, 0, 100, 100, 0.9, 0)], ["correct"]),

@@ -33,7 +33,9 @@ class Opened:
         self.page = browser.new_page(**options)
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.complaints.append(f"dialog {dialog.message}") or dialog.dismiss())
+        self.page.on(
+            "dialog", lambda dialog: self.complaints.append(f"dialog {dialog.message}") or dialog.dismiss()
+        )
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.as_uri())
 
@@ -139,7 +141,9 @@ def test_names_from_outside_are_only_text(tmp_path: Path, browser: Any) -> None:
 
 def test_a_foreign_script_would_not_run(tmp_path: Path, browser: Any) -> None:
     path = write(tmp_path)
-    path.write_text(path.read_text().replace("</main>", "<script>alert(1)</script><img src=http://x.invalid/></main>"))
+    path.write_text(
+        path.read_text().replace("</main>", "<script>alert(1)</script><img src=http://x.invalid/></main>")
+    )
     opened = Opened(browser, path)
     assert len(opened.complaints) == 2
     assert all("Content Security Policy" in text for text in opened.complaints), opened.complaints
