@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from training.errors import UserError
+from training.errors import Exit, UserError
 
 
 @contextmanager
@@ -28,3 +28,13 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def make_place(path: Path) -> None:
+    """Make the directory of a file that will be written after long work. Raises UserError where it can't be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror or error}", code=Exit.USAGE) from None
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path} can't be written: no permission for its directory", code=Exit.USAGE)

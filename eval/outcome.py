@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
+from eval.files import make_place
 from eval.options import write_json
 
 if TYPE_CHECKING:
@@ -46,9 +47,13 @@ class ReportOptions:
         resamples: int,
         seed: int,
     ) -> Self:
-        """Take the options as click gives them. Raises click.UsageError for some that don't fit together."""
+        """Take the options as click gives them. Raises click.UsageError for some that don't fit together, and
+        UserError for a file that can't be written.
+        """
         if max_drop is not None and not baseline:
             raise click.UsageError("--max-drop needs --baseline, the JSON file of the report to compare with")
+        for path in filter(None, (json_file, report_file)):
+            make_place(path)
         return cls(json_file, report_file, baseline, max_drop, resamples, seed)
 
     @property
