@@ -1,4 +1,4 @@
-"""Click commands of this folder: `infer`, `predict`, `eval`, and `bench` from its own file.
+"""Click commands of this folder: `infer`, `predict`, `eval`; `verify` and `bench` from their own files.
 
 They parse, call and print; results go to stdout, everything else to stderr. What is heavy is imported by the verb
 that needs it.
@@ -15,8 +15,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from eval.bench_command import bench
-from eval.options import FILE, FOLDER, json_option, name_next, report_options, wait_option, write_json
+from eval.options import (
+    FILE,
+    FOLDER,
+    json_option,
+    name_next,
+    progress,
+    report_options,
+    wait_option,
+    write_json,
+)
 from eval.outcome import ReportOptions, publish
+from eval.verify_command import verify
 from training.errors import Exit
 
 if TYPE_CHECKING:
@@ -134,7 +144,7 @@ def evaluate(
     with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency) as client:
         where, model = str(client.endpoint), client.identity().to_dict()
         traffic = Traffic.watch(client)
-        report = judge(client, truth, images, progress=_progress)
+        report = judge(client, truth, images, progress=progress)
         busy, latency = traffic.busy(report.seconds), traffic.latency()
     report = replace(report, model=model, latency_ms=latency, busy=busy)
     passed = publish(report, options)
@@ -186,7 +196,7 @@ def infer(
     detector = open_detector(model, threads=threads, batch=batch)
     passed = True
     if truth:
-        report = judge(detector, truth, images, progress=_progress)
+        report = judge(detector, truth, images, progress=progress)
         passed = publish(replace(report, model=detector.identity().to_dict()), options)
         failed, count = len(report.errors), len(report.files)
         if output:
@@ -241,13 +251,6 @@ def _draw(file: Path, found: "Detections", class_names: Sequence[str], target: P
     draw(picture, found, class_names).save(target, quality=92)
 
 
-def _progress(answers: "Answers", total: int) -> "Answers":
-    from tqdm import tqdm
-
-    # `disable=None` shows the bar on a terminal only.
-    yield from tqdm(answers, total=total, unit="image", file=sys.stderr, disable=None, dynamic_ncols=True)
-
-
 def _exit_if(failed: int, count: int, *, passed: bool = True) -> None:
     if failed:
         click.secho(f"{failed} of {count} pictures failed", fg="red", err=True)
@@ -256,4 +259,4 @@ def _exit_if(failed: int, count: int, *, passed: bool = True) -> None:
         sys.exit(Exit.CHECK_FAILED)
 
 
-VERBS: tuple[click.Command, ...] = (infer, predict, evaluate, bench)
+VERBS: tuple[click.Command, ...] = (infer, verify, predict, evaluate, bench)

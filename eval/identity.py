@@ -1,7 +1,7 @@
 """Which model answered: the hashes of its files, the precision of its arithmetic, what ran it.
 
     client.identity().graph_sha256
-    Identity.of_file(Path("model.onnx"), runtime="openvino 2026.4")
+    Identity.of_file(Path("model.onnx"), runtime="OpenVINO 2026.4.1")
 
 A server tells what `retinaserve build` wrote into its config; that config is the newest version's, so after a
 rollback the hashes are of the version that was built last. What nobody told is an empty string, never a guess.
@@ -21,7 +21,7 @@ class Identity:
     """A model where it runs."""
 
     where: str  # an address, or a file
-    runtime: str  # "triton 2.51.0", "torch 2.13.0"
+    runtime: str  # "triton 2.51.0", "OpenVINO 2026.4.1"
     precision: str = ""
     graph_sha256: str = ""
     checkpoint_sha256: str = ""
@@ -56,11 +56,13 @@ class Identity:
         )
 
     @classmethod
-    def of_file(cls, path: Path, *, runtime: str, precision: str = "f32") -> Self:
-        """Hash a checkpoint or an ONNX file; the latter also says which checkpoint it was made from."""
+    def of_file(cls, path: Path, *, runtime: str, precision: str = "") -> Self:
+        """Hash a model file; an ONNX file also says which checkpoint it was made from."""
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if path.suffix == ".pth":
             return cls(str(path), runtime, precision, checkpoint_sha256=digest)
+        if path.suffix != ".onnx":
+            return cls(str(path), runtime, precision, graph_sha256=digest)
         import onnx
 
         properties = onnx.load(str(path), load_external_data=False).metadata_props

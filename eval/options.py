@@ -1,14 +1,17 @@
-"""What the verbs of this folder share: options, and how they write JSON and name the next command."""
+"""What the verbs of this folder share: options, progress, writing JSON and naming the next command."""
 
 import json
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from eval.files import replacing
+
+T = TypeVar("T")
 
 NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n\s*\]")  # the innermost lists of indented JSON, without strings
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -18,6 +21,14 @@ wait_option = click.option(
     "--wait", type=click.FloatRange(min=0), default=0.0, help="Seconds to wait for the server to become ready."
 )
 json_option = click.option("--json", "json_file", type=FILE, help="Write the numbers to this JSON file.")
+
+
+def progress(items: Iterable[T], total: int) -> Iterator[T]:
+    """Yield the items, one a picture, and show on a terminal's stderr how many there were."""
+    from tqdm import tqdm
+
+    # `disable=None` shows the bar on a terminal only.
+    yield from tqdm(items, total=total, unit="image", file=sys.stderr, disable=None, dynamic_ncols=True)
 
 
 def report_options(verb: Callable[..., None]) -> Callable[..., None]:

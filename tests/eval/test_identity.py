@@ -36,7 +36,7 @@ def test_a_graph_says_which_checkpoint_it_is_from(toy_onnx: Path, tmp_path: Path
     onnx.save(model, tmp_path / "model.onnx")
     identity = open_detector(tmp_path / "model.onnx", threads=1).identity()
     assert identity.checkpoint_sha256 == "abc" and identity.graph_sha256 == sha256(tmp_path / "model.onnx")
-    assert identity.runtime.startswith(("openvino 20", "onnxruntime 1"))
+    assert identity.runtime.startswith(("OpenVINO 20", "ONNX Runtime 1")) and identity.precision == "fp32"
 
 
 def test_the_config_of_a_repository_carries_the_hash(repository: Path, toy_onnx: Path) -> None:
