@@ -90,6 +90,7 @@ def publish(report: "Report", options: ReportOptions) -> bool:
 
     from eval.analysis.summary import Analysis
 
+    click.echo("sorting the errors and resampling ...", err=True)
     analysis = Analysis.of(report, options.baseline, resamples=options.resamples, seed=options.seed)
     change = analysis.comparison
     if change:

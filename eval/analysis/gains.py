@@ -14,7 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from eval.analysis.outcomes import BACKGROUND, BOTH, CLASS, DUPLICATE, LOCALISATION, NEVER, Outcomes
+from eval.analysis.outcomes import (
+    BACKGROUND,
+    BOTH,
+    CLASS,
+    CORRECT,
+    DUPLICATE,
+    KINDS,
+    LOCALISATION,
+    NEVER,
+    Outcomes,
+)
 from eval.coco import Annotations, ap50
 
 Rows = list[dict[str, Any]]
@@ -33,8 +43,9 @@ def gains(truth: Annotations, outcomes: Outcomes) -> dict[str, float | None]:
         "background": lambda: ap50(truth, _without(outcomes, BACKGROUND)),
         "missed": lambda: ap50(_explained(truth, outcomes), outcomes.rows),
     }
+    present = {KINDS[kind] for kind in np.unique(outcomes.kind) if kind > CORRECT} | {"missed"}
+    after = {name: compute() if name in present else before for name, compute in mended.items()}
     # A set whose every box is missed has no AP left without them: all of it is the gain.
-    after = {name: compute() for name, compute in mended.items()}
     return {name: (1.0 if value is None else value) - before for name, value in after.items()}
 
 

@@ -206,7 +206,8 @@
       const total = sum(order.map((column) => table[row][column])), values = order.map((column) => {
         const count = table[row][column], part = total ? count / total : 0;
         const empty = row === last && column === last;
-        const cell = element("td", { title: `${named(row)} called ${named(column)}: ${count}` },
+        const look = count ? "" : "zero", title = `${named(row)} called ${named(column)}: ${count}`;
+        const cell = element("td", { title, class: look },
           empty ? "" : share ? shown(part, 2) : String(count));
         cell.style.backgroundColor = empty ? "" : `rgb(var(--heat) / ${(0.65 * part).toFixed(3)})`;
         return cell;
