@@ -103,9 +103,6 @@ class Transport(Protocol):
     async def statistics(self, *, timeout: float) -> list[dict[str, Any]]:
         """Return the server's statistics, an entry a model and version."""
 
-    async def version(self, *, timeout: float) -> str:
-        """Return the server's own version."""
-
     async def index(self, *, timeout: float) -> list[dict[str, Any]]:
         """Return name, version, state and reason of each model in the server's repositories."""
 
@@ -161,10 +158,6 @@ class _Grpc:
         answer: list[dict[str, Any]] = (await self._call(call)).get("model_stats", [])
         return answer
 
-    async def version(self, *, timeout: float) -> str:
-        call = self._client.get_server_metadata(as_json=True, client_timeout=timeout)
-        return str((await self._call(call)).get("version", ""))
-
     async def index(self, *, timeout: float) -> list[dict[str, Any]]:
         call = self._client.get_model_repository_index(as_json=True, client_timeout=timeout)
         models: list[dict[str, Any]] = (await self._call(call)).get("models", [])
@@ -219,9 +212,6 @@ class _Http:
         answer = await self._call(self._client.get_inference_statistics(), timeout)
         models: list[dict[str, Any]] = answer.get("model_stats", [])
         return models
-
-    async def version(self, *, timeout: float) -> str:
-        return str((await self._call(self._client.get_server_metadata(), timeout)).get("version", ""))
 
     async def index(self, *, timeout: float) -> list[dict[str, Any]]:
         models: list[dict[str, Any]] = await self._call(self._client.get_model_repository_index(), timeout)

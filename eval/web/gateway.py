@@ -134,10 +134,11 @@ class Gateway:
             # A server that answers at all is starting, or it serves something else.
             state = "not_ready" if await self._is_live() else "down"
             return {"state": state, "message": error.message, "hint": error.hint}
+        version = await self._optional(self._transport.version(timeout=CONTROL_TIMEOUT), "")
         return {
             "state": "ready",
             "model": served_json(client.served),
-            "version": await self._optional(self._transport.version(timeout=CONTROL_TIMEOUT), ""),
+            "version": version.rpartition(" ")[2],  # without the server's name
             "models": self._models(
                 statistics, await self._optional(self._transport.index(timeout=CONTROL_TIMEOUT), [])
             ),
