@@ -16,16 +16,18 @@ dying server took with it is sent again to another, since asking twice for boxes
 
 import asyncio
 import random
-import re
 import threading
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import islice
 from typing import Any, Self, TypeVar
 
 from eval.detections import Detections, ImageError
-from eval.replicas import Replica, Replicas, no_server
+from eval.identity import Identity
+from eval.refusals import image_error, no_server
+from eval.replicas import Replica, Replicas
 from eval.served_model import ServedModel
 from eval.statistics import ModelStatistics, by_model
 from eval.transport import Endpoint, Protocols, ServerError, TlsFiles
@@ -63,6 +65,8 @@ class AsyncClient:
         self.model_name = model
         self.timeout = timeout
         self.concurrency = concurrency
+        self.on_answer: Callable[[float], None] | None = None
+        """Called with the seconds each answered picture took, from its turn to its answer, retries included."""
         self._wait = wait
         self._served: ServedModel | None = None
 
@@ -142,10 +146,16 @@ class AsyncClient:
         if limit and len(image) > limit:
             return ImageError(f"the file has {len(image)} bytes, more than the server takes ({limit})")
         async with gate or asyncio.Semaphore():
+            start = time.perf_counter()
             try:
-                return await self._infer(image)
+                found = await self._infer(image)
             except ServerError as error:
-                return self._judged(error)
+                if error.status == "not_found":
+                    raise no_server(error, self.endpoint, self.model_name) from None
+                return image_error(error, timeout=self.timeout)
+            if self.on_answer:
+                self.on_answer(time.perf_counter() - start)
+            return found
 
     async def statistics(self) -> dict[str, ModelStatistics]:
         """Return what the server counted so far, by model; of several, the first."""
@@ -154,6 +164,18 @@ class AsyncClient:
             return by_model(await replica.transport.statistics(timeout=CONTROL_TIMEOUT))
         except ServerError as error:
             raise no_server(error, replica.endpoint, self.model_name) from None
+
+    async def identity(self) -> Identity:
+        """Return which model the server has, in which server, as far as it says; of several, the first."""
+        transport = self._replicas.all[0].transport
+        try:
+            version = await transport.version(timeout=CONTROL_TIMEOUT)
+            names = (self.model_name, *self.served.steps)
+            configs = {name: await transport.config(name, timeout=CONTROL_TIMEOUT) for name in names}
+            entries = await transport.statistics(timeout=CONTROL_TIMEOUT)
+        except ServerError as error:
+            raise no_server(error, self.endpoint, self.model_name) from None
+        return Identity.of_server(configs, entries, server=version, address=str(self.endpoint))
 
     async def parameters(self, model: str) -> dict[str, str]:
         """Return what the config of another model, such as a step of the ensemble, has as parameters."""
@@ -185,19 +207,6 @@ class AsyncClient:
             # Jitter, so that the requests a full queue turned away do not all come back together.
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE)
-
-    def _judged(self, error: ServerError) -> ImageError:
-        message = re.sub(r"^(in ensemble '[^']*', |\[request id: [^]]*\] )+", "", error.message)
-        match error.status:
-            case "invalid":
-                return ImageError(message, "bad_image")
-            case "timeout":
-                return ImageError(f"no answer in {self.timeout:g} s", "timeout")
-            case "internal":
-                return ImageError(f"the server failed: {message}", "server")
-            case "unavailable":
-                return ImageError(f"the server is overloaded: {message}", "overloaded")
-        raise no_server(error, self.endpoint, self.model_name)
 
     @staticmethod
     async def _is_live(replica: Replica) -> bool:
@@ -329,6 +338,14 @@ class Client:
         finally:
             for future in waiting:
                 future.cancel()
+
+    def on_answer(self, call: Callable[[float], None]) -> None:
+        """Have `call` told the seconds that each answered picture took, in the client's thread."""
+        self._client.on_answer = call
+
+    def identity(self) -> Identity:
+        """Return which model the server has, in which server, as far as it says; of several, the first."""
+        return self._start(self._client.identity()).result()
 
     def statistics(self) -> dict[str, ModelStatistics]:
         """Return what the server counted so far, by model."""

@@ -1,4 +1,4 @@
-"""Which of several equal servers gets the next request, and what is said when none can.
+"""Which of several equal servers gets the next request.
 
     replicas = Replicas([Endpoint.parse(word) for word in "gpu-1:8001,gpu-2:8001".split(",")])
     replicas.open(concurrency=64)
@@ -12,14 +12,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from eval.transport import Endpoint, ServerError, Transport, open_transport
-from training.errors import UserError
+from eval.transport import Endpoint, Transport, open_transport
 
 DOWN_SECONDS = 2.0  # a dead host costs one request in this time, and a restarted one is found again in it
-
-WHERE = (
-    "`retinaserve serve REPO` starts one and prints its addresses, usually grpc://HOST:8001 and http://HOST:8000"
-)
 
 
 @dataclass(eq=False)
@@ -63,26 +58,3 @@ class Replicas:
         now = time.monotonic()
         replica.down_until = now + DOWN_SECONDS
         return any(each.down_until <= now for each in self.all)
-
-
-def no_server(error: ServerError, endpoint: Endpoint, model: str) -> UserError:
-    """Say to a person why a server can't be used at all."""
-    at = str(endpoint)
-    match error.status:
-        case "not_found" | "invalid":
-            return UserError(
-                f"{at} has no model {model!r}: {error.message}", "serve a repository made by `retinaserve build`"
-            )
-        case "timeout":
-            return UserError(f"{at} took a connection and did not answer in time", WHERE)
-        case "unavailable":
-            return UserError(f"no Triton server answers at {at}: {error.message}", _where(error, endpoint))
-    return UserError(f"{at}: {error.message}", WHERE)
-
-
-def _where(error: ServerError, endpoint: Endpoint) -> str:
-    if endpoint.tls:
-        return "--ca names the authority of its certificate, --client-cert and --client-key who you are"
-    if "Socket closed" in error.message:
-        return f"if it is encrypted, write grpcs://{endpoint.address}; {WHERE}"
-    return WHERE
