@@ -158,16 +158,16 @@ class AsyncClient:
             return found
 
     async def statistics(self) -> dict[str, ModelStatistics]:
-        """Return what the server counted so far, by model; of several, the first."""
-        replica = self._replicas.all[0]
+        """Return what the server counted so far, by model; of several, the first that lives."""
+        replica = self._replicas.first()
         try:
             return by_model(await replica.transport.statistics(timeout=CONTROL_TIMEOUT))
         except ServerError as error:
             raise no_server(error, replica.endpoint, self.model_name) from None
 
     async def identity(self) -> Identity:
-        """Return which model the server has, in which server, as far as it says; of several, the first."""
-        transport = self._replicas.all[0].transport
+        """Return which model the server has, in which server, as far as it says; of several, the first that lives."""
+        transport = self._replicas.first().transport
         try:
             version = await transport.version(timeout=CONTROL_TIMEOUT)
             names = (self.model_name, *self.served.steps)
@@ -180,7 +180,7 @@ class AsyncClient:
     async def parameters(self, model: str) -> dict[str, str]:
         """Return what the config of another model, such as a step of the ensemble, has as parameters."""
         try:
-            config = await self._replicas.all[0].transport.config(model, timeout=CONTROL_TIMEOUT)
+            config = await self._replicas.first().transport.config(model, timeout=CONTROL_TIMEOUT)
         except ServerError as error:
             raise no_server(error, self.endpoint, self.model_name) from None
         return {key: item.get("string_value", "") for key, item in config.get("parameters", {}).items()}
@@ -344,7 +344,7 @@ class Client:
         self._client.on_answer = call
 
     def identity(self) -> Identity:
-        """Return which model the server has, in which server, as far as it says; of several, the first."""
+        """Return which model the server has, in which server, as far as it says; of several, the first that lives."""
         return self._start(self._client.identity()).result()
 
     def statistics(self) -> dict[str, ModelStatistics]:
