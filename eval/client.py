@@ -166,7 +166,7 @@ class AsyncClient:
             raise no_server(error, replica.endpoint, self.model_name) from None
 
     async def identity(self) -> Identity:
-        """Return which model the server has, in which server, as far as it says; of several, the first that lives."""
+        """Return which model the server has, and in what, as far as it says; of several, the first that lives."""
         transport = self._replicas.first().transport
         try:
             version = await transport.version(timeout=CONTROL_TIMEOUT)
@@ -344,7 +344,7 @@ class Client:
         self._client.on_answer = call
 
     def identity(self) -> Identity:
-        """Return which model the server has, in which server, as far as it says; of several, the first that lives."""
+        """Return which model the server has, and in what, as far as it says; of several, the first that lives."""
         return self._start(self._client.identity()).result()
 
     def statistics(self) -> dict[str, ModelStatistics]:
