@@ -3,9 +3,9 @@
     engine = build_engine(load_tensorrt(), Path("model.onnx"), EngineOptions(batch=(1, 8, 16), plugins=library))
     engine.data, engine.report.convolutions
 
-The network is strongly typed: precision is the graph's, and TensorRT 10 and 11 build the same. The module is handed
-in, because TensorRT for RTX has the same interface and needs no GPU: build_tools/compile_check.py runs all of this
-with it. It writes no plan; build_tools/plan.py does.
+The network is strongly typed: precision is the graph's, and TensorRT 10 and 11 build the same. The module is
+handed in, because TensorRT for RTX has the same interface and needs no GPU: build_tools/compile_check.py runs
+all of this with it. It writes no plan; build_tools/plan.py does.
 """
 
 import ctypes

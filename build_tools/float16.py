@@ -6,7 +6,8 @@
 Precision lies in the graph's types, as TensorRT 11 requires and TensorRT 10 offers. The picture arrives in float
 and the heads leave in float. So normalisation stays outside, as all box arithmetic does: 8 bits a pixel are exact
 in half, but (x/255 - mean)/std would be rounded at each step, and a builder makes it one kernel with the cast.
-Inside, operators that sum over a whole map (normalisation layers) stay in float. It does not quantize.
+Inside, operators that sum over a whole map (normalisation layers) stay in float. A quantized network stays
+quantized, and what it has in float goes to half: on a GPU that is what INT8 should stand in. It does not quantize.
 
 Not onnxruntime.transformers.float16: it moves weights above 10 000 and below 1e-7 without a word, and leaves nodes
 in an order that ONNX's own checker refuses.
@@ -26,13 +27,14 @@ from training.errors import UserError
 
 # Operators that compute in half; any other that takes floats gets and gives float.
 HALF = frozenset({
-    "Add", "AveragePool", "Clip", "Concat", "Conv", "Expand", "Flatten", "Gather", "GlobalAveragePool", "Identity",
-    "LeakyRelu", "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Split", "Squeeze",
-    "Sub", "Transpose", "Unsqueeze",
+    "Add", "AveragePool", "Clip", "Concat", "Conv", "DequantizeLinear", "Expand", "Flatten", "Gather",
+    "GlobalAveragePool", "Identity", "LeakyRelu", "MaxPool", "Mul", "Pad", "QuantizeLinear", "Relu", "Reshape",
+    "Resize", "Sigmoid", "Slice", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze",
 })  # fmt: skip
 ANY = frozenset({"Shape", "Size"})  # operators that read no values
 FIXED = {"Resize": (1, 2)}  # inputs (region, scales) that ONNX wants in float whatever the others are
-QUANTIZED = ("QuantizeLinear", "DequantizeLinear")
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+QUANTIZED_OPSET = 19  # the first that quantizes from half
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST_NORMAL = float(np.finfo(np.float16).tiny)
 SUFFIX = {np.dtype(np.float16): "half", np.dtype(np.float32): "float"}
@@ -62,29 +64,41 @@ class Rounding:
 def to_float16(raw: onnx.ModelProto | Path) -> tuple[onnx.ModelProto, Rounding]:
     """Return the model with the same inputs, outputs and metadata, computing in half, and what that cost.
 
-    Raises UserError for a weight beyond half's range, a quantized graph, or one that is in half already.
+    Raises UserError for a weight beyond half's range, a scale below it, or a graph that is in half already.
     """
     source = str(raw) if isinstance(raw, Path) else "the ONNX model"
     model = load_graph(raw) if isinstance(raw, Path) else raw
     typed = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     graph = gs.import_onnx(typed)
     graph.toposort()
-    _refuse(graph, source)
+    if any(tensor.dtype == np.float16 for tensor in graph.tensors().values()):
+        raise UserError(f"{source} computes in FP16 already", "an FP32 network is expected")
+    quantized = any(node.op == QUANTIZE for node in graph.nodes)
+    if quantized:
+        _unfold_biases(graph)
     rounding = _Converter(graph, source).run()
     graph.cleanup().toposort()
     converted = gs.export_onnx(graph)
     del converted.graph.value_info[:]  # inferred for the types there were
+    for domain in converted.opset_import:
+        if quantized and domain.domain in ("", "ai.onnx"):
+            domain.version = max(domain.version, QUANTIZED_OPSET)
     onnx.helper.set_model_props(converted, {entry.key: entry.value for entry in model.metadata_props})
     onnx.checker.check_model(converted, full_check=True)
     return converted, rounding
 
 
-def _refuse(graph: gs.Graph, source: str) -> None:
+def _unfold_biases(graph: gs.Graph) -> None:
+    """Replace biases of 32-bit integers by floats: their scale, the product of two, is nothing in half."""
     for node in graph.nodes:
-        if node.op in QUANTIZED:
-            raise UserError(f"{source} is quantized already", "--precision fp16 starts from an FP32 network")
-        if any(tensor.dtype == np.float16 for tensor in (*node.inputs, *node.outputs)):
-            raise UserError(f"{source} computes in FP16 already", "an FP32 network is expected")
+        value = node.inputs[0]
+        if node.op == DEQUANTIZE and isinstance(value, gs.Constant) and value.dtype == np.int32:
+            bias = value.values * node.inputs[1].values
+            (made,) = node.outputs
+            constant = gs.Constant(f"{made.name}_bias", bias.astype(np.float32))
+            for consumer in list(made.outputs):
+                consumer.inputs = [constant if tensor is made else tensor for tensor in consumer.inputs]
+            node.outputs.clear()
 
 
 class _Converter:
@@ -103,6 +117,11 @@ class _Converter:
             for place, tensor in enumerate(node.inputs):
                 if place not in FIXED.get(node.op, ()):
                     node.inputs[place] = self._as(tensor, wanted)
+            if node.op in (QUANTIZE, DEQUANTIZE) and not np.all(node.inputs[1].values):
+                raise UserError(
+                    f"{self.source}: the scale {node.inputs[1].name!r} is nothing in FP16",
+                    "the tensor is all zeros, or nearly; leave it out of quantization: --exclude",
+                )
             for tensor in node.outputs:
                 if tensor.dtype == np.float32:
                     tensor.dtype = wanted
