@@ -18,8 +18,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from build_tools.engine import RTX, EngineOptions, build_engine, load_tensorrt
+from build_tools.engine_layers import LayerReport
 from build_tools.graft import save
-from build_tools.layers import LayerReport
 from build_tools.plugin_nodes import DECODE, DOMAIN
 from build_tools.signature import load_graph, read_spec
 from training.errors import UserError

@@ -17,8 +17,8 @@ from typing import Any
 
 import onnx
 
+from build_tools.engine_layers import LayerReport, parse_inspector, parse_listing
 from build_tools.files import whole
-from build_tools.layers import LayerReport, parse_inspector, parse_listing
 from build_tools.listeners import Progress, interruptible, message_log, progress_monitor, tidy
 from build_tools.plugin_nodes import DECODE, DOMAIN, NMS, VERSION
 from build_tools.signature import load_graph
