@@ -2,10 +2,21 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
-from build_tools.export_command import JSON, PATH, export, write_json
+from build_tools.export_command import (
+    JSON,
+    PATH,
+    calibration_options,
+    export,
+    int8_options,
+    progress,
+    tell_calibration,
+    write_json,
+)
+from training.errors import Exit, UserError
 
 
 @click.command()
@@ -13,8 +24,12 @@ from build_tools.export_command import JSON, PATH, export, write_json
 @click.option("--profile", type=click.Choice(["cpu"]), default="cpu", help="Which server the repository is for.")
 @click.option("--output", type=PATH, required=True, help="The repository; an existing one gets the next version.")
 @click.option(
-    "--precision", type=click.Choice(["f32", "bf16"]), default="f32", help="Arithmetic of the CPU profile."
+    "--precision",
+    type=click.Choice(["f32", "bf16", "int8"]),
+    default="f32",
+    help="f32, bf16: what the CPU computes in where the graph is float. int8: quantize the checkpoint first.",
 )
+@calibration_options
 @click.option("--max-batch", type=click.IntRange(1, 256), default=16, help="Pictures of one execution, at most.")
 @click.option(
     "--max-image-bytes", type=click.IntRange(min=1), default=32 * 1024 * 1024, help="Largest encoded picture."
@@ -30,21 +45,39 @@ def build(
     max_image_bytes: int,
     max_image_pixels: int,
     json_path: Path | None,
+    **calibration: Any,
 ) -> None:
-    """Make the Triton repository for MODEL (a grafted .onnx, or a checkpoint .pth that is exported first)."""
-    from build_tools.configs import BuildOptions
-    from build_tools.export import export_detector
-    from build_tools.repository import build_repository
+    """Make the Triton repository for MODEL (a grafted .onnx, or a checkpoint .pth that is exported first).
 
-    options = BuildOptions(precision, max_batch, max_image_bytes, max_image_pixels)
+    An INT8 .onnx is served as it is.
+    """
+    from build_tools.configs import BuildOptions
+    from build_tools.export import ExportOptions, export_detector
+    from build_tools.repository import build_repository
+    from build_tools.signature import read_signature
+
+    arithmetic = "f32" if precision == "int8" else precision
+    options = BuildOptions(arithmetic, max_batch, max_image_bytes, max_image_pixels)
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
         graph = model
         if model.suffix == ".pth":
             graph = Path(scratch) / "model.onnx"
-            export_detector(model, graph)
+            int8 = int8_options(**calibration) if precision == "int8" else None
+            record = export_detector(model, graph, ExportOptions(int8=int8), progress=progress)
+            if record:
+                tell_calibration(record)
+        served = read_signature(graph).precision
+        if precision == "int8" and served != "int8":
+            raise UserError(
+                f"{model} is a float graph; INT8 is made from the checkpoint",
+                "retinaserve export MODEL.pth MODEL.onnx --precision int8 --calibration-images DIR",
+                code=Exit.USAGE,
+            )
         built = build_repository(graph, output, profile=profile, options=options)
-    click.echo(f"{built.repository}: version {built.version} of preprocess, retinanet and detector ({profile})")
-    write_json(json_path, {"repository": str(built.repository), "version": built.version, "profile": profile})
+    what = f"{profile}, {served} graph, {arithmetic} where it is float"
+    click.echo(f"{built.repository}: version {built.version} of preprocess, retinanet and detector ({what})")
+    report = {"repository": str(built.repository), "version": built.version, "profile": profile}
+    write_json(json_path, {**report, "graph": served, "precision": arithmetic})
     click.echo(f"next: retinaserve serve {built.repository}", err=True)
 
 
