@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from build_tools.graft import Flavour
     from build_tools.int8 import Int8Options, Progress
 
-Precision = Literal["fp32", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,14 @@ class ExportOptions:
     size: tuple[int, int] | None = None  # H, W; the checkpoint's own if None
     flavour: "Flavour" = "standard"
     int8: "Int8Options | None" = None  # float if None
+    half: bool = False  # what is in float otherwise, in FP16; on GPUs, INT8 too stands best among FP16
 
     @property
     def precision(self) -> Precision:
         """What the network computes in."""
-        return "int8" if self.int8 else "fp32"
+        if self.int8:
+            return "int8"
+        return "fp16" if self.half else "fp32"
 
 
 def export_detector(
@@ -51,6 +54,7 @@ def export_detector(
     """
     import onnx
 
+    from build_tools.float16 import to_float16
     from build_tools.graft import graft
     from build_tools.int8 import to_int8
     from build_tools.staging import staging
@@ -62,6 +66,8 @@ def export_detector(
         if options.int8:
             quantized = to_int8(raw, spec, options.int8, progress=progress)
             raw, record = quantized.model, quantized.record
+        if options.half:
+            raw, _ = to_float16(raw, source=str(checkpoint))
         onnx.save(graft(raw, flavour=options.flavour), folder / output.name)
         stored = record_path(output)
         if record:

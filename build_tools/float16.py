@@ -13,7 +13,8 @@ Not onnxruntime.transformers.float16: it moves weights above 10 000 and below 1e
 in an order that ONNX's own checker refuses.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import onnx_graphsurgeon as gs
 
 from build_tools.signature import load_graph
 from training.errors import UserError
+from training.spec import METADATA_PRECISION
 
 # Operators that compute in half; any other that takes floats gets and gives float.
 HALF = frozenset({
@@ -33,6 +35,7 @@ HALF = frozenset({
 })  # fmt: skip
 ANY = frozenset({"Shape", "Size"})  # operators that read no values
 FIXED = {"Resize": (1, 2)}  # inputs (region, scales) that ONNX wants in float whatever the others are
+METADATA_ROUNDING = "retinaserve.rounding"  # ONNX metadata_props: a Rounding as JSON
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 QUANTIZED_OPSET = 19  # the first that quantizes from half
 LARGEST = float(np.finfo(np.float16).max)
@@ -49,6 +52,12 @@ class Rounding:
     zeroed: int = 0  # below 3e-8: nothing is left
     largest: float = 0.0
 
+    @classmethod
+    def read(cls, model: onnx.ModelProto) -> "Rounding":
+        """Return what a graph's metadata says; nothing for one that is not in half."""
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        return cls(**json.loads(metadata.get(METADATA_ROUNDING, "{}")))
+
     def of(self, array: npt.NDArray[np.float32]) -> "Rounding":
         """Return this with the values of an array added."""
         size = np.abs(array)
@@ -61,21 +70,21 @@ class Rounding:
         )
 
 
-def to_float16(raw: onnx.ModelProto | Path) -> tuple[onnx.ModelProto, Rounding]:
-    """Return the model with the same inputs, outputs and metadata, computing in half, and what that cost.
+def to_float16(raw: onnx.ModelProto | Path, *, source: str = "") -> tuple[onnx.ModelProto, Rounding]:
+    """Return the model with the same inputs and outputs, computing in half, and what that did to its weights.
 
+    The second is in its metadata too. `source` is what errors begin with, the path if not given.
     Raises UserError for a weight beyond half's range, a scale below it, or a graph that is in half already.
     """
-    source = str(raw) if isinstance(raw, Path) else "the ONNX model"
+    source = source or (str(raw) if isinstance(raw, Path) else "the ONNX model")
     model = load_graph(raw) if isinstance(raw, Path) else raw
     typed = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     graph = gs.import_onnx(typed)
     graph.toposort()
+    quantized = any(node.op == QUANTIZE for node in graph.nodes)
+    _unfold_weights(graph)
     if any(tensor.dtype == np.float16 for tensor in graph.tensors().values()):
         raise UserError(f"{source} computes in FP16 already", "an FP32 network is expected")
-    quantized = any(node.op == QUANTIZE for node in graph.nodes)
-    if quantized:
-        _unfold_biases(graph)
     rounding = _Converter(graph, source).run()
     graph.cleanup().toposort()
     converted = gs.export_onnx(graph)
@@ -83,22 +92,34 @@ def to_float16(raw: onnx.ModelProto | Path) -> tuple[onnx.ModelProto, Rounding]:
     for domain in converted.opset_import:
         if quantized and domain.domain in ("", "ai.onnx"):
             domain.version = max(domain.version, QUANTIZED_OPSET)
-    onnx.helper.set_model_props(converted, {entry.key: entry.value for entry in model.metadata_props})
+    metadata = {METADATA_PRECISION: "fp16"} | {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(converted, metadata | {METADATA_ROUNDING: json.dumps(asdict(rounding))})
     onnx.checker.check_model(converted, full_check=True)
     return converted, rounding
 
 
-def _unfold_biases(graph: gs.Graph) -> None:
-    """Replace biases of 32-bit integers by floats: their scale, the product of two, is nothing in half."""
+def _unfold_weights(graph: gs.Graph) -> None:
+    """Make floats of weights that are stored as something else and converted in the graph.
+
+    A quantized graph stores what it has in float as half, to be small. Biases of 32-bit integers come from other
+    quantizers: their scale, the product of two, would be nothing in half.
+    """
     for node in graph.nodes:
-        value = node.inputs[0]
-        if node.op == DEQUANTIZE and isinstance(value, gs.Constant) and value.dtype == np.int32:
-            bias = value.values * node.inputs[1].values
-            (made,) = node.outputs
-            constant = gs.Constant(f"{made.name}_bias", bias.astype(np.float32))
-            for consumer in list(made.outputs):
-                consumer.inputs = [constant if tensor is made else tensor for tensor in consumer.inputs]
-            node.outputs.clear()
+        stored = node.inputs[0] if node.inputs else None
+        if not isinstance(stored, gs.Constant):
+            continue
+        if node.op == DEQUANTIZE and stored.dtype == np.int32:
+            values = stored.values * node.inputs[1].values
+        elif node.op == "Cast" and stored.dtype == np.float16:
+            values = stored.values
+        else:
+            continue
+        (made,) = node.outputs
+        constant = gs.Constant(f"{made.name}_constant", values.astype(np.float32))
+        for consumer in list(made.outputs):
+            consumer.inputs = [constant if tensor is made else tensor for tensor in consumer.inputs]
+        node.outputs.clear()
+    graph.cleanup()
 
 
 class _Converter:

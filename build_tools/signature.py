@@ -40,7 +40,7 @@ class Signature:
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     custom_operators: tuple[str, ...] = ()  # those of no ONNX operator set: TensorRT plugins
-    precision: str = "fp32"  # of the network: fp32, or int8 with Q/DQ nodes
+    precision: str = "fp32"  # of the network: fp32, fp16, or int8 with Q/DQ nodes
 
 
 def load_graph(path: Path) -> onnx.ModelProto:

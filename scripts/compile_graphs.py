@@ -21,7 +21,7 @@ PICTURES = 8
 
 
 def make_graphs(folder: Path, backbone: str, *, size: tuple[int, int] = SIZE) -> list[Path]:
-    """Write a detector of 80 classes as <backbone>_<precision>.onnx in FP32, FP16 and INT8, and return the files."""
+    """Write a detector of 80 classes as <backbone>_<precision>.onnx in each precision, and return the files."""
     from build_tools.export import ExportOptions, export_detector
     from build_tools.int8 import Int8Options
 
