@@ -31,6 +31,7 @@ class ExportOptions:
     flavour: "Flavour" = "standard"
     int8: "Int8Options | None" = None  # float if None
     half: bool = False  # what is in float otherwise, in FP16; on GPUs, INT8 too stands best among FP16
+    emulate: bool = False  # FP16 by rounding in FP32, to measure on a CPU
 
     @property
     def precision(self) -> Precision:
@@ -56,6 +57,7 @@ def export_detector(
 
     from build_tools.float16 import to_float16
     from build_tools.graft import graft
+    from build_tools.half_emulation import emulate_half
     from build_tools.int8 import to_int8
     from build_tools.staging import staging
 
@@ -68,6 +70,8 @@ def export_detector(
             raw, record = quantized.model, quantized.record
         if options.half:
             raw, _ = to_float16(raw, source=str(checkpoint))
+        if options.emulate:
+            raw = emulate_half(raw)
         onnx.save(graft(raw, flavour=options.flavour), folder / output.name)
         stored = record_path(output)
         if record:

@@ -9,11 +9,11 @@ It knows no format. Checkpoints are written by training/checkpoint.py, repositor
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from build_tools.staging import staging
 from training.errors import UserError
 
 
@@ -24,20 +24,14 @@ def whole(*paths: Path) -> Iterator[list[Path]]:
     Whatever goes wrong before that, a full disk or Ctrl-C, leaves the folder as it was. Raises UserError where the
     system refuses.
     """
-    first = paths[0]
-    try:
-        first.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder: a rename is one step only within a file system.
-        with tempfile.TemporaryDirectory(dir=first.parent, prefix=f".{first.name}-") as scratch:
-            partial = [Path(scratch) / path.name for path in paths]
-            yield partial
-            for file in partial:
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-            for file, path in zip(partial, paths, strict=True):
-                file.replace(path)
-    except OSError as error:
-        raise UserError(f"{first} could not be written: {error.strerror or error}") from None
+    with staging(paths[0]) as scratch:
+        partial = [scratch / path.name for path in paths]
+        yield partial
+        for file in partial:
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        for file, path in zip(partial, paths, strict=True):
+            file.replace(path)
 
 
 def sha256(path: Path) -> str:
