@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from build_tools.engine import RTX, EngineOptions, build_engine, load_tensorrt
+from build_tools.engine import RTX, EngineOptions, build_engine, compute_capability, load_tensorrt
 from build_tools.engine_layers import LayerReport
 from build_tools.graft import save
 from build_tools.plugin_nodes import DECODE, DOMAIN
@@ -64,20 +64,24 @@ def compile_check(
 ) -> Iterator[Compiled]:
     """Compile every graph for every target and give each result as it comes.
 
-    Raises UserError where TensorRT for RTX is missing, or a file is no graph of ours, before anything is compiled.
+    Raises UserError where TensorRT for RTX is missing or does not know a target, and for a file that is no graph
+    of ours, before anything is compiled.
     What the compiler refuses is a result.
     """
     trt = load_tensorrt(RTX)
+    options = [EngineOptions(batch, compute_capability=target) for target in targets]
+    for each in options:
+        compute_capability(trt, each.compute_capability)
     cuts = {graph: compilable(graph) for graph in graphs}
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
         for graph, (model, cut) in cuts.items():
             path = Path(scratch) / graph.name
             save(model, path)
-            for target in targets:
-                options = EngineOptions(batch, compute_capability=target)
+            for each in options:
+                target = each.compute_capability
                 show = _part(progress, graph, target)
                 try:
-                    engine = build_engine(trt, path, options, progress=show)
+                    engine = build_engine(trt, path, each, progress=show)
                 except UserError as error:
                     reason = error.message.removeprefix(f"{path}: ")
                     yield Compiled(graph, target, cut, refusal=reason)

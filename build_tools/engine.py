@@ -22,7 +22,7 @@ from build_tools.files import whole
 from build_tools.listeners import Progress, interruptible, message_log, progress_monitor, tidy
 from build_tools.plugin_nodes import DECODE, DOMAIN, NMS, VERSION
 from build_tools.signature import load_graph
-from training.errors import UserError
+from training.errors import Exit, UserError
 from training.spec import METADATA_SPEC
 
 OLDEST = (10, 12)  # the first TensorRT whose strongly typed networks take all of our graphs
@@ -46,7 +46,9 @@ class EngineOptions:
         low, best, high = self.batch
         if not 1 <= low <= best <= high:
             raise UserError(
-                f"batch sizes {low} {best} {high}", "MIN OPT MAX are expected, 1 or more and none below the last"
+                f"batch sizes {low} {best} {high}",
+                "MIN OPT MAX are expected, 1 or more and none below the last",
+                code=Exit.USAGE,
             )
 
 
@@ -91,7 +93,8 @@ def build_engine(trt: Any, graph: Path, options: EngineOptions, *, progress: Pro
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.add_optimization_profile(_profile(builder, network, options.batch))
     if options.compute_capability:
-        _aim(trt, config, options.compute_capability)
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(compute_capability(trt, options.compute_capability), 0)
     cache = _read_cache(config, options.timing_cache, log) if options.timing_cache else None
     monitor = progress_monitor(trt, progress or _silent)
     config.progress_monitor = monitor
@@ -167,14 +170,18 @@ def _profile(builder: Any, network: Any, batch: tuple[int, int, int]) -> Any:
     return profile
 
 
-def _aim(trt: Any, config: Any, capability: str) -> None:
+def compute_capability(trt: Any, capability: str) -> Any:
+    """Return TensorRT's constant for a compute capability. Raises UserError where it is no target of it."""
     known = trt.ComputeCapability.__members__
     name = f"SM{capability.replace('.', '')}"
     if name not in known:
-        targets = ", ".join(each.removeprefix("SM") for each in known if each.startswith("SM"))
-        raise UserError(f"compute capability {capability} is no target of {trt.__name__}", f"one of: {targets}")
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(known[name], 0)
+        targets = ", ".join(f"{each[2:-1]}.{each[-1]}" for each in known if each.startswith("SM"))
+        raise UserError(
+            f"compute capability {capability} is no target of {trt.__name__}",
+            f"one of: {targets}",
+            code=Exit.USAGE,
+        )
+    return known[name]
 
 
 def _read_cache(config: Any, path: Path, log: Any) -> Any:

@@ -66,9 +66,10 @@ def compile_check(
             click.echo(f"making {backbone} in every precision ...", err=True)
             paths += make_graphs(output, backbone)
     done: list[Compiled] = []
-    click.echo(_row("graph", "GPU", "layers", "convolutions", "fallen", "MB", "seconds"))
     with _progress() as show:
         for compiled in run(paths, targets, batch=batch, progress=show):
+            if not done:
+                click.echo(_row("graph", "GPU", "layers", "convolutions", "fallen", "MB", "seconds"))
             done.append(compiled)
             click.echo(_told(compiled))
     if json_path:

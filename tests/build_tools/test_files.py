@@ -1,23 +1,12 @@
 """Files appear whole, together, or not at all."""
 
 import hashlib
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from build_tools.files import sha256, whole
 from training.errors import UserError
-
-
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """The system refuses what makes a file larger than 4 KiB, in the middle of writing it."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def names(folder: Path) -> list[str]:
