@@ -1,4 +1,4 @@
-"""`compile-check` as a user calls it; what the compiler does with graphs is in tests/build_tools/test_engine.py."""
+"""`compile-check` as a user calls it; what the compiler makes of graphs is tested in build_tools."""
 
 import json
 from pathlib import Path
