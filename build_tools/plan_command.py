@@ -72,12 +72,12 @@ def export_plan(
     from build_tools.signature import read_signature
 
     engine = EngineOptions(choices.batch, choices.plugins, choices.timing_cache)
+    if model.suffix == ".onnx":
+        _refuse_options()
     trt = load_tensorrt()  # what is missing is said before the minutes that come first
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
         graph, record = model, {}
-        if model.suffix == ".onnx":
-            _refuse_options()
-        else:
+        if model.suffix != ".onnx":
             graph = Path(scratch) / "model.onnx"
             record = export_detector(model, graph, options, progress=calibration_progress)
         signature = read_signature(graph)
