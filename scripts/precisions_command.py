@@ -69,8 +69,8 @@ def precisions(
     target.write_text(json.dumps(to_dict(rows, shlex.join(sys.argv)), indent=2) + "\n")
     click.echo(f"all numbers: {target}", err=True)
     if annotations:
-        where = f"--images {shlex.quote(str(images))} --annotations {shlex.quote(str(annotations))}"
-        click.echo(f"next: retinaserve sensitivity {shlex.quote(model)} {where}", err=True)
+        words = ["retinaserve", "sensitivity", model, "--images", str(images), "--annotations", str(annotations)]
+        click.echo(f"next: {shlex.join([*words, '--calibration-images', str(options.int8.images)])}", err=True)
 
 
 def _drawn(folder: Path) -> Path:

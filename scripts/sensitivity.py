@@ -1,4 +1,4 @@
-"""Which layers INT8 hurts: each layer quantized alone, on labelled pictures, and what leaving the worst out brings.
+"""Which layers INT8 hurts: each layer quantized alone, on labelled pictures, and then all but the worst.
 
     report = analyse(Path("model.pth"), options, say=print)
     report.layers[0].name       # for `export --exclude`

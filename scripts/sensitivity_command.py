@@ -34,8 +34,8 @@ def sensitivity(
 ) -> None:
     """Find the layers of the checkpoint MODEL that INT8 hurts, for `export --exclude`.
 
-    Quantizes each layer alone, then all but the worst. Noise is what the rounding adds to the raw heads, as a share of
-    their variance; AP is in points of 100, as a difference to float.
+    Quantizes each layer alone, then all but the worst. Noise is what the rounding adds to the raw heads, as a
+    share of their variance; AP is in points of 100, as a difference to float.
     """
     from tqdm import tqdm
 
