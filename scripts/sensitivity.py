@@ -23,6 +23,7 @@ from build_tools.export import export_raw
 from build_tools.graft import graft
 from build_tools.int8 import Calibrated, Int8Options, calibrate
 from build_tools.preprocess import Prepared, Preprocessor
+from build_tools.quantize import layers_of
 from eval.bench import spread
 from eval.coco import Annotations, evaluate, match_classes
 from eval.detections import Detections
@@ -141,13 +142,16 @@ class _Judge:
 
 
 def analyse(checkpoint: Path, options: Options, *, say: Callable[[str], None]) -> Sensitivity:
-    """Measure every layer and the worst ones left out; `say` hears of each graph. Raises UserError."""
+    """Measure every layer and the worst ones left out; `say` hears of each graph. Raises UserError.
+
+    Layers that `options.int8` excludes stay in float and are not measured.
+    """
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
         spec, model = export_raw(checkpoint, Path(scratch) / "heads.onnx")
     judge = _Judge(spec, options)
     calibrated = calibrate(model, spec, options.int8)
     expected, float_ap = judge.run(model)
-    layers = calibrated.layers
+    layers = layers_of(model, spec, options.int8.exclude)
     findings = []
     for number, layer in enumerate(layers, 1):
         findings.append(judge.compare(layer.name, _quantized(calibrated, options, [layer]), expected))
