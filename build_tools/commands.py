@@ -66,18 +66,17 @@ def build(
             record = export_detector(model, graph, ExportOptions(int8=int8), progress=progress)
             if record:
                 tell_calibration(record)
-        served = read_signature(graph).precision
-        if precision == "int8" and served != "int8":
+        if precision == "int8" and read_signature(graph).precision != "int8":
             raise UserError(
                 f"{model} is a float graph; INT8 is made from the checkpoint",
                 "retinaserve export MODEL.pth MODEL.onnx --precision int8 --calibration-images DIR",
                 code=Exit.USAGE,
             )
         built = build_repository(graph, output, profile=profile, options=options)
-    what = f"{profile}, {served} graph, {arithmetic} where it is float"
+    what = f"{profile}, {built.precision} graph, {arithmetic} where it is float"
     click.echo(f"{built.repository}: version {built.version} of preprocess, retinanet and detector ({what})")
     report = {"repository": str(built.repository), "version": built.version, "profile": profile}
-    write_json(json_path, {**report, "graph": served, "precision": arithmetic})
+    write_json(json_path, {**report, "graph": built.precision, "precision": arithmetic})
     click.echo(f"next: retinaserve serve {built.repository}", err=True)
 
 

@@ -55,6 +55,7 @@ def export_detector(
     """
     import onnx
 
+    from build_tools.calibration import picture_files
     from build_tools.float16 import to_float16
     from build_tools.graft import graft
     from build_tools.half_emulation import emulate_half
@@ -62,6 +63,8 @@ def export_detector(
     from build_tools.staging import staging
 
     options = options or ExportOptions()
+    if options.int8:
+        picture_files(options.int8.images)  # refuses what is not there, before the long work
     record: dict[str, Any] = {}
     with staging(output) as folder:
         spec, raw = export_raw(checkpoint, folder / "heads.onnx", options.size)

@@ -65,7 +65,7 @@ def find_layers(graph: gs.Graph, spec: DetectorSpec) -> list[Layer]:
 
 
 def without(layers: Sequence[Layer], excluded: Sequence[str]) -> list[Layer]:
-    """Return the layers that no name of `excluded` means: a whole name, or its beginning up to a `.`, `/` or `+`.
+    """Return the layers that no name of `excluded` means: a whole name, or its beginning up to a `.` or `/`.
 
     Raises UserError for a name that means none.
     """

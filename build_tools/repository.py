@@ -1,6 +1,6 @@
 """A Triton repository from a grafted model, put in place in one step.
 
-    build_repository(Path("model.onnx"), Path("repository"), profile="cpu")     # Built(..., version=1)
+    build_repository(Path("model.onnx"), Path("repository"), profile="cpu")     # Built(..., version=1, ...)
 
 A new repository appears by one rename. Into an existing one the next version of every model goes the same way,
 the ensemble's last, and the configs follow, so a server never reads half of a model.
@@ -35,6 +35,7 @@ class Built:
 
     repository: Path
     version: int
+    precision: str  # of the graph: fp32 or int8
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def build_repository(
             _appear(stage, repository)
         else:
             _merge(stage, repository, version)
-    return Built(repository, version)
+    return Built(repository, version, signature.precision)
 
 
 def _next_version(repository: Path) -> int:

@@ -1,4 +1,4 @@
-"""The verbs of this folder, joined: `data`, `serve`, `efficiency`, `compile-check`, `doctor`, `demo`."""
+"""The verbs of this folder, joined, in the order of use."""
 
 import click
 
@@ -7,8 +7,10 @@ from scripts.data_commands import data
 from scripts.demo_command import demo
 from scripts.doctor_command import doctor
 from scripts.efficiency_command import efficiency
+from scripts.precisions_command import precisions
+from scripts.sensitivity_command import sensitivity
 from scripts.serve_command import serve
 
 VERBS_BEFORE: tuple[click.Command, ...] = (data,)
 VERBS_SERVER: tuple[click.Command, ...] = (serve,)
-VERBS_AFTER: tuple[click.Command, ...] = (efficiency, compile_check, doctor, demo)
+VERBS_AFTER: tuple[click.Command, ...] = (sensitivity, precisions, compile_check, efficiency, doctor, demo)
