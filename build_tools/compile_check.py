@@ -9,7 +9,7 @@ compiled is normalisation, network, and decode up to the candidates. What it mak
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import onnx_graphsurgeon as gs
 from build_tools.engine import RTX, EngineOptions, build_engine, compute_capability, load_tensorrt
 from build_tools.engine_layers import LayerReport
 from build_tools.graft import save
+from build_tools.listeners import Progress
 from build_tools.plugin_nodes import DECODE, DOMAIN
 from build_tools.signature import load_graph, read_spec
 from training.errors import UserError
@@ -60,7 +61,7 @@ def compile_check(
     targets: Iterable[str] = TARGETS,
     *,
     batch: tuple[int, int, int] = BATCH,
-    progress: Callable[[Path, str, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Compiled]:
     """Compile every graph for every target and give each result as it comes.
 
@@ -79,7 +80,7 @@ def compile_check(
             save(model, path)
             for each in options:
                 target = each.compute_capability
-                show = _part(progress, graph, target)
+                show = _named(progress, f"{graph.name} for {target}")
                 try:
                     engine = build_engine(trt, path, each, progress=show)
                 except UserError as error:
@@ -117,7 +118,6 @@ def compilable(path: Path) -> tuple[onnx.ModelProto, str]:
     return cut, lacking[0].op
 
 
-def _part(
-    progress: Callable[[Path, str, float], None] | None, graph: Path, target: str
-) -> Callable[[float, str], None] | None:
-    return (lambda share, doing: progress(graph, target, share)) if progress else None
+def _named(progress: Progress | None, name: str) -> Progress | None:
+    """Return a progress that tells which build it is rather than the builder's phases."""
+    return (lambda share, doing: progress(share, name)) if progress else None

@@ -83,7 +83,7 @@ def export_plan(
         signature = read_signature(graph)
         if not signature.custom_operators:
             engine = EngineOptions(choices.batch, None, choices.timing_cache)
-        with _bar() as show:
+        with percent_bar() as show:
             built = build_plan(graph, plan, engine, trt=trt, progress=show)
     if record:
         with whole(record_path(plan)) as (partial,):
@@ -138,16 +138,17 @@ def _refuse_options() -> None:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[float, str], None]]:
-    """Give a function that shows how far a build is, on a terminal."""
+def percent_bar() -> Iterator[Callable[[float, str], None]]:
+    """Give a function that shows, on a terminal, which share of a build is done and what is being done."""
     from tqdm import tqdm
 
     # `disable=None` shows the bar on a terminal only.
     with tqdm(total=100, unit="%", file=sys.stderr, disable=None, leave=False, dynamic_ncols=True) as bar:
 
         def show(share: float, doing: str) -> None:
-            bar.set_description(doing, refresh=False)
-            bar.n = int(100 * share)
-            bar.refresh()
+            percent = int(100 * share)
+            if (percent, doing) != (bar.n, bar.desc.removesuffix(": ")):  # it is called thousands of times
+                bar.n = percent
+                bar.set_description(doing)
 
         yield show

@@ -1,14 +1,12 @@
 """`compile-check`: NVIDIA's compiler on our graphs, without a GPU."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from build_tools.plan_command import percent_bar
 from training.errors import Exit, UserError
 
 if TYPE_CHECKING:
@@ -66,7 +64,7 @@ def compile_check(
             click.echo(f"making {backbone} in every precision ...", err=True)
             paths += make_graphs(output, backbone)
     done: list[Compiled] = []
-    with _progress() as show:
+    with percent_bar() as show:
         for compiled in run(paths, targets, batch=batch, progress=show):
             if not done:
                 click.echo(_row("graph", "GPU", "layers", "convolutions", "fallen", "MB", "seconds"))
@@ -130,19 +128,3 @@ def _record(compiled: "Compiled") -> dict[str, object]:
             "build_seconds": round(compiled.seconds, 2),
         }
     return record
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[Path, str, float], None]]:
-    """Give a function that shows how far the present build is, on a terminal."""
-    from tqdm import tqdm
-
-    # `disable=None` shows the bar on a terminal only.
-    with tqdm(total=100, unit="%", file=sys.stderr, disable=None, leave=False, dynamic_ncols=True) as bar:
-
-        def show(graph: Path, target: str, share: float) -> None:
-            bar.set_description(f"{graph.name} for {target}", refresh=False)
-            bar.n = int(100 * share)
-            bar.refresh()
-
-        yield show
