@@ -1,9 +1,10 @@
-"""The verbs of this folder, joined: `data`, `serve`, `sensitivity`, `precisions`, `efficiency`, `demo`."""
+"""The verbs of this folder, joined: data, serve, sensitivity, precisions, efficiency, doctor, demo."""
 
 import click
 
 from scripts.data_commands import data
 from scripts.demo_command import demo
+from scripts.doctor_command import doctor
 from scripts.efficiency_command import efficiency
 from scripts.precisions_command import precisions
 from scripts.sensitivity_command import sensitivity
@@ -11,4 +12,4 @@ from scripts.serve_command import serve
 
 VERBS_BEFORE: tuple[click.Command, ...] = (data,)
 VERBS_SERVER: tuple[click.Command, ...] = (serve,)
-VERBS_AFTER: tuple[click.Command, ...] = (sensitivity, precisions, efficiency, demo)
+VERBS_AFTER: tuple[click.Command, ...] = (sensitivity, precisions, efficiency, doctor, demo)

@@ -126,7 +126,7 @@ class ManyMilestones(click.Command):
 )
 @click.option("--compile", is_flag=True, help="Compile the network with torch.compile.")
 @click.option("--save-every", type=COUNT, default=1000, help="Iterations between checkpoints.")
-@click.option("--logdir", type=PATH, help="TensorBoard's folder.")
+@click.option("--logdir", type=PATH, help="Also write the numbers for TensorBoard, into this folder.")
 @click.option("--override", is_flag=True, help="Start afresh where MODEL exists, instead of going on with it.")
 @click.pass_context
 def train(context: click.Context, /, model: Path, **options: Any) -> None:

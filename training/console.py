@@ -50,6 +50,8 @@ def announce(dataset: CocoDataset, spec: DetectorSpec, config: TrainConfig, *, w
         f"{config.optimizer}, learning rate {config.lr:.3g} ({rate}), "
         f"{config.warmup} iterations of warm-up, {course}{team}"
     )
+    if config.compile:
+        _say("the first iteration compiles the network, which takes a minute or more")
 
 
 def announce_labels(statistics: LabelStatistics) -> None:

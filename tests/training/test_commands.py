@@ -1,4 +1,4 @@
-import importlib.util
+import functools
 import json
 import os
 import signal
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -109,11 +110,37 @@ def test_it_says_what_changed_since_it_began(tmp_path: Path, shapes: DataSet) ->
     assert isinstance(error, UserError) and "was trained with --optimizer adamw" in error.message
 
 
-def test_a_missing_tensorboard_is_named(tmp_path: Path, shapes: DataSet) -> None:
-    if importlib.util.find_spec("tensorboard"):
-        pytest.skip("TensorBoard is installed")
+def test_a_missing_tensorboard_is_named(tmp_path: Path, shapes: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # makes the import fail
     error = invoke(tmp_path / "model.pth", shapes, *SMALL, "--logdir", str(tmp_path / "board")).exception
     assert isinstance(error, UserError) and "pip install tensorboard" in error.hint
+
+
+def test_tensorboard_gets_the_numbers_of_metrics(tmp_path: Path, shapes: DataSet) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model, board = tmp_path / "model.pth", tmp_path / "board"
+    result = invoke(model, shapes, *SMALL, "--iters", "2", "--logdir", str(board))
+    assert result.exit_code == 0, result.output
+    events = EventAccumulator(str(board)).Reload()
+    (written,) = [json.loads(line) for line in (tmp_path / "model.metrics.jsonl").read_text().splitlines()]
+    for name in ("cls_loss", "box_loss", "lr"):
+        (scalar,) = events.Scalars(name)
+        assert scalar.step == 2 and scalar.value == pytest.approx(written[name], rel=1e-3)
+
+
+def test_a_compiled_network_learns_the_same(
+    tmp_path: Path, shapes: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler's front is what can fail on our network; its C++ takes a minute."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    for name, flags in (("plain", []), ("compiled", ["--compile"])):
+        result = invoke(tmp_path / f"{name}.pth", shapes, *SMALL, "--iters", "2", *flags)
+        assert result.exit_code == 0, result.output
+    plain, compiled = load(tmp_path / "plain.pth").weights, load(tmp_path / "compiled.pth").weights
+    assert plain.keys() == compiled.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(tensor, compiled[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
