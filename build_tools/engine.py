@@ -102,6 +102,8 @@ def build_engine(trt: Any, graph: Path, options: EngineOptions, *, progress: Pro
     with interruptible(monitor):
         serialized = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - started
+    if monitor.failure:
+        raise monitor.failure
     if monitor.cancelled:
         raise KeyboardInterrupt
     if serialized is None:

@@ -16,8 +16,11 @@ from training.errors import Exit, UserError
 from training.spec import DetectorSpec
 
 if TYPE_CHECKING:
+    import onnx
+
     from build_tools.graft import Flavour
     from build_tools.int8 import Int8Options, Progress
+    from training.model import RetinaNet
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -55,21 +58,21 @@ def export_detector(
     """
     import onnx
 
-    from build_tools.calibration import picture_files
     from build_tools.float16 import to_float16
     from build_tools.graft import graft
     from build_tools.half_emulation import emulate_half
-    from build_tools.int8 import to_int8
+    from build_tools.int8 import draw, to_int8
     from build_tools.staging import staging
 
     options = options or ExportOptions()
-    if options.int8:
-        picture_files(options.int8.images)  # refuses what is not there, before the long work
     record: dict[str, Any] = {}
+    spec, network = load_network(checkpoint, options.size)
+    # Before the heads are traced: pictures are what a user gets wrong first.
+    pictures = draw(spec, options.int8) if options.int8 else None
     with staging(output) as folder:
-        spec, raw = export_raw(checkpoint, folder / "heads.onnx", options.size)
-        if options.int8:
-            quantized = to_int8(raw, spec, options.int8, progress=progress)
+        raw = raw_heads(spec, network, folder / "heads.onnx")
+        if options.int8 and pictures:
+            quantized = to_int8(raw, spec, pictures, options.int8, progress=progress)
             raw, record = quantized.model, quantized.record
         if options.half:
             raw, _ = to_float16(raw, source=str(checkpoint))
@@ -87,19 +90,25 @@ def export_detector(
     return record
 
 
-def export_raw(checkpoint: Path, heads: Path, size: tuple[int, int] | None = None) -> tuple[DetectorSpec, Any]:
-    """Return the spec and the raw heads (an onnx.ModelProto) of a checkpoint, by way of the file `heads`."""
-    import onnx
-
+def load_network(checkpoint: Path, size: tuple[int, int] | None = None) -> tuple[DetectorSpec, "RetinaNet"]:
+    """Return a checkpoint's spec, at another size if one is given, and its network. Raises UserError."""
     from training.checkpoint import load_model
-    from training.export import export_heads
 
-    spec, model = load_model(checkpoint)
+    spec, network = load_model(checkpoint)
     if size:
         check_size(spec, size)
         spec = spec.with_size(*size)
-    export_heads(model, spec, heads)
-    return spec, onnx.load(heads)
+    return spec, network
+
+
+def raw_heads(spec: DetectorSpec, network: "RetinaNet", path: Path) -> "onnx.ModelProto":
+    """Return the network's raw heads in ONNX, by way of the file `path`."""
+    import onnx
+
+    from training.export import export_heads
+
+    export_heads(network, spec, path)
+    return onnx.load(path)
 
 
 def check_size(spec: DetectorSpec, size: tuple[int, int]) -> None:

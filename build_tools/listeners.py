@@ -68,6 +68,7 @@ def progress_monitor(trt: Any, progress: Progress) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.cancelled = False
+            self.failure: Exception | None = None  # of `progress`
             self.phases: dict[str, _Phase] = {}
             self.share = 0.0
             self.lock = threading.Lock()  # TensorRT calls from several threads
@@ -100,7 +101,10 @@ def progress_monitor(trt: Any, progress: Progress) -> Any:
                 root = next((each for each, phase in self.phases.items() if phase.parent is None), None)
                 self.share = max(self.share, self.part(root) if root else 0.0)  # never backwards
                 share = self.share
-            progress(share, name)
+            try:
+                progress(share, name)
+            except Exception as error:  # it can't pass through TensorRT's frames, which would log it and go on
+                self.failure, self.cancelled = error, True
 
         def part(self, name: str) -> float:
             phase = self.phases[name]

@@ -144,11 +144,13 @@ def percent_bar() -> Iterator[Callable[[float, str], None]]:
 
     # `disable=None` shows the bar on a terminal only.
     with tqdm(total=100, unit="%", file=sys.stderr, disable=None, leave=False, dynamic_ncols=True) as bar:
+        shown: tuple[int, str] | None = None
 
         def show(share: float, doing: str) -> None:
-            percent = int(100 * share)
-            if (percent, doing) != (bar.n, bar.desc.removesuffix(": ")):  # it is called thousands of times
-                bar.n = percent
+            nonlocal shown
+            if (int(100 * share), doing) != shown:  # it is called thousands of times
+                shown = int(100 * share), doing
+                bar.n = shown[0]
                 bar.set_description(doing)
 
         yield show

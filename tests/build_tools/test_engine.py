@@ -238,6 +238,14 @@ def test_ctrl_c_stops_a_build(trt: Any, candidates: Path, tmp_path: Path) -> Non
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_failure_while_progress_is_shown_is_not_lost(trt: Any, candidates: Path) -> None:
+    def fail(share: float, doing: str) -> None:
+        raise ZeroDivisionError("in the bar")
+
+    with pytest.raises(ZeroDivisionError, match="in the bar"):
+        build_engine(trt, candidates, L4, progress=fail)
+
+
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
