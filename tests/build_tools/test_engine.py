@@ -1,6 +1,7 @@
 """Engines by NVIDIA's own builder: TensorRT for RTX, which needs no GPU. What needs one says so and skips."""
 
 import os
+import shutil
 import signal
 import sys
 import types
@@ -279,6 +280,15 @@ def test_a_full_disk_leaves_no_plan(trt: Any, candidates: Path, tmp_path: Path, 
     with pytest.raises(UserError, match=r"model\.plan could not be written") as caught:
         build_plan(candidates, tmp_path / "model.plan", L4, trt=trt)
     assert caught.value.code == 3 and list(tmp_path.iterdir()) == []
+
+
+def test_too_little_room_is_said_before_the_minutes_of_building(
+    trt: Any, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1_000_000))
+    with pytest.raises(UserError, match=r"model\.plan needs about 1 MB, 1 MB are free"):
+        build_plan(candidates, tmp_path / "model.plan", L4, trt=trt)
 
 
 def test_an_engine_reads_what_it_was_made_from(flavours: dict[str, Path], trt: Any, tmp_path: Path) -> None:
