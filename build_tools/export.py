@@ -8,12 +8,13 @@ Triton repository (build_tools/repository.py).
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from training.errors import Exit, UserError
-from training.spec import DetectorSpec
+from training.spec import METADATA_CHECKPOINT, DetectorSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -58,6 +59,7 @@ def export_detector(
     """
     import onnx
 
+    from build_tools.files import sha256
     from build_tools.float16 import to_float16
     from build_tools.graft import graft
     from build_tools.half_emulation import emulate_half
@@ -70,7 +72,8 @@ def export_detector(
     # Before the heads are traced: pictures are what a user gets wrong first.
     pictures = draw(spec, options.int8) if options.int8 else None
     with staging(output) as folder:
-        raw = raw_heads(spec, network, folder / "heads.onnx")
+        origin = {METADATA_CHECKPOINT: sha256(checkpoint)}
+        raw = raw_heads(spec, network, folder / "heads.onnx", metadata=origin)
         if options.int8 and pictures:
             quantized = to_int8(raw, spec, pictures, options.int8, progress=progress)
             raw, record = quantized.model, quantized.record
@@ -101,13 +104,15 @@ def load_network(checkpoint: Path, size: tuple[int, int] | None = None) -> tuple
     return spec, network
 
 
-def raw_heads(spec: DetectorSpec, network: "RetinaNet", path: Path) -> "onnx.ModelProto":
-    """Return the network's raw heads in ONNX, by way of the file `path`."""
+def raw_heads(
+    spec: DetectorSpec, network: "RetinaNet", path: Path, *, metadata: Mapping[str, str] | None = None
+) -> "onnx.ModelProto":
+    """Return the network's raw heads in ONNX, by way of the file `path`; `metadata` is added to the spec's."""
     import onnx
 
     from training.export import export_heads
 
-    export_heads(network, spec, path)
+    export_heads(network, spec, path, metadata=metadata)
     return onnx.load(path)
 
 
