@@ -33,6 +33,8 @@ WINDOWS = 3  # the fewest perf_analyzer takes
 # The binary wants these names; the nvidia-pytriton wheel has the libraries under names with a hash.
 LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 
+HAS_ALL = "pip install 'retinaserve[cpu]' has all of it"
+
 # Becomes perf_analyzer, after asking Linux to kill it when we die, even by SIGKILL. A program of its own, because
 # code between fork and exec may not run beside gRPC's threads.
 LAUNCHER = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
@@ -101,6 +103,13 @@ class PerfAnalyzer:
         except _EmptyWindow:
             return self._measure(endpoint, concurrency, 4 * seconds)
 
+    def version(self) -> str:
+        """Start it and return what it says of itself. Raises UserError where it does not start."""
+        code, output = _run([str(self.binary), "--version"], self._environment, limit=30)
+        if code:
+            raise UserError(_not_starting(output), HAS_ALL)
+        return _last_line(output)
+
     def _measure(self, endpoint: Endpoint, concurrency: int, seconds: float) -> Load:
         table = self._folder / "load.csv"
         table.unlink(missing_ok=True)
@@ -117,10 +126,7 @@ class PerfAnalyzer:
         if code is None:
             raise LoadError(f"perf_analyzer was still running after {3 * seconds + 60:.0f} s")
         if code in (126, 127) or "error while loading shared libraries" in output:
-            raise UserError(
-                f"perf_analyzer does not start: {_last_line(output)}",
-                "pip install 'retinaserve[cpu]' has all of it",
-            )
+            raise UserError(_not_starting(output), HAS_ALL)
         if "No valid requests recorded" in output:
             raise _EmptyWindow(f"a window of {seconds / WINDOWS:.1f} s saw no answer; give it more --seconds")
         if not table.is_file():
@@ -198,6 +204,10 @@ def _reason(output: str) -> str:
         first = re.sub(r"^\[request id: [^]]*\] ", "", errors[0])
         return f"{len(errors)} of the requests in flight failed: {first}"
     return _last_line(output)
+
+
+def _not_starting(output: str) -> str:
+    return f"perf_analyzer does not start: {_last_line(output)}"
 
 
 def _last_line(output: str) -> str:

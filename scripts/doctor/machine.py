@@ -1,0 +1,93 @@
+"""The machine: processor, memory, shared memory, disk, ports.
+
+cpu(), memory(), shared_memory(), disk(), ports(8000, 8001, 8002)
+"""
+
+import os
+import shutil
+import socket
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+from scripts.doctor.check import Check, Status
+from scripts.installation import usable_cores
+
+# What makes a precision fast, by the names of /proc/cpuinfo.
+INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
+BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
+LITTLE_MEMORY = 4e9
+# A request and an answer of every instance lie there at once: 16 pictures of 640 x 640 are 20 MB.
+LITTLE_SHARED_MEMORY = 256e6
+LITTLE_DISK = 2e9
+
+
+def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
+    """Say which processor it is, and which precisions it is fast in."""
+    lines = [line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line]
+    facts = {key.strip(): value.strip() for key, value in reversed(lines)}
+    flags = set((facts.get("flags") or facts.get("Features") or "").split())
+    model = facts.get("model name", "unknown processor")
+    fast = [name for name, known in (("INT8", INT8_FLAGS), ("bf16", BF16_FLAGS)) if flags.intersection(known)]
+    detail = f"{usable_cores()} usable cores of {model}"
+    if "avx2" not in flags and "asimd" not in flags:
+        remedy = "detectors will run, slowly; a processor from 2015 on has AVX2"
+        return Check("cpu", Status.WARN, f"{detail}, without AVX2", remedy)
+    return Check("cpu", Status.OK, f"{detail}; made for {', '.join(['f32', *fast])}")
+
+
+def memory(meminfo: Path = Path("/proc/meminfo")) -> Check:
+    """Say how much memory is free."""
+    facts = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free, total = (1024 * int(facts[name].split()[0]) for name in ("MemAvailable", "MemTotal"))
+    detail = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB are free"
+    if free < LITTLE_MEMORY:
+        return Check("memory", Status.WARN, detail, "training and serving at 640 x 640 want some 2 GB each")
+    return Check("memory", Status.OK, detail)
+
+
+def shared_memory(folder: Path = Path("/dev/shm")) -> Check:
+    """Say how much of the memory that Triton's python backend passes tensors through is free."""
+    if not folder.is_dir():
+        return Check("shared memory", Status.FAIL, f"there is no {folder}", "mount a tmpfs there")
+    if not os.access(folder, os.W_OK):
+        return Check("shared memory", Status.FAIL, f"{folder} is not writable", f"chmod 1777 {folder}")
+    usage = shutil.disk_usage(folder)
+    detail = f"{usage.free / 1e6:.0f} of {usage.total / 1e6:.0f} MB are free in {folder}"
+    if usage.free < LITTLE_SHARED_MEMORY:
+        remedy = "requests pass through it; in a container: --shm-size=1g. Crashed servers may have left files"
+        return Check("shared memory", Status.WARN, detail, remedy)
+    return Check("shared memory", Status.OK, detail)
+
+
+def disk() -> Check:
+    """Say how much room is left where temporary files go."""
+    folder = Path(tempfile.gettempdir())
+    free = shutil.disk_usage(folder).free
+    detail = f"{free / 1e9:.1f} GB are free in {folder}"
+    if free < LITTLE_DISK:
+        return Check(
+            "disk", Status.WARN, detail, "exports and builds write there first; TMPDIR names another folder"
+        )
+    return Check("disk", Status.OK, detail)
+
+
+def ports(*numbers: int) -> Check:
+    """Say whether `serve` can have its default ports."""
+    taken = [number for number in numbers if not _is_free(number)]
+    if taken:
+        remedy = (
+            "a server may be running already; `serve` takes others by --http-port, --grpc-port, --metrics-port"
+        )
+        return Check("ports", Status.WARN, f"in use on 127.0.0.1: {', '.join(map(str, taken))}", remedy)
+    return Check("ports", Status.OK, f"{', '.join(map(str, numbers))} are free on 127.0.0.1")
+
+
+def _is_free(port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
