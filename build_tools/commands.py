@@ -3,14 +3,16 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from training.errors import Exit, UserError
 
 if TYPE_CHECKING:
+    from build_tools.configs import Profile
     from build_tools.graft import Flavour
+    from build_tools.manifest import Target
 
 PATH = click.Path(path_type=Path)
 JSON = click.option("--json", "json_path", type=PATH, help="Also write what was done to this file.")
@@ -84,41 +86,83 @@ def export(
 
 @click.command()
 @click.argument("model", type=PATH)
-@click.option("--profile", type=click.Choice(["cpu"]), default="cpu", help="Which server the repository is for.")
+@click.option(
+    "--profile", type=click.Choice(["cpu", "gpu"]), default="cpu", help="Which server the repository is for."
+)
 @click.option("--output", type=PATH, required=True, help="The repository; an existing one gets the next version.")
 @click.option(
     "--precision", type=click.Choice(["f32", "bf16"]), default="f32", help="Arithmetic of the CPU profile."
 )
-@click.option("--max-batch", type=click.IntRange(1, 256), default=16, help="Pictures of one execution, at most.")
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1, 256),
+    help="Pictures of one execution, at most; 16, or what the plan was built for.",
+)
 @click.option(
     "--max-image-bytes", type=click.IntRange(min=1), default=32 * 1024 * 1024, help="Largest encoded picture."
 )
 @click.option("--max-image-pixels", type=click.IntRange(min=1), default=64_000_000, help="Largest picture.")
+@click.option(
+    "--triton-version",
+    metavar="VERSION",
+    default="26.07",
+    help="GPU profile: the server it is for, as its container's version or its own (2.71).",
+)
+@click.option(
+    "--plugins", type=PATH, help="GPU profile: the plugin library the server will load, compared with the plan's."
+)
+@click.option(
+    "--tensorrt", metavar="VERSION", help="GPU profile: the server's TensorRT; this machine's if not given."
+)
+@click.option(
+    "--compute-capability",
+    metavar="N.N",
+    help="GPU profile: that of the GPU which will serve, such as 8.9; this machine's if not given.",
+)
+@click.option(
+    "--max-inflight",
+    type=click.IntRange(min=0),
+    default=0,
+    help="GPU profile: requests between two steps, at most; 0: no limit. From Triton 25.11 on.",
+)
 @JSON
-def build(
-    model: Path,
-    profile: str,
-    output: Path,
-    precision: str,
-    max_batch: int,
-    max_image_bytes: int,
-    max_image_pixels: int,
-    json_path: Path | None,
-) -> None:
-    """Make the Triton repository for MODEL (a grafted .onnx, or a checkpoint .pth that is exported first)."""
+def build(model: Path, profile: "Profile", output: Path, json_path: Path | None, **options: Any) -> None:
+    """Make the Triton repository for MODEL.
+
+    The cpu profile takes a grafted .onnx, or a checkpoint .pth that is exported first; the gpu profile takes a
+    .plan with its manifest beside it, and refuses one that was not built for the target.
+    """
     from build_tools.configs import BuildOptions
     from build_tools.repository import build_repository
+    from build_tools.triton_release import TritonRelease
 
-    options = BuildOptions(precision, max_batch, max_image_bytes, max_image_pixels)
+    options["triton"] = TritonRelease.parse(options.pop("triton_version"))
+    asked = {key: options.pop(key) for key in ("plugins", "tensorrt", "compute_capability")}
+    target = _target(**asked) if profile == "gpu" else None
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
         graph = model
-        if model.suffix == ".pth":
+        if model.suffix == ".pth" and profile == "cpu":
             graph = Path(scratch) / "model.onnx"
             export_detector(model, graph)
-        built = build_repository(graph, output, profile=profile, options=options)
-    click.echo(f"{built.repository}: version {built.version} of preprocess, retinanet and detector ({profile})")
+        built = build_repository(graph, output, profile=profile, options=BuildOptions(**options), target=target)
+    click.echo(f"{built.repository}: version {built.version} of {', '.join(built.models)} ({profile})")
     _write_json(json_path, {"repository": str(built.repository), "version": built.version, "profile": profile})
-    click.echo(f"next: retinaserve serve {built.repository}", err=True)
+    if profile == "gpu":
+        click.echo(f"next: serve {built.repository} in NVIDIA's container: docs/deployment.md", err=True)
+    else:
+        click.echo(f"next: retinaserve serve {built.repository}", err=True)
+
+
+def _target(plugins: Path | None, tensorrt: str | None, compute_capability: str | None) -> "Target":
+    """Return where the plan will run: this machine, but for what the user says of another."""
+    from build_tools.gpu import this_target
+    from build_tools.manifest import Target
+
+    here = this_target(plugins)
+    if not tensorrt and not compute_capability:
+        return here
+    # Another machine than this one: what this one has says nothing of it.
+    return Target(tensorrt or "", "", compute_capability or "", here.plugins_sha256)
 
 
 def _write_json(path: Path | None, report: dict[str, object]) -> None:

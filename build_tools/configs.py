@@ -18,11 +18,20 @@ from build_tools.config_schema import read_config, write_config
 from build_tools.manifest import Manifest
 from build_tools.preprocess import MAX_BYTES, MAX_PIXELS
 from build_tools.signature import Signature, Tensor
-from build_tools.triton_release import TritonRelease
+from build_tools.triton_release import EMBEDDED, PRODUCTION, TritonRelease
 from training import spec as contract
 from training.errors import Exit, UserError
 
-__all__ = ["MODELS", "TEMPLATES", "BuildOptions", "Profile", "check_configs", "read_config", "specialise", "write_config"]
+__all__ = [
+    "MODELS",
+    "TEMPLATES",
+    "BuildOptions",
+    "Profile",
+    "check_configs",
+    "read_config",
+    "specialise",
+    "write_config",
+]
 
 Profile = Literal["cpu", "gpu"]
 MODELS: Mapping[str, tuple[str, ...]] = {
@@ -30,6 +39,7 @@ MODELS: Mapping[str, tuple[str, ...]] = {
     "gpu": (contract.ADMISSION, contract.PREPROCESS, contract.RETINANET, contract.DETECTOR),
 }
 TEMPLATES = Path(model_repository.__path__[0])
+DEFAULT_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class BuildOptions:
     max_batch: int | None = None  # 16, or the largest that a plan takes
     max_image_bytes: int = MAX_BYTES
     max_image_pixels: int = MAX_PIXELS
-    triton: TritonRelease = TritonRelease.parse("26.07")  # of the GPU profile; the embedded one is 2.51
+    triton: TritonRelease = PRODUCTION  # GPU profile: the server that it is for
     max_inflight: int = 0  # GPU profile: requests between two steps of the ensemble, at most; 0: no limit
 
 
@@ -54,8 +64,8 @@ def specialise(
 ) -> dict[str, Any]:
     """Return the profile's configs (ModelConfig by model name) made for one detector, and checked against it.
 
-    `picture_bytes` is the length of the encoded warm-up picture, which Triton wants as a dimension. The GPU profile
-    needs the plan's manifest. Raises UserError where the configs, the model and the target do not fit together.
+    `picture_bytes` is the length of the encoded warm-up picture, which Triton wants as a dimension. The GPU
+    profile needs the plan's manifest. Raises UserError where configs, model and target do not fit together.
     """
     max_batch = options.max_batch or (manifest.batch[2] if manifest else DEFAULT_BATCH)
     picture = Tensor("TYPE_UINT8", (picture_bytes,))
@@ -81,10 +91,6 @@ def specialise(
     check_configs(configs, signature, manifest=manifest)
     _check_release(configs, profile, options)
     return configs
-
-
-DEFAULT_BATCH = 16
-EMBEDDED = TritonRelease.parse("2.51")
 
 
 def _parameters(

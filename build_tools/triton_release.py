@@ -83,3 +83,7 @@ def _recent_fields(message: Any, path: str) -> list[tuple[str, tuple[int, int], 
         for item in (value,) if hasattr(value, "ListFields") else value:
             found += _recent_fields(item, f"{here}.")
     return found
+
+
+EMBEDDED = TritonRelease(2, 51)  # in the nvidia-pytriton wheel
+PRODUCTION = TritonRelease(2, 71)  # container 26.07, the default of `build --profile gpu`

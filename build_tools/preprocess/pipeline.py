@@ -65,7 +65,7 @@ preprocess_pipeline = pipeline_def(output_dtype=OUTPUT_TYPES, output_ndim=OUTPUT
 def serialise(
     *, size: tuple[int, int], fill: tuple[int, int, int], max_batch: int, threads: int, decoder: str = "mixed"
 ) -> bytes:
-    """Return the pipeline as Triton's dali backend loads it; needs no GPU, and the same arguments give the same bytes.
+    """Return the pipeline as Triton's dali backend loads it: the same bytes for the same arguments, without a GPU.
 
     Without the origin of each operator, which DALI would write into it and put into its error messages: the
     server's paths are none of a client's business.

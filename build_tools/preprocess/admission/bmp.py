@@ -16,7 +16,7 @@ PLAIN, MASKED = 0, 3  # the compressions whose rows have a known length
 def read(data: memoryview) -> Header:
     """Return the header of a BMP. Raises Damaged, or Truncated where pixels are missing."""
     need(data, 26)
-    # The header's file length, at 2, is often wrong in valid files. Where the pixels begin and what they need is not.
+    # The file's length, at 2, is often wrong in valid files. Where the pixels begin and what they need is not.
     pixels, length = struct.unpack_from("<II", data, 10)
     if length not in HEADERS:
         raise Damaged(f"its header has the unknown length {length}")

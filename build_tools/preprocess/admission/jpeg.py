@@ -2,8 +2,8 @@
 
     jpeg.read(memoryview(data))    # Header(640, 480)
 
-It refuses what makes libjpeg-turbo give up (the rules are those of its jdmarker.c, jdhuff.c and jdinput.c). It does
-not decode: damaged coefficients give a picture with a flaw, in libjpeg-turbo as here.
+It refuses what makes libjpeg-turbo give up; the rules are those of its jdmarker.c, jdhuff.c and jdinput.c. It
+does not decode: of damaged coefficients libjpeg-turbo makes a picture with a flaw.
 """
 
 import re

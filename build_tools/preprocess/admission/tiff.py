@@ -33,7 +33,10 @@ def read(data: memoryview) -> Header:
         raise Damaged("its directory lacks what describes the picture")
     (width,), (height,), (samples,) = tags[WIDTH], tags[HEIGHT], tags.get(SAMPLES, (1,))
     bits = tags.get(BITS, (1,))
-    starts, lengths = tags.get(STRIPS) or tags.get(TILES, ()), tags.get(STRIP_LENGTHS) or tags.get(TILE_LENGTHS, ())
+    starts, lengths = (
+        tags.get(STRIPS) or tags.get(TILES, ()),
+        tags.get(STRIP_LENGTHS) or tags.get(TILE_LENGTHS, ()),
+    )
     if not width or not height or not starts or len(starts) != len(lengths):
         raise Damaged("its directory has impossible values")
     if bits[0] not in DEPTHS or len(set(bits)) > 1 or len(bits) not in (1, samples) or not 1 <= samples <= 5:

@@ -2,8 +2,8 @@
 
     bad = trial(data, kinds=("WEBP", "TIFF"))    # None, or BadImage(message)
 
-Only the GPU profile's admission needs it: its decoder, Triton's dali backend, loses a batch to one corrupt picture.
-The CPU profile halves such a batch instead (preprocessor.py). Call it behind `admit`, which bounds the pixels.
+Only the GPU profile's admission needs it: behind it Triton's dali backend loses a batch to one corrupt picture.
+The CPU profile halves such a batch instead (preprocessor.py). Call it after `admit`, which bounds the pixels.
 """
 
 import io

@@ -2,8 +2,8 @@
 
     python dali.py    # write model.dali again, with the DALI that this Python has
 
-`build` does that too. Without a model.dali the backend itself runs this file when it loads the model. `preprocess/`
-beside it is a copy of the project's one definition, and `pipeline.json` says for which detector.
+`build` does that too. Without a model.dali the backend runs this file by itself when it loads the model.
+`preprocess/` beside it is a copy of the project's one definition; `pipeline.json` says for which detector.
 """
 
 import json
