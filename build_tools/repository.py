@@ -196,8 +196,11 @@ def _check_same_contract(repository: Path, configs: dict[str, Any]) -> None:
 
 def _stage(stage: Path, profile: Profile, configs: dict[str, Any], warmup: _Warmup, version: int) -> None:
     for name, config in configs.items():
-        template = TEMPLATES / profile / name / "1"
-        shutil.copytree(template, stage / name / str(version), ignore=shutil.ignore_patterns("__pycache__"))
+        template, folder = TEMPLATES / profile / name / "1", stage / name / str(version)
+        if template.is_dir():
+            shutil.copytree(template, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        else:  # a plan stands alone
+            folder.mkdir(parents=True)
         write_config(stage / name / "config.pbtxt", config)
         for file, content in warmup.files.get(name, {}).items():
             (stage / name / "warmup").mkdir(exist_ok=True)

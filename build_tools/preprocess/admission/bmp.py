@@ -9,8 +9,9 @@ from .header import Damaged, Header, need
 
 CORE = 12  # the oldest header, with 16-bit sizes
 HEADERS = (CORE, 40, 52, 56, 64, 108, 124)
-BITS = (1, 4, 8, 16, 24, 32)
-PLAIN, MASKED = 0, 3  # the compressions whose rows have a known length
+PLAIN, RUNS, MASKED = 0, 1, 3
+# Bits a pixel and compression that the decoder takes; others exist.
+LAYOUTS = {(bits, PLAIN) for bits in (1, 4, 8, 24, 32)} | {(8, RUNS), (16, MASKED), (32, MASKED)}
 
 
 def read(data: memoryview) -> Header:
@@ -26,8 +27,10 @@ def read(data: memoryview) -> Header:
         compression = PLAIN
     else:
         width, height, planes, bits, compression = struct.unpack_from("<iiHHI", data, 18)
-    if width <= 0 or not height or planes != 1 or bits not in BITS or pixels < 14 + length:
+    if width <= 0 or not height or planes != 1 or pixels < 14 + length:
         raise Damaged("its header has impossible values")
-    if compression in (PLAIN, MASKED):
+    if (bits, compression) not in LAYOUTS:
+        raise Damaged(f"its {bits} bits a pixel in compression {compression} are not supported")
+    if compression != RUNS:  # rows have a known length
         need(data, pixels + (width * bits + 31) // 32 * 4 * abs(height))  # a negative height: rows from the top
     return Header(width, abs(height))

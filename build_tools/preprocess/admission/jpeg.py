@@ -1,4 +1,4 @@
-"""Walks the segments of a JPEG: tables, frame and scan headers, and the markers between the entropy-coded data.
+"""Walks the segments of a JPEG: tables, frame and scan headers, and the markers between several scans.
 
     jpeg.read(memoryview(data))    # Header(640, 480)
 
@@ -13,10 +13,14 @@ from .header import Damaged, Header, Truncated, need
 
 SOI, EOI, SOS, DQT, DHT, DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
 BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
-OTHER_FRAMES = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC, BASELINE, EXTENDED, PROGRESSIVE}
-ALONE = frozenset({0x01, SOI, *range(0xD0, 0xD8)})  # markers without a length
+FRAMES = frozenset({BASELINE, EXTENDED, PROGRESSIVE})
+OTHER_FRAMES = frozenset(range(0xC0, 0xD0)) - FRAMES - {DHT}  # and the conditioning of arithmetic coding
+IGNORED = frozenset({*range(0xE0, 0xF0), 0xFE, 0xDC})  # application data, comment, number of lines
+ALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length
 TABLES = 4  # tables of a kind that a file may define
 STANDARD_TABLES = {(kind, number) for kind in (0, 1) for number in (0, 1)}
+TAIL = 1024  # where to look for the end mark first; padding behind it is allowed
+END_MARK = bytes((0xFF, EOI))
 MOST_BLOCKS = 10  # of a minimum coded unit, by the standard
 
 # In entropy-coded data 0xFF is followed by 0, a restart, or more fill; anything else is the next segment.
@@ -122,6 +126,10 @@ class _Walk:
             raise Damaged("a scan of it has more blocks a unit than the standard allows")
         self.scans += 1
 
+    def is_last(self, start: int) -> bool:
+        """Say whether the scan whose header begins at `start` is the whole picture."""
+        return not self.progressive and self.data[start] == len(self.components)
+
 
 def read(data: memoryview) -> Header:
     """Return the header of a JPEG. Raises Damaged, or Truncated where its end mark is missing."""
@@ -150,18 +158,24 @@ def read(data: memoryview) -> Header:
             raise Damaged("a segment of it has an impossible length")
         if marker in OTHER_FRAMES:
             raise Damaged("it is lossless, hierarchical or arithmetic-coded, which is not supported")
-        if marker in (BASELINE, EXTENDED, PROGRESSIVE):
+        if marker in FRAMES:
             walk.frame(at, end, marker)
         elif marker == DQT:
             walk.quantisation_tables(at, end)
         elif marker == DHT:
             walk.huffman_tables(at, end)
-        elif marker == DRI and end - at != 2:
-            raise Damaged("its restart interval is broken")
+        elif marker == DRI:
+            if end - at != 2:
+                raise Damaged("its restart interval is broken")
         elif marker == SOS:
             walk.scan(at, end)
+            if walk.is_last(at) and bytes(data[max(end, len(data) - TAIL) :]).rfind(END_MARK) >= 0:
+                # Of a damaged middle libjpeg-turbo makes a picture with a flaw: there is no need to look at it.
+                return walk.header
             found = MARKER.search(data, end)
             if not found:
                 raise Truncated("its end is missing")
             end = found.start()
+        elif marker not in IGNORED:
+            raise Damaged(f"it has a segment of the unknown kind {marker:#x}")
         at = end

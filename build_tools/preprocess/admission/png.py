@@ -18,7 +18,7 @@ PALETTE = 3
 
 def read(data: memoryview) -> Header:
     """Return the header of a PNG. Raises Damaged, or Truncated where its last chunk is missing."""
-    if data[: len(SIGNATURE)] != SIGNATURE:
+    if bytes(data[: len(SIGNATURE)]) != SIGNATURE:
         raise Damaged("its signature is broken")
     at = len(SIGNATURE)
     header: Header | None = None

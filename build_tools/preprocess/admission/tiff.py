@@ -22,7 +22,7 @@ MOST_ENTRIES = 4096
 
 def read(data: memoryview) -> Header:
     """Return the header of a TIFF. Raises Damaged, or Truncated where its directory or pixels are missing."""
-    order = "<" if data[:2] == b"II" else ">"
+    order = "<" if bytes(data[:2]) == b"II" else ">"
     need(data, 16)
     big = struct.unpack_from(f"{order}H", data, 2)[0] == 43  # BigTIFF: 64-bit offsets
     (at,) = struct.unpack_from(f"{order}Q" if big else f"{order}I", data, 8 if big else 4)

@@ -40,7 +40,7 @@ def read(data: memoryview) -> Header:
 
 def _lossy(data: memoryview) -> Header:
     """Read the frame header of VP8 (RFC 6386, 9.1)."""
-    if len(data) < 10 or data[3:6] != b"\x9d\x01\x2a":
+    if len(data) < 10 or bytes(data[3:6]) != b"\x9d\x01\x2a":
         raise Damaged("its frame header is broken")
     tag = _three(data, 0)
     inter_frame, version, shown, first = tag & 1, tag >> 1 & 7, tag >> 4 & 1, tag >> 5
