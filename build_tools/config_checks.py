@@ -76,7 +76,6 @@ def _ensemble(configs: Mapping[str, Any]) -> Iterator[str]:
     detector = configs[contract.DETECTOR]
     where = f"{contract.DETECTOR}/config.pbtxt"
     known = {tensor.name: tensor_of(tensor) for tensor in detector.input}
-    used: set[str] = set()
     for step in detector.ensemble_scheduling.step:
         model = configs.get(step.model_name)
         if model is None:
@@ -91,7 +90,6 @@ def _ensemble(configs: Mapping[str, Any]) -> Iterator[str]:
                 return
         for tensor in model.input:
             source = step.input_map[tensor.name]
-            used.add(source)
             if source not in known:
                 yield f"{where}: step {step.model_name} takes {source!r}, which no step before it gives"
             elif known[source] != tensor_of(tensor):
@@ -107,9 +105,6 @@ def _ensemble(configs: Mapping[str, Any]) -> Iterator[str]:
     for tensor in detector.output:
         if known.get(tensor.name) != tensor_of(tensor):
             yield f"{where}: no step gives its output {tensor.name} as {tensor_of(tensor)}"
-    unused = [tensor.name for tensor in detector.input if tensor.name not in used]
-    if unused:
-        yield f"{where}: no step takes its input {unused[0]}"
 
 
 def _pipeline(config: Any) -> Iterator[str]:
