@@ -94,7 +94,8 @@ class _Walk:
             self.huffman.add((kind >> 4, kind & 15))
             start += symbols
 
-    def scan(self, start: int, end: int) -> None:
+    def scan(self, start: int, end: int) -> Header:
+        """Check a scan header and return the frame's."""
         if not self.header:
             raise Damaged("it has a scan before its frame header")
         count = self.data[start] if end > start else 0
@@ -125,6 +126,7 @@ class _Walk:
         if count > 1 and blocks > MOST_BLOCKS:
             raise Damaged("a scan of it has more blocks a unit than the standard allows")
         self.scans += 1
+        return self.header
 
     def is_last(self, start: int) -> bool:
         """Say whether the scan whose header begins at `start` is the whole picture."""
@@ -168,10 +170,10 @@ def read(data: memoryview) -> Header:
             if end - at != 2:
                 raise Damaged("its restart interval is broken")
         elif marker == SOS:
-            walk.scan(at, end)
+            header = walk.scan(at, end)
             if walk.is_last(at) and bytes(data[max(end, len(data) - TAIL) :]).rfind(END_MARK) >= 0:
                 # Of a damaged middle libjpeg-turbo makes a picture with a flaw: there is no need to look at it.
-                return walk.header
+                return header
             found = MARKER.search(data, end)
             if not found:
                 raise Truncated("its end is missing")
