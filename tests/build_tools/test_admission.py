@@ -151,6 +151,36 @@ def test_a_png_may_have_a_wrong_checksum_where_it_does_not_matter(decoder: Prepr
     assert isinstance(decoder.run([data])[0], Prepared)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_webp_is_refused_where_the_decoder_would_lose_its_way_to_the_metadata(
+    decoder: Preprocessor, seed: int
+) -> None:
+    """Its parser forgets the padding of odd chunks; when this fails, it has been mended, and so may admission be."""
+    data = encode(checker(40 + seed, 30, cell=7), "WEBP", lossless=True, orientation=6)
+    odd = struct.unpack_from("<I", data, data.index(b"VP8L") + 4)[0] % 2
+    bad = admit(data)
+    assert (bad is not None and "odd length" in bad.message) == bool(odd)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(webp, "_check_metadata", lambda *_: None)
+        assert isinstance(decoder.run([data])[0], BadImage) == bool(odd)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "words"),
+    [
+        (Image.new("1", (64, 48)), {}, "1 bits a sample"),
+        (Image.new("I", (64, 48)), {}, "32 bits a sample"),
+        (Image.new("RGB", (64, 48)), {"compression": "lzma"}, "compression 34925"),
+    ],
+    ids=["bilevel", "integers", "lzma"],
+)
+def test_a_tiff_that_the_decoder_does_not_take_is_refused_by_name(
+    image: Image.Image, options: dict[str, str], words: str
+) -> None:
+    bad = admit(encode(image, "TIFF", **options))
+    assert bad and words in bad.message
+
+
 def test_an_animation_is_refused_by_name() -> None:
     frames = [checker(64, 48, seed=n) for n in range(2)]
     bad = admit(encode(frames[0], "WEBP", save_all=True, append_images=frames[1:]))

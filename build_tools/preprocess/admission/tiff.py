@@ -9,13 +9,16 @@ import struct
 
 from .header import Damaged, Header, need
 
-WIDTH, HEIGHT, BITS, COMPRESSION, COLOUR, SAMPLES = 256, 257, 258, 259, 262, 277
+WIDTH, HEIGHT, BITS, COMPRESSION, COLOUR, SAMPLES, FORMAT = 256, 257, 258, 259, 262, 277, 339
 STRIPS, STRIP_LENGTHS, TILES, TILE_LENGTHS = 273, 279, 324, 325
 SINGLE = (WIDTH, HEIGHT, COMPRESSION, COLOUR, SAMPLES)
-READ = frozenset({*SINGLE, BITS, STRIPS, STRIP_LENGTHS, TILES, TILE_LENGTHS})
+READ = frozenset({*SINGLE, BITS, FORMAT, STRIPS, STRIP_LENGTHS, TILES, TILE_LENGTHS})
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # the types that numbers of this directory have
 DEPTHS = (1, 2, 4, 8, 16, 32)
+FLOATS = 3  # in FORMAT
+# What the decoder takes: none, CCITT, LZW, JPEG, deflate, PackBits, deflate by its old number, Zstandard.
+PLAIN, COMPRESSIONS = 1, frozenset({1, 2, 3, 4, 5, 7, 8, 32773, 32946, 50000})
 PRIVATE = 32768  # tags from here on are anybody's
 MOST_ENTRIES = 4096
 
@@ -41,6 +44,11 @@ def read(data: memoryview) -> Header:
         raise Damaged("its directory has impossible values")
     if bits[0] not in DEPTHS or len(set(bits)) > 1 or len(bits) not in (1, samples) or not 1 <= samples <= 5:
         raise Damaged("its directory has an impossible pixel format")
+    (compression,), depth = tags.get(COMPRESSION, (PLAIN,)), bits[0]
+    if compression not in COMPRESSIONS:
+        raise Damaged(f"its compression {compression} is not supported")
+    if (depth == 32 and set(tags.get(FORMAT, ())) != {FLOATS}) or (depth == 1 and compression == PLAIN):
+        raise Damaged(f"its {depth} bits a sample, stored like this, are not supported")
     for start, length in zip(starts, lengths, strict=True):
         need(data, start + length)
     return Header(width, height)

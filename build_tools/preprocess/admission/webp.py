@@ -9,7 +9,7 @@ import struct
 
 from .header import Damaged, Header, need
 
-ANIMATION = 0x02  # in VP8X's flags
+ANIMATION, METADATA = 0x02, 0x08  # in VP8X's flags; METADATA is EXIF
 
 
 def read(data: memoryview) -> Header:
@@ -17,25 +17,40 @@ def read(data: memoryview) -> Header:
     need(data, 20)
     end = 8 + struct.unpack_from("<I", data, 4)[0]
     need(data, end)
-    at, canvas = 12, None
+    at, canvas, flags = 12, None, 0
     while at + 8 <= end:
         kind, length = struct.unpack_from("<4sI", data, at)
         body = at + 8
         if body + length > end:
             raise Damaged("a chunk of it is longer than the file")
         if kind == b"VP8X" and canvas is None and length >= 10:
-            if data[body] & ANIMATION:
+            flags = data[body]
+            if flags & ANIMATION:
                 raise Damaged("it is an animation, which is not supported")
             canvas = Header(_three(data, body + 4) + 1, _three(data, body + 7) + 1)
         elif kind in (b"VP8 ", b"VP8L"):
             picture = (_lossy if kind == b"VP8 " else _lossless)(data[body : body + length])
             if canvas and canvas != picture:
                 raise Damaged("its canvas and its picture have different sizes")
+            if flags & METADATA:
+                _check_metadata(data, end)
             return picture
         elif canvas is None:
             raise Damaged("it does not begin with a picture")
         at = body + length + length % 2
     raise Damaged("it has no picture")
+
+
+def _check_metadata(data: memoryview, end: int) -> None:
+    """Refuse what nvImageCodec 0.9 loses its way in: it forgets the padding of odd chunks on its way to EXIF."""
+    at = 12
+    while at + 8 <= end:
+        kind, length = struct.unpack_from("<4sI", data, at)
+        if kind == b"EXIF":
+            return
+        if length % 2:
+            raise Damaged("its EXIF metadata stands behind a chunk of odd length, which the decoder can't read")
+        at += 8 + length
 
 
 def _lossy(data: memoryview) -> Header:
