@@ -105,8 +105,8 @@ def export(
 @click.option(
     "--triton-version",
     metavar="VERSION",
-    default="26.07",
-    help="GPU profile: the server it is for, as its container's version or its own (2.71).",
+    default="26.08",
+    help="GPU profile: the server it is for, as its container's version or its own (2.72).",
 )
 @click.option(
     "--plugins", type=PATH, help="GPU profile: the plugin library the server will load, compared with the plan's."

@@ -86,4 +86,4 @@ def _recent_fields(message: Any, path: str) -> list[tuple[str, tuple[int, int], 
 
 
 EMBEDDED = TritonRelease(2, 51)  # in the nvidia-pytriton wheel
-PRODUCTION = TritonRelease(2, 71)  # container 26.07, the default of `build --profile gpu`
+PRODUCTION = TritonRelease(2, 72)  # container 26.08, the default of `build --profile gpu`

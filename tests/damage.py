@@ -4,7 +4,10 @@ for name, data in damaged(per_kind=2): ...    # "jpeg progressive/cut 1", b"..."
 """
 
 import io
+import re
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -129,3 +132,10 @@ def _flip(data: bytes, random: Random, below: int) -> bytes:
     for at in random.integers(min(below, len(data)), size=3):
         flipped[at] ^= 1 << int(random.integers(8))
     return bytes(flipped)
+
+
+if __name__ == "__main__":  # python -m tests.damage FOLDER
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for label, content in damaged(per_kind=3):
+        (folder / f"{re.sub('[^a-z0-9]+', '_', label)}.jpg").write_bytes(content)

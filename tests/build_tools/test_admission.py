@@ -155,7 +155,7 @@ def test_a_png_may_have_a_wrong_checksum_where_it_does_not_matter(decoder: Prepr
 def test_a_webp_is_refused_where_the_decoder_would_lose_its_way_to_the_metadata(
     decoder: Preprocessor, seed: int
 ) -> None:
-    """Its parser forgets the padding of odd chunks; when this fails, it has been mended, and so may admission be."""
+    """Its parser forgets the padding of odd chunks. Once this fails the parser is mended, and the check can go."""
     data = encode(checker(40 + seed, 30, cell=7), "WEBP", lossless=True, orientation=6)
     odd = struct.unpack_from("<I", data, data.index(b"VP8L") + 4)[0] % 2
     bad = admit(data)
