@@ -140,6 +140,14 @@ class AsyncClient:
         except ServerError as error:
             raise self._no_server(error) from None
 
+    async def parameters(self, model: str) -> dict[str, str]:
+        """Return what the config of another model, such as a step of the ensemble, has as parameters."""
+        try:
+            config = await self._transport.config(model, timeout=CONTROL_TIMEOUT)
+        except ServerError as error:
+            raise self._no_server(error) from None
+        return {key: item.get("string_value", "") for key, item in config.get("parameters", {}).items()}
+
     async def _infer(self, image: bytes) -> Detections:
         clock = asyncio.get_running_loop().time
         start, pause = clock(), FIRST_PAUSE
@@ -306,6 +314,10 @@ class Client:
     def statistics(self) -> dict[str, ModelStatistics]:
         """Return what the server counted so far, by model."""
         return self._start(self._client.statistics()).result()
+
+    def parameters(self, model: str) -> dict[str, str]:
+        """Return the parameters of another model's config; see `AsyncClient.parameters`."""
+        return self._start(self._client.parameters(model)).result()
 
     def _start(self, call: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(call, self._loop)

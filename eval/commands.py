@@ -1,4 +1,4 @@
-"""Click commands of this folder: `infer`, `predict`, `eval`, and `bench` from its own file.
+"""Click commands of this folder: `infer`, `predict`, `eval`; `verify` and `bench` from their own files.
 
 They parse, call and print; results go to stdout, everything else to stderr. What is heavy is imported by the verb
 that needs it.
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from eval.bench_command import bench
-from eval.options import FILE, FOLDER, json_option, name_next, wait_option, write_json
+from eval.options import FILE, FOLDER, json_option, name_next, progress, wait_option, write_json
+from eval.verify_command import verify
 from training.errors import Exit
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def evaluate(
 
     truth = Annotations.load(annotations)
     with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency) as client:
-        report = judge(client, truth, images, progress=_progress)
+        report = judge(client, truth, images, progress=progress)
         where = str(client.endpoint)
     _print_report(report, json_file)
     if output:
@@ -163,7 +164,7 @@ def infer(
     truth = Annotations.load(annotations) if annotations else None
     detector = open_detector(model, threads=threads, batch=batch)
     if truth:
-        report = judge(detector, truth, images, progress=_progress)
+        report = judge(detector, truth, images, progress=progress)
         _print_report(report, json_file)
         failed, count = len(report.errors), len(report.files)
         if output:
@@ -218,13 +219,6 @@ def _draw(file: Path, found: "Detections", class_names: Sequence[str], target: P
     draw(picture, found, class_names).save(target, quality=92)
 
 
-def _progress(answers: "Answers", total: int) -> "Answers":
-    from tqdm import tqdm
-
-    # `disable=None` shows the bar on a terminal only.
-    yield from tqdm(answers, total=total, unit="image", file=sys.stderr, disable=None, dynamic_ncols=True)
-
-
 def _print_report(report: "Report", json_file: Path | None) -> None:
     if report.warning:
         click.secho(f"warning: {report.warning}", fg="yellow", err=True)
@@ -244,4 +238,4 @@ def _exit_if(failed: int, count: int) -> None:
         sys.exit(Exit.BAD_DATA)
 
 
-VERBS: tuple[click.Command, ...] = (infer, predict, evaluate, bench)
+VERBS: tuple[click.Command, ...] = (infer, verify, predict, evaluate, bench)

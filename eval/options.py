@@ -1,10 +1,14 @@
-"""What the verbs of this folder share: options, and how they write JSON and name the next command."""
+"""What the verbs of this folder share: options, progress, writing JSON and naming the next command."""
 
 import json
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+
+T = TypeVar("T")
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -13,6 +17,14 @@ wait_option = click.option(
     "--wait", type=click.FloatRange(min=0), default=0.0, help="Seconds to wait for the server to become ready."
 )
 json_option = click.option("--json", "json_file", type=FILE, help="Write the numbers to this JSON file.")
+
+
+def progress(items: Iterable[T], total: int) -> Iterator[T]:
+    """Yield the items, one a picture, and show on a terminal's stderr how many there were."""
+    from tqdm import tqdm
+
+    # `disable=None` shows the bar on a terminal only.
+    yield from tqdm(items, total=total, unit="image", file=sys.stderr, disable=None, dynamic_ncols=True)
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:

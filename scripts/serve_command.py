@@ -27,9 +27,9 @@ Ask it from another terminal:
 PREDICT = "retinaserve predict PICTURE.jpg --server {grpc}"
 # Triton's binary extension: a JSON header, then the picture's bytes; the answer is JSON.
 CURL = """\
-f=PICTURE.jpg; n=$(stat -c %s $f)
+f="PICTURE.jpg"; n=$(stat -c %s "$f")
 h='{{"inputs":[{{"name":"image_bytes","shape":[1,'$n'],"datatype":"UINT8","parameters":{{"binary_data_size":'$n'}}}}]}}'
-(printf %s "$h"; cat $f) | curl -s -H "Inference-Header-Content-Length: ${{#h}}" \\
+(printf %s "$h"; cat "$f") | curl -s -H "Inference-Header-Content-Length: ${{#h}}" \\
   --data-binary @- http://{http}/v2/models/detector/infer"""
 PYTHON = """\
 python - <<'EOF'

@@ -11,11 +11,12 @@ from scripts.cli import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "plugins/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "plugins/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 FENCE = re.compile(r"```bash\n(.*?)```", re.DOTALL)
-LINK = re.compile(r"\]\(([^)#]+?)(?:#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
 def commands(prefix: str) -> list[str]:
@@ -52,10 +53,19 @@ def test_there_is_something_to_check() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_to_files(page: Path) -> None:
-    for target in LINK.findall(page.read_text()):
-        if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target, heading in LINK.findall(page.read_text()):
+        if target.startswith("http"):
+            continue
+        path = (page.parent / target) if target else page
+        assert path.exists(), target
+        assert not heading or heading in anchors(path), f"{target}#{heading}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the names that a page's headings can be linked by, as GitHub makes them."""
+    headings = HEADING.findall(page.read_text())
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_every_verb_explains_itself() -> None:
@@ -70,3 +80,24 @@ def test_every_verb_explains_itself() -> None:
         for parameter in verb.params:
             if isinstance(parameter, click.Option):
                 assert parameter.help, f"{verb.name} {parameter.name}"
+
+
+NOT_OURS = ("No space left on device", "Failed to initialize Python stub")
+
+
+def messages() -> list[str]:
+    """Return the messages that troubleshooting explains."""
+    heads = re.findall(r"^\*\*(`.+`.*)\*\*", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    return [message for head in heads for message in re.findall(r"`([^`]+)`", head)]
+
+
+@pytest.mark.parametrize("message", messages())
+def test_explained_messages_are_still_said(message: str) -> None:
+    """Each run of fixed words is in the source; formatting splits a message into such runs."""
+    folders = ("training", "build_tools", "eval", "scripts")
+    source = " ".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    if message.startswith(NOT_OURS):
+        return
+    for words in re.split(r"…|\{\w+\}|Address already in use|JPEG, PNG.*", message):
+        run = words.strip(" :;,.()'")
+        assert run in source, run

@@ -121,7 +121,7 @@ def test_serve_prints_commands_that_work_and_ends_on_ctrl_c(repository: Path) ->
     process, lines = start_serve(repository)
     text = "".join(lines)
     picture = repository / "preprocess" / "warmup" / "picture.jpg"
-    curl = text[text.index("f=PICTURE.jpg") : text.index("python - <<")].replace("PICTURE.jpg", str(picture))
+    curl = text[text.index('f="PICTURE.jpg"') : text.index("python - <<")].replace("PICTURE.jpg", str(picture))
     answer = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, check=True).stdout
     assert '"num_detections"' in answer and '"boxes"' in answer
     python = text[text.index("python - <<") :].replace("PICTURE.jpg", str(picture))
