@@ -1,5 +1,6 @@
 """`export` and `build`: from a checkpoint to a graph, and from a graph to a Triton repository."""
 
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from training.errors import Exit, UserError
+from training.spec import METADATA_CHECKPOINT
 
 if TYPE_CHECKING:
     from build_tools.configs import Profile
@@ -32,7 +34,8 @@ def export_detector(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
         raw = Path(scratch) / "heads.onnx"
-        export_heads(model, spec, raw)
+        checkpoint_sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        export_heads(model, spec, raw, metadata={METADATA_CHECKPOINT: checkpoint_sha256})
         save(graft(raw, flavour=flavour), output)
 
 

@@ -108,6 +108,7 @@ def _parameters(
         "category_ids": json.dumps(spec.category_ids),
         "size": json.dumps(spec.size),
         "score_threshold": repr(spec.score_threshold),
+        **signature.identity,
         **limits,
     }
     if profile == "cpu":

@@ -25,11 +25,13 @@ class ModelStatistics:
     input_ns: int = 0
     infer_ns: int = 0
     output_ns: int = 0
+    busy_ns: int = 0  # of executions, so that a batch counts once
 
     @classmethod
     def from_server(cls, entry: Mapping[str, Any]) -> Self:
         """Read one entry of model_stats; gRPC spells integers as strings and leaves out zeros."""
         times = entry.get("inference_stats", {})
+        batches = entry.get("batch_stats", [])
 
         def number(key: str, field: str) -> int:
             return int(times.get(key, {}).get(field, 0))
@@ -43,6 +45,11 @@ class ModelStatistics:
             input_ns=number("compute_input", "ns"),
             infer_ns=number("compute_infer", "ns"),
             output_ns=number("compute_output", "ns"),
+            busy_ns=sum(
+                int(batch.get(key, {}).get("ns", 0))
+                for batch in batches
+                for key in ("compute_input", "compute_infer", "compute_output")
+            ),
         )
 
     def __sub__(self, earlier: Self) -> Self:

@@ -86,13 +86,16 @@ class Endpoint:
 
 
 class Transport(Protocol):
-    """The five calls a detector's client makes; every one raises ServerError."""
+    """The six calls a detector's client makes; every one raises ServerError."""
 
     async def live(self, *, timeout: float) -> bool:
         """Say whether a Triton answers at all."""
 
     async def ready(self, model: str, *, timeout: float) -> bool:
         """Say whether the model takes requests."""
+
+    async def version(self, *, timeout: float) -> str:
+        """Return the server's name and version."""
 
     async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
         """Return the model's config.pbtxt as a dict."""
@@ -121,6 +124,10 @@ def _one_image(image: bytes, infer_input: Any) -> list[Any]:
     return [tensor]
 
 
+def _named(metadata: Mapping[str, Any]) -> str:
+    return f"{metadata.get('name', 'unknown')} {metadata.get('version', '')}".strip()
+
+
 class _Grpc:
     def __init__(self, endpoint: Endpoint) -> None:
         from tritonclient.grpc import aio
@@ -133,6 +140,10 @@ class _Grpc:
 
     async def ready(self, model: str, *, timeout: float) -> bool:
         return bool(await self._call(self._client.is_model_ready(model, client_timeout=timeout)))
+
+    async def version(self, *, timeout: float) -> str:
+        call = self._client.get_server_metadata(as_json=True, client_timeout=timeout)
+        return _named(await self._call(call))
 
     async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
         call = self._client.get_model_config(model, as_json=True, client_timeout=timeout)
@@ -181,6 +192,9 @@ class _Http:
 
     async def ready(self, model: str, *, timeout: float) -> bool:
         return bool(await self._call(self._client.is_model_ready(model), timeout))
+
+    async def version(self, *, timeout: float) -> str:
+        return _named(await self._call(self._client.get_server_metadata(), timeout))
 
     async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
         answer: dict[str, Any] = await self._call(self._client.get_model_config(model), timeout)
