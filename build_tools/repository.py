@@ -99,7 +99,8 @@ class _Model:
                 )
             manifest = check_plan(path, target)
             files = {"model.plan": path, "model.plan.json": manifest_path(path)}
-            return cls(expected_signature(manifest.spec), files, manifest)
+            identity = {"graph_sha256": manifest.onnx_sha256, "plan_sha256": manifest.plan_sha256}
+            return cls(replace(expected_signature(manifest.spec), identity=identity), files, manifest)
         if path.suffix == ".plan":
             raise UserError(f"{path}: the cpu profile serves an ONNX model", "or build with --profile gpu")
         signature = read_signature(path)

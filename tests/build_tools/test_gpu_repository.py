@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from build_tools.config_schema import read_config
 from build_tools.configs import MODELS, BuildOptions
 from build_tools.gpu import find_gpus
 from build_tools.manifest import Target, manifest_path, read_manifest, write_plan
@@ -60,6 +61,12 @@ def test_a_repository_is_complete(gpu_repository: Path) -> None:
         "pipeline.json",
         "preprocess",
     }
+
+
+def test_clients_are_told_which_graph_and_plan_answer(gpu_repository: Path) -> None:
+    told = read_config(gpu_repository / "detector" / "config.pbtxt").parameters
+    assert told["graph_sha256"].string_value == toy_manifest().onnx_sha256
+    assert told["plan_sha256"].string_value == toy_manifest().plan_sha256
 
 
 def test_versions_follow_each_other(plan: Path, tmp_path: Path) -> None:
