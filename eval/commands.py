@@ -1,4 +1,4 @@
-"""Click commands of this folder: `infer`, `predict`, `eval`; `verify` and `bench` from their own files.
+"""Click commands of this folder: `infer`, `predict`, `eval`; `verify`, `bench` and `web` from their own files.
 
 They parse, call and print; results go to stdout, everything else to stderr. What is heavy is imported by the verb
 that needs it.
@@ -27,6 +27,7 @@ from eval.options import (
 )
 from eval.outcome import ReportOptions, publish
 from eval.verify_command import verify
+from eval.web.command import web
 from training.errors import Exit
 
 if TYPE_CHECKING:
@@ -259,4 +260,4 @@ def _exit_if(failed: int, count: int, *, passed: bool = True) -> None:
         sys.exit(Exit.CHECK_FAILED)
 
 
-VERBS: tuple[click.Command, ...] = (infer, verify, predict, evaluate, bench)
+VERBS: tuple[click.Command, ...] = (infer, verify, predict, evaluate, bench, web)

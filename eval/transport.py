@@ -86,7 +86,7 @@ class Endpoint:
 
 
 class Transport(Protocol):
-    """The six calls a detector's client makes; every one raises ServerError."""
+    """The calls that a detector's client and the page make; every one raises ServerError."""
 
     async def live(self, *, timeout: float) -> bool:
         """Say whether a Triton answers at all."""
@@ -102,6 +102,9 @@ class Transport(Protocol):
 
     async def statistics(self, *, timeout: float) -> list[dict[str, Any]]:
         """Return the server's statistics, an entry a model and version."""
+
+    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
+        """Return name, version, state and reason of each model in the server's repositories."""
 
     async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
         """Send one encoded picture; return tritonclient's InferResult."""
@@ -155,6 +158,11 @@ class _Grpc:
         answer: list[dict[str, Any]] = (await self._call(call)).get("model_stats", [])
         return answer
 
+    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
+        call = self._client.get_model_repository_index(as_json=True, client_timeout=timeout)
+        models: list[dict[str, Any]] = (await self._call(call)).get("models", [])
+        return models
+
     async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
         inputs = _one_image(image, self._input)
         return await self._call(self._client.infer(model, inputs, client_timeout=timeout))
@@ -203,6 +211,10 @@ class _Http:
     async def statistics(self, *, timeout: float) -> list[dict[str, Any]]:
         answer = await self._call(self._client.get_inference_statistics(), timeout)
         models: list[dict[str, Any]] = answer.get("model_stats", [])
+        return models
+
+    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
+        models: list[dict[str, Any]] = await self._call(self._client.get_model_repository_index(), timeout)
         return models
 
     async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
