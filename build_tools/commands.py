@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from build_tools.gpu_options import gpu_build_options, gpu_options, target_of
 from training.errors import Exit, UserError
 from training.spec import METADATA_CHECKPOINT
 
 if TYPE_CHECKING:
     from build_tools.configs import Profile
     from build_tools.graft import Flavour
-    from build_tools.manifest import Target
 
 PATH = click.Path(path_type=Path)
 JSON = click.option("--json", "json_path", type=PATH, help="Also write what was done to this file.")
@@ -105,31 +105,19 @@ def export(
     "--max-image-bytes", type=click.IntRange(min=1), default=32 * 1024 * 1024, help="Largest encoded picture."
 )
 @click.option("--max-image-pixels", type=click.IntRange(min=1), default=64_000_000, help="Largest picture.")
-@click.option(
-    "--triton-version",
-    metavar="VERSION",
-    default="26.08",
-    help="GPU profile: the server it is for, as its container's version or its own (2.72).",
-)
-@click.option(
-    "--plugins", type=PATH, help="GPU profile: the plugin library the server will load, compared with the plan's."
-)
-@click.option(
-    "--tensorrt", metavar="VERSION", help="GPU profile: the server's TensorRT; this machine's if not given."
-)
-@click.option(
-    "--compute-capability",
-    metavar="N.N",
-    help="GPU profile: that of the GPU which will serve, such as 8.9; this machine's if not given.",
-)
-@click.option(
-    "--max-inflight",
-    type=click.IntRange(min=0),
-    default=0,
-    help="GPU profile: requests between two steps, at most; 0: no limit. From Triton 25.11 on.",
-)
+@gpu_options
 @JSON
-def build(model: Path, profile: "Profile", output: Path, json_path: Path | None, **options: Any) -> None:
+def build(
+    model: Path,
+    profile: "Profile",
+    output: Path,
+    precision: str,
+    max_batch: int | None,
+    max_image_bytes: int,
+    max_image_pixels: int,
+    json_path: Path | None,
+    **gpu: Any,
+) -> None:
     """Make the Triton repository for MODEL.
 
     The cpu profile takes a grafted .onnx, or a checkpoint .pth that is exported first; the gpu profile takes a
@@ -137,35 +125,21 @@ def build(model: Path, profile: "Profile", output: Path, json_path: Path | None,
     """
     from build_tools.configs import BuildOptions
     from build_tools.repository import build_repository
-    from build_tools.triton_release import TritonRelease
 
-    options["triton"] = TritonRelease.parse(options.pop("triton_version"))
-    asked = {key: options.pop(key) for key in ("plugins", "tensorrt", "compute_capability")}
-    target = _target(**asked) if profile == "gpu" else None
+    options = BuildOptions(precision, max_batch, max_image_bytes, max_image_pixels, **gpu_build_options(gpu))
+    target = target_of(gpu) if profile == "gpu" else None
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
         graph = model
         if model.suffix == ".pth" and profile == "cpu":
             graph = Path(scratch) / "model.onnx"
             export_detector(model, graph)
-        built = build_repository(graph, output, profile=profile, options=BuildOptions(**options), target=target)
+        built = build_repository(graph, output, profile=profile, options=options, target=target)
     click.echo(f"{built.repository}: version {built.version} of {', '.join(built.models)} ({profile})")
     _write_json(json_path, {"repository": str(built.repository), "version": built.version, "profile": profile})
     if profile == "gpu":
         click.echo(f"next: serve {built.repository} in NVIDIA's container: docs/deployment.md", err=True)
     else:
         click.echo(f"next: retinaserve serve {built.repository}", err=True)
-
-
-def _target(plugins: Path | None, tensorrt: str | None, compute_capability: str | None) -> "Target":
-    """Return where the plan will run: this machine, but for what the user says of another."""
-    from build_tools.gpu import this_target
-    from build_tools.manifest import Target
-
-    here = this_target(plugins)
-    if not tensorrt and not compute_capability:
-        return here
-    # Another machine than this one: what this one has says nothing of it.
-    return Target(tensorrt or "", "", compute_capability or "", here.plugins_sha256)
 
 
 def _write_json(path: Path | None, report: dict[str, object]) -> None:
