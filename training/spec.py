@@ -19,8 +19,8 @@ import numpy.typing as npt
 from training.anchors import base_anchors
 from training.errors import UserError
 
-# Models of the Triton repository and their tensors (docs/protocol.md).
-PREPROCESS, RETINANET, DETECTOR = "preprocess", "retinanet", "detector"
+# Models of the Triton repository and their tensors (docs/protocol.md). `admission` is the GPU profile's alone.
+ADMISSION, PREPROCESS, RETINANET, DETECTOR = "admission", "preprocess", "retinanet", "detector"
 IMAGE_BYTES = "image_bytes"  # UINT8 [-1], one encoded picture
 IMAGE = "image"  # UINT8 [3, H, W] RGB, letterboxed
 LETTERBOX = "letterbox"  # FP32 [4]: original h, original w, resized h, resized w
