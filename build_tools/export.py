@@ -7,13 +7,15 @@ It joins the checkpoint and the export of the heads, left of this folder, with q
 Triton repository (build_tools/repository.py).
 """
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from training.errors import Exit, UserError
-from training.spec import DetectorSpec
+from training.spec import METADATA_CHECKPOINT, DetectorSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -64,7 +66,8 @@ def export_detector(
     # Before the heads are traced: pictures are what a user gets wrong first.
     pictures = draw(spec, options.int8) if options.int8 else None
     with staging(output) as folder:
-        raw = raw_heads(spec, network, folder / "heads.onnx")
+        made_from = {METADATA_CHECKPOINT: hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
+        raw = raw_heads(spec, network, folder / "heads.onnx", metadata=made_from)
         if options.int8 and pictures:
             quantized = to_int8(raw, spec, pictures, options.int8, progress=progress)
             raw, record = quantized.model, quantized.record
@@ -91,13 +94,15 @@ def load_network(checkpoint: Path, size: tuple[int, int] | None = None) -> tuple
     return spec, network
 
 
-def raw_heads(spec: DetectorSpec, network: "RetinaNet", path: Path) -> "onnx.ModelProto":
-    """Return the network's raw heads in ONNX, by way of the file `path`."""
+def raw_heads(
+    spec: DetectorSpec, network: "RetinaNet", path: Path, *, metadata: Mapping[str, str] | None = None
+) -> "onnx.ModelProto":
+    """Return the network's raw heads in ONNX, with more metadata, by way of the file `path`."""
     import onnx
 
     from training.export import export_heads
 
-    export_heads(network, spec, path)
+    export_heads(network, spec, path, metadata=dict(metadata or {}))
     return onnx.load(path)
 
 

@@ -17,13 +17,15 @@ import asyncio
 import random
 import re
 import threading
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import islice
 from typing import Any, Self, TypeVar
 
 from eval.detections import Detections, ImageError
+from eval.identity import Identity
 from eval.served_model import ServedModel
 from eval.statistics import ModelStatistics, by_model
 from eval.transport import Endpoint, Protocols, ServerError, open_transport
@@ -59,6 +61,8 @@ class AsyncClient:
         self.model_name = model
         self.timeout = timeout
         self.concurrency = concurrency
+        self.on_answer: Callable[[float], None] | None = None
+        """Called with the seconds each answered picture took, from its turn to its answer, retries included."""
         self._wait = wait
         self._served: ServedModel | None = None
 
@@ -128,10 +132,14 @@ class AsyncClient:
         if limit and len(image) > limit:
             return ImageError(f"the file has {len(image)} bytes, more than the server takes ({limit})")
         async with gate or asyncio.Semaphore():
+            start = time.perf_counter()
             try:
-                return await self._infer(image)
+                found = await self._infer(image)
             except ServerError as error:
                 return self._judged(error)
+            if self.on_answer:
+                self.on_answer(time.perf_counter() - start)
+            return found
 
     async def statistics(self) -> dict[str, ModelStatistics]:
         """Return what the server counted so far, by model."""
@@ -139,6 +147,17 @@ class AsyncClient:
             return by_model(await self._transport.statistics(timeout=CONTROL_TIMEOUT))
         except ServerError as error:
             raise self._no_server(error) from None
+
+    async def identity(self) -> Identity:
+        """Return which model the server has, in which server, as far as it says."""
+        try:
+            version = await self._transport.version(timeout=CONTROL_TIMEOUT)
+            names = (self.model_name, *self.served.steps)
+            configs = {name: await self._transport.config(name, timeout=CONTROL_TIMEOUT) for name in names}
+            entries = await self._transport.statistics(timeout=CONTROL_TIMEOUT)
+        except ServerError as error:
+            raise self._no_server(error) from None
+        return Identity.of_server(configs, entries, server=version, address=str(self.endpoint))
 
     async def parameters(self, model: str) -> dict[str, str]:
         """Return what the config of another model, such as a step of the ensemble, has as parameters."""
@@ -310,6 +329,14 @@ class Client:
         finally:
             for future in waiting:
                 future.cancel()
+
+    def on_answer(self, call: Callable[[float], None]) -> None:
+        """Have `call` told the seconds that each answered picture took, in the client's thread."""
+        self._client.on_answer = call
+
+    def identity(self) -> Identity:
+        """Return which model the server has, in which server, as far as it says."""
+        return self._start(self._client.identity()).result()
 
     def statistics(self) -> dict[str, ModelStatistics]:
         """Return what the server counted so far, by model."""

@@ -86,7 +86,7 @@ class Endpoint:
 
 
 class Transport(Protocol):
-    """The five calls a detector's client makes; every one raises ServerError."""
+    """The calls that a detector's client and the page make; every one raises ServerError."""
 
     async def live(self, *, timeout: float) -> bool:
         """Say whether a Triton answers at all."""
@@ -94,11 +94,17 @@ class Transport(Protocol):
     async def ready(self, model: str, *, timeout: float) -> bool:
         """Say whether the model takes requests."""
 
+    async def version(self, *, timeout: float) -> str:
+        """Return the server's name and version."""
+
     async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
         """Return the model's config.pbtxt as a dict."""
 
     async def statistics(self, *, timeout: float) -> list[dict[str, Any]]:
         """Return the server's statistics, an entry a model and version."""
+
+    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
+        """Return name, version, state and reason of each model in the server's repositories."""
 
     async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
         """Send one encoded picture; return tritonclient's InferResult."""
@@ -121,6 +127,10 @@ def _one_image(image: bytes, infer_input: Any) -> list[Any]:
     return [tensor]
 
 
+def _named(metadata: Mapping[str, Any]) -> str:
+    return f"{metadata.get('name', 'unknown')} {metadata.get('version', '')}".strip()
+
+
 class _Grpc:
     def __init__(self, endpoint: Endpoint) -> None:
         from tritonclient.grpc import aio
@@ -134,6 +144,10 @@ class _Grpc:
     async def ready(self, model: str, *, timeout: float) -> bool:
         return bool(await self._call(self._client.is_model_ready(model, client_timeout=timeout)))
 
+    async def version(self, *, timeout: float) -> str:
+        call = self._client.get_server_metadata(as_json=True, client_timeout=timeout)
+        return _named(await self._call(call))
+
     async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
         call = self._client.get_model_config(model, as_json=True, client_timeout=timeout)
         answer: dict[str, Any] = (await self._call(call))["config"]
@@ -143,6 +157,11 @@ class _Grpc:
         call = self._client.get_inference_statistics(as_json=True, client_timeout=timeout)
         answer: list[dict[str, Any]] = (await self._call(call)).get("model_stats", [])
         return answer
+
+    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
+        call = self._client.get_model_repository_index(as_json=True, client_timeout=timeout)
+        models: list[dict[str, Any]] = (await self._call(call)).get("models", [])
+        return models
 
     async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
         inputs = _one_image(image, self._input)
@@ -182,6 +201,9 @@ class _Http:
     async def ready(self, model: str, *, timeout: float) -> bool:
         return bool(await self._call(self._client.is_model_ready(model), timeout))
 
+    async def version(self, *, timeout: float) -> str:
+        return _named(await self._call(self._client.get_server_metadata(), timeout))
+
     async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
         answer: dict[str, Any] = await self._call(self._client.get_model_config(model), timeout)
         return answer
@@ -189,6 +211,10 @@ class _Http:
     async def statistics(self, *, timeout: float) -> list[dict[str, Any]]:
         answer = await self._call(self._client.get_inference_statistics(), timeout)
         models: list[dict[str, Any]] = answer.get("model_stats", [])
+        return models
+
+    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
+        models: list[dict[str, Any]] = await self._call(self._client.get_model_repository_index(), timeout)
         return models
 
     async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:

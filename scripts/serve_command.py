@@ -16,7 +16,9 @@ gRPC      {grpc}
 metrics   {metrics}
 log       {log}
 
-Ask it from another terminal:
+Ask it from another terminal; the first shows a page to drop pictures on:
+
+{web}
 
 {predict}
 
@@ -24,6 +26,7 @@ Ask it from another terminal:
 
 {python}
 """
+WEB = "retinaserve web --server {grpc} --metrics {metrics}"
 PREDICT = "retinaserve predict PICTURE.jpg --server {grpc}"
 # Triton's binary extension: a JSON header, then the picture's bytes; the answer is JSON.
 CURL = """\
@@ -41,14 +44,15 @@ EOF"""
 
 
 def ready_text(server: TritonServer) -> str:
-    """Return the endpoints of a running server and three ways to ask it, to be pasted as they are."""
-    urls = {"http": server.http_url, "grpc": server.grpc_url}
+    """Return the endpoints of a running server and four ways to ask it, to be pasted as they are."""
+    urls = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}
     examples = {
+        "web": WEB.format(**urls),
         "predict": PREDICT.format(**urls),
         "curl": CURL.format(**urls),
         "python": PYTHON.format(**urls),
     }
-    return READY.format(**urls, **examples, metrics=server.metrics_url, log=server.log)
+    return READY.format(**urls, **examples, log=server.log)
 
 
 @click.command()
