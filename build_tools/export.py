@@ -7,7 +7,6 @@ It joins the checkpoint and the export of the heads, left of this folder, with q
 Triton repository (build_tools/repository.py).
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
     from build_tools.int8 import Int8Options, Progress
     from training.model import RetinaNet
 
-Precision = Literal["fp32", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,15 @@ class ExportOptions:
     size: tuple[int, int] | None = None  # H, W; the checkpoint's own if None
     flavour: "Flavour" = "standard"
     int8: "Int8Options | None" = None  # float if None
+    half: bool = False  # what is in float otherwise, in FP16; on GPUs, INT8 too stands best among FP16
+    emulate: bool = False  # FP16 by rounding in FP32, to measure on a CPU
 
     @property
     def precision(self) -> Precision:
         """What the network computes in."""
-        return "int8" if self.int8 else "fp32"
+        if self.int8:
+            return "int8"
+        return "fp16" if self.half else "fp32"
 
 
 def export_detector(
@@ -56,7 +59,10 @@ def export_detector(
     """
     import onnx
 
+    from build_tools.files import sha256
+    from build_tools.float16 import to_float16
     from build_tools.graft import graft
+    from build_tools.half_emulation import emulate_half
     from build_tools.int8 import draw, to_int8
     from build_tools.staging import staging
 
@@ -66,11 +72,15 @@ def export_detector(
     # Before the heads are traced: pictures are what a user gets wrong first.
     pictures = draw(spec, options.int8) if options.int8 else None
     with staging(output) as folder:
-        made_from = {METADATA_CHECKPOINT: hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
-        raw = raw_heads(spec, network, folder / "heads.onnx", metadata=made_from)
+        origin = {METADATA_CHECKPOINT: sha256(checkpoint)}
+        raw = raw_heads(spec, network, folder / "heads.onnx", metadata=origin)
         if options.int8 and pictures:
             quantized = to_int8(raw, spec, pictures, options.int8, progress=progress)
             raw, record = quantized.model, quantized.record
+        if options.half:
+            raw, _ = to_float16(raw, source=str(checkpoint))
+        if options.emulate:
+            raw = emulate_half(raw)
         onnx.save(graft(raw, flavour=options.flavour), folder / output.name)
         stored = record_path(output)
         if record:
@@ -97,12 +107,12 @@ def load_network(checkpoint: Path, size: tuple[int, int] | None = None) -> tuple
 def raw_heads(
     spec: DetectorSpec, network: "RetinaNet", path: Path, *, metadata: Mapping[str, str] | None = None
 ) -> "onnx.ModelProto":
-    """Return the network's raw heads in ONNX, with more metadata, by way of the file `path`."""
+    """Return the network's raw heads in ONNX, by way of the file `path`; `metadata` is added to the spec's."""
     import onnx
 
     from training.export import export_heads
 
-    export_heads(network, spec, path, metadata=dict(metadata or {}))
+    export_heads(network, spec, path, metadata=metadata)
     return onnx.load(path)
 
 

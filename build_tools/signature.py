@@ -41,8 +41,8 @@ class Signature:
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     custom_operators: tuple[str, ...] = ()  # those of no ONNX operator set: TensorRT plugins
+    precision: str = "fp32"  # of the network: fp32, fp16, or int8 with Q/DQ nodes
     identity: dict[str, str] = field(default_factory=dict)  # SHA-256 of the file and of what it was made from
-    precision: str = "fp32"  # of the network: fp32, or int8 with Q/DQ nodes
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
@@ -74,10 +74,10 @@ def read_signature(path: Path) -> Signature:
     model = load_graph(path)
     spec = read_spec(model, str(path))
     custom = sorted({node.op_type for node in model.graph.node if node.domain not in ("", "ai.onnx")})
-    identity = {"graph_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **_made_from(model)}
     precision = {entry.key: entry.value for entry in model.metadata_props}.get(contract.METADATA_PRECISION, "fp32")
+    identity = {"graph_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **_made_from(model)}
     signature = Signature(
-        spec, _tensors(model.graph.input), _tensors(model.graph.output), tuple(custom), identity, precision
+        spec, _tensors(model.graph.input), _tensors(model.graph.output), tuple(custom), precision, identity
     )
     expected = expected_signature(spec)
     for kind, found, wanted in (

@@ -22,6 +22,7 @@ from eval.options import (
     name_next,
     progress,
     report_options,
+    tls_options,
     wait_option,
     write_json,
 )
@@ -32,6 +33,7 @@ from training.errors import Exit
 
 if TYPE_CHECKING:
     from eval.detections import Detections, Detector, ImageError
+    from eval.transport import TlsFiles
 
     Answers = Iterator[Detections | ImageError]
 
@@ -41,7 +43,8 @@ server_option = click.option(
     "--server",
     metavar="HOST:PORT",
     default="localhost:8001",
-    help="The Triton server: HOST:PORT, grpc://HOST:PORT or http://HOST:PORT.",
+    help="The Triton server: HOST:PORT, or grpc://, http://, grpcs:// or https:// before it; "
+    "equal ones with commas, and one of them may die.",
 )
 protocol_option = click.option(
     "--protocol", type=PROTOCOLS, help="What HOST:PORT speaks where --server does not say it: gRPC, or HTTP."
@@ -67,6 +70,7 @@ concurrency_option = click.option(
 @concurrency_option
 @timeout_option
 @wait_option
+@tls_options
 @click.option("--quiet", is_flag=True, help="Print no detections; for use with --output.")
 def predict(
     images: tuple[str, ...],
@@ -78,6 +82,7 @@ def predict(
     concurrency: int,
     timeout: float,
     wait: float,
+    tls: "TlsFiles | None",
     quiet: bool,
 ) -> None:
     """Detect objects in IMAGES (files, directories, patterns) through a server.
@@ -89,10 +94,10 @@ def predict(
     from eval.images import find_images
 
     files = find_images(images)
-    with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency) as client:
+    with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls) as client:
         style = "none" if quiet else style
         failed = _print_predictions(files, client, score=score, style=style, output=output)
-        where = str(client.endpoint)
+        where = client.servers
     if output:
         click.echo(f"{len(files) - failed} annotated pictures: {output}", err=True)
     name_next(f"retinaserve eval --server {where} --images DIR --annotations FILE.json")
@@ -112,6 +117,7 @@ def predict(
 )
 @timeout_option
 @wait_option
+@tls_options
 @json_option
 @report_options
 @click.option(
@@ -125,6 +131,7 @@ def evaluate(
     concurrency: int,
     timeout: float,
     wait: float,
+    tls: "TlsFiles | None",
     json_file: Path | None,
     output: Path | None,
     **report_choices: Any,
@@ -142,8 +149,8 @@ def evaluate(
     options = ReportOptions.of(json_file, **report_choices)
     truth = Annotations.load(annotations)
     options.read_baseline(truth)
-    with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency) as client:
-        where, model = str(client.endpoint), client.identity().to_dict()
+    with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls) as client:
+        where, model = client.servers, client.identity().to_dict()
         traffic = Traffic.watch(client)
         report = judge(client, truth, images, progress=progress)
         busy, latency = traffic.busy(report.seconds), traffic.latency()

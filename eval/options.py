@@ -1,5 +1,6 @@
 """What the verbs of this folder share: options, progress, writing JSON and naming the next command."""
 
+import functools
 import json
 import re
 import sys
@@ -21,6 +22,23 @@ wait_option = click.option(
     "--wait", type=click.FloatRange(min=0), default=0.0, help="Seconds to wait for the server to become ready."
 )
 json_option = click.option("--json", "json_file", type=FILE, help="Write the numbers to this JSON file.")
+
+
+def tls_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of an encrypted connection; the verb takes them as `tls`, a TlsFiles or None."""
+
+    @click.option(
+        "--ca", type=FILE, help="PEM authority of a grpcs:// or https:// server; the system's by default."
+    )
+    @click.option("--client-cert", type=FILE, help="PEM certificate to show to a server that asks for one.")
+    @click.option("--client-key", type=FILE, help="PEM private key of --client-cert.")
+    @functools.wraps(verb)
+    def with_tls(*, ca: Path | None, client_cert: Path | None, client_key: Path | None, **rest: Any) -> None:
+        from eval.transport import TlsFiles
+
+        verb(tls=TlsFiles(ca, client_cert, client_key) if ca or client_cert or client_key else None, **rest)
+
+    return with_tls
 
 
 def progress(items: Iterable[T], total: int) -> Iterator[T]:

@@ -1,7 +1,8 @@
-"""The verbs of this folder, joined: data, serve, sensitivity, precisions, efficiency, doctor, demo."""
+"""The verbs of this folder, joined, in the order of use."""
 
 import click
 
+from scripts.compile_check_command import compile_check
 from scripts.data_commands import data
 from scripts.demo_command import demo
 from scripts.doctor_command import doctor
@@ -12,4 +13,4 @@ from scripts.serve_command import serve
 
 VERBS_BEFORE: tuple[click.Command, ...] = (data,)
 VERBS_SERVER: tuple[click.Command, ...] = (serve,)
-VERBS_AFTER: tuple[click.Command, ...] = (sensitivity, precisions, efficiency, doctor, demo)
+VERBS_AFTER: tuple[click.Command, ...] = (sensitivity, precisions, compile_check, efficiency, doctor, demo)

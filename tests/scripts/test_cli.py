@@ -21,7 +21,7 @@ from training.checkpoint import Checkpoint, save
         (["build", "nothing.pth", "--output", "repo"], 3, "nothing.pth"),
         (["build", "x.onnx", "--output", "repo", "--profile", "tpu"], 2, "'tpu' is not"),
         (["export", "nothing.pth", "model.onnx"], 3, "nothing.pth"),
-        (["export", "nothing.pth", "model.plan"], 2, "ends in .onnx"),
+        (["export", "nothing.pth", "model.engine"], 2, "ends in .onnx"),
         (["serve", "nowhere"], 3, "nowhere: no such folder"),
         (["efficiency", "--rounds", "0"], 2, "--rounds"),
     ],
