@@ -18,14 +18,15 @@ import asyncio
 import random
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import islice
 from typing import Any, Self, TypeVar
 
 from eval.detections import Detections, ImageError
+from eval.identity import Identity
 from eval.pace import Pace
-from eval.refusals import judged, no_server, not_ready
+from eval.refusals import image_error, no_server
 from eval.replicas import Replica, Replicas
 from eval.served_model import ServedModel
 from eval.statistics import ModelStatistics, by_model
@@ -65,6 +66,8 @@ class AsyncClient:
         self.model_name = model
         self.timeout = timeout
         self.concurrency = concurrency
+        self.on_answer: Callable[[float], None] | None = None
+        """Called with the seconds each answered picture took, from its turn to its answer, retries included."""
         self._wait = wait
         self._served: ServedModel | None = None
 
@@ -146,18 +149,37 @@ class AsyncClient:
         try:
             return await self._infer(image, pace or Pace(1))
         except ServerError as error:
-            answer = judged(error, timeout=self.timeout)
-            if answer is None:
+            if error.status == "not_found":
                 raise no_server(error, self.endpoint, self.model_name) from None
-            return answer
+            return image_error(error, timeout=self.timeout)
 
     async def statistics(self) -> dict[str, ModelStatistics]:
-        """Return what the server counted so far, by model; of several, the first."""
-        replica = self._replicas.all[0]
+        """Return what the server counted so far, by model; of several, the first that lives."""
+        replica = self._replicas.first()
         try:
             return by_model(await replica.transport.statistics(timeout=CONTROL_TIMEOUT))
         except ServerError as error:
             raise no_server(error, replica.endpoint, self.model_name) from None
+
+    async def identity(self) -> Identity:
+        """Return which model the server has, and in what, as far as it says; of several, the first that lives."""
+        transport = self._replicas.first().transport
+        try:
+            version = await transport.version(timeout=CONTROL_TIMEOUT)
+            names = (self.model_name, *self.served.steps)
+            configs = {name: await transport.config(name, timeout=CONTROL_TIMEOUT) for name in names}
+            entries = await transport.statistics(timeout=CONTROL_TIMEOUT)
+        except ServerError as error:
+            raise no_server(error, self.endpoint, self.model_name) from None
+        return Identity.of_server(configs, entries, server=version, address=str(self.endpoint))
+
+    async def parameters(self, model: str) -> dict[str, str]:
+        """Return what the config of another model, such as a step of the ensemble, has as parameters."""
+        try:
+            config = await self._replicas.first().transport.config(model, timeout=CONTROL_TIMEOUT)
+        except ServerError as error:
+            raise no_server(error, self.endpoint, self.model_name) from None
+        return {key: item.get("string_value", "") for key, item in config.get("parameters", {}).items()}
 
     async def _infer(self, image: bytes, pace: Pace) -> Detections:
         """Send a picture until it is answered, its time is over, or it was refused for RETRY_SECONDS."""
@@ -170,6 +192,8 @@ class AsyncClient:
                 try:
                     result = await call
                     pace.answered()
+                    if self.on_answer:
+                        self.on_answer(spent + clock() - start)
                     return _detections(result)
                 except ServerError as error:
                     if error.status != "unavailable":
@@ -225,7 +249,11 @@ class AsyncClient:
         except ServerError as error:
             raise no_server(error, replica.endpoint, self.model_name) from None
         if not ready:
-            raise not_ready(replica.endpoint, self.model_name, waited=self._wait)
+            waited = f" after {self._wait:g} s" if self._wait else ""
+            raise UserError(
+                f"{replica.endpoint}: model {self.model_name!r} is not ready{waited}",
+                "see the server's log; it may still be loading",
+            )
         return ServedModel.from_config(config, source=str(replica.endpoint))
 
 
@@ -321,9 +349,21 @@ class Client:
             for future in waiting:
                 future.cancel()
 
+    def on_answer(self, call: Callable[[float], None]) -> None:
+        """Have `call` told the seconds that each answered picture took, in the client's thread."""
+        self._client.on_answer = call
+
+    def identity(self) -> Identity:
+        """Return which model the server has, and in what, as far as it says; of several, the first that lives."""
+        return self._start(self._client.identity()).result()
+
     def statistics(self) -> dict[str, ModelStatistics]:
         """Return what the server counted so far, by model."""
         return self._start(self._client.statistics()).result()
+
+    def parameters(self, model: str) -> dict[str, str]:
+        """Return the parameters of another model's config; see `AsyncClient.parameters`."""
+        return self._start(self._client.parameters(model)).result()
 
     def _start(self, call: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(call, self._loop)

@@ -1,7 +1,7 @@
-"""What a ServerError means to who sent a picture, or to who named the server.
+"""What a person is told when a server does not answer well: of one picture, or of the server itself.
 
-judged(error, timeout=30)                       # ImageError, or None: it is no matter of this picture
-raise no_server(error, endpoint, "detector")    # UserError, with where to look
+image_error(error, timeout=30.0)                # ImageError("the image is empty: 0 bytes", "bad_image")
+raise no_server(error, endpoint, "detector")    # nothing can be asked there
 """
 
 import re
@@ -15,42 +15,32 @@ WHERE = (
 )
 
 
-def judged(error: ServerError, *, timeout: float) -> ImageError | None:
-    """Return what is wrong with one picture's request; None when there is no such model."""
+def image_error(error: ServerError, *, timeout: float) -> ImageError:
+    """Return what became of one picture that a living server did not answer."""
     message = re.sub(r"^(in ensemble '[^']*', |\[request id: [^]]*\] )+", "", error.message)
     match error.status:
         case "invalid":
             return ImageError(message, "bad_image")
         case "timeout":
             return ImageError(f"no answer in {timeout:g} s", "timeout")
-        case "internal":
-            return ImageError(f"the server failed: {message}", "server")
         case "unavailable":
             return ImageError(f"the server is overloaded: {message}", "overloaded")
-    return None
-
-
-def not_ready(endpoint: Endpoint, model: str, *, waited: float) -> UserError:
-    """Return the error for a server that is there, and whose model is not."""
-    after = f" after {waited:g} s" if waited else ""
-    return UserError(
-        f"{endpoint}: model {model!r} is not ready{after}", "see the server's log; it may still be loading"
-    )
+    return ImageError(f"the server failed: {message}", "server")
 
 
 def no_server(error: ServerError, endpoint: Endpoint, model: str) -> UserError:
-    """Return the error for a server that does not answer as one should."""
+    """Say to a person why a server can't be used at all."""
+    at = str(endpoint)
     match error.status:
         case "not_found" | "invalid":
             return UserError(
-                f"{endpoint} has no model {model!r}: {error.message}",
-                "serve a repository made by `retinaserve build`",
+                f"{at} has no model {model!r}: {error.message}", "serve a repository made by `retinaserve build`"
             )
         case "timeout":
-            return UserError(f"{endpoint} took a connection and did not answer in time", WHERE)
+            return UserError(f"{at} took a connection and did not answer in time", WHERE)
         case "unavailable":
-            return UserError(f"no Triton server answers at {endpoint}: {error.message}", _where(error, endpoint))
-    return UserError(f"{endpoint}: {error.message}", WHERE)
+            return UserError(f"no Triton server answers at {at}: {error.message}", _where(error, endpoint))
+    return UserError(f"{at}: {error.message}", WHERE)
 
 
 def _where(error: ServerError, endpoint: Endpoint) -> str:

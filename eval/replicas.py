@@ -53,6 +53,11 @@ class Replicas:
                 return replica
         return min(self.all, key=lambda replica: replica.down_until)
 
+    def first(self) -> Replica:
+        """Return the first server that is not set aside: for questions that all answer alike."""
+        now = time.monotonic()
+        return next((each for each in self.all if each.down_until <= now), self.all[0])
+
     def set_aside(self, replica: Replica) -> bool:
         """Leave a server out for a while; say whether another one is left."""
         now = time.monotonic()

@@ -137,11 +137,17 @@ class Transport(Protocol):
     async def ready(self, model: str, *, timeout: float) -> bool:
         """Say whether the model takes requests."""
 
+    async def version(self, *, timeout: float) -> str:
+        """Return the server's name and version."""
+
     async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
         """Return the model's config.pbtxt as a dict."""
 
     async def statistics(self, *, timeout: float) -> list[dict[str, Any]]:
         """Return the server's statistics, an entry a model and version."""
+
+    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
+        """Return name, version, state and reason of each model in the server's repositories."""
 
     async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
         """Send one encoded picture; return tritonclient's InferResult. After `timeout` the server drops it too."""
@@ -151,9 +157,6 @@ class Transport(Protocol):
 
     async def unload(self, model: str, *, timeout: float) -> None:
         """Have the server drop a model."""
-
-    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
-        """Return the server's models: name, version and state of each."""
 
     async def close(self) -> None:
         """Close every connection."""
@@ -181,6 +184,10 @@ def _microseconds(timeout: float) -> int:
     return max(1, round(timeout * 1e6))
 
 
+def _named(metadata: Mapping[str, Any]) -> str:
+    return f"{metadata.get('name', 'unknown')} {metadata.get('version', '')}".strip()
+
+
 class _Grpc:
     def __init__(self, endpoint: Endpoint, admin_token: str | None) -> None:
         from tritonclient.grpc import aio
@@ -203,6 +210,10 @@ class _Grpc:
 
     async def ready(self, model: str, *, timeout: float) -> bool:
         return bool(await self._call(self._client.is_model_ready(model, client_timeout=timeout)))
+
+    async def version(self, *, timeout: float) -> str:
+        call = self._client.get_server_metadata(as_json=True, client_timeout=timeout)
+        return _named(await self._call(call))
 
     async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
         call = self._client.get_model_config(model, as_json=True, client_timeout=timeout)
@@ -277,6 +288,9 @@ class _Http:
 
     async def ready(self, model: str, *, timeout: float) -> bool:
         return bool(await self._call(self._client.is_model_ready(model), timeout))
+
+    async def version(self, *, timeout: float) -> str:
+        return _named(await self._call(self._client.get_server_metadata(), timeout))
 
     async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
         answer: dict[str, Any] = await self._call(self._client.get_model_config(model), timeout)

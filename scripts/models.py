@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from build_tools.pins import CANARY, STEPS, Pins, read_pins, versions_of, write_pins
+from build_tools.pins import CANARY, Pins, read_pins, steps_of, versions_of, write_pins
 from eval.transport import Endpoint, ServerError, Transport, open_transport
 from training.errors import Exit, UserError
 from training.spec import DETECTOR
@@ -33,6 +33,7 @@ class Deployment:
         self.repository = repository
         self.endpoint = endpoint
         self._admin_token = admin_token
+        self._steps = steps_of(repository)
 
     def use(self, version: int) -> Pins:
         """Answer with `version` and keep the one before in memory. Raises UserError; the old one serves on."""
@@ -44,9 +45,9 @@ class Deployment:
         new = replace(both, served=version, previous=old.served if old.served != version else old.previous)
         final = replace(new, canary=canary, loaded=_sorted(version, new.previous, canary))
         # Load, switch, and only then let go: each is a state in which every ensemble has its steps.
-        self._apply(both, STEPS)
+        self._apply(both, self._steps)
         self._apply(replace(final, loaded=both.loaded), (DETECTOR,))
-        self._apply(final, STEPS if final.loaded != both.loaded else ())
+        self._apply(final, self._steps if final.loaded != both.loaded else ())
         return final
 
     def canary(self, version: int) -> Pins:
@@ -54,10 +55,10 @@ class Deployment:
         old = self._checked(version)
         loaded = _sorted(old.served, old.previous, version)
         both = replace(old, loaded=_sorted(*loaded, old.canary))
-        self._apply(both, STEPS)
+        self._apply(both, self._steps)
         self._apply(replace(both, canary=version), (CANARY,))
         new = replace(both, canary=version, loaded=loaded)
-        self._apply(new, STEPS if new != replace(both, canary=version) else ())
+        self._apply(new, self._steps if new != replace(both, canary=version) else ())
         return new
 
     def rollback(self) -> Pins:
@@ -84,7 +85,7 @@ class Deployment:
         )
         if new.loaded == old.loaded:
             raise UserError(f"version {version} is not in memory", code=Exit.USAGE)
-        self._apply(new, STEPS)
+        self._apply(new, self._steps)
         return new
 
     def status(self) -> dict[str, Any]:

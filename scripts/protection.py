@@ -81,10 +81,14 @@ def read_token(path: Path) -> str:
     return token
 
 
-def admin_flags(token: str | None) -> list[str]:
-    """Return the flags that close the administrative calls to all who don't send the token; None closes them."""
+def admin_flags(token: str | None, *, reload: bool = False) -> list[str]:
+    """Return the flags that close the administrative calls to all who don't send the token; None closes them.
+
+    `reload` without a token leaves the calls open that change versions, for whom the server's address lets in.
+    """
+    apis = [api for api in ADMIN_APIS if token or not reload or api != "model-repository"]
     token = token or secrets.token_urlsafe(32)  # nobody knows it
-    group = f"{','.join(ADMIN_APIS)}:{ADMIN_HEADER}={token}"
+    group = f"{','.join(apis)}:{ADMIN_HEADER}={token}"
     return [f"--http-restricted-api={group}", f"--grpc-restricted-protocol={group}"]
 
 

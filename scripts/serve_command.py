@@ -17,7 +17,9 @@ gRPC      {grpc}
 metrics   {metrics}
 log       {log}
 
-Ask it from another terminal:
+Ask it from another terminal; the first shows a page to drop pictures on:
+
+{web}
 
 {predict}
 
@@ -25,6 +27,7 @@ Ask it from another terminal:
 
 {python}
 """
+WEB = "retinaserve web --server {page} --metrics {metrics}"
 PREDICT = "retinaserve predict PICTURE.jpg --server {grpc}{tls}"
 # Triton's binary extension: a JSON header, then the picture's bytes; the answer is JSON.
 CURL = """\
@@ -42,21 +45,23 @@ EOF"""
 
 
 def ready_text(server: TritonServer) -> str:
-    """Return the endpoints of a running server and three ways to ask it, to be pasted as they are."""
-    urls = {"http": server.http_url, "grpc": server.grpc_url}
-    options = arguments = imports = ""
+    """Return the endpoints of a running server and four ways to ask it, to be pasted as they are."""
+    urls = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}
+    page, options, arguments, imports = server.grpc_url, "", "", ""
     if tls := server.options.tls:
+        page = f"http://{server.http_url}"  # on this machine, which needs no certificates
         imports = "\nfrom eval.transport import TlsFiles"
         options, arguments = " --ca CA.pem", ', tls=TlsFiles(Path("CA.pem"))'
         if tls.client_ca:
             options += " --client-cert CLIENT.pem --client-key CLIENT.key"
             arguments = ', tls=TlsFiles(Path("CA.pem"), Path("CLIENT.pem"), Path("CLIENT.key"))'
     examples = {
+        "web": WEB.format(**urls, page=page),
         "predict": PREDICT.format(**urls, tls=options),
         "curl": CURL.format(**urls),
         "python": PYTHON.format(**urls, tls=arguments, imports=imports),
     }
-    return READY.format(**urls, **examples, metrics=server.metrics_url, log=server.log)
+    return READY.format(**urls, **examples, log=server.log)
 
 
 FILE = click.Path(path_type=Path, dir_okay=False)

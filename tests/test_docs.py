@@ -82,7 +82,12 @@ def test_every_verb_explains_itself() -> None:
                 assert parameter.help, f"{verb.name} {parameter.name}"
 
 
-NOT_OURS = ("No space left on device", "Failed to initialize Python stub")
+NOT_OURS = (
+    "No space left on device",
+    "Failed to initialize Python stub",
+    "Socket closed",
+    "This API is restricted",
+)
 
 
 def messages() -> list[str]:

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from build_tools.configs import read_config
+from build_tools.config_schema import read_config
 from eval.transport import open_transport
 from scripts.drills.load import Shot, closed_loop, good, percentile, shoot
 from scripts.drills.processes import SHARED_MEMORY, stubs

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from build_tools.configs import MODELS, read_config
+from build_tools.config_schema import read_config
+from build_tools.configs import MODELS
 from build_tools.pins import CANARY, Pins, read_pins, versions_of, write_pins
 from build_tools.repository import build_repository
 from training.errors import UserError
@@ -17,7 +18,7 @@ def two(repository: Path, tmp_path: Path) -> Path:
     """A repository with versions 1 and 2."""
     copy = tmp_path / "repository"
     shutil.copytree(repository, copy)
-    for name in MODELS:
+    for name in MODELS["cpu"]:
         shutil.copytree(copy / name / "1", copy / name / "2")
     return copy
 

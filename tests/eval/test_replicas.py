@@ -32,11 +32,14 @@ def test_servers_take_turns_without_those_set_aside(monkeypatch: pytest.MonkeyPa
     assert [replicas.next() for _ in range(4)] == [a, b, c, a]
     assert replicas.set_aside(b), "two are left"
     assert {replicas.next() for _ in range(6)} == {a, c}
+    assert replicas.first() is a
     clock += 1
     assert replicas.set_aside(a) and not replicas.set_aside(c), "none is left"
+    assert replicas.first() is a
     assert replicas.next() is b, "which has been out for longest"
     clock += 1
     assert {replicas.next() for _ in range(6)} == {b}, "it is asked again"
+    assert replicas.first() is b
     clock += 1
     assert {replicas.next() for _ in range(6)} == {a, b, c}
 

@@ -41,8 +41,16 @@ QUERIES = {
 
 
 def scrape(server: TritonServer) -> Scrape:
-    with urllib.request.urlopen(server.metrics_url, timeout=10) as answer:
-        return Scrape.parse(answer.read().decode())
+    """Triton opens its metrics after its HTTP: a server just ready may not have them yet."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with urllib.request.urlopen(server.metrics_url, timeout=10) as answer:
+                return Scrape.parse(answer.read().decode())
+        except OSError:
+            if server.process.poll() is not None or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import asyncio
 import json
 import ssl
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from scripts.protection import (
     GRPC_ADMIN_HEADER,
     LOOPBACK,
     Tls,
+    admin_flags,
     check_exposure,
     read_token,
 )
@@ -142,10 +144,16 @@ def test_without_client_certificates_the_server_is_still_checked(
 
 def open_to_others(port: int) -> bool:
     """Say whether some socket listens at this port on all addresses (/proc/net/tcp: address 0, state 0A)."""
-    lines = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()]
-    listening = [line[1].split(":") for line in lines if line[3] == "0A"]
-    assert any(int(found, 16) == port for _, found in listening), "nothing listens there at all"
-    return any(int(found, 16) == port and not int(address, 16) for address, found in listening)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:  # Triton opens its metrics after its HTTP
+        tables = [Path("/proc/net", name).read_text() for name in ("tcp", "tcp6")]
+        lines = [line.split() for table in tables for line in table.splitlines()]
+        addresses = [line[1].split(":") for line in lines if line[3] == "0A"]
+        here = [address for address, found in addresses if found != "local_address" and int(found, 16) == port]
+        if here:
+            return any(int(address, 16) == 0 for address in here)
+        time.sleep(0.05)
+    raise AssertionError("nothing listens there at all")
 
 
 ADMIN_HTTP = {
@@ -347,6 +355,20 @@ def test_predict_refuses_half_a_protection(case: str, folder: Path, own: Pair, t
     result = CliRunner().invoke(main, ["predict", str(tmp_path / "a.jpg"), *filled])
     assert result.exit_code == 2 and words in result.stderr, result.output
     assert "Traceback" not in result.stderr
+
+
+def test_changing_versions_without_a_token_opens_only_that() -> None:
+    def closed(token: str | None, *, reload: bool) -> set[str]:
+        (http, grpc) = admin_flags(token, reload=reload)
+        groups = {flag.split("=", 1)[1].split(":")[0] for flag in (http, grpc)}
+        assert len(groups) == 1
+        return set(groups.pop().split(","))
+
+    assert (
+        closed(None, reload=False) == closed(TOKEN, reload=False) == closed(TOKEN, reload=True) == set(ADMIN_APIS)
+    )
+    assert closed(None, reload=True) == set(ADMIN_APIS) - {"model-repository"}
+    assert admin_flags(None) != admin_flags(None), "the token that nobody knows is another one each time"
 
 
 def test_loopback_is_the_default_and_needs_no_flag(tmp_path: Path) -> None:
