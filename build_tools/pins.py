@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build_tools.configs import MODELS, read_config, write_config
+from build_tools.config_schema import read_config, write_config
 from training.errors import UserError
-from training.spec import DETECTOR, PREPROCESS, RETINANET
+from training.spec import DETECTOR, RETINANET
 
 CANARY = "detector_canary"
-STEPS = (PREPROCESS, RETINANET)
 _PREVIOUS = "previous_version"  # a parameter of detector's config
 
 
@@ -34,19 +33,29 @@ class Pins:
     canary: int | None = None
 
 
+def steps_of(repository: Path) -> tuple[str, ...]:
+    """Return the models that `detector` is made of. Raises UserError for another folder."""
+    path = repository / DETECTOR / "config.pbtxt"
+    if not path.is_file():
+        raise UserError(
+            f"{repository} is not a repository of ours: it has no {DETECTOR}/config.pbtxt",
+            "make one with: retinaserve build MODEL --output REPO",
+        )
+    return tuple(step.model_name for step in read_config(path).ensemble_scheduling.step)
+
+
+def models_of(repository: Path) -> tuple[str, ...]:
+    """Return the steps and the ensemble."""
+    return (*steps_of(repository), DETECTOR)
+
+
 def versions_of(repository: Path) -> list[int]:
-    """Return the versions that all models have. Raises UserError for a folder that is no repository of ours."""
-    found = []
-    for name in MODELS:
-        if not (repository / name / "config.pbtxt").is_file():
-            raise UserError(
-                f"{repository} is not a repository of ours: it has no {name}/config.pbtxt",
-                "make one with: retinaserve build MODEL --output REPO",
-            )
-        found.append({int(path.name) for path in (repository / name).iterdir() if path.name.isdigit()})
+    """Return the versions that all models have. Raises UserError where there is none."""
+    names = models_of(repository)
+    found = [{int(path.name) for path in (repository / name).glob("[0-9]*")} for name in names]
     common = sorted(set.intersection(*found))
     if not common:
-        raise UserError(f"{repository} has no version that all of {', '.join(MODELS)} have")
+        raise UserError(f"{repository} has no version that all of {', '.join(names)} have")
     return common
 
 
@@ -69,7 +78,7 @@ def read_pins(repository: Path) -> Pins | None:
 
 def write_pins(repository: Path, pins: Pins) -> None:
     """Write the configs, each by a rename."""
-    for name in STEPS:
+    for name in steps_of(repository):
         config = read_config(repository / name / "config.pbtxt")
         config.version_policy.specific.versions[:] = pins.loaded
         write_config(repository / name / "config.pbtxt", config)

@@ -2,48 +2,77 @@
 
     TorchDetector(Path("model.pth")).predict([jpeg])
     OnnxDetector(Path("model.onnx"), threads=2).predict_many(files)
+    found, heads = open_detector(path, keep_heads=True).observe(prepared)
 
-Both prepare pictures with the pipeline that is served, so what they answer is what the server has to answer. They
-are for scores and comparisons; they queue nothing and batch only what they are given.
+All prepare pictures with the pipeline that is served, so what they answer is what the server has to answer. They
+are for scores and comparisons; they queue nothing and batch only what they are given. The one of TensorRT is in
+eval/engine_detector.py.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from eval.detections import Detections, Detector, ImageError
+from eval.detections import Detections, ImageError
+from eval.identity import Identity
 from training.errors import Exit, UserError
-from training.spec import IMAGE, LETTERBOX, METADATA_SPEC, OUTPUTS, DetectorSpec
+from training.spec import IMAGE, LETTERBOX, OUTPUTS, DetectorSpec
 
-Outputs = Sequence[npt.NDArray[Any]]  # as spec.OUTPUTS orders them, a row a picture
+if TYPE_CHECKING:
+    from build_tools.preprocess import Prepared, Preprocessor
+
+Outputs = Sequence[npt.NDArray[Any]]  # as spec.OUTPUTS orders them, a row a picture, then the heads
+Heads = Mapping[str, npt.NDArray[np.float32]]  # by the names of spec.head_names, a row a picture
+Runtime = Literal["openvino", "onnxruntime"]
+Infer = Callable[[dict[str, Any]], Outputs]
+PACKAGES = {"torch": "torch", "OpenVINO": "openvino", "ONNX Runtime": "onnxruntime", "TensorRT": "tensorrt"}
 
 
-def open_detector(path: Path, *, threads: int = 0, batch: int = 8) -> Detector:
-    """Open the model in a file by its suffix, .pth or .onnx; `threads` 0 takes all cores. Raises UserError."""
-    kinds: dict[str, type[OfflineDetector]] = {".pth": TorchDetector, ".onnx": OnnxDetector}
+def open_detector(path: Path, *, threads: int = 0, batch: int = 8, keep_heads: bool = False) -> "OfflineDetector":
+    """Open a model file by its suffix: .pth, .onnx, .plan; `threads` 0 takes all cores. Raises UserError."""
+    from eval.engine_detector import EngineDetector
+
+    kinds: dict[str, type[OfflineDetector]] = {
+        ".pth": TorchDetector,
+        ".onnx": OnnxDetector,
+        ".plan": EngineDetector,
+    }
     if not path.is_file():
         raise UserError(f"{path}: no such file", "a checkpoint (.pth) or an exported model (.onnx) is expected")
     if path.suffix not in kinds:
         raise UserError(f"{path}: not a model that runs here", f"expected: {' or '.join(kinds)}", code=Exit.USAGE)
-    return kinds[path.suffix](path, threads=threads, batch=batch)
+    return kinds[path.suffix](path, threads=threads, batch=batch, keep_heads=keep_heads)
 
 
 class OfflineDetector(ABC):
     """What the offline detectors share: prepare a batch, run it, cut the answers apart."""
 
-    def __init__(self, path: Path, *, threads: int = 0, batch: int = 8) -> None:
-        """Load the model. Raises UserError for a file that holds none."""
-        from build_tools.preprocess import Preprocessor
+    runtime = ""  # what runs the model, for people
+    precision = ""  # fp32, fp16, bf16 or int8; empty where the file does not tell
+    head_names: tuple[str, ...] = ()  # the heads that `observe` answers
+    note = ""  # what somebody who reads the numbers has to know
 
+    def __init__(self, path: Path, *, threads: int = 0, batch: int = 8, keep_heads: bool = False) -> None:
+        """Load the model; `keep_heads` lets `observe` answer the heads. Raises UserError for a file with none."""
         self.path = path
         self.batch = batch
-        self.spec = self._load(path, threads)
-        self._preprocessor = Preprocessor(self.spec.size, self.spec.fill, threads=threads, max_batch=batch)
+        self.threads = threads
+        self.keep_heads = keep_heads
+        self.spec = self._load(path)
+
+    @cached_property
+    def _preprocessor(self) -> "Preprocessor":
+        from build_tools.preprocess import Preprocessor
+
+        return Preprocessor(self.spec.size, self.spec.fill, threads=self.threads, max_batch=self.batch)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -54,6 +83,40 @@ class OfflineDetector(ABC):
     def category_ids(self) -> tuple[int, ...]:
         """The COCO category of each class index."""
         return self.spec.category_ids
+
+    def identity(self) -> Identity:
+        """Return which model this is, in which runtime."""
+        installed = ""
+        with suppress(KeyError, PackageNotFoundError):  # TensorRT comes in packages of several names
+            installed = version(PACKAGES[self.runtime])
+        return Identity.of_file(self.path, runtime=f"{self.runtime} {installed}".strip(), precision=self.precision)
+
+    def prepare(self, images: Sequence[bytes | ImageError]) -> "list[Prepared | ImageError]":
+        """Return each encoded picture as the network takes it; a bad one gives its ImageError."""
+        from build_tools.preprocess import Prepared
+
+        results = iter(self._preprocessor.run([image for image in images if isinstance(image, bytes)]))
+        prepared = [image if isinstance(image, ImageError) else next(results) for image in images]
+        return [item if isinstance(item, Prepared | ImageError) else ImageError(item.message) for item in prepared]
+
+    def observe(self, prepared: "Sequence[Prepared]") -> tuple[list[Detections], Heads]:
+        """Return the detections of prepared pictures and, with `keep_heads`, the heads under `head_names`."""
+        if not prepared:
+            return [], {}
+        letterboxes = np.stack([item.letterbox for item in prepared])
+        outputs = self._run(np.stack([item.image for item in prepared]), letterboxes)
+        counts, boxes, scores, classes = outputs[:4]
+        found = [
+            Detections.from_slots(
+                int(counts[row, 0]),
+                boxes[row],
+                scores[row],
+                classes[row],
+                size=(int(letterboxes[row, 0]), int(letterboxes[row, 1])),
+            )
+            for row in range(len(prepared))
+        ]
+        return found, dict(zip(self.head_names, outputs[4:], strict=True))
 
     def predict(self, images: Sequence[bytes]) -> list[Detections]:
         """Return the detections of each encoded picture, in order. Raises UserError for the first bad one."""
@@ -71,55 +134,45 @@ class OfflineDetector(ABC):
             yield from self._predict_batch(chunk)
 
     def _predict_batch(self, chunk: Sequence[bytes | ImageError]) -> Iterator[Detections | ImageError]:
-        from build_tools.preprocess import Prepared
-
-        encoded = [image for image in chunk if isinstance(image, bytes)]
-        prepared = self._preprocessor.run(encoded)
-        good = [item for item in prepared if isinstance(item, Prepared)]
-        found = iter(self._detections(good)) if good else iter(())
-        answers = (next(found) if isinstance(item, Prepared) else ImageError(item.message) for item in prepared)
-        for image in chunk:
-            yield image if isinstance(image, ImageError) else next(answers)
-
-    def _detections(self, prepared: Sequence[Any]) -> list[Detections]:
-        letterboxes = np.stack([item.letterbox for item in prepared])
-        counts, boxes, scores, classes = self._run(np.stack([item.image for item in prepared]), letterboxes)
-        return [
-            Detections.from_slots(
-                int(counts[row, 0]),
-                boxes[row],
-                scores[row],
-                classes[row],
-                size=(int(letterboxes[row, 0]), int(letterboxes[row, 1])),
-            )
-            for row in range(len(prepared))
-        ]
+        prepared = self.prepare(chunk)
+        found = iter(self.observe([item for item in prepared if not isinstance(item, ImageError)])[0])
+        for item in prepared:
+            yield item if isinstance(item, ImageError) else next(found)
 
     @abstractmethod
-    def _load(self, path: Path, threads: int) -> DetectorSpec:
-        """Load the model and return its spec."""
+    def _load(self, path: Path) -> DetectorSpec:
+        """Load the model and return its spec; say `runtime`, `precision` and `head_names`."""
 
     @abstractmethod
     def _run(self, images: npt.NDArray[np.uint8], letterboxes: npt.NDArray[np.float32]) -> Outputs:
-        """Return the four outputs of (B, 3, H, W) pictures and (B, 4) letterboxes."""
+        """Return the four outputs of (B, 3, H, W) pictures and (B, 4) letterboxes, then those of `head_names`."""
 
 
 class TorchDetector(OfflineDetector):
     """A checkpoint run by torch, on the GPU where there is one."""
 
-    def _load(self, path: Path, threads: int) -> DetectorSpec:
+    runtime, precision = "torch", "fp32"
+
+    def _load(self, path: Path) -> DetectorSpec:
         import torch
 
         from training.checkpoint import load_model
 
-        if threads:
-            torch.set_num_threads(threads)
+        if self.threads:
+            torch.set_num_threads(self.threads)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         spec, model = load_model(path)
         self._model = model.to(self._device).eval()
         self._mean = torch.tensor(spec.mean, device=self._device)[:, None, None]  # (3, 1, 1)
         self._std = torch.tensor(spec.std, device=self._device)[:, None, None]
+        if self.keep_heads:
+            self.head_names = tuple(name for pair in spec.head_names for name in pair)
         return spec
+
+    def at_size(self, height: int, width: int) -> "TorchDetector":
+        """Let the network, which takes any size, take this one from now on; before the first picture."""
+        self.spec = self.spec.with_size(height, width)
+        return self
 
     def _run(self, images: npt.NDArray[np.uint8], letterboxes: npt.NDArray[np.float32]) -> Outputs:
         import torch
@@ -129,47 +182,82 @@ class TorchDetector(OfflineDetector):
         with torch.inference_mode():
             pixels = torch.from_numpy(images).to(self._device)
             heads = self._model((pixels / 255 - self._mean) / self._std)
-            outputs = detect(self.spec, heads, torch.from_numpy(letterboxes))
+            outputs = [*detect(self.spec, heads, torch.from_numpy(letterboxes))]
+            if self.keep_heads:
+                outputs += [tensor for pair in heads for tensor in pair]
         return [output.cpu().numpy() for output in outputs]
 
 
 class OnnxDetector(OfflineDetector):
-    """A grafted graph run in float32 by OpenVINO, or by ONNX Runtime where that is what is installed."""
+    """A grafted graph run by OpenVINO or ONNX Runtime, in the precision of the file.
 
-    def _load(self, path: Path, threads: int) -> DetectorSpec:
-        spec = _spec_of(path)
-        infer = _openvino(path, threads) or _onnxruntime(path, threads)
-        if infer is None:
+    A graph with TensorRT's plugins runs up to its heads; decode and NMS are torch's then, and `note` says so.
+    """
+
+    def __init__(self, path: Path, *, runtime: Runtime | None = None, **settings: Any) -> None:
+        """Load the graph; `runtime` None takes what is installed, OpenVINO first."""
+        self._wanted: tuple[Runtime, ...] = (runtime,) if runtime else tuple(RUNTIMES)
+        super().__init__(path, **settings)
+
+    def _load(self, path: Path) -> DetectorSpec:
+        from eval.onnx_graph import OnnxGraph
+
+        graph = OnnxGraph.read(path)
+        self.precision = graph.precision
+        self._heads_only = bool(graph.custom)
+        if self._heads_only and not graph.head_names:
             raise UserError(
-                "neither openvino nor onnxruntime is installed",
-                "pip install 'retinaserve[cpu]'",
-                code=Exit.USAGE,
+                f"{path} has operators that only TensorRT runs: {', '.join(graph.custom)}",
+                "and no heads of the names in its spec, up to which it could run here",
             )
-        self._infer = infer
-        return spec
+        source: bytes | str = str(path)
+        if self._heads_only:
+            source = graph.up_to_heads().SerializeToString()
+            self.note = f"{', '.join(graph.custom)} need TensorRT; decode and NMS are torch's here"
+        elif self.keep_heads and graph.head_names:
+            source = graph.with_heads().SerializeToString()
+        if self.keep_heads:
+            self.head_names = graph.head_names
+        names = (*(() if self._heads_only else OUTPUTS), *(graph.head_names if self._opened else ()))
+        for name in self._wanted:
+            title, compile_graph = RUNTIMES[name]
+            try:
+                infer = compile_graph(source, names, self.threads)
+            except Exception as error:  # ONNX Runtime's own have no base in common
+                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+                # OpenVINO begins with the places in its own source
+                said = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+                reason = " ".join(said or lines)[:300] or "no reason given"
+                raise UserError(f"{path}: {title} can't load this graph: {reason}") from None
+            if infer:
+                self.runtime, self._infer = title, infer
+                return graph.spec
+        wanted = " nor ".join(self._wanted)
+        raise UserError(
+            f"{'neither ' if len(self._wanted) > 1 else 'no '}{wanted} is installed",
+            "pip install 'retinaserve[cpu]'",
+            code=Exit.USAGE,
+        )
+
+    @property
+    def _opened(self) -> bool:
+        return self._heads_only or self.keep_heads
 
     def _run(self, images: npt.NDArray[np.uint8], letterboxes: npt.NDArray[np.float32]) -> Outputs:
-        return self._infer({IMAGE: images, LETTERBOX: letterboxes})
+        if not self._heads_only:
+            return self._infer({IMAGE: images, LETTERBOX: letterboxes})
+        import torch
+
+        from training.postprocess import detect
+
+        heads = self._infer({IMAGE: images})
+        tensors = [torch.from_numpy(np.asarray(head, np.float32)) for head in heads]
+        pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
+        found = [output.numpy() for output in detect(self.spec, pairs, torch.from_numpy(letterboxes))]
+        return [*found, *(heads if self.keep_heads else ())]
 
 
-def _spec_of(path: Path) -> DetectorSpec:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, OSError) as error:
-        raise UserError(f"{path} is not an ONNX file: {error}") from None
-    text = next((item.value for item in model.metadata_props if item.key == METADATA_SPEC), None)
-    inputs = {item.name for item in model.graph.input}
-    if text is None or inputs != {IMAGE, LETTERBOX}:
-        raise UserError(
-            f"{path} is not a deployable detector", "make it with: retinaserve export MODEL.pth OUT.onnx"
-        )
-    return DetectorSpec.from_json(text)
-
-
-def _openvino(path: Path, threads: int) -> Callable[[dict[str, Any]], Outputs] | None:
+def _openvino(source: str | bytes, names: Sequence[str], threads: int) -> Infer | None:
     try:
         import openvino
     except ImportError:
@@ -177,26 +265,33 @@ def _openvino(path: Path, threads: int) -> Callable[[dict[str, Any]], Outputs] |
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
-    request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    core = openvino.Core()
+    request = core.compile_model(core.read_model(source), "CPU", settings).create_infer_request()
 
     def infer(feeds: dict[str, Any]) -> Outputs:
         results = request.infer(feeds)
-        return [results[name] for name in OUTPUTS]
+        return [np.array(results[name]) for name in names]  # OpenVINO's own memory is the next batch's
 
     return infer
 
 
-def _onnxruntime(path: Path, threads: int) -> Callable[[dict[str, Any]], Outputs] | None:
+def _onnxruntime(source: str | bytes, names: Sequence[str], threads: int) -> Infer | None:
     try:
         import onnxruntime
     except ImportError:
         return None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     def infer(feeds: dict[str, Any]) -> Outputs:
-        outputs: Outputs = session.run(list(OUTPUTS), feeds)
+        outputs: Outputs = session.run(list(names), feeds)
         return outputs
 
     return infer
+
+
+RUNTIMES: Mapping[Runtime, tuple[str, Callable[[str | bytes, Sequence[str], int], Infer | None]]] = {
+    "openvino": ("OpenVINO", _openvino),
+    "onnxruntime": ("ONNX Runtime", _onnxruntime),
+}

@@ -1,16 +1,30 @@
-"""The verbs of this folder, joined: from `data` through `serve` to `demo`."""
+"""The verbs of this folder, joined, in the order of use."""
 
 import click
 
+from scripts.admit_command import admit
 from scripts.capacity_command import capacity
+from scripts.compile_check_command import compile_check
 from scripts.data_commands import data
 from scripts.demo_command import demo
 from scripts.doctor_command import doctor
 from scripts.drill_command import drill
 from scripts.efficiency_command import efficiency
 from scripts.models_command import models
+from scripts.precisions_command import precisions
+from scripts.sensitivity_command import sensitivity
 from scripts.serve_command import serve
 
 VERBS_BEFORE: tuple[click.Command, ...] = (data,)
 VERBS_SERVER: tuple[click.Command, ...] = (serve, models)
-VERBS_AFTER: tuple[click.Command, ...] = (efficiency, capacity, drill, doctor, demo)
+VERBS_AFTER: tuple[click.Command, ...] = (
+    admit,
+    sensitivity,
+    precisions,
+    compile_check,
+    efficiency,
+    capacity,
+    drill,
+    doctor,
+    demo,
+)

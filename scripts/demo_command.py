@@ -28,7 +28,8 @@ def demo(output: Path) -> None:
 look at    {output / "report" / "contact_sheet.jpg"}
            {output / "predictions"}/
 then try   retinaserve serve {output / "repository"}
-           retinaserve predict PICTURE.jpg --output annotated      (from another terminal)
+           retinaserve web            a page to drop pictures on   (from another terminal)
+           retinaserve predict PICTURE.jpg --output annotated
 your data  retinaserve train model.pth --images DIR --annotations FILE.json""",
         err=True,
     )

@@ -1,6 +1,6 @@
 """Changes which version of a detector a running server answers with, without failing a request.
 
-    deployment = Deployment(Path("repository"), Endpoint.parse("localhost:8001"))
+    deployment = Deployment(Path("repository"), Endpoint.parse("localhost:8001"), token)
     deployment.canary(2)        # version 2 answers as `detector_canary`, beside version 1
     deployment.use(2)           # version 2 answers as `detector`; version 1 stays in memory
     deployment.rollback()       # version 1 again, at once
@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from build_tools.pins import CANARY, STEPS, Pins, read_pins, versions_of, write_pins
+from build_tools.pins import CANARY, Pins, read_pins, steps_of, versions_of, write_pins
 from eval.transport import Endpoint, ServerError, Transport, open_transport
 from training.errors import Exit, UserError
 from training.spec import DETECTOR
@@ -29,9 +29,11 @@ LOAD_TIMEOUT = 300.0  # seconds; a large plan on a slow disk
 class Deployment:
     """A repository, and the server that serves it."""
 
-    def __init__(self, repository: Path, endpoint: Endpoint) -> None:
+    def __init__(self, repository: Path, endpoint: Endpoint, admin_token: str | None = None) -> None:
         self.repository = repository
         self.endpoint = endpoint
+        self._admin_token = admin_token
+        self._steps = steps_of(repository)
 
     def use(self, version: int) -> Pins:
         """Answer with `version` and keep the one before in memory. Raises UserError; the old one serves on."""
@@ -43,9 +45,9 @@ class Deployment:
         new = replace(both, served=version, previous=old.served if old.served != version else old.previous)
         final = replace(new, canary=canary, loaded=_sorted(version, new.previous, canary))
         # Load, switch, and only then let go: each is a state in which every ensemble has its steps.
-        self._apply(both, STEPS)
+        self._apply(both, self._steps)
         self._apply(replace(final, loaded=both.loaded), (DETECTOR,))
-        self._apply(final, STEPS if final.loaded != both.loaded else ())
+        self._apply(final, self._steps if final.loaded != both.loaded else ())
         return final
 
     def canary(self, version: int) -> Pins:
@@ -53,10 +55,10 @@ class Deployment:
         old = self._checked(version)
         loaded = _sorted(old.served, old.previous, version)
         both = replace(old, loaded=_sorted(*loaded, old.canary))
-        self._apply(both, STEPS)
+        self._apply(both, self._steps)
         self._apply(replace(both, canary=version), (CANARY,))
         new = replace(both, canary=version, loaded=loaded)
-        self._apply(new, STEPS if new != replace(both, canary=version) else ())
+        self._apply(new, self._steps if new != replace(both, canary=version) else ())
         return new
 
     def rollback(self) -> Pins:
@@ -83,7 +85,7 @@ class Deployment:
         )
         if new.loaded == old.loaded:
             raise UserError(f"version {version} is not in memory", code=Exit.USAGE)
-        self._apply(new, STEPS)
+        self._apply(new, self._steps)
         return new
 
     def status(self) -> dict[str, Any]:
@@ -148,7 +150,7 @@ class Deployment:
 
     def _ask(self, call: Callable[[Transport], Coroutine[Any, Any, T]]) -> T:
         async def asked() -> T:
-            transport = open_transport(self.endpoint, concurrency=1)
+            transport = open_transport(self.endpoint, concurrency=1, admin_token=self._admin_token)
             try:
                 return await call(transport)
             finally:
@@ -179,6 +181,12 @@ def _restore(repository: Path, configs: dict[Path, bytes]) -> None:
 
 def _explained(endpoint: Endpoint, error: ServerError) -> UserError:
     text = " ".join(error.message.split("\n\nAt:")[0].split())
+    if "restricted" in text:
+        return UserError(
+            f"{endpoint} keeps this for administrators",
+            "--admin-token-file: the file that `serve` was given",
+            code=Exit.USAGE,
+        )
     if "not allowed" in text or "polling is enabled" in text:
         return UserError(
             f"{endpoint} does not change its models", "start it with: retinaserve serve --reload REPO"

@@ -19,6 +19,7 @@ SERVER = click.option(
     default="localhost:8001",
     help="The server, started with `serve --reload`: HOST:PORT, grpc://HOST:PORT or http://HOST:PORT.",
 )
+TOKEN = click.option("--admin-token-file", "token", type=FILE, help="The token that `serve` was given.")
 JSON = click.option("--json", "json_file", type=FILE, help="Write the state to this JSON file.")
 
 
@@ -34,10 +35,11 @@ def models() -> None:
 @models.command()
 @REPOSITORY
 @SERVER
+@TOKEN
 @JSON
-def status(repository: Path, server: str, json_file: Path | None) -> None:
+def status(repository: Path, server: str, token: Path | None, json_file: Path | None) -> None:
     """Print the versions on disk, in memory, and answering."""
-    deployment = _deployment(repository, server)
+    deployment = _deployment(repository, server, token)
     _report(deployment, json_file)
     name_next(f"retinaserve models use {repository} VERSION --server {server}")
 
@@ -46,10 +48,11 @@ def status(repository: Path, server: str, json_file: Path | None) -> None:
 @REPOSITORY
 @VERSION
 @SERVER
+@TOKEN
 @JSON
-def canary(repository: Path, version: int, server: str, json_file: Path | None) -> None:
+def canary(repository: Path, version: int, server: str, token: Path | None, json_file: Path | None) -> None:
     """Serve VERSION beside the present one, under the name detector_canary."""
-    deployment = _deployment(repository, server)
+    deployment = _deployment(repository, server, token)
     deployment.canary(version)
     _report(deployment, json_file)
     name_next(f"retinaserve models use {repository} {version} --server {server}")
@@ -59,10 +62,11 @@ def canary(repository: Path, version: int, server: str, json_file: Path | None) 
 @REPOSITORY
 @VERSION
 @SERVER
+@TOKEN
 @JSON
-def use(repository: Path, version: int, server: str, json_file: Path | None) -> None:
+def use(repository: Path, version: int, server: str, token: Path | None, json_file: Path | None) -> None:
     """Answer with VERSION from now on; the one before stays in memory."""
-    deployment = _deployment(repository, server)
+    deployment = _deployment(repository, server, token)
     deployment.use(version)
     _report(deployment, json_file)
     name_next(f"retinaserve models rollback {repository} --server {server}")
@@ -71,10 +75,11 @@ def use(repository: Path, version: int, server: str, json_file: Path | None) -> 
 @models.command()
 @REPOSITORY
 @SERVER
+@TOKEN
 @JSON
-def rollback(repository: Path, server: str, json_file: Path | None) -> None:
+def rollback(repository: Path, server: str, token: Path | None, json_file: Path | None) -> None:
     """Answer with the version that did before."""
-    deployment = _deployment(repository, server)
+    deployment = _deployment(repository, server, token)
     deployment.rollback()
     _report(deployment, json_file)
     name_next(f"retinaserve models status {repository} --server {server}")
@@ -84,20 +89,22 @@ def rollback(repository: Path, server: str, json_file: Path | None) -> None:
 @REPOSITORY
 @VERSION
 @SERVER
+@TOKEN
 @JSON
-def unload(repository: Path, version: int, server: str, json_file: Path | None) -> None:
+def unload(repository: Path, version: int, server: str, token: Path | None, json_file: Path | None) -> None:
     """Take VERSION out of the server's memory; its files stay."""
-    deployment = _deployment(repository, server)
+    deployment = _deployment(repository, server, token)
     deployment.unload(version)
     _report(deployment, json_file)
     name_next(f"retinaserve models status {repository} --server {server}")
 
 
-def _deployment(repository: Path, server: str) -> "Deployment":
+def _deployment(repository: Path, server: str, token: Path | None) -> "Deployment":
     from eval.transport import Endpoint
     from scripts.models import Deployment
+    from scripts.protection import read_token
 
-    return Deployment(repository, Endpoint.parse(server))
+    return Deployment(repository, Endpoint.parse(server), read_token(token) if token else None)
 
 
 def _report(deployment: "Deployment", json_file: Path | None) -> None:

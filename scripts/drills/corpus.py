@@ -11,6 +11,7 @@ import io
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -109,7 +110,7 @@ def picture(width: int, height: int, *, seed: int = 0) -> Image.Image:
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     """Return the picture as a file of this kind."""
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)  # type: ignore[arg-type]
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -119,6 +120,7 @@ def ycck(cmyk: bytes) -> bytes:
     return cmyk[:transform] + b"\x02" + cmyk[transform + 1 :]
 
 
+@cache
 def png_bomb(side: int = BOMB_SIDE) -> bytes:
     """Return a true PNG of `side` x `side` black pixels in about 100 kB."""
     row = bytes(1 + -(-side // 8))  # the filter byte, and one bit a pixel

@@ -7,17 +7,19 @@ drill. Where the system allows no user namespaces, the scarce disk and /dev/shm 
 """
 
 import asyncio
+import math
 import os
 import signal
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from build_tools.config_schema import read_config
 from eval.transport import open_transport
 from scripts.drills.load import Shot, closed_loop, good, percentile, shoot
 from scripts.drills.processes import SHARED_MEMORY, stubs
@@ -32,8 +34,8 @@ Tell = Callable[[str], None]
 QUICK = RestartPolicy(interval=0.5, first_pause=0.2)
 HEAD = b"POST /v2/models/detector/infer HTTP/1.1\r\nHost: drill\r\nContent-Length: %d\r\n\r\n"
 CONNECTIONS = 50
-# Of the scarce memory: two stubs' first regions of 1 MB each, and less than a batch beside them.
-SHM_MEGABYTES, DISK_MEGABYTES = 5.0, 0.5
+SERVER = "tritonserver"
+DISK_MEGABYTES = 0.5
 
 
 def faults(
@@ -48,26 +50,34 @@ def faults(
         *killed(repository, figures, pictures, tell),
         *hopeless(repository, figures, tell),
         *clients(repository, figures, pictures, tell),
+        *cancelled(repository, figures, pictures, tell),
         *scarce(repository, figures, tell),
     ]
     return Verdict("faults", checks, figures)
 
 
-def killed(repository: Path, figures: dict[str, Any], pictures: list[bytes] | None, tell: Tell) -> list[Check]:
+def killed(
+    repository: Path,
+    figures: dict[str, Any],
+    pictures: list[bytes] | None,
+    tell: Tell,
+    *,
+    victims: Sequence[str] = (PREPROCESS, RETINANET, SERVER),
+) -> list[Check]:
     """SIGKILL each python-backend process, then the server, under a supervisor."""
     checks = []
     with stage(repository, pictures=pictures, start=False) as scene, supervised(scene, tell):
         prefixes = []
-        for victim in (PREPROCESS, RETINANET, "tritonserver"):
+        for victim in victims:
             assert scene.server
             prefixes.append(scene.server.shared_memory)
             server = scene.server.process.pid
-            pid = server if victim == "tritonserver" else stubs(server)[victim]
+            pid = server if victim == SERVER else stubs(server)[victim]
             os.kill(pid, signal.SIGKILL)
             away, seen = asyncio.run(outage(scene, scene.pictures[0]))
             tell(f"{victim} killed: answers again after {away:.1f} s, meanwhile {seen}")
             figures[f"{victim} killed"] = {"outage_s": round(away, 2), "meanwhile": seen}
-            checks.append(Check(f"{victim} killed: s until it answers", away, at_most=30, note=str(seen)))
+            checks.append(Check(f"{victim} killed: s until it answers", away, at_most=60, note=str(seen)))
         left = [file for prefix in prefixes for file in SHARED_MEMORY.glob(f"{prefix}*")]
         checks.append(Check("files the dead left in /dev/shm", len(left), at_most=0))
     return checks
@@ -101,14 +111,14 @@ def clients(repository: Path, figures: dict[str, Any], pictures: list[bytes] | N
         for name, act in (
             ("half a request", leave_in_the_middle),
             ("before the answer", leave_before_the_answer),
-            ("over gRPC", cancel),
         ):
             act(scene)
             away, refused = asyncio.run(busy(scene))
             shots = asyncio.run(closed_loop(scene.http, scene.pictures, in_flight=2, seconds=1))
             # Triton computes what it has taken, whoever still waits for it: its queue is full for a while.
             note = f"{refused} refused meanwhile" if refused else ""
-            checks.append(Check(f"left {name}: s until others are answered", away, at_most=30, note=note))
+            bound = 5 + 1.5 * CONNECTIONS * percentile((shot.seconds for shot in calm), 0.5)
+            checks.append(Check(f"left {name}: s until others are answered", away, at_most=bound, note=note))
             checks.append(_unharmed(f"left {name}: failed of others", shots))
         with dawdling(scene):
             slow = asyncio.run(closed_loop(scene.http, scene.pictures, in_flight=1, seconds=2))
@@ -117,26 +127,45 @@ def clients(repository: Path, figures: dict[str, Any], pictures: list[bytes] | N
         checks.append(Check("slow senders: p50 of others / calm", medians[1] / medians[0], at_most=2))
         time.sleep(1)
         after = scene.usage()
-    server = "tritonserver"
-    kept = after.processes[server].descriptors - before.processes[server].descriptors
-    tell(f"{4 * CONNECTIONS} clients left or dawdled; the server keeps {kept} more descriptors")
-    # gRPC's client of the last load may still be closing.
-    checks.append(Check("descriptors kept of those that left", kept, at_most=10))
+    kept = after.processes[SERVER].descriptors - before.processes[SERVER].descriptors
+    tell(f"{3 * CONNECTIONS} clients left or dawdled; the server keeps {kept} more descriptors")
+    checks.append(Check("descriptors kept of those that left", kept, at_most=2))
     figures["clients"] = {"calm_ms": 1000 * medians[0], "slow_ms": 1000 * medians[1], "descriptors_kept": kept}
     return checks
+
+
+def cancelled(repository: Path, figures: dict[str, Any], pictures: list[bytes] | None, tell: Tell) -> list[Check]:
+    """Clients that give up on gRPC requests, which may kill Triton 2.51: under a supervisor.
+
+    Triton's issue 7368, mended by its pull request 7840 for 24.12.
+    """
+    died: list[str] = []
+    with stage(repository, pictures=pictures, start=False) as scene, supervised(scene, died.append):
+        for _ in range(5):
+            cancel(scene)
+        away, refused = asyncio.run(busy(scene))
+    tell(
+        f"{5 * CONNECTIONS} gRPC requests cancelled: the server died {len(died)} times; answers after {away:.1f} s"
+    )
+    figures["cancelled"] = {"died": len(died), "until_answered_s": round(away, 2), "refused": refused}
+    note = f"it died {len(died)} times and was restarted" if died else "it survived"
+    return [Check("gRPC cancelled: s until others are answered", away, at_most=60, note=note)]
 
 
 def scarce(repository: Path, figures: dict[str, Any], tell: Tell) -> list[Check]:
     """/dev/shm nearly full, and the disk full."""
     checks = []
     with stage(repository, pictures=[b""], start=False) as scene:
-        shared = run_scarce("shm", scene.repository, megabytes=SHM_MEGABYTES, folder=scene.folder)
+        # The two stubs begin with 1 MB each; beside them there is room for a few pictures, not for a batch.
+        dims = read_config(scene.repository / PREPROCESS / "config.pbtxt").output[0].dims
+        room = 2.5 + 3 * math.prod(dims) / 1e6
+        shared = run_scarce("shm", scene.repository, megabytes=room, folder=scene.folder)
         disk = run_scarce("disk", scene.repository, megabytes=DISK_MEGABYTES, folder=scene.folder)
     figures["shm"], figures["disk"] = shared or "not tried", disk or "not tried"
     if shared is None or disk is None:
         tell("left out: the scarce disk and /dev/shm, which need user namespaces (unshare -rm)")
         return []
-    tell(f"/dev/shm of {SHM_MEGABYTES:g} MB: {shared['crowded']} when crowded; disk full: {disk['build']}")
+    tell(f"/dev/shm of {room:.1f} MB: {shared['crowded']} when crowded; disk full: {disk['build']}")
     checks.append(Check("/dev/shm full: the server lives", float(shared["alive"]), at_least=1))
     failed = sum(count for status, count in shared["after"].items() if status != "ok")
     crowded = "when crowded: " + ", ".join(f"{count} {status}" for status, count in shared["crowded"].items())
@@ -185,17 +214,19 @@ async def outage(scene: Scene, picture: bytes, *, limit: float = 60.0) -> tuple[
     return limit, dict(seen)
 
 
-async def busy(scene: Scene) -> tuple[float, int]:
-    """Ask until there is an answer; return the seconds, and how often the queue was full until then."""
+async def busy(scene: Scene, *, limit: float = 90.0) -> tuple[float, int]:
+    """Ask until there is an answer; return the seconds, and how often there was none until then."""
     start, refused = time.monotonic(), 0
     transport = open_transport(scene.http, concurrency=1)
     try:
-        while (shot := await shoot(transport, scene.pictures[0])).status == "unavailable":
+        while (await shoot(transport, scene.pictures[0], timeout=30)).status != "ok":
             refused += 1
+            if time.monotonic() - start > limit:
+                return float("inf"), refused
             await asyncio.sleep(0.05)
     finally:
         await transport.close()
-    return (time.monotonic() - start if shot.status == "ok" else float("inf")), refused
+    return time.monotonic() - start, refused
 
 
 def leave_in_the_middle(scene: Scene) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from build_tools.preprocess import MAX_PIXELS
 from eval.transport import Transport, open_transport
 from scripts.drills.corpus import Sample, corpus
 from scripts.drills.load import Shot, milliseconds, shoot
@@ -49,12 +50,18 @@ def fuzz(repository: Path, options: FuzzOptions, *, tell: Callable[[str], None] 
         Check("refused without naming the cause", len(unclear), at_most=0, note=f"of {len(refused)} refused"),
         Check("answered otherwise than known", len(wrong), at_most=0, note=", ".join(wrong[:3])),
         Check("good pictures between them that failed", good.count(False), at_most=0, note=f"of {len(good)}"),
-        Check("memory after / before", memory[1] / memory[0], at_most=1.5),
+        Check(
+            "memory, growth in MB",
+            (memory[-1] - memory[0]) / 1e6,
+            at_most=3 * MAX_PIXELS / 1e6,
+            note="bound: the largest picture that is taken, decoded, stays in the decoder's pools",
+        ),
     ]
     reasons = Counter(re.sub(r"\d+", "N", shot.message.split("', ")[-1])[:60] for _, shot in refused)
     figures = {
         "options": asdict(options),
         "answers": dict(Counter(shot.status for _, shot in answers)),
+        "memory_mib": [round(each / 2**20) for each in memory],
         "refused_ms": milliseconds(shot for _, shot in refused),
         "reasons": dict(reasons.most_common(20)),
         "unclear": unclear[:20],
@@ -66,8 +73,8 @@ def fuzz(repository: Path, options: FuzzOptions, *, tell: Callable[[str], None] 
 
 async def _drill(
     scene: Scene, options: FuzzOptions, tell: Callable[[str], None]
-) -> tuple[list[tuple[Sample, Shot]], list[bool], tuple[int, int]]:
-    """Return every sample's shot, whether the good ones were answered, and the memory before and after."""
+) -> tuple[list[tuple[Sample, Shot]], list[bool], list[int]]:
+    """Return every sample's shot, whether the good ones were answered, and the memory in bytes at twenty times."""
     transport = open_transport(scene.endpoint, concurrency=options.in_flight)
     gate = asyncio.Semaphore(options.in_flight)
     answers: list[tuple[Sample, Shot]] = []
@@ -75,7 +82,7 @@ async def _drill(
     try:
         for picture in scene.pictures:  # the pools of the decoder grow to their size
             await shoot(transport, picture)
-        memory = scene.usage().memory_bytes
+        memory = [scene.usage().memory_bytes]
         tasks: set[asyncio.Task[None]] = set()
         for number, sample in enumerate(corpus(options.count, seed=options.seed)):
             await gate.acquire()
@@ -84,12 +91,13 @@ async def _drill(
                 shot = await shoot(transport, scene.pictures[number % len(scene.pictures)])
                 good.append(shot.status == "ok")
             tasks = {task for task in tasks if not task.done()}
-            if number and number % 1000 == 0:
-                tell(f"{number} of {options.count} sent")
+            if number % max(1, options.count // 20) == 0:
+                memory.append(scene.usage().memory_bytes)
+                tell(f"{number} of {options.count} sent, {memory[-1] / 2**20:.0f} MiB")
         await asyncio.gather(*tasks)
     finally:
         await transport.close()
-    return answers, good, (memory, scene.usage().memory_bytes)
+    return answers, good, [*memory, scene.usage().memory_bytes]
 
 
 async def _one(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from build_tools.configs import read_config
+from build_tools.config_schema import read_config
 from eval.transport import Endpoint
 from scripts.drills.load import Shot, closed_loop, good, milliseconds, open_loop, percentile, rate_of
 from scripts.drills.processes import Usage

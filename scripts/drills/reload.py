@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from build_tools.configs import MODELS
-from build_tools.pins import CANARY, versions_of
+from build_tools.pins import CANARY, models_of, versions_of
 from eval.transport import Endpoint, open_transport
 from scripts.drills.load import Shot, closed_loop, good, milliseconds, shoot
 from scripts.drills.stage import Scene, stage
@@ -54,7 +53,7 @@ def reload(
 
 
 async def _drill(scene: Scene, old: int, options: ReloadOptions, tell: Callable[[str], None]) -> Verdict:
-    deployment = Deployment(scene.repository, scene.endpoint)
+    deployment = Deployment(scene.repository, scene.endpoint, scene.options.admin_token)
     new, broken = old + 1, old + 2
     rest = {str(old): await _ask(scene.endpoint, scene.pictures)}
     steps: list[Step] = []
@@ -130,7 +129,7 @@ async def _drill(scene: Scene, old: int, options: ReloadOptions, tell: Callable[
 def add_version(repository: Path, version: int, *, broken: bool = False) -> None:
     """Copy the newest version under a new number, with halved scores or a graph that can't be read."""
     newest = versions_of(repository)[-1]
-    for name in MODELS:
+    for name in models_of(repository):
         shutil.copytree(repository / name / str(newest), repository / name / str(version))
     graph = repository / RETINANET / str(version) / "model.onnx"
     if broken:

@@ -2,8 +2,8 @@
 
     verdict = soak(Path("repository"), SoakOptions(minutes=30))
 
-The first quarter is left to warm-up: pools and arenas grow to their size in it. The second quarter is compared with
-the last, by medians, so that one moment decides nothing.
+The first quarter is left to warm-up: pools and arenas grow to their size in it. The second quarter is compared
+with the last, by medians, so that one moment decides nothing.
 """
 
 import asyncio
@@ -48,7 +48,9 @@ def soak(
 
 async def _drill(scene: Scene, options: SoakOptions, tell: Callable[[str], None]) -> Verdict:
     seconds = 60 * options.minutes
-    # Also the memory that the largest batches need is taken before the soak begins.
+    # The engine keeps memory for every batch size it has seen: let it see them before the soak begins.
+    for in_flight in (1, 2, 3, 4, 6, 8, 12, 16, 24):
+        await closed_loop(scene.endpoint, scene.pictures, in_flight=in_flight, seconds=min(2.0, seconds / 60))
     full = await closed_loop(
         scene.endpoint, scene.pictures, in_flight=options.in_flight, seconds=max(3.0, min(20.0, seconds / 10))
     )

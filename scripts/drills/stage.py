@@ -6,6 +6,7 @@
 The user's repository is only read. Drills that break the server start it themselves, from `scene.start()`.
 """
 
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -63,7 +64,10 @@ def stage(
     check_repository(repository)
     with tempfile.TemporaryDirectory(prefix="retinaserve-drill-") as scratch:
         shutil.copytree(repository, Path(scratch) / "repository")
-        options = with_ports(ServerOptions(http_port=0, grpc_port=0, metrics_port=0, reload=reload))
+        free = ServerOptions(
+            http_port=0, grpc_port=0, metrics_port=0, reload=reload, admin_token=secrets.token_hex()
+        )
+        options = with_ports(free)
         scene = Scene(Path(scratch), options, pictures or drawn(Path(scratch)))
         if not start:
             yield scene

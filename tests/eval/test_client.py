@@ -158,6 +158,8 @@ def test_an_overloaded_server_is_asked_again_and_a_dead_one_is_not(narrow: Trito
         answers = list(other.predict_many([PICTURE] * 20, concurrency=10))
         assert all(isinstance(answer, Detections) for answer in answers)
         assert client.statistics()["detector"].failed > rejected
+        answers = list(client.predict_many([PICTURE] * 200, concurrency=200))
+        assert all(isinstance(answer, Detections) for answer in answers), "it sends fewer at a time by itself"
 
         os.killpg(narrow.process.pid, signal.SIGKILL)  # its python processes hold its sockets too
         narrow.process.wait()

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from eval.detections import Detections, ImageError
-from eval.detectors import OnnxDetector, TorchDetector, open_detector
+from eval.detectors import OnnxDetector, Runtime, TorchDetector, open_detector
 from tests.pictures import bad_pictures, checker, encode
 from tests.toys import CATEGORY_IDS, CLASSES, toy_model, toy_spec
 from training.checkpoint import Checkpoint, save
@@ -90,14 +90,25 @@ def test_files_are_opened_by_what_they_are(checkpoint: Path, toy_onnx: Path) -> 
 def test_what_is_no_model_is_named(tmp_path: Path, toy_onnx: Path) -> None:
     (tmp_path / "text.onnx").write_text("not a model")
     (tmp_path / "model.plan").touch()
+    (tmp_path / "model.txt").touch()
     bare = onnx.load(str(toy_onnx))
     del bare.metadata_props[:]
     onnx.save(bare, str(tmp_path / "bare.onnx"))
     for name, message in {
         "gone.onnx": r"gone\.onnx: no such file",
-        "model.plan": r"model\.plan: not a model that runs here",
+        "model.txt": r"model\.txt: not a model that runs here",
+        "model.plan": r"model\.plan has no manifest",
         "text.onnx": r"text\.onnx is not an ONNX file",
         "bare.onnx": r"bare\.onnx is not a deployable detector",
     }.items():
         with pytest.raises(UserError, match=message):
             open_detector(tmp_path / name)
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_a_graph_that_a_runtime_refuses(toy_onnx: Path, tmp_path: Path, runtime: Runtime) -> None:
+    model = onnx.load(str(toy_onnx))
+    next(node for node in model.graph.node if node.op_type == "Conv").op_type = "Convolve"
+    onnx.save(model, str(tmp_path / "odd.onnx"))
+    with pytest.raises(UserError, match=r"odd\.onnx: .* can't load this graph: .*Convolve"):
+        OnnxDetector(tmp_path / "odd.onnx", runtime=runtime)

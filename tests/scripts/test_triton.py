@@ -98,17 +98,22 @@ SERVE = [
 ]
 
 
-def start_serve(repository: Path) -> tuple[subprocess.Popen[str], list[str]]:
+def start_serve(repository: Path, *options: str) -> tuple[subprocess.Popen[str], list[str]]:
     """Start `retinaserve serve` and return it with what it printed until it was ready."""
     process = subprocess.Popen(
-        [*SERVE, str(repository)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*SERVE, str(repository), *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
+    return process, until_ready(process)
+
+
+def until_ready(process: subprocess.Popen[str]) -> list[str]:
+    """Return what `serve` prints until its next server is ready."""
     assert process.stdout
     lines = []
     for line in process.stdout:
         lines.append(line)
         if line.startswith("EOF"):
-            return process, lines
+            return lines
     raise AssertionError(f"serve ended: {lines}")
 
 
@@ -144,6 +149,24 @@ def test_a_killed_serve_takes_its_server_with_it(repository: Path) -> None:
     assert process.stdout
     process.stdout.close()
     wait_for(lambda: group_members(server) == [])
+
+
+def test_serve_restart_starts_a_killed_server_again_on_the_same_ports(repository: Path) -> None:
+    process, lines = start_serve(repository, "--restart")
+    (server,) = servers_of(process.pid)
+    os.kill(server, signal.SIGKILL)
+    again_said = until_ready(process)
+    for name in ("HTTP ", "gRPC "):
+        assert [line for line in again_said if line.startswith(name)] == [
+            line for line in lines if line.startswith(name)
+        ]
+    assert group_members(server) == [], "no python process is left of the dead one"
+    (again,) = servers_of(process.pid)
+    assert again != server
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert process.stdout and group_members(again) == []
+    process.stdout.close()
 
 
 def test_an_idle_connection_does_not_hold_up_the_stop(repository: Path) -> None:

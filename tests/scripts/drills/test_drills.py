@@ -1,0 +1,94 @@
+"""The drills on the real server, shortened; bounds are generous, because a test machine is a busy one.
+
+The overload needs a server whose speed is known: its engine step sleeps 20 ms a picture, all else is the real one.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scripts.drills.faults import hopeless, killed
+from scripts.drills.fuzz import FuzzOptions, fuzz
+from scripts.drills.overload import OverloadOptions, overload
+from scripts.drills.reload import ReloadOptions, reload
+from scripts.drills.scarce import run_scarce
+from scripts.drills.soak import SoakOptions, soak
+from scripts.drills.verdict import Verdict
+from tests.pictures import checker, encode
+
+pytestmark = pytest.mark.server
+PICTURES = [encode(checker(200 + 20 * n, 150, seed=n, cell=15 + n)) for n in range(4)]
+
+
+def figures(verdict: Verdict) -> dict[str, float]:
+    return {check.promise: check.figure for check in verdict.checks}
+
+
+@pytest.fixture
+def slow(repository: Path, tmp_path: Path) -> Path:
+    """A repository that does 50 pictures a second, on any machine that is not slower."""
+    copy = tmp_path / "slow"
+    shutil.copytree(repository, copy)
+    model = copy / "retinanet" / "1" / "model.py"
+    code = model.read_text()
+    assert "        results = self._infer.infer(" in code
+    code = code.replace("        results = ", "        time.sleep(0.02 * len(images))\n        results = ", 1)
+    model.write_text(code.replace("import os\n", "import os\nimport time\n", 1))
+    return copy
+
+
+def test_an_overload_is_refused_early_and_leaves_nothing(slow: Path) -> None:
+    verdict = overload(slow, OverloadOptions(seconds=2, recovery=1), pictures=PICTURES)
+    found = figures(verdict)
+    assert found["refused / offered"] > 0.3
+    assert found["goodput / peak"] > 0.8
+    assert found["refused within, ms (p99)"] < 500
+    assert found["neither answered nor UNAVAILABLE"] == 0 == found["failed afterwards"]
+    bounded = next(check for check in verdict.checks if check.promise == "p99 of the accepted, s")
+    assert bounded.held and found["memory / at the peak"] < 1.25
+
+
+def test_versions_change_under_load(repository: Path) -> None:
+    verdict = reload(repository, ReloadOptions(in_flight=2, pause=0.1), pictures=PICTURES)
+    assert verdict.passed, verdict.table()
+
+
+def test_damaged_pictures_harm_nobody(repository: Path) -> None:
+    verdict = fuzz(repository, FuzzOptions(count=250, seed=3))
+    assert verdict.passed, verdict.table()
+    assert verdict.figures["answers"]["invalid"] > 50 and verdict.figures["answers"]["ok"] > 20
+
+
+def test_a_dead_python_process_is_noticed_and_replaced(repository: Path) -> None:
+    """Triton goes on saying that it is ready; only a picture shows that it is not."""
+    found: dict[str, dict[str, object]] = {}
+    checks = killed(repository, found, PICTURES, lambda _: None, victims=("retinanet",))
+    assert all(check.held for check in checks), [check for check in checks if not check.held]
+    assert "internal" in str(found["retinanet killed"]["meanwhile"])
+
+
+def test_a_hopeless_server_is_given_up_with_its_cause(repository: Path) -> None:
+    found: dict[str, dict[str, object]] = {}
+    (check,) = hopeless(repository, found, lambda _: None)
+    assert check.held and found["hopeless"]["tries"] == 3
+    assert "Unable to read the model" in str(found["hopeless"]["cause"])
+
+
+def test_a_full_disk_leaves_no_half_a_repository_and_stops_no_server(repository: Path, tmp_path: Path) -> None:
+    found = run_scarce("disk", repository, megabytes=0.05, folder=tmp_path)
+    if found is None:
+        pytest.skip("no user namespaces here (unshare -rm)")
+    assert found["build"].endswith("could not be written: No space left on device")
+    assert found["left_behind"] == []
+    assert set(found["served"]) == {"ok"}
+
+
+def test_a_soak_reports_every_process(repository: Path) -> None:
+    verdict = soak(repository, SoakOptions(minutes=0.07, rate=15), pictures=PICTURES)
+    found = figures(verdict)
+    assert found["failed requests"] == 0
+    for name in ("tritonserver", "preprocess 1", "retinanet 1"):
+        assert f"{name}: memory after / before" in found
+        assert found[f"{name}: descriptors, growth"] <= 0
+    assert found["files in /dev/shm, growth"] == 0
