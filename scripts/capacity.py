@@ -35,7 +35,6 @@ from scripts.triton import ServerOptions, TritonServer
 from training.errors import UserError
 
 SERVICES = ("triton-grpc", "triton-http", "web")
-WARM_UP = 2.0  # seconds
 FIRST_STEP = 1.25  # what a rate is multiplied or divided by until the bound lies between two
 
 
@@ -48,6 +47,8 @@ class CapacityOptions:
     in_flight: int = 4  # of the closed loop that says where to begin
     resolution: float = 0.05  # the search ends when the rates that hold and fail are this near
     rounds: int = 1
+    warm_up: float = 2.0  # seconds of the closed loop, which count for nothing
+    pause: float = 1.0  # between trials: what is left in queues is not the next one's
     seed: int = 0
 
 
@@ -117,7 +118,7 @@ def measure(
 async def _measure(
     target: Target, number: int, pictures: list[bytes], options: CapacityOptions, tell: Callable[[str], None]
 ) -> Measured:
-    await closed_loop(target.goal, pictures, in_flight=options.in_flight, seconds=WARM_UP)
+    await closed_loop(target.goal, pictures, in_flight=options.in_flight, seconds=options.warm_up)
     before = usage(target.process_group, target.shared_memory)
     alone = await closed_loop(target.goal, pictures, in_flight=1, seconds=options.seconds / 2)
     full = await closed_loop(target.goal, pictures, in_flight=options.in_flight, seconds=options.seconds)
@@ -137,7 +138,7 @@ async def _measure(
         trials.append(trial)
         held = trial.holds(options.bound_ms)
         tell(f"  {rate:7.1f}/s  p50 {trial.p50:7.1f}  p99 {trial.p99:7.1f} ms  {'holds' if held else 'fails'}")
-        await asyncio.sleep(1)  # what is left in queues is not the next trial's
+        await asyncio.sleep(options.pause)
         return held
 
     capacity = await highest(attempt, start=0.8 * peak, resolution=options.resolution)

@@ -81,7 +81,6 @@ def capacity(
             "command": shlex.join(["retinaserve", *sys.argv[1:]]),
             "machine": machine(),
             "options": asdict(options),
-            "warm_up_seconds": 2.0,
             "mix": mix(pictures),
             "summary": found,
             "measured": [each.to_dict() for each in done],

@@ -66,12 +66,12 @@ def test_the_mix_tells_pictures_apart() -> None:
 @pytest.mark.server
 def test_triton_and_the_web_service_are_measured(toy_onnx: Path, repository: Path) -> None:
     pictures = [encode(checker(320, 200))]
-    options = CapacityOptions(bound_ms=1000, seconds=0.5, resolution=1.0)
+    options = CapacityOptions(bound_ms=300, seconds=0.4, resolution=1.0, warm_up=0.2, pause=0.1)
     triton, web = measure(toy_onnx, repository, pictures, options, services=["triton-grpc", "web"])
     assert (triton.service, web.service) == ("triton-grpc", "web")
     for service in (triton, web):
-        held = [trial.rate for trial in service.trials if trial.holds(1000)]
+        held = [trial.rate for trial in service.trials if trial.holds(300)]
         assert service.capacity == pytest.approx(max(held), abs=0.01) and service.peak > 1
-        assert any(not trial.holds(1000) for trial in service.trials)
+        assert any(not trial.holds(300) for trial in service.trials)
     assert set(triton.memory_mb) == {"tritonserver", "preprocess 1", "retinanet 1"}
     assert len(web.memory_mb) == 1 and min(web.memory_mb.values()) > 20
