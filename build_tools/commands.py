@@ -1,85 +1,22 @@
-"""`export` and `build`: from a checkpoint to a graph, and from a graph to a Triton repository."""
+"""The verbs of this folder: `export` from its own file, and `build`, from a graph to a Triton repository."""
 
-import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
+from build_tools.export_command import (
+    JSON,
+    PATH,
+    calibration_options,
+    export,
+    int8_options,
+    progress,
+    tell_calibration,
+    write_json,
+)
 from training.errors import Exit, UserError
-
-if TYPE_CHECKING:
-    from build_tools.graft import Flavour
-
-PATH = click.Path(path_type=Path)
-JSON = click.option("--json", "json_path", type=PATH, help="Also write what was done to this file.")
-
-
-def export_detector(
-    checkpoint: Path, output: Path, size: tuple[int, int] | None = None, flavour: "Flavour" = "standard"
-) -> None:
-    """Write a checkpoint as a grafted ONNX file at `output`, at the spec's size or another."""
-    from build_tools.graft import graft, save
-    from training.checkpoint import load_model
-    from training.export import export_heads
-
-    spec, model = load_model(checkpoint)
-    if size:
-        spec = spec.with_size(*size)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
-        raw = Path(scratch) / "heads.onnx"
-        export_heads(model, spec, raw)
-        save(graft(raw, flavour=flavour), output)
-
-
-@click.command()
-@click.argument("model", type=PATH)
-@click.argument("output", type=PATH)
-@click.option(
-    "--size",
-    type=click.IntRange(min=32),
-    nargs=2,
-    metavar="H W",
-    help="Input size; the checkpoint's if not given.",
-)
-@click.option(
-    "--flavour",
-    type=click.Choice(["standard", "tensorrt"]),
-    default="standard",
-    help="Decode and NMS: standard operators for any runtime, or this project's TensorRT plugins.",
-)
-@JSON
-def export(
-    model: Path, output: Path, size: tuple[int, int] | None, flavour: "Flavour", json_path: Path | None
-) -> None:
-    """Turn the checkpoint MODEL into the deployable graph OUTPUT (.onnx).
-
-    The graph takes uint8 pictures and answers boxes in the original's pixels: normalisation, decode, NMS and the
-    undoing of the letterbox are inside.
-    """
-    if output.suffix != ".onnx":
-        raise UserError(f"{output}: a file name that ends in .onnx is expected", code=Exit.USAGE)
-    export_detector(model, output, size, flavour)
-    from build_tools.signature import read_signature
-
-    spec = read_signature(output).spec
-    megabytes = output.stat().st_size / 1e6
-    report: dict[str, object] = {
-        "onnx": str(output),
-        "megabytes": round(megabytes, 3),
-        "size": spec.size,
-        "classes": spec.classes,
-        "flavour": flavour,
-    }
-    click.echo(f"{output}: {len(spec.classes)} classes at {spec.size[0]} x {spec.size[1]}, {megabytes:.1f} MB")
-    _write_json(json_path, report)
-    if flavour == "tensorrt":
-        plugins = "build/plugins/libretinaserve_plugins.so"
-        click.echo(f"next: trtexec --onnx={output} --dynamicPlugins={plugins}", err=True)
-    else:
-        click.echo(f"next: retinaserve build {output} --profile cpu --output repository", err=True)
 
 
 @click.command()
@@ -87,8 +24,12 @@ def export(
 @click.option("--profile", type=click.Choice(["cpu"]), default="cpu", help="Which server the repository is for.")
 @click.option("--output", type=PATH, required=True, help="The repository; an existing one gets the next version.")
 @click.option(
-    "--precision", type=click.Choice(["f32", "bf16"]), default="f32", help="Arithmetic of the CPU profile."
+    "--precision",
+    type=click.Choice(["f32", "bf16", "int8"]),
+    default="f32",
+    help="f32, bf16: what the CPU computes in where the graph is float. int8: quantize the checkpoint first.",
 )
+@calibration_options
 @click.option("--max-batch", type=click.IntRange(1, 256), default=16, help="Pictures of one execution, at most.")
 @click.option(
     "--max-image-bytes", type=click.IntRange(min=1), default=32 * 1024 * 1024, help="Largest encoded picture."
@@ -104,26 +45,39 @@ def build(
     max_image_bytes: int,
     max_image_pixels: int,
     json_path: Path | None,
+    **calibration: Any,
 ) -> None:
-    """Make the Triton repository for MODEL (a grafted .onnx, or a checkpoint .pth that is exported first)."""
-    from build_tools.configs import BuildOptions
-    from build_tools.repository import build_repository
+    """Make the Triton repository for MODEL (a grafted .onnx, or a checkpoint .pth that is exported first).
 
-    options = BuildOptions(precision, max_batch, max_image_bytes, max_image_pixels)
+    An INT8 .onnx is served as it is.
+    """
+    from build_tools.configs import BuildOptions
+    from build_tools.export import ExportOptions, export_detector
+    from build_tools.repository import build_repository
+    from build_tools.signature import read_signature
+
+    arithmetic = "f32" if precision == "int8" else precision
+    options = BuildOptions(arithmetic, max_batch, max_image_bytes, max_image_pixels)
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
         graph = model
         if model.suffix == ".pth":
             graph = Path(scratch) / "model.onnx"
-            export_detector(model, graph)
+            int8 = int8_options(**calibration) if precision == "int8" else None
+            record = export_detector(model, graph, ExportOptions(int8=int8), progress=progress)
+            if record:
+                tell_calibration(record)
+        if precision == "int8" and read_signature(graph).precision != "int8":
+            raise UserError(
+                f"{model} is a float graph; INT8 is made from the checkpoint",
+                "retinaserve export MODEL.pth MODEL.onnx --precision int8 --calibration-images DIR",
+                code=Exit.USAGE,
+            )
         built = build_repository(graph, output, profile=profile, options=options)
-    click.echo(f"{built.repository}: version {built.version} of preprocess, retinanet and detector ({profile})")
-    _write_json(json_path, {"repository": str(built.repository), "version": built.version, "profile": profile})
+    what = f"{profile}, {built.precision} graph, {arithmetic} where it is float"
+    click.echo(f"{built.repository}: version {built.version} of preprocess, retinanet and detector ({what})")
+    report = {"repository": str(built.repository), "version": built.version, "profile": profile}
+    write_json(json_path, {**report, "graph": built.precision, "precision": arithmetic})
     click.echo(f"next: retinaserve serve {built.repository}", err=True)
-
-
-def _write_json(path: Path | None, report: dict[str, object]) -> None:
-    if path:
-        path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 VERBS: tuple[click.Command, ...] = (export, build)

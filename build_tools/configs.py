@@ -28,7 +28,7 @@ TEMPLATES = Path(model_repository.__path__[0])
 class BuildOptions:
     """What the deployer chooses; everything else comes from the model."""
 
-    precision: str = "f32"  # of the CPU profile's arithmetic: f32, or bf16 where the processor has it
+    precision: str = "f32"  # what the CPU profile computes in where the graph is float: f32 or bf16
     max_batch: int = 16
     max_image_bytes: int = MAX_BYTES
     max_image_pixels: int = MAX_PIXELS
@@ -46,7 +46,7 @@ def specialise(signature: Signature, profile: str, options: BuildOptions, *, pic
     }
     parameters = {
         contract.PREPROCESS: {"size": json.dumps(spec.size), "fill": json.dumps(spec.fill), **limits},
-        contract.RETINANET: {"precision": options.precision},
+        contract.RETINANET: {"precision": options.precision, "graph": signature.precision},
         contract.DETECTOR: {
             "classes": json.dumps(spec.classes, ensure_ascii=False),
             "category_ids": json.dumps(spec.category_ids),

@@ -1,6 +1,6 @@
 """A Triton repository from a grafted model, put in place in one step.
 
-    build_repository(Path("model.onnx"), Path("repository"), profile="cpu")     # Built(..., version=1)
+    build_repository(Path("model.onnx"), Path("repository"), profile="cpu")     # Built(..., version=1, ...)
 
 A new repository appears by one rename. Into an existing one the next version of every model goes the same way,
 the ensemble's last, and the configs follow, so a server never reads half of a model.
@@ -22,6 +22,7 @@ import build_tools.preprocess
 from build_tools.configs import MODELS, TEMPLATES, BuildOptions, read_config, specialise, write_config
 from build_tools.preprocess import Prepared, Preprocessor
 from build_tools.signature import Signature, read_signature
+from build_tools.staging import disk_errors
 from training import spec as contract
 from training.errors import UserError
 
@@ -34,6 +35,7 @@ class Built:
 
     repository: Path
     version: int
+    precision: str  # of the graph: fp32 or int8
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,17 @@ def build_repository(
     configs = specialise(signature, profile, options or BuildOptions(), picture_bytes=warmup.picture_bytes)
     if version > 1:
         _check_same_contract(repository, configs)
-    repository.parent.mkdir(parents=True, exist_ok=True)
-    with _staging(repository) as stage:
+    record = model.with_suffix(".calibration.json")
+    with disk_errors(repository), _staging(repository) as stage:
         _stage(stage, profile, configs, warmup, version)
         shutil.copyfile(model, stage / contract.RETINANET / str(version) / "model.onnx")
+        if record.is_file() and signature.precision == "int8":
+            shutil.copyfile(record, stage / contract.RETINANET / str(version) / "model.calibration.json")
         if version == 1:
             _appear(stage, repository)
         else:
             _merge(stage, repository, version)
-    return Built(repository, version)
+    return Built(repository, version, signature.precision)
 
 
 def _next_version(repository: Path) -> int:
@@ -144,6 +148,7 @@ def _stage(stage: Path, profile: str, configs: dict[str, Any], warmup: _Warmup, 
 @contextmanager
 def _staging(repository: Path) -> Iterator[Path]:
     """Give a folder beside the repository (same file system, out of a polling server's sight)."""
+    repository.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{repository.name}-", dir=repository.parent))
     stage.chmod(0o755)
     try:

@@ -40,6 +40,7 @@ class Signature:
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     custom_operators: tuple[str, ...] = ()  # those of no ONNX operator set: TensorRT plugins
+    precision: str = "fp32"  # of the network: fp32, or int8 with Q/DQ nodes
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
@@ -71,7 +72,10 @@ def read_signature(path: Path) -> Signature:
     model = load_graph(path)
     spec = read_spec(model, str(path))
     custom = sorted({node.op_type for node in model.graph.node if node.domain not in ("", "ai.onnx")})
-    signature = Signature(spec, _tensors(model.graph.input), _tensors(model.graph.output), tuple(custom))
+    precision = {entry.key: entry.value for entry in model.metadata_props}.get(contract.METADATA_PRECISION, "fp32")
+    signature = Signature(
+        spec, _tensors(model.graph.input), _tensors(model.graph.output), tuple(custom), precision
+    )
     expected = expected_signature(spec)
     for kind, found, wanted in (
         ("input", signature.inputs, expected.inputs),
@@ -81,6 +85,13 @@ def read_signature(path: Path) -> Signature:
             raise UserError(
                 f"{path}: the graph's {kind}s are {_text(found)}, but its spec calls for {_text(wanted)}",
                 "a graph of raw heads has to be grafted first: retinaserve export MODEL.pth MODEL.onnx",
+            )
+    for value in (*model.graph.input, *model.graph.output):
+        batch = value.type.tensor_type.shape.dim[0]
+        if batch.HasField("dim_value"):
+            raise UserError(
+                f"{path}: {value.name} has a fixed batch of {batch.dim_value}, a batch of any size is expected",
+                "the server batches requests: retinaserve export MODEL.pth MODEL.onnx",
             )
     return signature
 

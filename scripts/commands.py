@@ -1,4 +1,4 @@
-"""The verbs of this folder, joined: `data`, `serve`, `efficiency`, `doctor`, `demo`."""
+"""The verbs of this folder, joined: from `data` through `serve` to `demo`."""
 
 import click
 
@@ -6,8 +6,16 @@ from scripts.data_commands import data
 from scripts.demo_command import demo
 from scripts.doctor_command import doctor
 from scripts.efficiency_command import efficiency
+from scripts.precisions_command import precisions
+from scripts.sensitivity_command import sensitivity
 from scripts.serve_command import serve
 
 VERBS_BEFORE: tuple[click.Command, ...] = (data,)
 VERBS_SERVER: tuple[click.Command, ...] = (serve,)
-VERBS_AFTER: tuple[click.Command, ...] = (efficiency, doctor, demo)
+VERBS_AFTER: tuple[click.Command, ...] = (
+    sensitivity,
+    precisions,
+    efficiency,
+    doctor,
+    demo,
+)

@@ -20,7 +20,7 @@ ALLOWED = {
 }
 # Entry points and the offline detectors join what lies left of them; nothing imports them back.
 JOINTS = {
-    "build_tools/commands.py": ("training",),
+    "build_tools/export.py": ("training",),
     "eval/detectors.py": ("training", "build_tools.preprocess"),
 }
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -65,9 +65,9 @@ def test_from_a_checkpoint_to_a_repository(tmp_path: Path) -> None:
 def test_export_at_another_size(tmp_path: Path) -> None:
     spec = toy_spec()
     save(tmp_path / "model.pth", Checkpoint(spec, toy_model(spec).state_dict(), 0))
-    arguments = ["export", str(tmp_path / "model.pth"), str(tmp_path / "model.onnx"), "--size", "96", "160"]
+    arguments = ["export", str(tmp_path / "model.pth"), str(tmp_path / "model.onnx"), "--size", "128", "256"]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
-    assert result.exit_code == 0 and "96 x 160" in result.stdout
+    assert result.exit_code == 0 and "128 x 256" in result.stdout
 
 
 def test_ctrl_c_is_no_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:

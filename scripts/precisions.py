@@ -1,0 +1,208 @@
+"""What each precision costs and saves: one checkpoint exported every way, served, scored and timed in one run.
+
+    rows = compare(checkpoint, options, say=print)      # Row("fp32"), Row("int8 entropy"), ...
+    markdown(rows)
+
+Scores are taken through the server, bytes in and boxes out. For throughput all servers stand side by side and take
+turns, because machines drift: only ratios within a round count. It does not choose a precision for you.
+"""
+
+import shutil
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from build_tools.export import ExportOptions, export_detector
+from eval.bench import MOST_PICTURES, machine, spread
+from eval.client import Client
+from eval.coco import Annotations
+from eval.perf_analyzer import PerfAnalyzer
+from eval.report import judge, picture_files, read_files
+from eval.transport import Endpoint
+from scripts.installation import usable_cores
+from scripts.triton import ServerOptions, TritonServer
+
+if TYPE_CHECKING:
+    from build_tools.int8 import Int8Options
+    from build_tools.ranges import Calibrator
+
+CONCURRENCY = 4
+SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is compared, on what, and for how long."""
+
+    output: Path
+    images: Path
+    annotations: Path | None  # None: nothing is scored
+    int8: "Int8Options"
+    calibrators: tuple["Calibrator", ...] = ("entropy", "percentile", "minmax")
+    size: tuple[int, int] | None = None
+    rounds: int = 3  # 0: nothing is timed
+    seconds: float = 10.0  # of a flavour in a round
+
+
+@dataclass
+class Row:
+    """One flavour. Scores are of 1; `convolutions` counts what the CPU computes them in, `ips` is a round each."""
+
+    name: str
+    megabytes: float
+    convolutions: dict[str, int]
+    ap: float | None = None
+    ap50: float | None = None
+    ips: list[float] = field(default_factory=list)
+
+
+def flavours(options: Options) -> dict[str, ExportOptions]:
+    """Return the ways a checkpoint is exported, float first, by name."""
+    plain = ExportOptions(size=options.size)
+    ways = {"fp32": plain}
+    for calibrator in options.calibrators:
+        ways[f"int8 {calibrator}"] = replace(plain, int8=replace(options.int8, calibrator=calibrator))
+    return ways
+
+
+def compare(checkpoint: Path, options: Options, *, say: Callable[[str], None]) -> list[Row]:
+    """Export, build, serve, score and time every flavour; `say` hears of each step. Raises UserError."""
+    rows: list[Row] = []
+    with ExitStack() as stack:
+        servers: list[TritonServer] = []
+        for name, way in flavours(options).items():
+            say(f"{name}: export and build")
+            graph, repository = _build(checkpoint, options.output / name.replace(" ", "_"), way)
+            servers.append(stack.enter_context(TritonServer(repository, _free())))
+            servers[-1].wait_until_ready()
+            row = Row(name, graph.stat().st_size / 1e6, convolution_types(graph))
+            if options.annotations:
+                say(f"{name}: scores through the server")
+                _score(row, servers[-1], options.annotations, options.images)
+            rows.append(row)
+        for number, loads in enumerate(_rounds(servers, options), 1):
+            for row, ips in zip(rows, loads, strict=True):
+                row.ips.append(ips)
+            say(f"round {number}: " + ", ".join(f"{row.name} {row.ips[-1]:.2f}/s" for row in rows))
+    return rows
+
+
+def convolution_types(graph: Path) -> dict[str, int]:
+    """Return how many convolutions OpenVINO runs in which type when f32 is asked for, by its own word."""
+    import openvino
+
+    model = openvino.Core().compile_model(str(graph), "CPU", SETTINGS).get_runtime_model()
+    infos = [node.get_rt_info() for node in model.get_ops()]
+    return dict(
+        Counter(
+            info["runtimePrecision"].astype(str)
+            for info in infos
+            if info["layerType"].astype(str) == "Convolution"
+        )
+    )
+
+
+def ratio(row: Row, base: Row) -> float | None:
+    """Return the median over the rounds of a flavour's rate over the first one's."""
+    return statistics.median(a / b for a, b in zip(row.ips, base.ips, strict=True)) if row.ips else None
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return the table; AP in points of 100, differences and ratios to the first row."""
+    lines = [
+        "| | AP | difference | AP50 | file, MB | of FP32 | images/s | ratio | convolutions run in |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    base = rows[0]
+    for row in rows:
+        ap = difference = ap50 = ips = faster = "-"
+        if row.ap is not None and row.ap50 is not None and base.ap is not None:
+            ap, ap50 = f"{100 * row.ap:.2f}", f"{100 * row.ap50:.2f}"
+            difference = f"{100 * (row.ap - base.ap):+.2f}"
+        if row.ips:
+            ips, faster = f"{statistics.median(row.ips):.2f}", f"{ratio(row, base):.2f}"
+        types = ", ".join(f"{count} {kind}" for kind, count in sorted(row.convolutions.items()))
+        share = f"{row.megabytes / base.megabytes:.2f}"
+        cells = (row.name, ap, difference, ap50, f"{row.megabytes:.1f}", share, ips, faster, types)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def to_dict(rows: Sequence[Row], command: str) -> dict[str, Any]:
+    """Return everything for JSON."""
+    base = rows[0]
+    return {
+        "command": command,
+        "machine": machine(),
+        "rows": [
+            {
+                **asdict(row),
+                "difference": None if row.ap is None or base.ap is None else row.ap - base.ap,
+                "size_ratio": row.megabytes / base.megabytes,
+                "throughput_ratio": ratio(row, base),
+            }
+            for row in rows
+        ],
+    }
+
+
+def random_checkpoint(backbone: str, path: Path, size: tuple[int, int]) -> None:
+    """Write an untrained detector of 80 classes: it finds nothing, but takes as long as one that does."""
+    import torch
+
+    from training.checkpoint import Checkpoint, save
+    from training.model import RetinaNet
+    from training.spec import DetectorSpec
+
+    spec = DetectorSpec.create([f"class {number}" for number in range(80)], size=size, backbone=backbone)
+    torch.manual_seed(0)
+    save(path, Checkpoint(spec, RetinaNet(spec).state_dict()))
+
+
+def _build(checkpoint: Path, folder: Path, way: ExportOptions) -> tuple[Path, Path]:
+    from build_tools.repository import build_repository
+
+    folder.mkdir(parents=True, exist_ok=True)
+    graph, repository = folder / "model.onnx", folder / "repository"
+    export_detector(checkpoint, graph, way)
+    shutil.rmtree(repository, ignore_errors=True)  # or an earlier run's versions would be served as well
+    build_repository(graph, repository)
+    return graph, repository
+
+
+def _free() -> ServerOptions:
+    return ServerOptions(http_port=0, grpc_port=0, metrics_port=0, threads=usable_cores())
+
+
+def _score(row: Row, server: TritonServer, annotations: Path, images: Path) -> None:
+    with Client(server.grpc_url, timeout=300) as client:
+        report = judge(client, Annotations.load(annotations), images, progress=lambda answers, _: answers)
+    row.ap, row.ap50 = report.scores.ap, report.scores.ap50
+
+
+def _rounds(servers: Sequence[TritonServer], options: Options) -> Iterator[list[float]]:
+    """Yield the rate of every server, once a round."""
+    if not options.rounds:
+        return
+    with PerfAnalyzer("detector", _pictures(options)) as analyzer:
+        for _ in range(options.rounds):
+            yield [
+                analyzer.run(
+                    Endpoint.parse(server.grpc_url), concurrency=CONCURRENCY, seconds=options.seconds
+                ).throughput_ips
+                for server in servers
+            ]
+
+
+def _pictures(options: Options) -> list[bytes]:
+    if options.annotations:
+        files = list(picture_files(Annotations.load(options.annotations), options.images).values())
+    else:
+        from eval.images import find_images
+
+        files = find_images([options.images])
+    return [data for data in read_files(spread(files, MOST_PICTURES)) if isinstance(data, bytes)]

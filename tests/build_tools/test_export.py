@@ -1,0 +1,165 @@
+"""`export` and `build` as a user meets them: INT8 end to end, and every way it goes wrong, with its exit code."""
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+
+from build_tools.configs import read_config
+from build_tools.signature import read_signature
+from scripts.cli import main
+from tests.pictures import bad_pictures, checker, encode
+from tests.toys import toy_model, toy_spec
+from training.checkpoint import Checkpoint, save
+from training.spec import METADATA_CALIBRATION
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    spec = toy_spec()
+    save(tmp_path / "model.pth", Checkpoint(spec, toy_model(spec).state_dict()))
+    return tmp_path / "model.pth"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calibration")
+    for number in range(4):
+        (folder / f"{number}.jpg").write_bytes(encode(checker(200, 160, seed=number, cell=15 + number)))
+    (folder / "broken.jpg").write_bytes(bad_pictures()["jpeg truncated"][0])
+    return folder
+
+
+def test_int8_from_checkpoint_to_repository(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    graph, cache, report = tmp_path / "model.onnx", tmp_path / "cache", tmp_path / "report.json"
+    int8 = ("--precision", "int8", "--calibration-images", pictures, "--calibration-cache", cache)
+    result = run("export", checkpoint, graph, *int8, "--exclude", "fpn.p7", "--json", report)
+    assert result.exit_code == 0, result.output
+    assert "int8" in result.stdout and "broken.jpg" in result.stderr and "4 of 5 pictures" in result.stderr
+    record = json.loads((tmp_path / "model.calibration.json").read_text())
+    assert {item["file"] for item in record["pictures"]["images"]} == {f"{n}.jpg" for n in range(4)}
+    assert [item["file"] for item in record["pictures"]["unreadable"]] == ["broken.jpg"]
+    assert record["excluded"] == ["fpn.p7"] and len(record["layers"]) == record["quantized"]
+    assert json.loads(report.read_text())["calibration"] == record
+    metadata = {entry.key: entry.value for entry in onnx.load(graph).metadata_props}
+    assert json.loads(metadata[METADATA_CALIBRATION])["pictures_sha256"] == record["pictures"]["sha256"]
+
+    result = run("build", graph, "--output", tmp_path / "repository")
+    assert result.exit_code == 0 and "int8 graph, f32 where it is float" in result.stdout
+    retinanet = tmp_path / "repository" / "retinanet"
+    parameters = read_config(retinanet / "config.pbtxt").parameters
+    assert {key: parameters[key].string_value for key in parameters} == {"precision": "f32", "graph": "int8"}
+    assert json.loads((retinanet / "1" / "model.calibration.json").read_text()) == record
+    assert run("build", graph, "--output", tmp_path / "other", "--precision", "int8").exit_code == 0
+
+    # From the cache and without a record for what is float: the next exports of the same checkpoint.
+    result = run("build", checkpoint, "--output", tmp_path / "one", *int8, "--calibrator", "minmax")
+    assert result.exit_code == 0 and len(list(cache.iterdir())) == 1
+    assert read_signature(tmp_path / "one" / "retinanet" / "1" / "model.onnx").precision == "int8"
+    assert run("export", checkpoint, graph).exit_code == 0
+    assert not (tmp_path / "model.calibration.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--precision", "int8"], 2, "INT8 needs --calibration-images"),
+        (["--precision", "int8", "--calibration-images", "nowhere"], 3, "nowhere: no such folder or file"),
+        (["--precision", "int8", "--calibration-images", "empty"], 3, "empty: no pictures to calibrate with"),
+        (["--precision", "int8", "--calibration-images", "bad"], 3, "none of its 17 pictures can be read"),
+        (["--precision", "int9"], 2, "'int9' is not one of"),
+        (["--size", "200", "320"], 2, "multiples of 128, the largest stride"),
+    ],
+    ids=["no pictures", "missing folder", "empty folder", "all unreadable", "no such precision", "odd size"],
+)
+def test_mistakes_leave_nothing_behind(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, words: str
+) -> None:
+    folder = checkpoint.parent
+    monkeypatch.chdir(folder)
+    for name in ("empty", "bad"):
+        (folder / name).mkdir()
+    for number, (data, _) in enumerate(bad_pictures().values()):
+        (folder / "bad" / f"{number}.jpg").write_bytes(data)
+    before = sorted(folder.rglob("*"))
+    result = run("export", checkpoint, "model.onnx", *arguments)
+    assert result.exit_code == code and words in result.stderr, result.output
+    assert result.stdout == "" and "Traceback" not in result.stderr
+    assert sorted(folder.rglob("*")) == before
+
+
+@contextmanager
+def files_no_larger_than(limit: int) -> Iterator[None]:
+    """Make writing fail as on a full disk: Linux answers EFBIG, in the middle of a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_what_was_there(checkpoint: Path, toy_onnx: Path, tmp_path: Path) -> None:
+    graph = tmp_path / "model.onnx"
+    graph.write_bytes(b"the model before")
+    before = sorted(tmp_path.rglob("*"))
+    with files_no_larger_than(100_000):
+        exported = run("export", checkpoint, graph)
+        built = run("build", toy_onnx, "--output", tmp_path / "repository")
+    for result, name in ((exported, "model.onnx"), (built, "repository")):
+        assert result.exit_code == 3 and f"{name} could not be written: File too large" in result.stderr
+    assert graph.read_bytes() == b"the model before" and sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_interrupted_run_leaves_what_was_there(
+    checkpoint: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("build_tools.int8.collect", interrupted)
+    before = sorted(checkpoint.parent.rglob("*"))
+    int8 = ("--precision", "int8", "--calibration-images", pictures)
+    assert run("export", checkpoint, checkpoint.with_suffix(".onnx"), *int8).exit_code == 130
+    assert sorted(checkpoint.parent.rglob("*")) == before
+
+
+def test_graphs_that_can_not_be_served(toy_onnx: Path, tmp_path: Path) -> None:
+    def spoiled(name: str, spoil) -> Path:  # type: ignore[no-untyped-def]
+        model = onnx.load(toy_onnx)
+        spoil(model)
+        onnx.save(model, tmp_path / name)
+        return tmp_path / name
+
+    def fix_batch(model: onnx.ModelProto) -> None:
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+
+    cases = {
+        spoiled("bare.onnx", lambda model: model.ClearField("metadata_props")): "has no 'retinaserve.spec'",
+        spoiled("static.onnx", fix_batch): "has a fixed batch of 1, a batch of any size is expected",
+    }
+    whole = toy_onnx.read_bytes()
+    for share in (0.1, 0.5, 0.99):
+        path = tmp_path / f"cut {share}.onnx"
+        path.write_bytes(whole[: int(share * len(whole))])
+        cases[path] = "is not an ONNX model"
+    for path, words in cases.items():
+        result = run("build", path, "--output", tmp_path / "repository")
+        assert result.exit_code == 3 and f"{path} " in result.stderr.replace(":", " "), result.output
+        assert words in result.stderr and "Traceback" not in result.stderr
+        assert not (tmp_path / "repository").exists()
+
+
+def test_int8_is_not_made_from_a_float_graph(toy_onnx: Path, tmp_path: Path) -> None:
+    result = run("build", toy_onnx, "--output", tmp_path / "repository", "--precision", "int8")
+    assert result.exit_code == 2 and "is a float graph" in result.stderr

@@ -1,0 +1,61 @@
+"""The sensitivity report on a toy detector, of which a few layers are looked at."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from scripts.cli import main
+from scripts.sensitivity import Finding, Sensitivity, noise
+from tests.pictures import checker, encode
+from tests.toys import toy_model, toy_spec
+from training.checkpoint import Checkpoint, save
+
+
+def test_noise_is_error_over_variance() -> None:
+    """By hand: classes 0 and 4 have the variance 4, an error of 1 in one of them is a mean square of a half."""
+    expected = [[np.array([0, 4], np.float32), np.array([5, 5], np.float32)]]
+    found = [[np.array([0, 5], np.float32), np.array([5, 6], np.float32)]]
+    assert noise(found, expected, 0) == pytest.approx(0.5 / 4)
+    assert noise(found, expected, 1) == 0  # boxes that do not vary have no noise to compare
+
+
+def test_the_table_has_points_of_ap() -> None:
+    report = Sensitivity(3, 0.5, (Finding("a.conv", 0.02, 0.01, 0.495),), (Finding("none", 0.1, 0.2, 0.48),))
+    lines = report.table().splitlines()
+    assert lines[1].split() == ["a.conv", "2.000%", "1.000%", "-0.50"]
+    assert lines[4].split() == ["none", "10.000%", "20.000%", "-2.00"]
+
+
+def test_the_culprit_is_found(tmp_path: Path) -> None:
+    """A channel a thousand times larger than the others takes all steps of its tensor: its reader comes first."""
+    import torch
+
+    spec = toy_spec()
+    model = toy_model(spec)
+    with torch.no_grad():
+        block = model.backbone.layer1[0]
+        block.bn1.weight[0] = 1000.0  # what comes out of conv1, and so goes into conv2
+        block.conv2.weight[:, 0] = 0.0  # and is of no use there
+    save(tmp_path / "model.pth", Checkpoint(spec, model.state_dict()))
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(encode(checker(300, 200, seed=number)))
+    images = [{"id": number, "file_name": f"{number}.jpg", "width": 300, "height": 200} for number in range(3)]
+    categories = [{"id": 1, "name": "disc"}]
+    truth = {"images": images, "annotations": [], "categories": categories}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    arguments = [tmp_path / "model.pth", "--images", tmp_path, "--annotations", tmp_path / "truth.json"]
+    arguments += ["--calibration-images", tmp_path, "--calibrator", "minmax", "--left-out", "1"]
+    arguments += ["--json", tmp_path / "report.json", "--output", tmp_path / "report.png"]
+    for name in ("backbone.layer2", "backbone.layer3", "backbone.layer4", "fpn", "cls_head", "box_head"):
+        arguments += ["--exclude", name]
+    result = CliRunner().invoke(main, ["sensitivity", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["layers"][0]["name"] == "backbone.layer1.0.conv2"
+    assert report["left_out"][0]["class_noise"] > 5 * report["left_out"][1]["class_noise"]
+    assert "--exclude backbone.layer1.0.conv2" in result.stderr
+    assert Image.open(tmp_path / "report.png").size[0] > 500
