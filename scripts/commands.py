@@ -6,6 +6,7 @@ from scripts.data_commands import data
 from scripts.demo_command import demo
 from scripts.doctor_command import doctor
 from scripts.efficiency_command import efficiency
+from scripts.model_table_command import model_table
 from scripts.precisions_command import precisions
 from scripts.sensitivity_command import sensitivity
 from scripts.serve_command import serve
@@ -15,6 +16,7 @@ VERBS_SERVER: tuple[click.Command, ...] = (serve,)
 VERBS_AFTER: tuple[click.Command, ...] = (
     sensitivity,
     precisions,
+    model_table,
     efficiency,
     doctor,
     demo,
