@@ -32,7 +32,7 @@ from training.spec import RETINANET, DetectorSpec
 
 Say = Callable[[str], None]
 PRECISIONS = ("fp32", "bf16", "int8")
-PICTURES, CALIBRATION = 24, 4  # of random weights only the time matters, so few pictures will do
+PICTURES, CALIBRATION = 8, 4  # of random weights only the time matters, so few pictures will do
 ALONE, FULL = 1, 4  # requests in flight: for latency, and for throughput
 FORMAT = 1
 

@@ -26,17 +26,18 @@ What each backbone costs, and what the detectors trained here reach. Written by 
 ## Cost
 
 A RetinaNet of the published sizes (pyramid of 256 channels, four convolutions a head, 9 anchors) with 80 classes
-at {size} x {size}. **The weights are random**: times are those of a trained one but for NMS, which has little to do
-here; accuracy has to be trained, or [imported](training.md#start-from-weights-that-exist).
+at {size} x {size}. **The weights are random**: times are those of a trained one but for NMS, which has little to
+do here; accuracy has to be trained, or [imported](training.md#start-from-weights-that-exist).
 
 - **GFLOPs**: of one picture up to the heads' outputs, a multiplication and an addition counted as two.
 - **file**: the ONNX file that is served. bf16 is the float file, computed otherwise.
 - **model**: milliseconds in OpenVINO for a lone picture as the server runs it (all cores, one stream, the latency
   hint), the mean by the server's clock. **request**: the median from JPEG bytes to boxes, alone, over gRPC.
-- **images/s**: through the server with {full} requests in flight. **x fp32**: the median over the rounds of the ratio
-  within a round, in which the precisions of a backbone take turns. Backbones did not: compare them with more care.
-- **GPU**: TensorRT plans. Not run, as there was no GPU; `bench` and [verify](verify.md) measure them where there is
-  one.
+- **images/s**: through the server with {full} requests in flight. **x fp32**: the median over the rounds of the
+  ratio within a round, in which the precisions of a backbone take turns. Backbones did not: compare them with more
+  care.
+- **GPU**: TensorRT plans. Not run, as there was no GPU; `bench` and [verify](verify.md) measure them where there
+  is one.
 
 {machine}
 """
@@ -48,12 +49,12 @@ COST = """\
 TRAINED = """
 ## Trained here
 
-AP and AP50 of held-out pictures in points of 100, JPEG bytes in and boxes out of a real Triton; INT8 by the default
-calibrator. "/ 32" is the width of the first stage, 64 if nothing is said. How they were trained:
-[benchmarks.md](benchmarks.md). Speed and other calibrators on a detector of your own:
+AP and AP50 of held-out pictures in points of 100, JPEG bytes in and boxes out of a real Triton; INT8 by the
+default calibrator. "/ 32" is the width of the first stage, 64 if nothing is said; M are millions of parameters.
+How they were trained: [benchmarks.md](benchmarks.md). Speed and other calibrators on a detector of your own:
 [quantization.md](quantization.md).
 
-| detector | backbone | size | classes | M | AP fp32 | AP int8 | AP50 fp32 | AP50 int8 | file, MB | int8, MB | GPU |
+| detector | backbone | size | classes | M | AP fp32 | int8 | AP50 fp32 | int8 | file, MB | int8 | GPU |
 |---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|"""
 
 
