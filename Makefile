@@ -14,10 +14,14 @@ JOBS ?= 2
 CXX_FILES = $(wildcard $(foreach suffix,h cpp cuh cu,plugins/*/*.$(suffix) plugins/include/*/*.$(suffix)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench plugins clean
+.PHONY: help quickstart demo checkpoint test lint format bench plugins clean
 
-help: ## Show what there is to make
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+help: ## Show this
+	@echo 'make TARGET [VARIABLE=value ...]; what needs .venv makes it first'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@echo; echo 'For example:'
+	@sed -n 's/^#   /  /p' $(firstword $(MAKEFILE_LIST))
+	@echo; echo 'After `. .venv/bin/activate` there is the command itself: retinaserve --help. Docs: docs/README.md'
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; try: make PYTHON=python3" >&2; exit 2; }
@@ -26,8 +30,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[cpu,dev]'
 	@touch $@
 
+quickstart: $(STAMP) ## Boxes on pictures in a minute, on a real Triton; nothing is trained (writes runs/quickstart)
+	@$(BIN)/retinaserve demo --quick --output $(RUNS)/quickstart
+
 demo: $(STAMP) ## Synthetic pictures to boxes on a real Triton, in minutes (writes runs/demo)
 	@$(BIN)/retinaserve demo --output $(RUNS)/demo
+
+checkpoint: demo ## Train what quickstart serves again (writes examples/shapes.pth)
+	@$(BIN)/python -m scripts.example_checkpoint $(RUNS)/demo/checkpoint.pth examples/shapes.pth
 
 test: $(STAMP) ## Run all tests; those that need a GPU say so and skip
 	@$(BIN)/python -m pytest
