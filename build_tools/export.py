@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from build_tools.graft import Flavour
     from build_tools.int8 import Int8Options, Progress
 
+__all__ = ["ExportOptions", "export_detector"]
+
 Precision = Literal["fp32", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 

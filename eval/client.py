@@ -30,6 +30,8 @@ from eval.transport import Endpoint, Protocols, ServerError, open_transport
 from training.errors import UserError
 from training.spec import BOXES, CLASSES, DETECTOR, LETTERBOX, NUM_DETECTIONS, SCORES
 
+__all__ = ["Answer", "AsyncClient", "Client"]
+
 Answer = Detections | ImageError
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ def fit(frame: np.ndarray, size: tuple[int, int], fill: tuple[int, int, int]) ->
     """Return `image` (3, H, W) uint8 and `letterbox` (4,) of a frame (h, w, 3) RGB uint8."""
     height, width = frame.shape[:2]
     scale = min(size[0] / height, size[1] / width)
-    resized = (max(1, round(height * scale)), max(1, round(width * scale)))
+    resized = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
     small = Image.fromarray(frame).resize(resized[::-1], Image.Resampling.BILINEAR)
     canvas = np.full((*size, 3), fill, np.uint8)
     canvas[: resized[0], : resized[1]] = small
@@ -34,7 +34,8 @@ def main(picture: str, server: str = "localhost:8001") -> None:
         config = client.get_model_config(model, as_json=True)["config"]
         return json.loads(config["parameters"][name]["string_value"])
 
-    names, size, fill = parameter("detector", "classes"), parameter("preprocess", "size"), parameter("preprocess", "fill")
+    names = parameter("detector", "classes")
+    size, fill = parameter("preprocess", "size"), parameter("preprocess", "fill")
     frame = np.asarray(ImageOps.exif_transpose(Image.open(picture)).convert("RGB"))  # stands for a camera's frame
 
     image, letterbox = fit(frame, tuple(size), tuple(fill))

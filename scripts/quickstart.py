@@ -19,12 +19,15 @@ from training.errors import UserError
 CHECKPOINT = Path(__file__).parent.parent / "examples" / "shapes.pth"
 # The demo trains with seed 0; neighbouring seeds share no picture.
 PICTURES = ("--train", 4, "--val", 12, "--seed", 1)
+SCORE = 0.5  # what is drawn; the scores of so small a network are spread wide
 
 
 def quickstart(root: Path, checkpoint: Path = CHECKPOINT) -> Path:
     """Run all steps under `root` and return where the annotated pictures are. Raises UserError."""
     if not checkpoint.is_file():
-        raise UserError(f"{checkpoint}: no such checkpoint", "it comes with a clone; `retinaserve demo` trains one")
+        raise UserError(
+            f"{checkpoint}: no such checkpoint", "it comes with a clone; `retinaserve demo` trains one"
+        )
     demo = Demo(root)
     root.mkdir(parents=True, exist_ok=True)
     graph, repository, predictions = root / "model.onnx", root / "repository", root / "predictions"
@@ -43,5 +46,6 @@ def quickstart(root: Path, checkpoint: Path = CHECKPOINT) -> Path:
         server.wait_until_ready()
         with demo.step("predict", "Send it the pictures, draw what it answers"):
             shutil.rmtree(predictions, ignore_errors=True)
-            demo.run("predict", demo.val / "images", "--server", server.grpc_url, "--output", predictions)
+            to = ("--server", server.grpc_url, "--output", predictions)
+            demo.run("predict", demo.val / "images", *to, "--score", SCORE, "--quiet")
     return predictions

@@ -28,6 +28,8 @@ from typing import Self
 from scripts.installation import Installation, usable_cores
 from training.errors import Exit, UserError
 
+__all__ = ["ServerOptions", "TritonServer"]
+
 # Lines that a machine without a GPU always causes; they say nothing about the repository.
 HARMLESS = re.compile(r"cuda|nvml|dcgm|pinned", re.IGNORECASE)
 # The server's log: I1122 17:49:01.123456 pid file.cc:123] "text"
