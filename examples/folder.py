@@ -14,11 +14,9 @@ from eval.client import Client
 from eval.detections import ImageError
 from eval.images import find_images
 
-SCORE = 0.3
-
 
 def main(folder: Path, table: Path, server: str = "localhost:8001") -> int:
-    """Write a row a box; return how many pictures had no answer."""
+    """Write a row a box, weak ones too: choose by the score later. Return how many pictures had no answer."""
     files, failed = find_images([folder]), 0
     with Client(server, wait=30) as client, table.open("w", newline="") as target:
         rows = csv.writer(target)
@@ -29,8 +27,7 @@ def main(folder: Path, table: Path, server: str = "localhost:8001") -> int:
                 failed += 1
                 print(f"{file}: {answer.message}", file=sys.stderr)
                 continue
-            strong = answer.above(SCORE)
-            for box, score, index in zip(strong.boxes, strong.scores, strong.classes, strict=True):
+            for box, score, index in zip(answer.boxes, answer.scores, answer.classes, strict=True):
                 sides = [f"{side:.1f}" for side in box]
                 rows.writerow([file.relative_to(folder), client.class_names[index], f"{score:.3f}", *sides])
     return failed
