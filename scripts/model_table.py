@@ -190,7 +190,7 @@ def measure(table: Table, backbone: str, *, say: Say) -> list[Flavour]:
             benches = [Bench.prepare([Endpoint.parse(server.grpc_url)], files) for server in servers]
             for number in range(1, options.rounds + 1):
                 for row, bench in zip(rows, benches, strict=True):
-                    _load(row, bench, options.seconds)
+                    _load(row, bench, options.seconds, backbone)
                 said = ", ".join(f"{row.precision} {row.model_ms[-1]:.0f} ms {row.ips[-1]:.2f}/s" for row in rows)
                 say(f"{backbone}: round {number} of {options.rounds}: {said}")
     finally:
@@ -251,12 +251,16 @@ def _build(
     yield "int8", quantized, build_repository(quantized, folder / "int8").repository
 
 
-def _load(row: Flavour, bench: Bench, seconds: float) -> None:
+def _load(row: Flavour, bench: Bench, seconds: float, backbone: str) -> None:
     """Add a round. Raises UserError where the server did not bear it."""
     alone, full = bench.run([ALONE, FULL], seconds=seconds)
     for level in (alone, full):
         if level.load is None:
-            raise UserError(f"{row.precision}: {level.problem}", "give it more --seconds", code=Exit.CHECK_FAILED)
+            raise UserError(
+                f"{backbone}, {row.precision}: {level.problem}",
+                "is the machine busy with something else? The backbones before this one are kept",
+                code=Exit.CHECK_FAILED,
+            )
     assert alone.load and full.load
     row.model_ms.append(alone.steps[RETINANET].infer_ms)
     row.request_ms.append(alone.load.p50)

@@ -46,14 +46,16 @@ COST = """\
 | backbone | parameters, M | GFLOPs | precision | file, MB | model, ms | request, ms | images/s | x fp32 | GPU |
 |---|---:|---:|---|---:|---:|---:|---:|---:|---|"""
 
-TRAINED = """
+TRAINED_HEAD = """
 ## Trained here
 
 AP and AP50 of held-out pictures in points of 100, JPEG bytes in and boxes out of a real Triton; INT8 by the
 default calibrator. "/ 32" is the width of the first stage, 64 if nothing is said; M are millions of parameters.
 How they were trained: [benchmarks.md](benchmarks.md). Speed and other calibrators on a detector of your own:
 [quantization.md](quantization.md).
+"""
 
+TRAINED = """\
 | detector | backbone | size | classes | M | AP fp32 | int8 | AP50 fp32 | int8 | file, MB | int8 | GPU |
 |---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|"""
 
@@ -63,7 +65,7 @@ def page(table: Table) -> str:
     text = HEAD.format(command=command(table), size=table.options.size, full=FULL, machine=_machine(table))
     lines = [text, COST, *(line for name in BACKBONES for line in cost_lines(table, name))]
     if table.trained:
-        lines += [TRAINED, *(trained_line(name, row) for name, row in table.trained.items())]
+        lines += [TRAINED_HEAD, TRAINED, *(trained_line(name, row) for name, row in table.trained.items())]
     return "\n".join(lines) + "\n"
 
 
