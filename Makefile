@@ -14,11 +14,11 @@ JOBS ?= 2
 CXX_FILES = $(wildcard $(foreach suffix,h cpp cuh cu,plugins/*/*.$(suffix) plugins/include/*/*.$(suffix)))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo checkpoint test lint format bench plugins clean
+.PHONY: help quickstart demo checkpoint test lint format bench compile-check plugins clean
 
 help: ## Show this
 	@echo 'make TARGET [VARIABLE=value ...]; what needs .venv makes it first'
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo; echo 'For example:'
 	@sed -n 's/^#   /  /p' $(firstword $(MAKEFILE_LIST))
 	@echo; echo 'After `. .venv/bin/activate` there is the command itself: retinaserve --help. Docs: docs/README.md'
@@ -55,6 +55,9 @@ format: $(STAMP) ## Rewrite the code in the house format
 
 bench: $(STAMP) ## What serving costs: ResNet18 at 512 x 512 through Triton against a plain loop (writes runs/bench)
 	@$(BIN)/retinaserve efficiency --output $(RUNS)/bench
+
+compile-check: $(STAMP) ## NVIDIA's compiler on ResNet18 and ResNet50 in FP32, FP16, INT8, no GPU needed (writes runs/compile)
+	@$(BIN)/retinaserve compile-check --output $(RUNS)/compile --json $(RUNS)/compile/compile.json
 
 plugins: ## CUDA kernels and TensorRT plugins (writes build/plugins; needs nvcc, and TENSORRT_ROOT for the headers)
 	@cmake -S plugins -B build/plugins $(CMAKE_ARGS)

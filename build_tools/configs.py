@@ -52,6 +52,7 @@ def specialise(signature: Signature, profile: str, options: BuildOptions, *, pic
             "category_ids": json.dumps(spec.category_ids),
             "size": json.dumps(spec.size),
             "score_threshold": repr(spec.score_threshold),
+            **signature.identity,
             **limits,
         },
     }

@@ -8,21 +8,25 @@ Triton repository (build_tools/repository.py).
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from training.errors import Exit, UserError
-from training.spec import DetectorSpec
+from training.spec import METADATA_CHECKPOINT, DetectorSpec
 
 if TYPE_CHECKING:
+    import onnx
+
     from build_tools.graft import Flavour
     from build_tools.int8 import Int8Options, Progress
+    from training.model import RetinaNet
 
 __all__ = ["ExportOptions", "export_detector"]
 
-Precision = Literal["fp32", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,15 @@ class ExportOptions:
     size: tuple[int, int] | None = None  # H, W; the checkpoint's own if None
     flavour: "Flavour" = "standard"
     int8: "Int8Options | None" = None  # float if None
+    half: bool = False  # what is in float otherwise, in FP16; on GPUs, INT8 too stands best among FP16
+    emulate: bool = False  # FP16 by rounding in FP32, to measure on a CPU
 
     @property
     def precision(self) -> Precision:
         """What the network computes in."""
-        return "int8" if self.int8 else "fp32"
+        if self.int8:
+            return "int8"
+        return "fp16" if self.half else "fp32"
 
 
 def export_detector(
@@ -53,20 +61,28 @@ def export_detector(
     """
     import onnx
 
-    from build_tools.calibration import picture_files
+    from build_tools.files import sha256
+    from build_tools.float16 import to_float16
     from build_tools.graft import graft
-    from build_tools.int8 import to_int8
+    from build_tools.half_emulation import emulate_half
+    from build_tools.int8 import draw, to_int8
     from build_tools.staging import staging
 
     options = options or ExportOptions()
-    if options.int8:
-        picture_files(options.int8.images)  # refuses what is not there, before the long work
     record: dict[str, Any] = {}
+    spec, network = load_network(checkpoint, options.size)
+    # Before the heads are traced: pictures are what a user gets wrong first.
+    pictures = draw(spec, options.int8) if options.int8 else None
     with staging(output) as folder:
-        spec, raw = export_raw(checkpoint, folder / "heads.onnx", options.size)
-        if options.int8:
-            quantized = to_int8(raw, spec, options.int8, progress=progress)
+        origin = {METADATA_CHECKPOINT: sha256(checkpoint)}
+        raw = raw_heads(spec, network, folder / "heads.onnx", metadata=origin)
+        if options.int8 and pictures:
+            quantized = to_int8(raw, spec, pictures, options.int8, progress=progress)
             raw, record = quantized.model, quantized.record
+        if options.half:
+            raw, _ = to_float16(raw, source=str(checkpoint))
+        if options.emulate:
+            raw = emulate_half(raw)
         onnx.save(graft(raw, flavour=options.flavour), folder / output.name)
         stored = record_path(output)
         if record:
@@ -79,19 +95,27 @@ def export_detector(
     return record
 
 
-def export_raw(checkpoint: Path, heads: Path, size: tuple[int, int] | None = None) -> tuple[DetectorSpec, Any]:
-    """Return the spec and the raw heads (an onnx.ModelProto) of a checkpoint, by way of the file `heads`."""
-    import onnx
-
+def load_network(checkpoint: Path, size: tuple[int, int] | None = None) -> tuple[DetectorSpec, "RetinaNet"]:
+    """Return a checkpoint's spec, at another size if one is given, and its network. Raises UserError."""
     from training.checkpoint import load_model
-    from training.export import export_heads
 
-    spec, model = load_model(checkpoint)
+    spec, network = load_model(checkpoint)
     if size:
         check_size(spec, size)
         spec = spec.with_size(*size)
-    export_heads(model, spec, heads)
-    return spec, onnx.load(heads)
+    return spec, network
+
+
+def raw_heads(
+    spec: DetectorSpec, network: "RetinaNet", path: Path, *, metadata: Mapping[str, str] | None = None
+) -> "onnx.ModelProto":
+    """Return the network's raw heads in ONNX, by way of the file `path`; `metadata` is added to the spec's."""
+    import onnx
+
+    from training.export import export_heads
+
+    export_heads(network, spec, path, metadata=metadata)
+    return onnx.load(path)
 
 
 def check_size(spec: DetectorSpec, size: tuple[int, int]) -> None:

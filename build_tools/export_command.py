@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from build_tools.plan_command import PlanChoices, export_plan, plan_options, tell_rounding
 from training.errors import Exit, UserError
 
 if TYPE_CHECKING:
@@ -93,37 +94,60 @@ def int8_options(
 @click.option(
     "--flavour",
     type=click.Choice(["standard", "tensorrt"]),
-    default="standard",
+    show_default="tensorrt for a .plan, standard for an .onnx",
     help="Decode and NMS: standard operators for any runtime, or this project's TensorRT plugins.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "int8"]),
-    default="fp32",
-    help="What the network computes in; decode and NMS are float always.",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    show_default="fp32",
+    help="What the network computes in; decode and NMS are float always. For TensorRT, int8 stands among fp16.",
+)
+@click.option(
+    "--emulate",
+    is_flag=True,
+    help="FP16: an .onnx that rounds as a GPU does, in FP32, to measure its accuracy on a CPU.",
 )
 @calibration_options
+@plan_options
 @JSON
 def export(
     model: Path,
     output: Path,
     size: tuple[int, int] | None,
-    flavour: "Flavour",
-    precision: str,
+    flavour: "Flavour | None",
+    precision: str | None,
+    emulate: bool,
+    batch: tuple[int, int, int],
+    timing_cache: Path | None,
+    plugins: Path,
     json_path: Path | None,
     **calibration: Any,
 ) -> None:
-    """Turn the checkpoint MODEL into the deployable graph OUTPUT (.onnx).
+    """Turn the checkpoint MODEL into the deployable graph OUTPUT (.onnx), or into a TensorRT engine (.plan).
 
     The graph takes uint8 pictures and answers boxes in the original's pixels: normalisation, decode, NMS and the
     undoing of the letterbox are inside. For INT8 the pictures it was calibrated with are listed beside OUTPUT.
-    """
-    if output.suffix != ".onnx":
-        raise UserError(f"{output}: a file name that ends in .onnx is expected", code=Exit.USAGE)
-    from build_tools.export import ExportOptions, export_detector, record_path
-    from build_tools.signature import read_signature
 
-    options = ExportOptions(size, flavour, int8_options(**calibration) if precision == "int8" else None)
+    A plan is for the GPU and the TensorRT it is built with: OUTPUT.json, beside it, says which. MODEL can be an
+    exported .onnx there.
+    """
+    if output.suffix not in (".onnx", ".plan"):
+        raise UserError(f"{output}: a file name that ends in .onnx or .plan is expected", code=Exit.USAGE)
+    from build_tools.export import ExportOptions, export_detector, record_path
+    from build_tools.signature import load_graph, read_signature
+
+    flavour = flavour or ("tensorrt" if output.suffix == ".plan" else "standard")
+    precision = precision or "fp32"
+    half = precision == "fp16" or (precision == "int8" and flavour == "tensorrt")
+    options = ExportOptions(
+        size, flavour, int8_options(**calibration) if precision == "int8" else None, half, emulate
+    )
+    if emulate and (precision != "fp16" or output.suffix == ".plan"):
+        raise UserError("--emulate is for an .onnx of --precision fp16", code=Exit.USAGE)
+    if output.suffix == ".plan":
+        export_plan(model, output, options, PlanChoices(batch, timing_cache, plugins), json_path, progress)
+        return
     record = export_detector(model, output, options, progress=progress)
     spec = read_signature(output).spec
     megabytes = output.stat().st_size / 1e6
@@ -141,10 +165,11 @@ def export(
         report["calibration"] = record
         tell_calibration(record)
         click.echo(f"{record_path(output)}: the pictures it was calibrated with", err=True)
+    if half:
+        report["rounding"] = tell_rounding(load_graph(output))
     write_json(json_path, report)
     if flavour == "tensorrt":
-        plugins = "build/plugins/libretinaserve_plugins.so"
-        click.echo(f"next: trtexec --onnx={output} --dynamicPlugins={plugins}", err=True)
+        click.echo(f"next, on the GPU: retinaserve export {output} {output.with_suffix('.plan')}", err=True)
     else:
         click.echo(f"next: retinaserve build {output} --profile cpu --output repository", err=True)
 

@@ -9,7 +9,6 @@ the nodes behind the heads are in build_tools/detection_nodes.py and build_tools
 """
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -19,6 +18,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from build_tools.detection_nodes import Candidates, NodeBuilder, add_decode, add_nms
+from build_tools.files import whole
 from build_tools.plugin_nodes import add_decode_plugin, add_nms_plugin
 from build_tools.signature import load_graph, read_spec
 from training.errors import UserError
@@ -88,11 +88,9 @@ def graft(
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model, whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        partial = Path(scratch) / path.name
+    """Write a model, whole or not at all. Raises UserError where the disk is full."""
+    with whole(path) as (partial,):
         onnx.save(model, partial)
-        partial.replace(path)
 
 
 def _check(model: onnx.ModelProto, spec: DetectorSpec, source: str) -> None:

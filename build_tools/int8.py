@@ -1,6 +1,7 @@
 """From float heads and real pictures to INT8 heads, and the record of how they came about.
 
-    quantized = to_int8(raw_model, spec, Int8Options(Path("train/"), calibrator="percentile"))
+    options = Int8Options(Path("train/"), calibrator="percentile")
+    quantized = to_int8(raw_model, spec, draw(spec, options), options)
     graft(quantized.model), quantized.record
 
 It joins the pictures (calibration.py), the ranges (ranges.py) and the Q/DQ nodes (quantize.py), and writes nothing
@@ -68,16 +69,25 @@ class Calibrated:
         return layers_of(self.model, self.spec)
 
 
-def calibrate(
-    model: onnx.ModelProto, spec: DetectorSpec, options: Int8Options, *, progress: Progress | None = None
-) -> Calibrated:
-    """Draw the pictures and run the heads on them; `progress(inputs, total)` passes the inputs on.
+def draw(spec: DetectorSpec, options: Int8Options) -> Pictures:
+    """Return the pictures that the options ask for, at the spec's size. Raises UserError."""
+    return draw_pictures(options.images, spec, count=options.count, seed=options.seed)
 
-    Raises UserError for pictures that are not there or can't be read, and for a layer name that means none.
+
+def calibrate(
+    model: onnx.ModelProto,
+    spec: DetectorSpec,
+    pictures: Pictures,
+    options: Int8Options,
+    *,
+    progress: Progress | None = None,
+) -> Calibrated:
+    """Run raw heads on the pictures; `progress(inputs, total)` passes the inputs on.
+
+    Raises UserError for a layer name that means none.
     """
     layers_of(model, spec, options.exclude)  # a wrong name is said before the long work
     tensors = tensors_of(model, layers_of(model, spec))
-    pictures = draw_pictures(options.images, spec, count=options.count, seed=options.seed)
 
     def run() -> dict[str, Histogram]:
         inputs = (normalise(spec, image) for image in pictures.images)
@@ -87,25 +97,29 @@ def calibrate(
 
 
 def to_int8(
-    model: onnx.ModelProto, spec: DetectorSpec, options: Int8Options, *, progress: Progress | None = None
+    model: onnx.ModelProto,
+    spec: DetectorSpec,
+    pictures: Pictures,
+    options: Int8Options,
+    *,
+    progress: Progress | None = None,
 ) -> Quantized:
     """Return raw heads in INT8, with the essence of the record in their metadata. Raises UserError."""
-    calibrated = calibrate(model, spec, options, progress=progress)
+    calibrated = calibrate(model, spec, pictures, options, progress=progress)
     layers = layers_of(model, spec, options.exclude)
     quantized = calibrated.quantize(options.calibrator, layers)
-    pictures = calibrated.pictures.record()
     how: dict[str, Any] = {"calibrator": options.calibrator}
     if options.calibrator == "percentile":
         how["percentile"] = PERCENTILE
     kept = {layer.name for layer in layers}
     how |= {
         "size": spec.size,
-        "pictures": len(calibrated.pictures.drawn),
-        "pictures_sha256": calibrated.pictures.digest,
+        "pictures": len(pictures.drawn),
+        "pictures_sha256": pictures.digest,
         "quantized": len(layers),
         "excluded": [layer.name for layer in calibrated.layers if layer.name not in kept],
     }
     metadata = {entry.key: entry.value for entry in quantized.metadata_props}
     metadata |= {METADATA_PRECISION: "int8", METADATA_CALIBRATION: json.dumps(how)}
     onnx.helper.set_model_props(quantized, metadata)
-    return Quantized(quantized, {**how, "layers": [layer.name for layer in layers], "pictures": pictures})
+    return Quantized(quantized, {**how, "layers": [layer.name for layer in layers], "pictures": pictures.record()})

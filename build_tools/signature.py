@@ -4,8 +4,9 @@ graph = read_signature(Path("model.onnx"))
 graph.spec.classes, graph.inputs["image"]      # Tensor("TYPE_UINT8", (3, 512, 512))
 """
 
+import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
@@ -40,7 +41,8 @@ class Signature:
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     custom_operators: tuple[str, ...] = ()  # those of no ONNX operator set: TensorRT plugins
-    precision: str = "fp32"  # of the network: fp32, or int8 with Q/DQ nodes
+    precision: str = "fp32"  # of the network: fp32, fp16, or int8 with Q/DQ nodes
+    identity: dict[str, str] = field(default_factory=dict)  # SHA-256 of the file and of what it was made from
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
@@ -73,8 +75,9 @@ def read_signature(path: Path) -> Signature:
     spec = read_spec(model, str(path))
     custom = sorted({node.op_type for node in model.graph.node if node.domain not in ("", "ai.onnx")})
     precision = {entry.key: entry.value for entry in model.metadata_props}.get(contract.METADATA_PRECISION, "fp32")
+    identity = {"graph_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **_made_from(model)}
     signature = Signature(
-        spec, _tensors(model.graph.input), _tensors(model.graph.output), tuple(custom), precision
+        spec, _tensors(model.graph.input), _tensors(model.graph.output), tuple(custom), precision, identity
     )
     expected = expected_signature(spec)
     for kind, found, wanted in (
@@ -94,6 +97,11 @@ def read_signature(path: Path) -> Signature:
                 "the server batches requests: retinaserve export MODEL.pth MODEL.onnx",
             )
     return signature
+
+
+def _made_from(model: onnx.ModelProto) -> dict[str, str]:
+    known = {contract.METADATA_CHECKPOINT: "checkpoint_sha256"}
+    return {known[entry.key]: entry.value for entry in model.metadata_props if entry.key in known}
 
 
 def expected_signature(spec: DetectorSpec) -> Signature:

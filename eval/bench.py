@@ -69,24 +69,25 @@ class Bench:
         """
         chosen = spread(files, MOST_PICTURES)
         pictures, refused = [], {}
-        with Client(str(endpoints[0]), wait=wait, concurrency=WARM_UP_CONCURRENCY) as client:
+        first = endpoints[0]
+        with Client(str(first), wait=wait, concurrency=WARM_UP_CONCURRENCY, tls=first.tls) as client:
             steps = client.served.steps
             read = list(read_files(chosen))
-            for file, data, answer in zip(chosen, read, client.predict_many(read), strict=True):
+            for path, data, answer in zip(chosen, read, client.predict_many(read), strict=True):
                 if isinstance(answer, ImageError):
-                    refused[str(file)] = answer.message
+                    refused[str(path)] = answer.message
                 elif isinstance(data, bytes):
                     pictures.append(data)
         if not pictures:
-            first = next(iter(refused.items()))
-            raise UserError("the server refused all pictures", f"{first[0]}: {first[1]}")
+            file, message = next(iter(refused.items()))
+            raise UserError("the server refused all pictures", f"{file}: {message}")
         return cls(tuple(endpoints), tuple(pictures), refused, steps)
 
     def run(self, concurrencies: Sequence[int], *, seconds: float) -> Iterator[Level]:
         """Measure every protocol at every concurrency, `seconds` each, and yield as it goes."""
         with PerfAnalyzer(DETECTOR, self.pictures) as analyzer:
             for endpoint in self.endpoints:
-                with Client(str(endpoint)) as client:
+                with Client(str(endpoint), tls=endpoint.tls) as client:
                     for concurrency in concurrencies:
                         yield self._measure(analyzer, client, concurrency, seconds)
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eval.options import FILE, json_option, name_next, wait_option, write_json
+from eval.options import FILE, json_option, name_next, tls_options, wait_option, write_json
 from training.errors import Exit
 
 if TYPE_CHECKING:
-    from eval.transport import Endpoint
+    from eval.transport import Endpoint, TlsFiles
 
 
 @click.command()
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 )
 @click.option("--seconds", type=click.FloatRange(min=0.3), default=6.0, help="Time of each measurement.")
 @wait_option
+@tls_options
 @json_option
 @click.option("--plot", "plot_file", type=FILE, help="Draw throughput and latency into this PNG.")
 def bench(
@@ -40,6 +41,7 @@ def bench(
     concurrency: str,
     seconds: float,
     wait: float,
+    tls: "TlsFiles | None",
     json_file: Path | None,
     plot_file: Path | None,
 ) -> None:
@@ -50,7 +52,7 @@ def bench(
     from eval import bench as benchmark
     from eval.images import find_images
 
-    endpoints = bench_endpoints(servers, protocols)
+    endpoints = bench_endpoints(servers, protocols, tls)
     try:
         levels = benchmark.concurrencies(concurrency)
     except ValueError:
@@ -84,7 +86,9 @@ def bench(
         sys.exit(Exit.CHECK_FAILED)
 
 
-def bench_endpoints(servers: Sequence[str], protocols: str | None) -> "list[Endpoint]":
+def bench_endpoints(
+    servers: Sequence[str], protocols: str | None, tls: "TlsFiles | None" = None
+) -> "list[Endpoint]":
     """Return what --server and --protocol mean together, an endpoint a protocol. Raises click.UsageError."""
     from eval.transport import PORTS, Endpoint
 
@@ -97,11 +101,12 @@ def bench_endpoints(servers: Sequence[str], protocols: str | None) -> "list[Endp
     for server in servers:
         has_port = server.rpartition("]")[2].count(":") > 0
         if "://" in server:
-            endpoints.append(Endpoint.parse(server))
+            endpoints.append(Endpoint.parse(server, tls=tls))
         elif not has_port:
-            endpoints += [Endpoint.parse(server, protocol) for protocol in wanted or ("grpc", "http")]
+            endpoints += [Endpoint.parse(server, protocol, tls=tls) for protocol in wanted or ("grpc", "http")]
         else:
-            endpoints.append(Endpoint.parse(server, wanted[0] if len(wanted) == 1 else "grpc"))
+            only = wanted[0] if len(wanted) == 1 else "grpc"
+            endpoints.append(Endpoint.parse(server, only, tls=tls))
     missing = [name for name in wanted if name not in {endpoint.protocol for endpoint in endpoints}]
     if missing:
         raise click.UsageError(

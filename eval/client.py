@@ -10,23 +10,27 @@
 
 Pictures are sent as they are; decoding, scaling and boxes are the server's. Class names and limits are read
 from the server. `Client` is `AsyncClient` on an event loop in a thread of its own, so it may be used from any
-thread. One client holds one server and one model; it balances no load.
+thread. Several equal servers may be named, "gpu-1:8001,gpu-2:8001": requests go to them in turn, and one that a
+dying server took with it is sent again to another, since asking twice for boxes does no harm.
 """
 
 import asyncio
 import random
-import re
 import threading
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import islice
 from typing import Any, Self, TypeVar
 
 from eval.detections import Detections, ImageError
+from eval.identity import Identity
+from eval.refusals import image_error, no_server
+from eval.replicas import Replica, Replicas
 from eval.served_model import ServedModel
 from eval.statistics import ModelStatistics, by_model
-from eval.transport import Endpoint, Protocols, ServerError, open_transport
+from eval.transport import Endpoint, Protocols, ServerError, TlsFiles
 from training.errors import UserError
 from training.spec import BOXES, CLASSES, DETECTOR, LETTERBOX, NUM_DETECTIONS, SCORES
 
@@ -38,9 +42,6 @@ T = TypeVar("T")
 # An overloaded server is asked again after about 0.1, 0.2, 0.4 ... 1.6 s, for ten seconds at most.
 FIRST_PAUSE, LONGEST_PAUSE, RETRY_SECONDS = 0.1, 1.6, 10.0
 CONTROL_TIMEOUT = 5.0  # seconds for questions that need no inference
-WHERE = (
-    "`retinaserve serve REPO` starts one and prints its addresses, usually grpc://HOST:8001 and http://HOST:8000"
-)
 
 
 class AsyncClient:
@@ -55,27 +56,44 @@ class AsyncClient:
         timeout: float = 30.0,
         wait: float = 0.0,
         concurrency: int = 8,
+        tls: TlsFiles | None = None,
     ) -> None:
-        """Name the server; `wait` is how many seconds it may take to become ready, `concurrency` the default."""
-        self.endpoint = Endpoint.parse(server, protocol)
+        """Name the server, or several with commas.
+
+        `wait` is how many seconds it may take to become ready, `concurrency` the default.
+        """
+        names = [name.strip() for name in server.split(",")]
+        self._replicas = Replicas([Endpoint.parse(name, protocol, tls=tls) for name in names])
         self.model_name = model
         self.timeout = timeout
         self.concurrency = concurrency
+        self.on_answer: Callable[[float], None] | None = None
+        """Called with the seconds each answered picture took, from its turn to its answer, retries included."""
         self._wait = wait
         self._served: ServedModel | None = None
 
     async def __aenter__(self) -> Self:
         """Connect, wait for the model and read its config. Raises UserError when there is no such server."""
-        self._transport = open_transport(self.endpoint, concurrency=max(self.concurrency, 64))
+        self._replicas.open(concurrency=max(self.concurrency, 64))
         try:
             self._served = await self._ready_model()
         except BaseException:
-            await self._transport.close()
+            await self._replicas.close()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._transport.close()
+        await self._replicas.close()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the server is and what it speaks; of several, the first."""
+        return self._replicas.all[0].endpoint
+
+    @property
+    def servers(self) -> str:
+        """All of them, as --server takes it."""
+        return ",".join(str(replica.endpoint) for replica in self._replicas.all)
 
     @property
     def served(self) -> ServedModel:
@@ -130,24 +148,43 @@ class AsyncClient:
         if limit and len(image) > limit:
             return ImageError(f"the file has {len(image)} bytes, more than the server takes ({limit})")
         async with gate or asyncio.Semaphore():
+            start = time.perf_counter()
             try:
-                return await self._infer(image)
+                found = await self._infer(image)
             except ServerError as error:
-                return self._judged(error)
+                if error.status == "not_found":
+                    raise no_server(error, self.endpoint, self.model_name) from None
+                return image_error(error, timeout=self.timeout)
+            if self.on_answer:
+                self.on_answer(time.perf_counter() - start)
+            return found
 
     async def statistics(self) -> dict[str, ModelStatistics]:
-        """Return what the server counted so far, by model."""
+        """Return what the server counted so far, by model; of several, the first that lives."""
+        replica = self._replicas.first()
         try:
-            return by_model(await self._transport.statistics(timeout=CONTROL_TIMEOUT))
+            return by_model(await replica.transport.statistics(timeout=CONTROL_TIMEOUT))
         except ServerError as error:
-            raise self._no_server(error) from None
+            raise no_server(error, replica.endpoint, self.model_name) from None
+
+    async def identity(self) -> Identity:
+        """Return which model the server has, and in what, as far as it says; of several, the first that lives."""
+        transport = self._replicas.first().transport
+        try:
+            version = await transport.version(timeout=CONTROL_TIMEOUT)
+            names = (self.model_name, *self.served.steps)
+            configs = {name: await transport.config(name, timeout=CONTROL_TIMEOUT) for name in names}
+            entries = await transport.statistics(timeout=CONTROL_TIMEOUT)
+        except ServerError as error:
+            raise no_server(error, self.endpoint, self.model_name) from None
+        return Identity.of_server(configs, entries, server=version, address=str(self.endpoint))
 
     async def parameters(self, model: str) -> dict[str, str]:
         """Return what the config of another model, such as a step of the ensemble, has as parameters."""
         try:
-            config = await self._transport.config(model, timeout=CONTROL_TIMEOUT)
+            config = await self._replicas.first().transport.config(model, timeout=CONTROL_TIMEOUT)
         except ServerError as error:
-            raise self._no_server(error) from None
+            raise no_server(error, self.endpoint, self.model_name) from None
         return {key: item.get("string_value", "") for key, item in config.get("parameters", {}).items()}
 
     async def _infer(self, image: bytes) -> Detections:
@@ -155,36 +192,28 @@ class AsyncClient:
         start, pause = clock(), FIRST_PAUSE
         while True:
             left = self.timeout - (clock() - start)
+            replica = self._replicas.next()
+            call = replica.transport.infer(self.model_name, image, timeout=max(left, 0.001))
             try:
-                return _detections(await self._transport.infer(self.model_name, image, timeout=max(left, 0.001)))
+                return _detections(await call)
             except ServerError as error:
                 if error.status != "unavailable":
                     raise
                 # A full queue and a dead server have the same status; only one of them is still alive.
-                if not await self._is_live():
-                    raise self._no_server(error) from None
+                if not await self._is_live(replica):
+                    if self._replicas.set_aside(replica):
+                        continue
+                    raise no_server(error, replica.endpoint, self.model_name) from None
                 if clock() - start + pause > min(self.timeout, RETRY_SECONDS):
                     raise
             # Jitter, so that the requests a full queue turned away do not all come back together.
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _judged(self, error: ServerError) -> ImageError:
-        message = re.sub(r"^(in ensemble '[^']*', |\[request id: [^]]*\] )+", "", error.message)
-        match error.status:
-            case "invalid":
-                return ImageError(message, "bad_image")
-            case "timeout":
-                return ImageError(f"no answer in {self.timeout:g} s", "timeout")
-            case "internal":
-                return ImageError(f"the server failed: {message}", "server")
-            case "unavailable":
-                return ImageError(f"the server is overloaded: {message}", "overloaded")
-        raise self._no_server(error)
-
-    async def _is_live(self) -> bool:
+    @staticmethod
+    async def _is_live(replica: Replica) -> bool:
         try:
-            return await self._transport.live(timeout=CONTROL_TIMEOUT)
+            return await replica.transport.live(timeout=CONTROL_TIMEOUT)
         except ServerError:
             return False
 
@@ -192,39 +221,32 @@ class AsyncClient:
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._wait
         while True:
-            problem = self._not_ready()
-            try:
-                if await self._transport.ready(self.model_name, timeout=CONTROL_TIMEOUT):
-                    config = await self._transport.config(self.model_name, timeout=CONTROL_TIMEOUT)
-                    return ServedModel.from_config(config, source=str(self.endpoint))
-                # An unknown model is not ready either; asked for its config, the server says which it is.
-                await self._transport.config(self.model_name, timeout=CONTROL_TIMEOUT)
-            except ServerError as error:
-                problem = self._no_server(error)
+            problems = []
+            for replica in self._replicas.all:
+                try:
+                    return await self._model_of(replica)
+                except UserError as problem:
+                    self._replicas.set_aside(replica)
+                    problems.append(problem)
             if clock() >= deadline:
-                raise problem
+                raise problems[0]
             await asyncio.sleep(min(0.2, max(0.0, deadline - clock())))
 
-    def _not_ready(self) -> UserError:
-        waited = f" after {self._wait:g} s" if self._wait else ""
-        return UserError(
-            f"{self.endpoint}: model {self.model_name!r} is not ready{waited}",
-            "see the server's log; it may still be loading",
-        )
-
-    def _no_server(self, error: ServerError) -> UserError:
-        at = str(self.endpoint)
-        match error.status:
-            case "not_found" | "invalid":
-                return UserError(
-                    f"{at} has no model {self.model_name!r}: {error.message}",
-                    "serve a repository made by `retinaserve build`",
-                )
-            case "timeout":
-                return UserError(f"{at} took a connection and did not answer in time", WHERE)
-            case "unavailable":
-                return UserError(f"no Triton server answers at {at}: {error.message}", WHERE)
-        return UserError(f"{at}: {error.message}", WHERE)
+    async def _model_of(self, replica: Replica) -> ServedModel:
+        transport = replica.transport
+        try:
+            ready = await transport.ready(self.model_name, timeout=CONTROL_TIMEOUT)
+            # An unknown model is not ready either; asked for its config, the server says which it is.
+            config = await transport.config(self.model_name, timeout=CONTROL_TIMEOUT)
+        except ServerError as error:
+            raise no_server(error, replica.endpoint, self.model_name) from None
+        if not ready:
+            waited = f" after {self._wait:g} s" if self._wait else ""
+            raise UserError(
+                f"{replica.endpoint}: model {self.model_name!r} is not ready{waited}",
+                "see the server's log; it may still be loading",
+            )
+        return ServedModel.from_config(config, source=str(replica.endpoint))
 
 
 class Client:
@@ -239,10 +261,11 @@ class Client:
         timeout: float = 30.0,
         wait: float = 0.0,
         concurrency: int = 8,
+        tls: TlsFiles | None = None,
     ) -> None:
         """Connect, as `AsyncClient` does. Raises UserError when there is no such server or model."""
         self._client = AsyncClient(
-            server, protocol=protocol, model=model, timeout=timeout, wait=wait, concurrency=concurrency
+            server, protocol=protocol, model=model, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="triton-client", daemon=True)
@@ -273,8 +296,13 @@ class Client:
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where the server is and what it speaks."""
+        """Where the server is and what it speaks; of several, the first."""
         return self._client.endpoint
+
+    @property
+    def servers(self) -> str:
+        """All of them, as --server takes it."""
+        return self._client.servers
 
     @property
     def served(self) -> ServedModel:
@@ -312,6 +340,14 @@ class Client:
         finally:
             for future in waiting:
                 future.cancel()
+
+    def on_answer(self, call: Callable[[float], None]) -> None:
+        """Have `call` told the seconds that each answered picture took, in the client's thread."""
+        self._client.on_answer = call
+
+    def identity(self) -> Identity:
+        """Return which model the server has, and in what, as far as it says; of several, the first that lives."""
+        return self._start(self._client.identity()).result()
 
     def statistics(self) -> dict[str, ModelStatistics]:
         """Return what the server counted so far, by model."""

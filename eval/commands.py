@@ -1,4 +1,4 @@
-"""Click commands of this folder: `infer`, `predict`, `eval`; `verify` and `bench` from their own files.
+"""Click commands of this folder: `infer`, `predict`, `eval`; `verify`, `bench` and `web` from their own files.
 
 They parse, call and print; results go to stdout, everything else to stderr. What is heavy is imported by the verb
 that needs it.
@@ -8,19 +8,32 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from eval.bench_command import bench
-from eval.options import FILE, FOLDER, json_option, name_next, progress, wait_option, write_json
+from eval.options import (
+    FILE,
+    FOLDER,
+    json_option,
+    name_next,
+    progress,
+    report_options,
+    tls_options,
+    wait_option,
+    write_json,
+)
+from eval.outcome import ReportOptions, publish
 from eval.verify_command import verify
+from eval.web.command import web
 from training.errors import Exit
 
 if TYPE_CHECKING:
     from eval.detections import Detections, Detector, ImageError
-    from eval.report import Report
+    from eval.transport import TlsFiles
 
     Answers = Iterator[Detections | ImageError]
 
@@ -30,7 +43,8 @@ server_option = click.option(
     "--server",
     metavar="HOST:PORT",
     default="localhost:8001",
-    help="The Triton server: HOST:PORT, grpc://HOST:PORT or http://HOST:PORT.",
+    help="The Triton server: HOST:PORT, or grpc://, http://, grpcs:// or https:// before it; "
+    "equal ones with commas, and one of them may die.",
 )
 protocol_option = click.option(
     "--protocol", type=PROTOCOLS, help="What HOST:PORT speaks where --server does not say it: gRPC, or HTTP."
@@ -56,6 +70,7 @@ concurrency_option = click.option(
 @concurrency_option
 @timeout_option
 @wait_option
+@tls_options
 @click.option("--quiet", is_flag=True, help="Print no detections; for use with --output.")
 def predict(
     images: tuple[str, ...],
@@ -67,6 +82,7 @@ def predict(
     concurrency: int,
     timeout: float,
     wait: float,
+    tls: "TlsFiles | None",
     quiet: bool,
 ) -> None:
     """Detect objects in IMAGES (files, directories, patterns) through a server.
@@ -78,10 +94,10 @@ def predict(
     from eval.images import find_images
 
     files = find_images(images)
-    with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency) as client:
+    with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls) as client:
         style = "none" if quiet else style
         failed = _print_predictions(files, client, score=score, style=style, output=output)
-        where = str(client.endpoint)
+        where = client.servers
     if output:
         click.echo(f"{len(files) - failed} annotated pictures: {output}", err=True)
     name_next(f"retinaserve eval --server {where} --images DIR --annotations FILE.json")
@@ -93,10 +109,17 @@ def predict(
 @protocol_option
 @click.option("--images", type=FOLDER, required=True, help="Directory of the pictures.")
 @click.option("--annotations", type=FILE, required=True, help="COCO annotations of the pictures.")
-@concurrency_option
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    default=16,
+    help="Requests in flight at a time; enough that one step decodes a batch while another computes one.",
+)
 @timeout_option
 @wait_option
+@tls_options
 @json_option
+@report_options
 @click.option(
     "--output", type=FOLDER, help="Write curves, a contact sheet and all detections into this directory."
 )
@@ -108,27 +131,36 @@ def evaluate(
     concurrency: int,
     timeout: float,
     wait: float,
+    tls: "TlsFiles | None",
     json_file: Path | None,
     output: Path | None,
+    **report_choices: Any,
 ) -> None:
     """Score a server on a labelled set: encoded pictures in, COCO average precision out.
 
-    A picture the server refuses counts as one without detections; the exit code is then 3.
+    --report shows the errors, the images and the threshold to choose; --baseline what changed. A picture the
+    server refuses counts as one without detections; the exit code is then 3.
     """
     from eval.client import Client
     from eval.coco import Annotations
     from eval.report import judge
+    from eval.traffic import Traffic
 
+    options = ReportOptions.of(json_file, **report_choices)
     truth = Annotations.load(annotations)
-    with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency) as client:
+    options.read_baseline(truth)
+    with Client(server, protocol=protocol, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls) as client:
+        where, model = client.servers, client.identity().to_dict()
+        traffic = Traffic.watch(client)
         report = judge(client, truth, images, progress=progress)
-        where = str(client.endpoint)
-    _print_report(report, json_file)
+        busy, latency = traffic.busy(report.seconds), traffic.latency()
+    report = replace(report, model=model, latency_ms=latency, busy=busy)
+    passed = publish(report, options)
     if output:
         report.write_pictures(output)
         click.echo(f"curves, contact sheet and detections: {output}", err=True)
     name_next(f"retinaserve bench --server {where} --images {shlex.quote(str(images))}")
-    _exit_if(len(report.errors), len(report.files))
+    _exit_if(len(report.errors), len(report.files), passed=passed)
 
 
 @click.command()
@@ -140,6 +172,7 @@ def evaluate(
 @click.option("--batch", type=click.IntRange(min=1), default=8, help="Pictures in a batch.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 takes all cores.")
 @json_option
+@report_options
 def infer(
     model: Path,
     images: Path,
@@ -149,6 +182,7 @@ def infer(
     batch: int,
     threads: int,
     json_file: Path | None,
+    **report_choices: Any,
 ) -> None:
     """Run MODEL (.pth or .onnx) on pictures without a server.
 
@@ -159,13 +193,19 @@ def infer(
     from eval.images import find_images
     from eval.report import judge
 
-    if not annotations and (json_file or output):
-        raise click.UsageError("--json and --output need --annotations; without them, redirect what is printed")
+    options = ReportOptions.of(json_file, **report_choices)
+    if not annotations and (options.wanted or output):
+        raise click.UsageError(
+            "--json, --report, --baseline and --output need --annotations; without them, redirect what is printed"
+        )
     truth = Annotations.load(annotations) if annotations else None
+    if truth:
+        options.read_baseline(truth)
     detector = open_detector(model, threads=threads, batch=batch)
+    passed = True
     if truth:
         report = judge(detector, truth, images, progress=progress)
-        _print_report(report, json_file)
+        passed = publish(replace(report, model=detector.identity().to_dict()), options)
         failed, count = len(report.errors), len(report.files)
         if output:
             write_json(output, report.coco_results(), indent=None)
@@ -178,7 +218,7 @@ def infer(
         name_next(f"retinaserve export {quoted} {shlex.quote(str(model.with_suffix('.onnx')))}")
     else:
         name_next(f"retinaserve build {quoted} --profile cpu --output REPO")
-    _exit_if(failed, count)
+    _exit_if(failed, count, passed=passed)
 
 
 def _print_predictions(
@@ -219,23 +259,12 @@ def _draw(file: Path, found: "Detections", class_names: Sequence[str], target: P
     draw(picture, found, class_names).save(target, quality=92)
 
 
-def _print_report(report: "Report", json_file: Path | None) -> None:
-    if report.warning:
-        click.secho(f"warning: {report.warning}", fg="yellow", err=True)
-    for image_id, error in report.errors.items():
-        click.secho(f"{report.files[image_id]}: {error.message}", fg="red", err=True)
-    click.echo(report.table())
-    click.echo(
-        f"{len(report.files)} images, {report.scores.detections} detections in {report.seconds:.1f} s", err=True
-    )
-    if json_file:
-        write_json(json_file, report.to_dict())
-
-
-def _exit_if(failed: int, count: int) -> None:
+def _exit_if(failed: int, count: int, *, passed: bool = True) -> None:
     if failed:
         click.secho(f"{failed} of {count} pictures failed", fg="red", err=True)
         sys.exit(Exit.BAD_DATA)
+    if not passed:
+        sys.exit(Exit.CHECK_FAILED)
 
 
-VERBS: tuple[click.Command, ...] = (infer, verify, predict, evaluate, bench)
+VERBS: tuple[click.Command, ...] = (infer, verify, predict, evaluate, bench, web)

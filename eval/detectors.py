@@ -11,7 +11,9 @@ eval/engine_detector.py.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eval.detections import Detections, ImageError
+from eval.identity import Identity
 from training.errors import Exit, UserError
 from training.spec import IMAGE, LETTERBOX, OUTPUTS, DetectorSpec
 
@@ -32,6 +35,7 @@ Outputs = Sequence[npt.NDArray[Any]]  # as spec.OUTPUTS orders them, a row a pic
 Heads = Mapping[str, npt.NDArray[np.float32]]  # by the names of spec.head_names, a row a picture
 Runtime = Literal["openvino", "onnxruntime"]
 Infer = Callable[[dict[str, Any]], Outputs]
+PACKAGES = {"torch": "torch", "OpenVINO": "openvino", "ONNX Runtime": "onnxruntime", "TensorRT": "tensorrt"}
 
 
 def open_detector(path: Path, *, threads: int = 0, batch: int = 8, keep_heads: bool = False) -> "OfflineDetector":
@@ -81,6 +85,13 @@ class OfflineDetector(ABC):
     def category_ids(self) -> tuple[int, ...]:
         """The COCO category of each class index."""
         return self.spec.category_ids
+
+    def identity(self) -> Identity:
+        """Return which model this is, in which runtime."""
+        installed = ""
+        with suppress(KeyError, PackageNotFoundError):  # TensorRT comes in packages of several names
+            installed = version(PACKAGES[self.runtime])
+        return Identity.of_file(self.path, runtime=f"{self.runtime} {installed}".strip(), precision=self.precision)
 
     def prepare(self, images: Sequence[bytes | ImageError]) -> "list[Prepared | ImageError]":
         """Return each encoded picture as the network takes it; a bad one gives its ImageError."""

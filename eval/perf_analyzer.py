@@ -115,7 +115,7 @@ class PerfAnalyzer:
         table.unlink(missing_ok=True)
         command = [
             str(self.binary),
-            *("-m", self.model, "-u", endpoint.address, "-i", endpoint.protocol),
+            *("-m", self.model, "-u", endpoint.address, "-i", endpoint.protocol, *_encryption(endpoint)),
             *("--input-data", str(self._input)),
             *("--concurrency-range", str(concurrency)),
             # Any spread between the windows passes: a slow first one must not make it give up.
@@ -195,6 +195,21 @@ def _read(table: Path, output: str, concurrency: int) -> Load:
         throughput_ips=float(row["Inferences/Second"]),
         **{name: int(row[f"{name} latency"]) / 1000 for name in ("p50", "p90", "p95", "p99")},
     )
+
+
+def _encryption(endpoint: Endpoint) -> list[str]:
+    """Return perf_analyzer's flags for a grpcs:// endpoint. Raises UserError for https://."""
+    if not endpoint.tls:
+        return []
+    if endpoint.protocol == "http":
+        raise UserError(f"{endpoint} is not measured", "name the server behind the proxy", code=Exit.USAGE)
+    files = {
+        "root-certifications": endpoint.tls.ca,
+        "certificate-chain": endpoint.tls.certificate,
+        "private-key": endpoint.tls.key,
+    }
+    named = (word for name, path in files.items() if path for word in (f"--ssl-grpc-{name}-file", str(path)))
+    return ["--ssl-grpc-use-ssl", "true", *named]
 
 
 def _reason(output: str) -> str:

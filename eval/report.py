@@ -11,7 +11,7 @@ without detections, so that failures lower the scores instead of hiding in them.
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,21 @@ class Report:
     warning: str  # how the classes were matched, when there is something to say
     scores: CocoScores
     seconds: float
+    model: Mapping[str, Any] = field(default_factory=dict)  # what is known of its identity
+    latency_ms: Mapping[str, float] = field(default_factory=dict)  # percentiles of the answers, through a server
+    busy: Mapping[str, float] = field(default_factory=dict)  # share of the run each step of the server executed
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report for JSON."""
         return {
             "annotations": str(self.truth.path),
+            "annotations_sha256": self.truth.sha256,
+            "model": dict(self.model),
             "images": len(self.files),
             "seconds": round(self.seconds, 3),
             "images_per_second": round(len(self.files) / self.seconds, 2),
+            "latency_ms": dict(self.latency_ms),
+            "server_busy": dict(self.busy),
             "warning": self.warning,
             "failed": [
                 {"file": str(self.files[image_id]), "kind": error.kind, "message": error.message}

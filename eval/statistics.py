@@ -25,11 +25,14 @@ class ModelStatistics:
     input_ns: int = 0
     infer_ns: int = 0
     output_ns: int = 0
+    total_ns: int = 0  # from a request's arrival to its answer, of those answered well
+    busy_ns: int = 0  # of executions, so that a batch counts once
 
     @classmethod
     def from_server(cls, entry: Mapping[str, Any]) -> Self:
         """Read one entry of model_stats; gRPC spells integers as strings and leaves out zeros."""
         times = entry.get("inference_stats", {})
+        batches = entry.get("batch_stats", [])
 
         def number(key: str, field: str) -> int:
             return int(times.get(key, {}).get(field, 0))
@@ -43,6 +46,12 @@ class ModelStatistics:
             input_ns=number("compute_input", "ns"),
             infer_ns=number("compute_infer", "ns"),
             output_ns=number("compute_output", "ns"),
+            total_ns=number("success", "ns"),
+            busy_ns=sum(
+                int(batch.get(key, {}).get("ns", 0))
+                for batch in batches
+                for key in ("compute_input", "compute_infer", "compute_output")
+            ),
         )
 
     def __sub__(self, earlier: Self) -> Self:
@@ -75,6 +84,16 @@ class ModelStatistics:
     def output_ms(self) -> float:
         """Mean time to hand a request's outputs on."""
         return self._mean_ms(self.output_ns)
+
+    @property
+    def compute_ms(self) -> float:
+        """Mean time a request was worked on, its tensors moved included."""
+        return self._mean_ms(self.input_ns + self.infer_ns + self.output_ns)
+
+    @property
+    def total_ms(self) -> float:
+        """Mean time from a request's arrival to its answer."""
+        return self._mean_ms(self.total_ns)
 
     def _mean_ms(self, nanoseconds: int) -> float:
         return nanoseconds / self.requests / 1e6 if self.requests else 0.0

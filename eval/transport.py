@@ -9,8 +9,10 @@ HTTP client of tritonclient shares gevent pools that no second thread may touch.
 """
 
 import asyncio
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 from urllib.parse import urlsplit
 
@@ -22,6 +24,8 @@ from training.spec import IMAGE_BYTES
 Protocols = Literal["grpc", "http"]
 Status = Literal["unavailable", "invalid", "not_found", "timeout", "internal"]
 PORTS: Mapping[Protocols, int] = {"grpc": 8001, "http": 8000}
+# Encrypted, by scheme. Triton speaks TLS on gRPC alone; HTTPS is that of a proxy in front of it.
+SECURE: Mapping[str, tuple[Protocols, int]] = {"grpcs": ("grpc", 8001), "https": ("http", 443)}
 
 _GRPC_STATUS: Mapping[str, Status] = {
     "StatusCode.UNAVAILABLE": "unavailable",
@@ -51,30 +55,68 @@ class ServerError(Exception):
 
 
 @dataclass(frozen=True)
+class TlsFiles:
+    """PEM files of a client: whom it trusts (the system's authorities by default), and who it is, if asked."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise UserError("a client's certificate and key belong together", code=Exit.USAGE)
+        try:
+            self.context()
+        except OSError as error:
+            names = ", ".join(str(path) for path in (self.ca, self.certificate, self.key) if path)
+            reason = error.strerror or str(error)
+            raise UserError(f"{names}: {reason}", "PEM files are expected", code=Exit.USAGE) from None
+
+    def context(self) -> ssl.SSLContext:
+        """Return the same as an SSL context. Raises OSError where a file is missing or is none."""
+        context = ssl.create_default_context(cafile=self.ca)
+        if self.certificate:
+            context.load_cert_chain(self.certificate, self.key)
+        return context
+
+
+@dataclass(frozen=True)
 class Endpoint:
-    """Where a server listens and what it speaks there."""
+    """Where a server listens and what it speaks there; `tls` is None where that is not encrypted."""
 
     protocol: Protocols
     host: str
     port: int
+    tls: TlsFiles | None = None
 
     @classmethod
-    def parse(cls, server: str, protocol: Protocols | None = None) -> Self:
-        """Read HOST:PORT, grpc://HOST:PORT or http://HOST:PORT; without a scheme `protocol`, or gRPC."""
-        wanted = "HOST:PORT, grpc://HOST:PORT or http://HOST:PORT is expected"
+    def parse(cls, server: str, protocol: Protocols | None = None, *, tls: TlsFiles | None = None) -> Self:
+        """Read HOST:PORT, or SCHEME://HOST:PORT of grpc, http, grpcs or https; else `protocol`, or gRPC.
+
+        `tls` is for the last two; without it the system's authorities are trusted.
+        """
+        wanted = "HOST:PORT, or grpc://, http://, grpcs:// or https:// before it is expected"
         scheme, _, rest = server.rpartition("://")
         chosen = scheme or protocol or "grpc"
-        if chosen not in PORTS or (protocol and scheme and scheme != protocol):
+        secure = SECURE.get(chosen)
+        spoken: Protocols = secure[0] if secure else ("http" if chosen == "http" else "grpc")
+        default = secure[1] if secure else PORTS[spoken]
+        if (not secure and chosen not in PORTS) or (protocol and scheme and spoken != protocol):
             raise UserError(f"server {server!r}: cannot speak {chosen!r} to it", wanted, code=Exit.USAGE)
-        spoken: Protocols = "http" if chosen == "http" else "grpc"
+        if tls and not secure:
+            raise UserError(
+                f"server {server!r} is not encrypted, and certificates were given",
+                f"grpcs://{rest} or https://{rest} is",
+                code=Exit.USAGE,
+            )
         try:
             parts = urlsplit(f"//{rest}")
-            host, port = parts.hostname, parts.port or PORTS[spoken]
+            host, port = parts.hostname, parts.port or default
         except ValueError:
             host, port = None, 0
         if not host or parts.path.strip("/"):
             raise UserError(f"server {server!r} is not an address", wanted, code=Exit.USAGE)
-        return cls(spoken, host, port)
+        return cls(spoken, host, port, (tls or TlsFiles()) if secure else None)
 
     @property
     def address(self) -> str:
@@ -82,11 +124,11 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def __str__(self) -> str:
-        return f"{self.protocol}://{self.address}"
+        return f"{self.protocol}{'s' if self.tls else ''}://{self.address}"
 
 
 class Transport(Protocol):
-    """The five calls a detector's client makes; every one raises ServerError."""
+    """The calls that a detector's client and the page make; every one raises ServerError."""
 
     async def live(self, *, timeout: float) -> bool:
         """Say whether a Triton answers at all."""
@@ -94,11 +136,17 @@ class Transport(Protocol):
     async def ready(self, model: str, *, timeout: float) -> bool:
         """Say whether the model takes requests."""
 
+    async def version(self, *, timeout: float) -> str:
+        """Return the server's name and version."""
+
     async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
         """Return the model's config.pbtxt as a dict."""
 
     async def statistics(self, *, timeout: float) -> list[dict[str, Any]]:
         """Return the server's statistics, an entry a model and version."""
+
+    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
+        """Return name, version, state and reason of each model in the server's repositories."""
 
     async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
         """Send one encoded picture; return tritonclient's InferResult."""
@@ -121,18 +169,34 @@ def _one_image(image: bytes, infer_input: Any) -> list[Any]:
     return [tensor]
 
 
+def _named(metadata: Mapping[str, Any]) -> str:
+    return f"{metadata.get('name', 'unknown')} {metadata.get('version', '')}".strip()
+
+
 class _Grpc:
     def __init__(self, endpoint: Endpoint) -> None:
         from tritonclient.grpc import aio
 
         self._input = aio.InferInput
-        self._client = aio.InferenceServerClient(endpoint.address, channel_args=list(_GRPC_OPTIONS))
+        tls = endpoint.tls or TlsFiles()
+        self._client = aio.InferenceServerClient(
+            endpoint.address,
+            ssl=endpoint.tls is not None,
+            root_certificates=tls.ca,
+            certificate_chain=tls.certificate,
+            private_key=tls.key,
+            channel_args=list(_GRPC_OPTIONS),
+        )
 
     async def live(self, *, timeout: float) -> bool:
         return bool(await self._call(self._client.is_server_live(client_timeout=timeout)))
 
     async def ready(self, model: str, *, timeout: float) -> bool:
         return bool(await self._call(self._client.is_model_ready(model, client_timeout=timeout)))
+
+    async def version(self, *, timeout: float) -> str:
+        call = self._client.get_server_metadata(as_json=True, client_timeout=timeout)
+        return _named(await self._call(call))
 
     async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
         call = self._client.get_model_config(model, as_json=True, client_timeout=timeout)
@@ -143,6 +207,11 @@ class _Grpc:
         call = self._client.get_inference_statistics(as_json=True, client_timeout=timeout)
         answer: list[dict[str, Any]] = (await self._call(call)).get("model_stats", [])
         return answer
+
+    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
+        call = self._client.get_model_repository_index(as_json=True, client_timeout=timeout)
+        models: list[dict[str, Any]] = (await self._call(call)).get("models", [])
+        return models
 
     async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
         inputs = _one_image(image, self._input)
@@ -159,11 +228,20 @@ class _Grpc:
             return await call
         except InferenceServerException as error:
             status = _GRPC_STATUS.get(error.status() or "", "internal")
-            message = error.message() or str(error.status())
-            # "failed to connect to all addresses; last error: UNKNOWN: ipv4:...: Connection refused"
-            if message.startswith(("failed to connect", "errors resolving")):
-                message = message.rsplit(": ", 1)[-1].rstrip("]")
-            raise ServerError(status, message) from None
+            raise ServerError(status, _reason(error.message() or str(error.status()))) from None
+
+
+def _reason(message: str) -> str:
+    """Shorten what gRPC says of a connection that did not come about.
+
+    "failed to connect to all addresses; last error: UNKNOWN: ipv4:...: Connection refused"; for certificates
+    "...: Tls handshake failed (...): SSL_ERROR_SSL: ...:CERTIFICATE_VERIFY_FAILED: self signed certificate: OK"
+    """
+    if not message.startswith(("failed to connect", "errors resolving")):
+        return message
+    if "handshake failed" in message:
+        return f"no encrypted connection: {message.rsplit(':', 2)[-2].strip()}"
+    return message.rsplit(": ", 1)[-1].rstrip("]")
 
 
 class _Http:
@@ -173,7 +251,11 @@ class _Http:
         self._input = aio.InferInput
         # The session's own time limit is off: every call carries one, as over gRPC.
         self._client = aio.InferenceServerClient(
-            endpoint.address, conn_limit=max(1, concurrency), conn_timeout=None
+            endpoint.address,
+            conn_limit=max(1, concurrency),
+            conn_timeout=None,
+            ssl=endpoint.tls is not None,
+            ssl_context=endpoint.tls.context() if endpoint.tls else None,
         )
 
     async def live(self, *, timeout: float) -> bool:
@@ -182,6 +264,9 @@ class _Http:
     async def ready(self, model: str, *, timeout: float) -> bool:
         return bool(await self._call(self._client.is_model_ready(model), timeout))
 
+    async def version(self, *, timeout: float) -> str:
+        return _named(await self._call(self._client.get_server_metadata(), timeout))
+
     async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
         answer: dict[str, Any] = await self._call(self._client.get_model_config(model), timeout)
         return answer
@@ -189,6 +274,10 @@ class _Http:
     async def statistics(self, *, timeout: float) -> list[dict[str, Any]]:
         answer = await self._call(self._client.get_inference_statistics(), timeout)
         models: list[dict[str, Any]] = answer.get("model_stats", [])
+        return models
+
+    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
+        models: list[dict[str, Any]] = await self._call(self._client.get_model_repository_index(), timeout)
         return models
 
     async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:

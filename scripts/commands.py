@@ -1,7 +1,8 @@
-"""The verbs of this folder, joined: from `data` through `serve` to `demo`."""
+"""The verbs of this folder, joined, in the order of use."""
 
 import click
 
+from scripts.compile_check_command import compile_check
 from scripts.data_commands import data
 from scripts.demo_command import demo
 from scripts.doctor_command import doctor
@@ -17,6 +18,7 @@ VERBS_AFTER: tuple[click.Command, ...] = (
     sensitivity,
     precisions,
     model_table,
+    compile_check,
     efficiency,
     doctor,
     demo,

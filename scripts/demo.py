@@ -115,6 +115,8 @@ def run_demo(root: Path, recipe: Recipe = DEMO) -> dict[str, Any]:
                 *held_out,
                 "--json",
                 root / "eval_server.json",
+                "--report",
+                root / "report.html",
                 "--output",
                 root / "report",
             )

@@ -26,15 +26,16 @@ PORTS = (8000, 8001, 8002)
     default=Path("build/plugins/libretinaserve_plugins.so"),
     help="Library of our TensorRT plugins.",
 )
+@click.option("--plan", type=PATH, help="A TensorRT plan that is to run here.")
 @click.option("--quick", is_flag=True, help="Start nothing: leave out server, perf_analyzer, DALI and OpenVINO.")
 @click.option("--json", "json_path", type=PATH, help="Also write the checks to this file.")
-def doctor(profile: str, plugins: Path, quick: bool, json_path: Path | None) -> None:
+def doctor(profile: str, plugins: Path, plan: Path | None, quick: bool, json_path: Path | None) -> None:
     """Look at this machine: what is installed, what is missing, what does not fit together.
 
     A line each, ok, warn or fail, with what to do about it. Exits with 1 if a line says fail.
     """
     done: list[Check] = []
-    for check in examine(_probes(profile, plugins, quick=quick)):
+    for check in examine(_probes(profile, plugins, plan, quick=quick)):
         done.append(check)
         click.echo(f"{click.style(f'{check.status:<5}', fg=COLOURS[check.status])}{check.name:<17}{check.detail}")
         if check.remedy and check.status is not Status.OK:
@@ -55,7 +56,7 @@ def doctor(profile: str, plugins: Path, quick: bool, json_path: Path | None) -> 
     )
 
 
-def _probes(profile: str, library: Path, *, quick: bool) -> Iterator[Probe]:
+def _probes(profile: str, library: Path, plan: Path | None, *, quick: bool) -> Iterator[Probe]:
     from scripts.doctor import gpu, machine, packages, serving
 
     needed = profile == "gpu"
@@ -76,6 +77,8 @@ def _probes(profile: str, library: Path, *, quick: bool) -> Iterator[Probe]:
     yield _named("CUDA driver", partial(gpu.driver, needed=needed))
     yield _named("TensorRT", partial(gpu.tensorrt, needed=needed))
     yield _named("plugins", partial(gpu.plugins, library, needed=needed))
+    if plan:
+        yield _named("plan", partial(gpu.plan, plan, library))
 
 
 def _named(name: str, probe: "partial[Check]") -> Probe:

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from build_tools.export import export_raw
+from build_tools.export import load_network, raw_heads
 from build_tools.graft import graft
-from build_tools.int8 import Calibrated, Int8Options, calibrate
+from build_tools.int8 import Calibrated, Int8Options, calibrate, draw
 from build_tools.preprocess import Prepared, Preprocessor
 from build_tools.quantize import layers_of
 from eval.bench import spread
@@ -146,10 +146,12 @@ def analyse(checkpoint: Path, options: Options, *, say: Callable[[str], None]) -
 
     Layers that `options.int8` excludes stay in float and are not measured.
     """
-    with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
-        spec, model = export_raw(checkpoint, Path(scratch) / "heads.onnx")
+    spec, network = load_network(checkpoint)
     judge = _Judge(spec, options)
-    calibrated = calibrate(model, spec, options.int8)
+    pictures = draw(spec, options.int8)
+    with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
+        model = raw_heads(spec, network, Path(scratch) / "heads.onnx")
+    calibrated = calibrate(model, spec, pictures, options.int8)
     expected, float_ap = judge.run(model)
     layers = layers_of(model, spec, options.int8.exclude)
     findings = []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from scripts.protection import LOOPBACK, Tls, check_exposure, read_token
 from scripts.triton import ServerOptions, TritonServer
 from training.errors import Exit, UserError
 
@@ -16,7 +17,9 @@ gRPC      {grpc}
 metrics   {metrics}
 log       {log}
 
-Ask it from another terminal:
+Ask it from another terminal; the first shows a page to drop pictures on:
+
+{web}
 
 {predict}
 
@@ -24,7 +27,8 @@ Ask it from another terminal:
 
 {python}
 """
-PREDICT = "retinaserve predict PICTURE.jpg --server {grpc}"
+WEB = "retinaserve web --server {page} --metrics {metrics}"
+PREDICT = "retinaserve predict PICTURE.jpg --server {grpc}{tls}"
 # Triton's binary extension: a JSON header, then the picture's bytes; the answer is JSON.
 CURL = """\
 f="PICTURE.jpg"; n=$(stat -c %s "$f")
@@ -34,27 +38,49 @@ h='{{"inputs":[{{"name":"image_bytes","shape":[1,'$n'],"datatype":"UINT8","param
 PYTHON = """\
 python - <<'EOF'
 from pathlib import Path
-from eval.client import Client
-with Client("{grpc}") as client:
+from eval.client import Client{imports}
+with Client("{grpc}"{tls}) as client:
     print(client.predict([Path("PICTURE.jpg").read_bytes()])[0])
 EOF"""
 
 
 def ready_text(server: TritonServer) -> str:
-    """Return the endpoints of a running server and three ways to ask it, to be pasted as they are."""
-    urls = {"http": server.http_url, "grpc": server.grpc_url}
+    """Return the endpoints of a running server and four ways to ask it, to be pasted as they are."""
+    urls = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}
+    page, options, arguments, imports = server.grpc_url, "", "", ""
+    if tls := server.options.tls:
+        page = f"http://{server.http_url}"  # on this machine, which needs no certificates
+        imports = "\nfrom eval.transport import TlsFiles"
+        options, arguments = " --ca CA.pem", ', tls=TlsFiles(Path("CA.pem"))'
+        if tls.client_ca:
+            options += " --client-cert CLIENT.pem --client-key CLIENT.key"
+            arguments = ', tls=TlsFiles(Path("CA.pem"), Path("CLIENT.pem"), Path("CLIENT.key"))'
     examples = {
-        "predict": PREDICT.format(**urls),
+        "web": WEB.format(**urls, page=page),
+        "predict": PREDICT.format(**urls, tls=options),
         "curl": CURL.format(**urls),
-        "python": PYTHON.format(**urls),
+        "python": PYTHON.format(**urls, tls=arguments, imports=imports),
     }
-    return READY.format(**urls, **examples, metrics=server.metrics_url, log=server.log)
+    return READY.format(**urls, **examples, log=server.log)
+
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def tls_of(certificate: Path | None, key: Path | None, client_ca: Path | None) -> Tls | None:
+    """Return what the three options mean together. Raises click.UsageError for half of a pair."""
+    if certificate and key:
+        return Tls(certificate, key, client_ca)
+    if certificate or key or client_ca:
+        raise click.UsageError("--tls-cert and --tls-key belong together, and --tls-client-ca needs both")
+    return None
 
 
 @click.command()
 @click.argument("repository", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", help="Address to listen on; another than loopback needs --expose.")
 @click.option(
-    "--host", default="127.0.0.1", help="Address to listen on; the embedded server predates fixes, keep it local."
+    "--expose", is_flag=True, help="Allow others in, although the embedded Triton 2.51 lacks later fixes."
 )
 @click.option("--http-port", type=click.IntRange(0, 65535), default=8000, help="HTTP port; 0 takes a free one.")
 @click.option("--grpc-port", type=click.IntRange(0, 65535), default=8001, help="gRPC port; 0 takes a free one.")
@@ -67,27 +93,58 @@ def ready_text(server: TritonServer) -> str:
 @click.option(
     "--timeout", type=click.FloatRange(min=1), default=120.0, help="Seconds to wait until the models are ready."
 )
+@click.option(
+    "--tls-cert", type=FILE, help="PEM certificate: gRPC is encrypted, HTTP and metrics stay on loopback."
+)
+@click.option("--tls-key", type=FILE, help="PEM private key of --tls-cert.")
+@click.option("--tls-client-ca", type=FILE, help="PEM authority: only clients with its certificate are served.")
+@click.option(
+    "--admin-token-file", type=FILE, help="Token that opens the administrative calls; without it they are closed."
+)
+@click.option(
+    "--trace",
+    multiple=True,
+    metavar="SETTING",
+    help="Triton's --trace-config, like level=TIMESTAMPS or opentelemetry,url=URL; may be repeated.",
+)
 @click.option("--log", type=click.Path(path_type=Path), help="Keep the server's log in this file.")
 @click.option("--verbose", is_flag=True, help="Let the server log every request.")
 def serve(
     repository: Path,
     host: str,
+    expose: bool,
     http_port: int,
     grpc_port: int,
     metrics_port: int,
     threads: int,
     timeout: float,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
+    admin_token_file: Path | None,
+    trace: tuple[str, ...],
     log: Path | None,
     verbose: bool,
 ) -> None:
     """Serve REPOSITORY with the embedded Triton until Ctrl-C."""
-    if host not in ("127.0.0.1", "localhost", "::1"):
+    check_exposure(host, expose=expose)
+    if host not in LOOPBACK:
         click.secho(
             f"warning: {host} is open to others, and the embedded Triton 2.51 lacks later security fixes",
             fg="yellow",
             err=True,
         )
-    options = ServerOptions(host, http_port, grpc_port, metrics_port, threads, verbose)
+    options = ServerOptions(
+        host,
+        http_port,
+        grpc_port,
+        metrics_port,
+        threads,
+        verbose,
+        tls=tls_of(tls_cert, tls_key, tls_client_ca),
+        admin_token=read_token(admin_token_file) if admin_token_file else None,
+        trace=trace,
+    )
     asked = threading.Event()
     previous = {
         number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)

@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Self
 
 from scripts.installation import Installation, usable_cores
+from scripts.protection import Tls, admin_flags
 from training.errors import Exit, UserError
 
 __all__ = ["ServerOptions", "TritonServer"]
@@ -46,6 +47,9 @@ class ServerOptions:
     metrics_port: int = 8002
     threads: int = 0  # for DALI and OpenVINO; 0 takes the cores this process may use
     verbose: bool = False
+    tls: Tls | None = None  # of gRPC; HTTP and metrics then stay on loopback, because Triton has none for them
+    admin_token: str | None = None  # None closes the administrative calls to everybody
+    trace: tuple[str, ...] = ()  # values of --trace-config
 
 
 class TritonServer:
@@ -67,9 +71,9 @@ class TritonServer:
             f"--backend-directory={installation.backends(self._scratch / 'backends')}",
             # Own shared-memory names, so that two servers and a crashed one's leftovers never meet.
             f"--backend-config=python,shm-region-prefix-name=retinaserve_{os.getpid()}_{self._scratch.name[-8:]}_",
-            f"--http-address={self.options.host}",
+            f"--http-address={self.plain_host}",
             f"--grpc-address={self.options.host}",
-            f"--metrics-address={self.options.host}",
+            f"--metrics-address={self.plain_host}",
             f"--http-port={self.options.http_port}",
             f"--grpc-port={self.options.grpc_port}",
             f"--metrics-port={self.options.metrics_port}",
@@ -78,6 +82,10 @@ class TritonServer:
             "--exit-on-error=true",
             "--strict-readiness=true",
             "--allow-gpu-metrics=false",
+            "--metrics-config=summary_latencies=true",
+            *admin_flags(self.options.admin_token),
+            *(self.options.tls.flags() if self.options.tls else ()),
+            *(f"--trace-config={value}" for value in self.options.trace),
             # Triton waits this long even for an idle keep-alive connection of HTTP.
             "--exit-timeout-secs=5",
             f"--log-verbose={int(self.options.verbose)}",
@@ -99,21 +107,23 @@ class TritonServer:
     @property
     def http_url(self) -> str:
         """host:port of HTTP."""
-        return f"{self._connect_host}:{self.options.http_port}"
+        return f"{_connectable(self.plain_host)}:{self.options.http_port}"
 
     @property
     def grpc_url(self) -> str:
-        """host:port of gRPC."""
-        return f"{self._connect_host}:{self.options.grpc_port}"
+        """host:port of gRPC, with grpcs:// before it where that is encrypted."""
+        scheme = "grpcs://" if self.options.tls else ""
+        return f"{scheme}{_connectable(self.options.host)}:{self.options.grpc_port}"
 
     @property
     def metrics_url(self) -> str:
         """Address of the Prometheus metrics."""
-        return f"http://{self._connect_host}:{self.options.metrics_port}/metrics"
+        return f"http://{_connectable(self.plain_host)}:{self.options.metrics_port}/metrics"
 
     @property
-    def _connect_host(self) -> str:
-        return "127.0.0.1" if self.options.host in ("0.0.0.0", "::", "") else self.options.host
+    def plain_host(self) -> str:
+        """Where HTTP and the metrics listen."""
+        return "127.0.0.1" if self.options.tls else self.options.host
 
     def is_ready(self) -> bool:
         """Ask whether every model is ready."""
@@ -191,6 +201,10 @@ class TritonServer:
         kept = Path(tempfile.gettempdir()) / f"{self._scratch.name}.log"
         shutil.copyfile(self.log, kept)
         return kept
+
+
+def _connectable(host: str) -> str:
+    return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
 
 
 def _end_with_parent() -> None:

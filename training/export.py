@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,10 +24,13 @@ from training.spec import METADATA_CLASSES, METADATA_SPEC, NETWORK_INPUT, Detect
 OPSET = 18  # the exporter's own; ONNX Runtime, OpenVINO and TensorRT 10 and later all parse it
 
 
-def export_heads(model: nn.Module, spec: DetectorSpec, path: Path) -> None:
+def export_heads(
+    model: nn.Module, spec: DetectorSpec, path: Path, *, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write `model` at the spec's size; the file appears whole or not at all, and the model is left as it is.
 
     model: FP32 (B, 3, H, W) to a pair (class logits, box deltas) a level, as spec.head_names describes them.
+    metadata: further metadata_props of the file.
     """
     model = copy.deepcopy(model).cpu().eval()
     with _quiet(), torch.no_grad():
@@ -44,7 +47,8 @@ def export_heads(model: nn.Module, spec: DetectorSpec, path: Path) -> None:
     assert program is not None  # only the exporter of TorchScript returns nothing
     proto = program.model_proto
     _forget_origin(proto)
-    onnx.helper.set_model_props(proto, {METADATA_SPEC: spec.to_json(), METADATA_CLASSES: json.dumps(spec.classes)})
+    described = {METADATA_SPEC: spec.to_json(), METADATA_CLASSES: json.dumps(spec.classes)}
+    onnx.helper.set_model_props(proto, {**(metadata or {}), **described})
     onnx.checker.check_model(proto, full_check=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
         partial = Path(scratch) / path.name

@@ -33,8 +33,9 @@ OUTPUTS = (NUM_DETECTIONS, BOXES, SCORES, CLASSES)
 NETWORK_INPUT = "input"  # FP32 [B, 3, H, W], (pixel/255 - mean) / std
 METADATA_SPEC = "retinaserve.spec"  # ONNX metadata_props: the spec's JSON
 METADATA_CLASSES = "retinaserve.classes"  # ONNX metadata_props: the class names as a JSON list
-METADATA_PRECISION = "retinaserve.precision"  # ONNX metadata_props: "int8"; a float graph has none
+METADATA_PRECISION = "retinaserve.precision"  # ONNX metadata_props: "int8", "fp16"; an FP32 graph has none
 METADATA_CALIBRATION = "retinaserve.calibration"  # ONNX metadata_props: what INT8 was calibrated with, as JSON
+METADATA_CHECKPOINT = "retinaserve.checkpoint_sha256"  # ONNX metadata_props: of the checkpoint it was made from
 
 # The largest log size delta; beyond it exp() makes absurd boxes (the value of Detectron and torchvision).
 DELTA_CLAMP = math.log(1000.0 / 16)

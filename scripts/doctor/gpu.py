@@ -1,73 +1,38 @@
 """The GPU profile's parts: driver, GPUs, TensorRT, our plugin library.
 
     driver(needed=True), tensorrt(needed=True), plugins(Path("libretinaserve_plugins.so"), needed=True)
+    plan(Path("model.plan"), Path("libretinaserve_plugins.so"))
 
 What is missing is a failure where the GPU profile is asked for, and a remark where it is not.
 """
 
 import ctypes
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from build_tools.gpu import Driver, this_target
+from build_tools.manifest import check_plan
 from scripts.doctor.check import Check, Status
 from scripts.doctor.packages import installed
 
 OLDEST_TENSORRT = (10, 12)  # the first whose strongly typed networks take all of our graphs
-# CUdevice_attribute of cuda.h
-CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
 MAKE_PLUGINS = "make plugins TENSORRT_ROOT=DIR, or name the library with --plugins"
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A device as its driver describes it."""
-
-    name: str
-    compute_capability: str
-    memory: int  # bytes
 
 
 def driver(*, needed: bool) -> Check:
     """Say which GPUs the driver sees."""
     try:
-        library = ctypes.CDLL("libcuda.so.1")
-    except OSError:
+        found = Driver()
+    except OSError as error:
+        if "cuInit" in str(error):
+            return _absent("CUDA driver", str(error), "nvidia-smi says more", needed)
         return _absent("CUDA driver", "not installed", "install NVIDIA's driver for this GPU", needed)
-    code = library.cuInit(0)
-    if code:
-        return _absent("CUDA driver", f"cuInit failed with error {code}", "nvidia-smi says more", needed)
-    version = ctypes.c_int()
-    library.cuDriverGetVersion(ctypes.byref(version))
-    cuda = f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
-    found = list(gpus(library))
-    if not found:
-        return _absent("CUDA driver", f"{cuda}, no GPU", "nvidia-smi lists those there are", needed)
+    gpus = found.gpus()
+    if not gpus:
+        return _absent("CUDA driver", f"CUDA {found.cuda}, no GPU", "nvidia-smi lists those there are", needed)
     names = "; ".join(
-        f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory / 1e9:.0f} GB" for gpu in found
+        f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory / 1e9:.0f} GB" for gpu in gpus
     )
-    return Check("CUDA driver", Status.OK, f"{cuda}: {names}")
-
-
-def gpus(library: ctypes.CDLL) -> Iterator[Gpu]:
-    """Give what an initialised driver library knows of each device."""
-    count = ctypes.c_int()
-    library.cuDeviceGetCount(ctypes.byref(count))
-    for number in range(count.value):
-        device, value, name, memory = (
-            ctypes.c_int(),
-            ctypes.c_int(),
-            ctypes.create_string_buffer(256),
-            ctypes.c_size_t(),
-        )
-        library.cuDeviceGet(ctypes.byref(device), number)
-        library.cuDeviceGetName(name, len(name), device)
-        library.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-        parts = []
-        for attribute in (CAPABILITY_MAJOR, CAPABILITY_MINOR):
-            library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-            parts.append(str(value.value))
-        yield Gpu(name.value.decode(errors="replace"), ".".join(parts), memory.value)
+    return Check("CUDA driver", Status.OK, f"CUDA {found.cuda}: {names}")
 
 
 def tensorrt(*, needed: bool) -> Check:
@@ -92,6 +57,14 @@ def plugins(library: Path, *, needed: bool) -> Check:
     except OSError as error:
         return Check("plugins", Status.FAIL, f"{library} does not load: {error}", MAKE_PLUGINS)
     return Check("plugins", Status.OK, f"{library} loads")
+
+
+def plan(path: Path, library: Path) -> Check:
+    """Say whether a plan fits this machine's GPU, TensorRT and plugin library, by its manifest."""
+    manifest = check_plan(path, this_target(library if library.is_file() else None))
+    low, _, high = manifest.batch
+    what = f"{manifest.precision} for {manifest.gpu}, TensorRT {manifest.tensorrt}, batch {low} to {high}"
+    return Check("plan", Status.OK, f"{path}: {what}")
 
 
 def _absent(name: str, detail: str, remedy: str, needed: bool) -> Check:

@@ -61,12 +61,10 @@ def test_int8_from_checkpoint_to_repository(checkpoint: Path, pictures: Path, tm
     assert json.loads((retinanet / "1" / "model.calibration.json").read_text()) == record
     assert run("build", graph, "--output", tmp_path / "other", "--precision", "int8").exit_code == 0
 
-    # From the cache and without a record for what is float: the next exports of the same checkpoint.
+    # Another calibrator is answered from the same ranges.
     result = run("build", checkpoint, "--output", tmp_path / "one", *int8, "--calibrator", "minmax")
     assert result.exit_code == 0 and len(list(cache.iterdir())) == 1
     assert read_signature(tmp_path / "one" / "retinanet" / "1" / "model.onnx").precision == "int8"
-    assert run("export", checkpoint, graph).exit_code == 0
-    assert not (tmp_path / "model.calibration.json").exists()
 
 
 @pytest.mark.parametrize(

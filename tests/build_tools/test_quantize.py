@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from build_tools.graft import graft
-from build_tools.int8 import Calibrated, Int8Options, calibrate, to_int8
+from build_tools.int8 import Calibrated, Int8Options, calibrate, draw, to_int8
 from build_tools.layers import Layer, find_layers, without
 from build_tools.quantize import is_quantized, layers_of, quantize, tensors_of
 from build_tools.ranges import normalise
@@ -52,7 +52,8 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Cali
         model.cls_head.norms[1][0].weight[::3] *= -1
     path = tmp_path_factory.mktemp("heads") / "heads.onnx"
     export_heads(model, spec, path)
-    return calibrate(onnx.load(path), spec, Int8Options(pictures))
+    options = Int8Options(pictures)
+    return calibrate(onnx.load(path), spec, draw(spec, options), options)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +239,7 @@ def test_an_excluded_layer_stays_in_float_and_its_neighbours_do_not(
     calibrated: Calibrated, pictures: Path
 ) -> None:
     options = Int8Options(pictures, exclude=("backbone.layer2", "cls_head.convs.0/p3"))
-    result = to_int8(calibrated.model, calibrated.spec, options)
+    result = to_int8(calibrated.model, calibrated.spec, calibrated.pictures, options)
     assert set(result.record["excluded"]) == {
         layer.name
         for layer in calibrated.layers

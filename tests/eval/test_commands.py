@@ -108,6 +108,44 @@ def test_eval_scores_and_infer_agrees(server: TritonServer, toy_onnx: Path, fold
 
 
 @pytest.mark.server
+def test_eval_reports_and_compares(server: TritonServer, toy_onnx: Path, folder: Path, run: Run) -> None:
+    labelled = ["--images", folder / "images", "--annotations", folder / "annotations.json", "--resamples", 50]
+    old, new, page = folder / "old.json", folder / "new" / "new.json", folder / "new" / "report.html"
+    offline = run("infer", toy_onnx, *labelled, "--json", old, "--report", folder / "old.html")
+    assert offline.exit_code == 0, offline.stderr
+    served = run("eval", "--server", server.grpc_url, *labelled, "--json", new, "--report", page,
+                 "--baseline", old, "--max-drop", 0)  # fmt: skip
+    assert served.exit_code == 0, served.stderr
+    assert served.stdout.startswith(offline.stdout) and f"against {old}" in served.stdout
+    assert "latency of an answer, ms: p50" in served.stderr
+    assert "the server's steps were busy: preprocess" in served.stderr and f"report: {page}" in served.stderr
+    one, other = (json.loads(path.read_text()) for path in (old, new))
+    assert one["scores"] == other["scores"] and one["detections"] == other["detections"]
+    assert one["model"]["graph_sha256"] == other["model"]["graph_sha256"] != ""
+    assert set(other["latency_ms"]) == {"p50", "p90", "p95", "p99", "max"} and one["latency_ms"] == {}
+    assert other["comparison"]["ap_difference"] == 0
+    for path in (page, folder / "old.html"):
+        assert path.read_text().startswith("<!DOCTYPE html>")
+    assert sorted(path.name for path in page.parent.iterdir()) == ["new.json", "report.html"]
+
+
+def test_a_drop_beyond_the_bound_fails(toy_onnx: Path, folder: Path, run: Run) -> None:
+    labelled = ["--images", folder / "images", "--annotations", folder / "annotations.json", "--resamples", 50]
+    path = folder / "perfect.json"
+    assert run("infer", toy_onnx, *labelled, "--json", path).exit_code == 0
+    report = json.loads(path.read_text())
+    (box,) = json.loads((folder / "annotations.json").read_text())["annotations"]
+    x, y, width, height = box["bbox"]
+    report["detections"] = {str(box["image_id"]): [[box["category_id"], 0.9, x, y, x + width, y + height]]}
+    path.write_text(json.dumps(report))
+    told = run("infer", toy_onnx, *labelled, "--baseline", path)
+    assert told.exit_code == 0 and "1.000 -> 0.000   -1.0000" in told.stdout, "nothing is bounded"
+    failed = run("infer", toy_onnx, *labelled, "--baseline", path, "--max-drop", 0.01)
+    assert failed.exit_code == 1 and "AP fell by 1.0000, more than --max-drop 0.01 allows" in failed.stderr
+    assert run("infer", toy_onnx, *labelled, "--baseline", path, "--max-drop", 1).exit_code == 0
+
+
+@pytest.mark.server
 def test_eval_counts_a_refused_picture_as_nothing_found(server: TritonServer, folder: Path, run: Run) -> None:
     (folder / "images" / "2.jpg").write_bytes(b"GIF89a")
     result = run("eval", "--server", server.grpc_url, "--images", folder / "images",
@@ -148,6 +186,17 @@ MISTAKES = {
     "no address": (["predict", "a.png", "--server", "ftp://x"], 2, "server 'ftp://x'"),
     "no annotations": (["eval", "--images", ".", "--annotations", "x.json"], 3, "x.json: No such file"),
     "scores of nothing": (["infer", "m.onnx", "--images", ".", "--json", "s.json"], 2, "need --annotations"),
+    "a report of nothing": (["infer", "m.onnx", "--images", ".", "--report", "r.html"], 2, "need --annotations"),
+    "no place for the report": (
+        ["eval", "--images", ".", "--annotations", "x.json", "--report", "a.png/r.html"],
+        2,
+        "a.png/r.html can't be written",
+    ),
+    "a bound without a baseline": (
+        ["eval", "--images", ".", "--annotations", "x.json", "--max-drop", "0.1"],
+        2,
+        "--max-drop needs --baseline",
+    ),
     "no model": (["infer", "m.onnx", "--images", "."], 3, "m.onnx: no such file"),
     "no concurrency": (["bench", "--images", "a.png", "--concurrency", "many"], 2, "'many' is none of"),
     "no bench server": (["bench", "--images", "a.png", "--server", "127.0.0.1:1"], 3, "no Triton server answers"),
@@ -160,7 +209,7 @@ def test_a_mistake_is_answered_in_two_lines(
 ) -> None:
     words, code, message = MISTAKES[case]
     monkeypatch.chdir(tmp_path)
-    if "a.png" in words:
+    if any(word.startswith("a.png") for word in words):
         checker(50, 50).save("a.png")
     result = run(*words)
     assert result.exit_code == code and message in result.stderr and result.stdout == ""

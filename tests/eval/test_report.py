@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,3 +171,17 @@ def test_an_unreadable_file_is_an_error_of_its_own(tmp_path: Path, images: dict[
 
     report = run(Thief(perfect(images)), tmp_path, NAMES_IN_ORDER)
     assert report.errors[10].message == "the file can't be read: No such file or directory"
+
+
+def test_judging_holds_no_pictures(tmp_path: Path) -> None:
+    """What is kept of a picture is its answer: a hundred files of a megabyte take no more memory than a few."""
+    (tmp_path / "images").mkdir()
+    names = [f"{number}.bin" for number in range(100)]
+    for name in names:
+        with (tmp_path / "images" / name).open("wb") as file:
+            file.truncate(2**20)  # a hole: nothing on disk, a megabyte when read
+    tracemalloc.start()
+    report = run(Oracle({2**20: box(0)}), tmp_path, names)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.scores.images == 100 and peak < 10 * 2**20

@@ -20,6 +20,9 @@ ADDRESSES: dict[str, tuple[str, Protocols | None, str]] = {
     "grpc by its scheme": ("grpc://gpu-1:7", None, "grpc://gpu-1:7"),
     "no port, gRPC": ("gpu-1", None, "grpc://gpu-1:8001"),
     "no port, HTTP": ("http://gpu-1/", None, "http://gpu-1:8000"),
+    "encrypted gRPC": ("grpcs://gpu-1", None, "grpcs://gpu-1:8001"),
+    "encrypted gRPC, both say it": ("grpcs://gpu-1:443", "grpc", "grpcs://gpu-1:443"),
+    "HTTPS of a proxy": ("https://gpu-1", None, "https://gpu-1:443"),
     "IPv6": ("http://[::1]:8000", None, "http://[::1]:8000"),
 }
 
@@ -38,6 +41,7 @@ WRONG_ADDRESSES: dict[str, tuple[str, Protocols | None]] = {
     "a path": ("http://localhost:8000/v2", None),
     "another scheme": ("ftp://localhost", None),
     "two protocols": ("http://localhost:8000", "grpc"),
+    "two protocols, encrypted": ("https://localhost:8000", "grpc"),
 }
 
 

@@ -21,7 +21,7 @@ from training.checkpoint import Checkpoint, save
         (["build", "nothing.pth", "--output", "repo"], 3, "nothing.pth"),
         (["build", "x.onnx", "--output", "repo", "--profile", "tpu"], 2, "'tpu' is not"),
         (["export", "nothing.pth", "model.onnx"], 3, "nothing.pth"),
-        (["export", "nothing.pth", "model.plan"], 2, "ends in .onnx"),
+        (["export", "nothing.pth", "model.engine"], 2, "ends in .onnx"),
         (["serve", "nowhere"], 3, "nowhere: no such folder"),
         (["efficiency", "--rounds", "0"], 2, "--rounds"),
     ],
@@ -48,7 +48,8 @@ def test_from_a_checkpoint_to_a_repository(tmp_path: Path) -> None:
     spec = toy_spec()
     checkpoint, graph = tmp_path / "model.pth", tmp_path / "model.onnx"
     save(checkpoint, Checkpoint(spec, toy_model(spec).state_dict(), 0))
-    report = tmp_path / "export.json"
+    report, record = tmp_path / "export.json", tmp_path / "model.calibration.json"
+    record.write_text("of an INT8 graph that was here before")
     for arguments in (
         ["export", checkpoint, graph, "--json", report],
         ["build", graph, "--output", tmp_path / "two"],
@@ -58,6 +59,7 @@ def test_from_a_checkpoint_to_a_repository(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         assert "next: retinaserve" in result.stderr
     assert json.loads(report.read_text())["classes"] == list(spec.classes)
+    assert not record.exists()
     models = [tmp_path / name / "retinanet" / "1" / "model.onnx" for name in ("one", "two")]
     assert models[0].read_bytes() == models[1].read_bytes() == graph.read_bytes()
 

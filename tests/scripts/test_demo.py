@@ -30,7 +30,7 @@ def test_a_small_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert 0 < summary["latency_ms_p50"] <= summary["latency_ms_p99"]
     for name in ("data/train", "data/val"):
         assert (root / name / "annotations.json").is_file() and any((root / name / "images").iterdir())
-    for name in ("checkpoint.pth", "model.onnx", "repository/detector/config.pbtxt", "bench.json"):
+    for name in ("checkpoint.pth", "model.onnx", "repository/detector/config.pbtxt", "bench.json", "report.html"):
         assert (root / name).is_file()
     for name in ("bench.png", "report/curves.png", "report/contact_sheet.jpg", "checkpoint.results.png"):
         with Image.open(root / name) as picture:

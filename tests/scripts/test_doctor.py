@@ -6,11 +6,13 @@ import pytest
 from click.testing import CliRunner
 from packaging.requirements import Requirement
 
+from build_tools.manifest import write_plan
 from scripts.doctor import Check, Status, examine
-from scripts.doctor.gpu import driver, plugins
+from scripts.doctor.gpu import driver, plan, plugins
 from scripts.doctor.machine import cpu, memory, ports, shared_memory
 from scripts.doctor.packages import packages, pins, unmet
 from scripts.doctor_command import doctor
+from tests.build_tools.test_manifest import ENGINE, MANIFEST
 from training.errors import UserError
 
 
@@ -120,3 +122,21 @@ def test_a_library_that_is_none_fails_even_where_it_is_not_needed(tmp_path: Path
     (tmp_path / "libx.so").write_text("not ELF")
     assert plugins(tmp_path / "libx.so", needed=False).status is Status.FAIL
     assert plugins(tmp_path / "none.so", needed=False).status is Status.OK
+
+
+def test_a_plan_that_does_not_fit_says_why(tmp_path: Path) -> None:
+    write_plan(tmp_path / "model.plan", ENGINE, MANIFEST)
+    (tmp_path / "plugins.so").write_bytes(b"another library")
+    words = ["--quick", "--plan", str(tmp_path / "model.plan"), "--plugins", str(tmp_path / "plugins.so")]
+    result = CliRunner().invoke(doctor, words)
+    assert isinstance(result.exception, UserError) and result.exception.code == 1
+    (line,) = (line for line in result.output.splitlines() if line.startswith("fail plan"))
+    assert "does not fit: " in line and "it was built with the plugin library bbbbbbbbbbbb" in line
+
+
+def test_a_plan_that_fits_as_far_as_can_be_told(tmp_path: Path) -> None:
+    write_plan(tmp_path / "model.plan", ENGINE, MANIFEST)
+    if driver(needed=True).status is Status.OK:
+        pytest.skip("this machine has a GPU")
+    check = plan(tmp_path / "model.plan", tmp_path / "none.so")
+    assert check.status is Status.OK and "int8 for NVIDIA L4, TensorRT 10.13.3.9, batch 1 to 8" in check.detail

@@ -58,4 +58,5 @@ def test_the_culprit_is_found(tmp_path: Path) -> None:
     assert report["layers"][0]["name"] == "backbone.layer1.0.conv2"
     assert report["left_out"][0]["class_noise"] > 5 * report["left_out"][1]["class_noise"]
     assert "--exclude backbone.layer1.0.conv2" in result.stderr
-    assert Image.open(tmp_path / "report.png").size[0] > 500
+    with Image.open(tmp_path / "report.png") as picture:
+        assert picture.size[0] > 500

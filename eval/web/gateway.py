@@ -1,0 +1,238 @@
+"""The page's connection to a Triton server: one picture's boxes with the time they took, and the server's state.
+
+    gateway = Gateway("localhost:8001")
+    await gateway.open()
+    answer = await gateway.detect(jpeg)         # Answer, or an ImageError; UserError while the server is away
+    status = await gateway.status()             # for JSON
+
+Triton tells times only as sums over all requests. Pictures therefore go to the server one after the other, and
+what the sums grew by is the time of that very picture, unless somebody else's requests ended meanwhile: then it is
+a mean, and `Timing.requests` says over how many. A server that went away is connected to at the next question.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from eval.client import CONTROL_TIMEOUT, AsyncClient
+from eval.detections import Detections, ImageError
+from eval.served_model import ServedModel
+from eval.statistics import ModelStatistics, by_model
+from eval.transport import Endpoint, Protocols, ServerError, Transport, open_transport
+from eval.web.metrics import read_metrics
+from training.errors import UserError
+from training.spec import DETECTOR
+
+COUNTED_WITHIN, COUNTED_PAUSE = 0.1, 0.002  # s; Triton counts a request just after it has answered it
+FRESH = 0.5  # s; several open pages ask the server no more often than this
+
+
+@dataclass(frozen=True)
+class Step:
+    """The milliseconds one model of the ensemble took: waiting in its queue, and at work."""
+
+    name: str
+    queue_ms: float
+    compute_ms: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where a picture's time went: `server_ms` is Triton's own total, `call_ms` with the way to it and back."""
+
+    steps: tuple[Step, ...]
+    server_ms: float
+    call_ms: float
+    requests: int  # 1: of this picture alone; more: the mean over so many
+    wait_ms: float  # before that, behind the page's other pictures
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A picture's detections, what the server said of itself, and the time; None where it could not be told."""
+
+    detections: Detections
+    served: ServedModel
+    timing: Timing | None
+
+
+class Gateway:
+    """Holds one server and one model; may be opened before the server is there."""
+
+    def __init__(
+        self,
+        server: str,
+        *,
+        protocol: Protocols | None = None,
+        model: str = DETECTOR,
+        timeout: float = 60.0,
+        metrics: str = "",
+    ) -> None:
+        """Name the server; `metrics` is the address of its Prometheus page. Raises UserError for a wrong one."""
+        self.endpoint = Endpoint.parse(server, protocol)
+        self.metrics = metrics
+        self._model, self._timeout = model, timeout
+        self._client: AsyncClient | None = None
+        self._left: list[AsyncClient] = []
+        self._counted: dict[str, ModelStatistics] = {}
+        self._status: tuple[float, dict[str, Any]] = (-FRESH, {})
+
+    async def open(self) -> None:
+        """Make what belongs to the running event loop; asks the server nothing."""
+        self._alone, self._connecting, self._looking = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
+        self._transport: Transport = open_transport(self.endpoint, concurrency=8)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        self._forget()
+        await self._close_left()
+        await self._transport.close()
+
+    async def client(self) -> AsyncClient:
+        """Return the connected client. Raises UserError while the server or its model is not ready."""
+        async with self._connecting:
+            if self._client is None:
+                client = AsyncClient(str(self.endpoint), model=self._model, timeout=self._timeout)
+                self._client = await client.__aenter__()
+            return self._client
+
+    async def detect(self, image: bytes) -> Answer | ImageError:
+        """Return one encoded picture's answer. Raises UserError while the server is away."""
+        asked = time.perf_counter()
+        async with self._alone:
+            wait_ms = (time.perf_counter() - asked) * 1e3
+            await self._close_left()
+            before = await self._statistics()
+            client = await self.client()
+            start = time.perf_counter()
+            try:
+                found = await client.answer(image)
+            except UserError:
+                self._forget()
+                raise
+            call_ms = (time.perf_counter() - start) * 1e3
+            if isinstance(found, ImageError):
+                return found
+            return Answer(found, client.served, await self._timing(client.served, before, call_ms, wait_ms))
+
+    async def status(self) -> dict[str, Any]:
+        """Return the server's state, model and statistics for JSON; never raises for a server that is away."""
+        async with self._looking:
+            when, status = self._status
+            if time.monotonic() - when >= FRESH:
+                status = {"server": str(self.endpoint), **await self._look()}
+                self._status = (time.monotonic(), status)
+            return status
+
+    async def _look(self) -> dict[str, Any]:
+        try:
+            statistics = await self._statistics()
+            client = await self.client()
+        except UserError as error:
+            # A server that answers at all is starting, or it serves something else.
+            state = "not_ready" if await self._is_live() else "down"
+            return {"state": state, "message": error.message, "hint": error.hint}
+        version = await self._optional(self._transport.version(timeout=CONTROL_TIMEOUT), "")
+        return {
+            "state": "ready",
+            "model": served_json(client.served),
+            "version": version.rpartition(" ")[2],  # without the server's name
+            "models": self._models(
+                statistics, await self._optional(self._transport.index(timeout=CONTROL_TIMEOUT), [])
+            ),
+            "metrics": await asyncio.to_thread(read_metrics, self.metrics) if self.metrics else None,
+            "metrics_at": self.metrics,
+        }
+
+    async def _statistics(self) -> dict[str, ModelStatistics]:
+        """Ask what the server counted. Raises UserError when it is away."""
+        try:
+            counted = by_model(await self._transport.statistics(timeout=CONTROL_TIMEOUT))
+        except ServerError:
+            self._forget()
+            await self.client()  # says in words what is the matter
+            raise UserError(f"{self.endpoint} gives no statistics") from None
+        if any(
+            counted.get(name, ModelStatistics()).requests < was.requests for name, was in self._counted.items()
+        ):
+            self._forget()  # it was started again, perhaps with other classes
+        self._counted = counted
+        return counted
+
+    async def _timing(
+        self, served: ServedModel, before: Mapping[str, ModelStatistics], call_ms: float, wait_ms: float
+    ) -> Timing | None:
+        names = (served.name, *served.steps)
+        deadline = time.monotonic() + COUNTED_WITHIN
+        while time.monotonic() < deadline:
+            try:
+                after = await self._statistics()
+            except UserError:
+                return None  # it answered and is gone: the boxes are still good
+            spent = {name: after[name] - before.get(name, ModelStatistics()) for name in names if name in after}
+            if len(spent) == len(names) and all(each.requests > 0 for each in spent.values()):
+                steps = tuple(Step(name, spent[name].queue_ms, spent[name].compute_ms) for name in served.steps)
+                requests = max(each.requests for each in spent.values())
+                return Timing(steps, spent[served.name].total_ms, call_ms, requests, wait_ms)
+            await asyncio.sleep(COUNTED_PAUSE)
+        return None
+
+    def _models(
+        self, statistics: Mapping[str, ModelStatistics], index: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        known = [(str(entry["name"]), entry) for entry in index]
+        known += [(name, {}) for name in statistics if name not in {model for model, _ in known}]
+        return [model_json(name, entry, statistics.get(name, ModelStatistics())) for name, entry in known]
+
+    async def _is_live(self) -> bool:
+        return bool(await self._optional(self._transport.live(timeout=CONTROL_TIMEOUT), False))
+
+    async def _optional(self, call: Any, missing: Any) -> Any:
+        """Return what a call answers that some servers forbid, or `missing`."""
+        try:
+            return await call
+        except ServerError:
+            return missing
+
+    def _forget(self) -> None:
+        """Connect anew at the next question; what is under way keeps its connection until then."""
+        self._counted = {}
+        if self._client is not None:
+            self._left.append(self._client)
+        self._client = None
+
+    async def _close_left(self) -> None:
+        while self._left:
+            await self._left.pop().__aexit__()
+
+
+def served_json(served: ServedModel) -> dict[str, Any]:
+    """Return the served detector for JSON, limits of 0 as None."""
+    return {
+        "name": served.name,
+        "classes": served.classes,
+        "category_ids": served.category_ids,
+        "size": served.size,
+        "score_threshold": served.score_threshold,
+        "max_image_bytes": served.max_image_bytes or None,
+        "max_image_pixels": served.max_image_pixels or None,
+    }
+
+
+def model_json(name: str, entry: Mapping[str, Any], counted: ModelStatistics) -> dict[str, Any]:
+    """Return one line of the server's table for JSON: the repository's entry, and sums to make means of."""
+    return {
+        "name": name,
+        "version": str(entry.get("version", "")),
+        "state": str(entry.get("state", "")),
+        "reason": str(entry.get("reason", "")),
+        "inferences": counted.inferences,
+        "executions": counted.executions,
+        "requests": counted.requests,
+        "failed": counted.failed,
+        "queue_ms": counted.queue_ns / 1e6,
+        "compute_ms": (counted.input_ns + counted.infer_ns + counted.output_ns) / 1e6,
+        "total_ms": counted.total_ns / 1e6,
+    }
