@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,12 +16,18 @@ from build_tools.export_command import (
     tell_calibration,
     write_json,
 )
+from build_tools.gpu_options import GPU_OPTIONS, gpu_build_options, gpu_options, target_of
 from training.errors import Exit, UserError
+
+if TYPE_CHECKING:
+    from build_tools.configs import Profile
 
 
 @click.command()
 @click.argument("model", type=PATH)
-@click.option("--profile", type=click.Choice(["cpu"]), default="cpu", help="Which server the repository is for.")
+@click.option(
+    "--profile", type=click.Choice(["cpu", "gpu"]), default="cpu", help="Which server the repository is for."
+)
 @click.option("--output", type=PATH, required=True, help="The repository; an existing one gets the next version.")
 @click.option(
     "--precision",
@@ -30,54 +36,68 @@ from training.errors import Exit, UserError
     help="f32, bf16: what the CPU computes in where the graph is float. int8: quantize the checkpoint first.",
 )
 @calibration_options
-@click.option("--max-batch", type=click.IntRange(1, 256), default=16, help="Pictures of one execution, at most.")
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1, 256),
+    help="Pictures of one execution, at most; 16, or what the plan was built for.",
+)
 @click.option(
     "--max-image-bytes", type=click.IntRange(min=1), default=32 * 1024 * 1024, help="Largest encoded picture."
 )
 @click.option("--max-image-pixels", type=click.IntRange(min=1), default=64_000_000, help="Largest picture.")
+@gpu_options
 @JSON
 def build(
     model: Path,
-    profile: str,
+    profile: "Profile",
     output: Path,
     precision: str,
-    max_batch: int,
+    max_batch: int | None,
     max_image_bytes: int,
     max_image_pixels: int,
     json_path: Path | None,
-    **calibration: Any,
+    **more: Any,
 ) -> None:
-    """Make the Triton repository for MODEL (a grafted .onnx, or a checkpoint .pth that is exported first).
+    """Make the Triton repository for MODEL.
 
-    An INT8 .onnx is served as it is.
+    The cpu profile takes a grafted .onnx, or a checkpoint .pth that is exported first; an INT8 .onnx is served as
+    it is. The gpu profile takes a .plan with its manifest beside it, and refuses one that was not built for the
+    target.
     """
     from build_tools.configs import BuildOptions
     from build_tools.export import ExportOptions, export_detector
     from build_tools.repository import build_repository
     from build_tools.signature import read_signature
 
+    gpu = {name: more.pop(name) for name in GPU_OPTIONS}
     arithmetic = "f32" if precision == "int8" else precision
-    options = BuildOptions(arithmetic, max_batch, max_image_bytes, max_image_pixels)
+    options = BuildOptions(arithmetic, max_batch, max_image_bytes, max_image_pixels, **gpu_build_options(gpu))
+    target = target_of(gpu) if profile == "gpu" else None
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
         graph = model
-        if model.suffix == ".pth":
+        if model.suffix == ".pth" and profile == "cpu":
             graph = Path(scratch) / "model.onnx"
-            int8 = int8_options(**calibration) if precision == "int8" else None
+            int8 = int8_options(**more) if precision == "int8" else None
             record = export_detector(model, graph, ExportOptions(int8=int8), progress=progress)
             if record:
                 tell_calibration(record)
-        if precision == "int8" and read_signature(graph).precision != "int8":
+        if profile == "cpu" and precision == "int8" and read_signature(graph).precision != "int8":
             raise UserError(
                 f"{model} is a float graph; INT8 is made from the checkpoint",
                 "retinaserve export MODEL.pth MODEL.onnx --precision int8 --calibration-images DIR",
                 code=Exit.USAGE,
             )
-        built = build_repository(graph, output, profile=profile, options=options)
-    what = f"{profile}, {built.precision} graph, {arithmetic} where it is float"
-    click.echo(f"{built.repository}: version {built.version} of preprocess, retinanet and detector ({what})")
+        built = build_repository(graph, output, profile=profile, options=options, target=target)
+    what = f"{profile}, {built.precision}"
+    if profile == "cpu":
+        what = f"{profile}, {built.precision} graph, {arithmetic} where it is float"
+    click.echo(f"{built.repository}: version {built.version} of {', '.join(built.models)} ({what})")
     report = {"repository": str(built.repository), "version": built.version, "profile": profile}
     write_json(json_path, {**report, "graph": built.precision, "precision": arithmetic})
-    click.echo(f"next: retinaserve serve {built.repository}", err=True)
+    if profile == "gpu":
+        click.echo(f"next: serve {built.repository} in NVIDIA's container: docs/deployment.md", err=True)
+    else:
+        click.echo(f"next: retinaserve serve {built.repository}", err=True)
 
 
 VERBS: tuple[click.Command, ...] = (export, build)

@@ -1,4 +1,4 @@
-"""The three `config.pbtxt` of a profile, specialised for one graph and checked against it.
+"""The `config.pbtxt` of each model of a profile, specialised for one detector and checked against it.
 
     configs = specialise(read_signature(path), "cpu", BuildOptions(), picture_bytes=20_000)
 
@@ -7,21 +7,39 @@ nothing is left to the server's auto-completion.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
+from typing import Any, Literal
 
 import model_repository
+from build_tools.config_checks import check_configs
+from build_tools.config_schema import read_config, write_config
+from build_tools.manifest import Manifest
 from build_tools.preprocess import MAX_BYTES, MAX_PIXELS
 from build_tools.signature import Signature, Tensor
+from build_tools.triton_release import EMBEDDED, PRODUCTION, TritonRelease
 from training import spec as contract
-from training.errors import UserError
+from training.errors import Exit, UserError
 
-MODELS = (contract.PREPROCESS, contract.RETINANET, contract.DETECTOR)
+__all__ = [
+    "MODELS",
+    "TEMPLATES",
+    "BuildOptions",
+    "Profile",
+    "check_configs",
+    "read_config",
+    "specialise",
+    "write_config",
+]
+
+Profile = Literal["cpu", "gpu"]
+MODELS: Mapping[str, tuple[str, ...]] = {
+    "cpu": (contract.PREPROCESS, contract.RETINANET, contract.DETECTOR),
+    "gpu": (contract.ADMISSION, contract.PREPROCESS, contract.RETINANET, contract.DETECTOR),
+}
 TEMPLATES = Path(model_repository.__path__[0])
+DEFAULT_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -29,39 +47,34 @@ class BuildOptions:
     """What the deployer chooses; everything else comes from the model."""
 
     precision: str = "f32"  # what the CPU profile computes in where the graph is float: f32 or bf16
-    max_batch: int = 16
+    max_batch: int | None = None  # 16, or the largest that a plan takes
     max_image_bytes: int = MAX_BYTES
     max_image_pixels: int = MAX_PIXELS
+    triton: TritonRelease = PRODUCTION  # GPU profile: the server that it is for
+    max_inflight: int = 0  # GPU profile: requests between two steps of the ensemble, at most; 0: no limit
 
 
-def specialise(signature: Signature, profile: str, options: BuildOptions, *, picture_bytes: int) -> dict[str, Any]:
-    """Return the profile's configs (ModelConfig by model name) made for one graph, and checked against it.
+def specialise(
+    signature: Signature,
+    profile: Profile,
+    options: BuildOptions,
+    *,
+    picture_bytes: int,
+    manifest: Manifest | None = None,
+) -> dict[str, Any]:
+    """Return the profile's configs (ModelConfig by model name) made for one detector, and checked against it.
 
-    `picture_bytes` is the length of the encoded warm-up picture, which Triton wants as a dimension.
+    `picture_bytes` is the length of the encoded warm-up picture, which Triton wants as a dimension. The GPU
+    profile needs the plan's manifest. Raises UserError where configs, model and target do not fit together.
     """
-    spec = signature.spec
-    limits = {
-        "max_image_bytes": str(options.max_image_bytes),
-        "max_image_pixels": str(options.max_image_pixels),
-    }
-    parameters = {
-        contract.PREPROCESS: {"size": json.dumps(spec.size), "fill": json.dumps(spec.fill), **limits},
-        contract.RETINANET: {"precision": options.precision, "graph": signature.precision},
-        contract.DETECTOR: {
-            "classes": json.dumps(spec.classes, ensure_ascii=False),
-            "category_ids": json.dumps(spec.category_ids),
-            "size": json.dumps(spec.size),
-            "score_threshold": repr(spec.score_threshold),
-            **signature.identity,
-            **limits,
-        },
-    }
+    max_batch = options.max_batch or (manifest.batch[2] if manifest else DEFAULT_BATCH)
     picture = Tensor("TYPE_UINT8", (picture_bytes,))
     tensors = {**signature.inputs, **signature.outputs}
+    parameters = _parameters(signature, profile, options, manifest)
     configs = {}
-    for name in MODELS:
+    for name in MODELS[profile]:
         config = read_config(TEMPLATES / profile / name / "config.pbtxt")
-        config.max_batch_size = options.max_batch
+        config.max_batch_size = max_batch
         for tensor in (*config.input, *config.output):
             if tensor.name in tensors:
                 tensor.dims[:] = tensors[tensor.name].dims
@@ -70,53 +83,76 @@ def specialise(signature: Signature, profile: str, options: BuildOptions, *, pic
                 value.dims[:] = (picture if key == contract.IMAGE_BYTES else tensors[key]).dims
         for key, text in parameters[name].items():
             config.parameters[key].string_value = text
+        if config.optimization.cuda.graphs:
+            _write_graph_specs(config, signature)
         configs[name] = config
-    check_configs(configs, signature)
+    if options.max_inflight:
+        configs[contract.DETECTOR].ensemble_scheduling.max_inflight_requests = options.max_inflight
+    check_configs(configs, signature, manifest=manifest)
+    _check_release(configs, profile, options)
     return configs
 
 
-def check_configs(configs: dict[str, Any], signature: Signature) -> None:
-    """Raise UserError unless the configs agree with the graph, each other and the ensemble's map."""
-    encoded = {contract.IMAGE_BYTES: Tensor("TYPE_UINT8", (-1,))}
-    letterbox = {contract.LETTERBOX: signature.inputs[contract.LETTERBOX]}
-    expected = {
-        contract.PREPROCESS: (encoded, signature.inputs),
-        contract.RETINANET: (signature.inputs, signature.outputs),
-        contract.DETECTOR: (encoded, {**signature.outputs, **letterbox}),
+def _parameters(
+    signature: Signature, profile: Profile, options: BuildOptions, manifest: Manifest | None
+) -> dict[str, dict[str, str]]:
+    """Return the parameters that depend on the detector, by model."""
+    spec = signature.spec
+    limits = {
+        "max_image_bytes": str(options.max_image_bytes),
+        "max_image_pixels": str(options.max_image_pixels),
     }
-    for name, (inputs, outputs) in expected.items():
-        for kind, wanted in (("input", inputs), ("output", outputs)):
-            found = {tensor.name: _tensor(tensor) for tensor in getattr(configs[name], kind)}
-            if found != wanted:
-                raise UserError(f"{name}/config.pbtxt: its {kind}s are {found}, the graph's are {wanted}")
-    for step in configs[contract.DETECTOR].ensemble_scheduling.step:
-        if step.model_name not in configs:
-            raise UserError(f"detector/config.pbtxt: step {step.model_name!r} is not in the repository")
-        model = configs[step.model_name]
-        for kind in ("input", "output"):
-            names = {tensor.name for tensor in getattr(model, kind)}
-            mapped = set(getattr(step, f"{kind}_map"))
-            if mapped != names:
-                raise UserError(
-                    f"detector/config.pbtxt: step {step.model_name} maps {kind}s {sorted(mapped)}, "
-                    f"the model has {sorted(names)}"
-                )
+    preparation = {"size": json.dumps(spec.size), "fill": json.dumps(spec.fill)}
+    detector = {
+        "classes": json.dumps(spec.classes, ensure_ascii=False),
+        "category_ids": json.dumps(spec.category_ids),
+        "size": json.dumps(spec.size),
+        "score_threshold": repr(spec.score_threshold),
+        **signature.identity,
+        **limits,
+    }
+    if profile == "cpu":
+        return {
+            contract.PREPROCESS: preparation | limits,
+            contract.RETINANET: {"precision": options.precision, "graph": signature.precision},
+            contract.DETECTOR: detector,
+        }
+    if manifest is None:
+        raise UserError("the gpu profile needs the manifest of the plan", "a plan written by `retinaserve export`")
+    built = ("precision", "tensorrt", "compute_capability")
+    return {
+        contract.ADMISSION: limits,
+        contract.PREPROCESS: preparation,
+        contract.RETINANET: {key: getattr(manifest, key) for key in built},
+        contract.DETECTOR: detector,
+    }
 
 
-def read_config(path: Path) -> Any:
-    """Parse a config.pbtxt with Triton's own schema. Raises UserError with the line that is wrong."""
-    try:
-        return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file", "a Triton repository has one config a model") from None
-    except text_format.ParseError as error:
-        raise UserError(f"{path}: {error}") from None
+def _write_graph_specs(config: Any, signature: Signature) -> None:
+    """Write a CUDA graph for each power of two up to the largest batch, and for that one.
+
+    Each serves the sizes between it and the one before, so that no batch runs without a graph.
+    """
+    most = config.max_batch_size
+    sizes = [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
+    del config.optimization.cuda.graph_spec[:]
+    for before, size in zip([0, *sizes], sizes, strict=False):
+        graph = config.optimization.cuda.graph_spec.add(batch_size=size)
+        bounds = [graph] if before + 1 == size else [graph, graph.graph_lower_bound]
+        if before + 1 < size:
+            graph.graph_lower_bound.batch_size = before + 1
+        for name, tensor in signature.inputs.items():
+            for bound in bounds:
+                bound.input[name].dim[:] = tensor.dims
 
 
-def _tensor(tensor: Any) -> Tensor:
-    return Tensor(model_config_pb2.DataType.Name(tensor.data_type), tuple(tensor.dims))
-
-
-def write_config(path: Path, config: Any) -> None:
-    """Write a config as text, as Triton reads it."""
-    path.write_text(text_format.MessageToString(config, as_utf8=True))
+def _check_release(configs: Mapping[str, Any], profile: Profile, options: BuildOptions) -> None:
+    release = EMBEDDED if profile == "cpu" else options.triton
+    for name, config in configs.items():
+        unknown = release.unknown_fields(config)
+        if unknown:
+            raise UserError(
+                f"{name}/config.pbtxt: Triton {release} does not know {unknown[0]}",
+                "leave it out, or build for a later server with --triton-version",
+                code=Exit.USAGE,
+            )

@@ -2,6 +2,7 @@
 
 import click
 
+from scripts.admit_command import admit
 from scripts.compile_check_command import compile_check
 from scripts.data_commands import data
 from scripts.demo_command import demo
@@ -15,6 +16,7 @@ from scripts.serve_command import serve
 VERBS_BEFORE: tuple[click.Command, ...] = (data,)
 VERBS_SERVER: tuple[click.Command, ...] = (serve,)
 VERBS_AFTER: tuple[click.Command, ...] = (
+    admit,
     sensitivity,
     precisions,
     model_table,

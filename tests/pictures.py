@@ -48,7 +48,7 @@ def bad_pictures() -> dict[str, tuple[bytes, str]]:
     """Return broken data by kind, each with words that its error message has to contain."""
     base = checker(320, 200)
     jpeg, png = encode(base), encode(base, "PNG")
-    tiff = encode(base, "TIFF")
+    tiff, webp = encode(base, "TIFF"), encode(base, "WEBP", lossless=True)
     return {
         "empty": (b"", "empty"),
         "one byte": (b"\xff", "not an image"),
@@ -61,10 +61,11 @@ def bad_pictures() -> dict[str, tuple[bytes, str]]:
         "heic": (b"\0\0\0\x18ftypheic" + bytes(200), "HEIC"),
         "jpeg truncated": (jpeg[: len(jpeg) // 2], "truncated"),
         "jpeg without its end": (jpeg[:-2], "truncated"),
-        "jpeg header only": (jpeg[:20], "damaged"),
+        "jpeg header only": (jpeg[:20], "truncated"),
         "png truncated": (png[: len(png) // 2], "truncated"),
         "webp truncated": (encode(base, "WEBP")[:-300], "truncated"),
         "bmp truncated": (encode(base, "BMP")[:-5000], "truncated"),
-        "tiff truncated": (tiff[: len(tiff) // 2], "can't be decoded"),
-        "png corrupt": (png[:200] + bytes(200) + png[400:], "can't be decoded"),
+        "tiff truncated": (tiff[: len(tiff) // 2], "truncated"),
+        "png corrupt": (png[:200] + bytes(200) + png[400:], "the checksum of its IDAT chunk is wrong"),
+        "webp corrupt": (webp[:60] + bytes(60) + webp[120:], "can't be decoded"),
     }

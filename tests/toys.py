@@ -1,8 +1,11 @@
 """A small detector with random weights that finds plenty in a checkerboard and nothing in a flat picture."""
 
+import hashlib
+
 import torch
 from torch import nn
 
+from build_tools.manifest import Manifest
 from training.model import RetinaNet
 from training.spec import DetectorSpec
 
@@ -19,6 +22,25 @@ def toy_spec() -> DetectorSpec:
         width=8,
         fpn_channels=16,
         head_depth=1,
+    )
+
+
+PLAN = b"ftrt, and what TensorRT alone can read"
+
+
+def toy_manifest() -> Manifest:
+    """Return the manifest of a plan of the toy detector: PLAN, which is no real one."""
+    return Manifest(
+        spec=toy_spec(),
+        precision="int8",
+        batch=(1, 8, 24),
+        tensorrt="10.13.3.9",
+        cuda="13.0",
+        compute_capability="8.9",
+        gpu="NVIDIA L4",
+        plan_sha256=hashlib.sha256(PLAN).hexdigest(),
+        onnx_sha256="a" * 64,
+        plugins_sha256="b" * 64,
     )
 
 

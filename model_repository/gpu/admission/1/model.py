@@ -1,0 +1,61 @@
+"""Triton python-backend model `admission`: lets an encoded picture through as it is, or fails its request.
+
+It stands in front of the dali backend, which fails every request of a batch for one picture that it can't decode.
+`admission/` beside this file is a copy of the project's one definition, put there by `retinaserve build`; it
+needs neither DALI nor a GPU.
+"""
+
+import json
+from functools import partial
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+from admission import BadImage, admit
+
+
+class TritonPythonModel:
+    """Reads each picture where it lies in shared memory; nothing is copied and nothing is kept."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        self._limits = {
+            "max_bytes": int(parameters["max_image_bytes"]),
+            "max_pixels": int(parameters["max_image_pixels"]),
+        }
+        formats = tuple(json.loads(parameters["trial_formats"]))
+        self._trial = None
+        if formats:
+            from admission.trial import trial  # needs Pillow
+
+            self._trial = partial(trial, kinds=formats)
+        # The server's own failure counter does not count errors that a python model returns (2.51).
+        # The family must outlive its metrics.
+        self._family = pb_utils.MetricFamily(
+            name="retinaserve_bad_images",
+            description="Pictures refused as empty, damaged, unsupported or too large",
+            kind=pb_utils.MetricFamily.COUNTER,
+        )
+        self._bad_images = self._family.Metric(labels={"model": "admission", "version": args["model_version"]})
+
+    def finalize(self) -> None:
+        # A metric that outlives the server's side of it crashes the process on its way out.
+        del self._bad_images
+        del self._family
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._answer(pb_utils.get_input_tensor_by_name(request, "image_bytes")) for request in requests]
+
+    def _answer(self, tensor: Any) -> Any:
+        bad = [reason for row in tensor.as_numpy() if (reason := self._judge(memoryview(row)))]
+        if bad:
+            self._bad_images.increment(len(bad))
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(bad[0].message, pb_utils.TritonError.INVALID_ARG)
+            )
+        # The very tensor that came in: it lies in shared memory already, a new one would be copied there.
+        return pb_utils.InferenceResponse([tensor])
+
+    def _judge(self, data: memoryview) -> BadImage | None:
+        bad: BadImage | None = admit(data, **self._limits)
+        return self._trial(data) if self._trial and not bad else bad
