@@ -64,10 +64,12 @@ def test_client(server: TritonServer, picture: Path, protocol: str) -> None:
     with Client(server.grpc_url) as client:
         (expected,) = client.predict([picture.read_bytes()])
         names = [client.class_names[index] for index in expected.classes]
-    result = run("client.py", picture, url)
+    result = run("client.py", picture, url, 0)
     found = rows(result.stdout)
     assert len(found) == len(expected) > 3, result.stderr
     assert [name for name, *_ in found] == names
+    strong = rows(run("client.py", picture, url, expected.scores[2]).stdout)
+    assert len(strong) == np.count_nonzero(expected.scores >= expected.scores[2]) < len(expected)
     np.testing.assert_allclose([box for *_, box in found], expected.boxes, atol=0.051)
 
 
