@@ -26,6 +26,7 @@ from training.validate import Scores
 
 MOST_CLASSES = 6
 UNIMPORTANT = ("report_every", "save_every", "val_every", "workers", "loader")  # for what is learnt
+MANY = 500_000  # images to learn from, more than a CPU gets through in a working day
 FEW = 0.9  # share of boxes that fit an anchor, below which it is worth a word
 
 
@@ -52,7 +53,10 @@ def announce(dataset: CocoDataset, spec: DetectorSpec, config: TrainConfig, *, w
         f"{config.optimizer}, learning rate {config.lr:.3g} ({rate}), "
         f"{config.warmup} iterations of warm-up, {course}{team}"
     )
-    if not torch.cuda.is_available() and crowded(os.getloadavg()[0], os.cpu_count() or 1, torch.get_num_threads()):
+    without_gpu = not torch.cuda.is_available()
+    if without_gpu and config.iterations * config.batch > MANY:
+        _say("without a GPU this may take days: --config cpu is a recipe that takes an hour")
+    if without_gpu and crowded(os.getloadavg()[0], os.cpu_count() or 1, torch.get_num_threads()):
         _say("other programs keep this machine busy: with OMP_NUM_THREADS=1 in front it may be many times faster")
     if config.compile:
         _say("the first iteration compiles the network, which takes a minute or more")
