@@ -76,6 +76,7 @@ def _probes(profile: str, library: Path, plan: Path | None, *, quick: bool) -> I
         yield serving.perf_analyzer
     yield _named("CUDA driver", partial(gpu.driver, needed=needed))
     yield _named("TensorRT", partial(gpu.tensorrt, needed=needed))
+    yield gpu.container
     yield _named("plugins", partial(gpu.plugins, library, needed=needed))
     if plan:
         yield _named("plan", partial(gpu.plan, plan, library))

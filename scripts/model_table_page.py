@@ -36,8 +36,8 @@ do here; accuracy has to be trained, or [imported](training.md#start-from-weight
 - **images/s**: through the server with {full} requests in flight. **x fp32**: the median over the rounds of the
   ratio within a round, in which the precisions of a backbone take turns. Backbones did not: compare them with more
   care.
-- **GPU**: TensorRT plans. Not run, as there was no GPU; `bench` and [verify](verify.md) measure them where there
-  is one.
+- **GPU**: TensorRT plans. Not run, as there was no GPU ([all that has not](not-run.md)); `bench` and
+  [verify](verify.md) measure them where there is one.
 
 {machine}
 """

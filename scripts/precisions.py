@@ -20,11 +20,12 @@ from build_tools.export import ExportOptions, export_detector
 from eval.bench import MOST_PICTURES, machine, spread
 from eval.client import Client
 from eval.coco import Annotations
-from eval.perf_analyzer import PerfAnalyzer
+from eval.perf_analyzer import LoadError, PerfAnalyzer
 from eval.report import judge, picture_files, read_files
 from eval.transport import Endpoint
 from scripts.installation import usable_cores
 from scripts.triton import ServerOptions, TritonServer
+from training.errors import UserError
 from training.spec import DetectorSpec
 
 if TYPE_CHECKING:
@@ -195,12 +196,18 @@ def _rounds(servers: Sequence[TritonServer], options: Options) -> Iterator[list[
         return
     with PerfAnalyzer("detector", _pictures(options)) as analyzer:
         for _ in range(options.rounds):
-            yield [
-                analyzer.run(
-                    Endpoint.parse(server.grpc_url), concurrency=CONCURRENCY, seconds=options.seconds
-                ).throughput_ips
-                for server in servers
-            ]
+            yield [_rate(analyzer, server, options.seconds) for server in servers]
+
+
+def _rate(analyzer: PerfAnalyzer, server: TritonServer, seconds: float) -> float:
+    try:
+        load = analyzer.run(Endpoint.parse(server.grpc_url), concurrency=CONCURRENCY, seconds=seconds)
+    except LoadError as error:
+        raise UserError(
+            f"{server.repository}: its server did not bear the load: {error}",
+            "try more --seconds, or a quiet machine",
+        ) from error
+    return load.throughput_ips
 
 
 def _pictures(options: Options) -> list[bytes]:

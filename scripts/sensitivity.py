@@ -131,7 +131,8 @@ class _Judge:
         for image_id, picture in self.prepared.items():
             request.infer({IMAGE: picture.image[None], LETTERBOX: picture.letterbox[None]})
             maps.append([request.get_tensor(name).data[0].copy() for pair in self._names for name in pair])
-            count, boxes, scores, classes = (request.get_tensor(name).data[0] for name in OUTPUTS)
+            # Copies: the next picture is answered in the same memory.
+            count, boxes, scores, classes = (request.get_tensor(name).data[0].copy() for name in OUTPUTS)
             detections[image_id] = Detections.from_slots(int(count[0]), boxes, scores, classes)
         return maps, evaluate(self.truth, detections, self._categories).ap or 0.0
 

@@ -1,12 +1,14 @@
 """The GPU profile's parts: driver, GPUs, TensorRT, our plugin library.
 
     driver(needed=True), tensorrt(needed=True), plugins(Path("libretinaserve_plugins.so"), needed=True)
+    container()
     plan(Path("model.plan"), Path("libretinaserve_plugins.so"))
 
 What is missing is a failure where the GPU profile is asked for, and a remark where it is not.
 """
 
 import ctypes
+import tomllib
 from pathlib import Path
 
 from build_tools.gpu import Driver, this_target
@@ -14,6 +16,7 @@ from build_tools.manifest import check_plan
 from scripts.doctor.check import Check, Status
 from scripts.doctor.packages import installed
 
+VERSIONS = Path(__file__).parents[1] / "deploy" / "versions.toml"
 OLDEST_TENSORRT = (10, 12)  # the first whose strongly typed networks take all of our graphs
 MAKE_PLUGINS = "make plugins TENSORRT_ROOT=DIR, or name the library with --plugins"
 
@@ -46,6 +49,18 @@ def tensorrt(*, needed: bool) -> Check:
     import tensorrt
 
     return Check("TensorRT", Status.OK, f"{tensorrt.__version__} is importable")
+
+
+def container(versions: Path = VERSIONS, *, built_by: str | None = None) -> Check:
+    """Compare this machine's TensorRT, or `built_by`, with that of the production container."""
+    wanted = tomllib.loads(versions.read_text())["container"]
+    content = "Triton {triton}, TensorRT {tensorrt}, DALI {dali}, CUDA {cuda}".format(**wanted)
+    detail = f"{wanted['tag']}: {content}; driver {wanted['driver']} or later"
+    found = built_by or installed("tensorrt")
+    if found and found.split(".")[:3] != str(wanted["tensorrt"]).split(".")[:3]:
+        remedy = "plans built here will not load there: build them in the container's TensorRT, docs/deployment.md"
+        return Check("container", Status.WARN, f"{detail}; this machine has TensorRT {found}", remedy)
+    return Check("container", Status.OK, detail)
 
 
 def plugins(library: Path, *, needed: bool) -> Check:

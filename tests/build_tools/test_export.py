@@ -18,6 +18,8 @@ from tests.toys import toy_model, toy_spec
 from training.checkpoint import Checkpoint, save
 from training.spec import METADATA_CALIBRATION
 
+BAD = len(bad_pictures())
+
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
@@ -73,7 +75,7 @@ def test_int8_from_checkpoint_to_repository(checkpoint: Path, pictures: Path, tm
         (["--precision", "int8"], 2, "INT8 needs --calibration-images"),
         (["--precision", "int8", "--calibration-images", "nowhere"], 3, "nowhere: no such folder or file"),
         (["--precision", "int8", "--calibration-images", "empty"], 3, "empty: no pictures to calibrate with"),
-        (["--precision", "int8", "--calibration-images", "bad"], 3, f"none of its {len(bad_pictures())} pictures can be read"),
+        (["--precision", "int8", "--calibration-images", "bad"], 3, f"none of its {BAD} pictures can be read"),
         (["--precision", "int9"], 2, "'int9' is not one of"),
         (["--size", "200", "320"], 2, "multiples of 128, the largest stride"),
     ],

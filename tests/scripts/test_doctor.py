@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 
 from build_tools.manifest import write_plan
 from scripts.doctor import Check, Status, examine
-from scripts.doctor.gpu import driver, plan, plugins
+from scripts.doctor.gpu import container, driver, plan, plugins
 from scripts.doctor.machine import cpu, memory, ports, shared_memory
 from scripts.doctor.packages import packages, pins, unmet
 from scripts.doctor_command import doctor
@@ -140,3 +140,14 @@ def test_a_plan_that_fits_as_far_as_can_be_told(tmp_path: Path) -> None:
         pytest.skip("this machine has a GPU")
     check = plan(tmp_path / "model.plan", tmp_path / "none.so")
     assert check.status is Status.OK and "int8 for NVIDIA L4, TensorRT 10.13.3.9, batch 1 to 8" in check.detail
+
+
+def test_the_container_is_compared_with_this_machines_tensorrt(tmp_path: Path) -> None:
+    versions = tmp_path / "versions.toml"
+    numbers = {"tag": "26.08", "triton": "2.72.0", "tensorrt": "11.2.1.2", "dali": "2.2.0"}
+    numbers |= {"cuda": "13.4", "driver": "615"}
+    versions.write_text("\n".join(["[container]", *(f'{name} = "{value}"' for name, value in numbers.items())]))
+    assert container(versions, built_by="11.2.1.9").status is Status.OK
+    other = container(versions, built_by="11.3.0.1")
+    assert other.status is Status.WARN and "this machine has TensorRT 11.3.0.1" in other.detail
+    assert container().detail.startswith("26."), "the project's own file"
