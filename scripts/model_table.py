@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from eval.bench import Bench, machine
+from eval.perf_analyzer import Demand
 from eval.transport import Endpoint
 from scripts.doctor.machine import BF16_FLAGS, flags
 from scripts.installation import usable_cores
@@ -253,7 +254,7 @@ def _build(
 
 def _load(row: Flavour, bench: Bench, seconds: float, backbone: str) -> None:
     """Add a round. Raises UserError where the server did not bear it."""
-    alone, full = bench.run([ALONE, FULL], seconds=seconds)
+    alone, full = bench.run([Demand(ALONE), Demand(FULL)], seconds=seconds)
     for level in (alone, full):
         if level.load is None:
             raise UserError(
