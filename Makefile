@@ -1,9 +1,9 @@
 # The front door. Every target makes or updates .venv by itself, and does nothing twice.
-#   make demo PYTHON=python3.12      another interpreter for a new .venv
+#   make demo PYTHON=python3.12      another interpreter for a new .venv; 3.11 if there is one
 #   make plugins TENSORRT_ROOT=/opt/tensorrt JOBS=16      where TensorRT's headers are
 #   make demo PIP_ARGS="--no-index --find-links wheels"      further arguments of pip
 
-PYTHON ?= python3.11
+PYTHON ?= $(or $(shell command -v python3.11 || command -v python3.12),python3.11)
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,20 +14,30 @@ JOBS ?= 2
 CXX_FILES = $(wildcard $(foreach suffix,h cpp cuh cu,plugins/*/*.$(suffix) plugins/include/*/*.$(suffix)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench compile-check plugins clean
+.PHONY: help quickstart demo checkpoint test lint format bench compile-check plugins clean
 
-help: ## Show what there is to make
+help: ## Show this
+	@echo 'make TARGET [VARIABLE=value ...]; what needs .venv makes it first'
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@echo; echo 'For example:'
+	@sed -n 's/^#   /  /p' $(firstword $(MAKEFILE_LIST))
+	@echo; echo 'After `. .venv/bin/activate` there is the command itself: retinaserve --help. Docs: docs/README.md'
 
 $(STAMP): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; try: make PYTHON=python3" >&2; exit 2; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: Python 3.11 or 3.12 is needed" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): minutes at first, when packages have to be downloaded ..." >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[cpu,dev]'
 	@touch $@
 
+quickstart: $(STAMP) ## Boxes on pictures in a minute, on a real Triton; nothing is trained (writes runs/quickstart)
+	@$(BIN)/retinaserve demo --quick --output $(RUNS)/quickstart
+
 demo: $(STAMP) ## Synthetic pictures to boxes on a real Triton, in minutes (writes runs/demo)
 	@$(BIN)/retinaserve demo --output $(RUNS)/demo
+
+checkpoint: demo ## Train anew what quickstart serves (writes examples/shapes.pth)
+	@$(BIN)/python -m scripts.example_checkpoint $(RUNS)/demo/checkpoint.pth examples/shapes.pth
 
 test: $(STAMP) ## Run all tests; those that need a GPU say so and skip
 	@$(BIN)/python -m pytest

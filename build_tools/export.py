@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from build_tools.int8 import Int8Options, Progress
     from training.model import RetinaNet
 
+__all__ = ["ExportOptions", "export_detector"]
+
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 

@@ -32,6 +32,8 @@ from build_tools.staging import disk_errors
 from training import spec as contract
 from training.errors import UserError
 
+__all__ = ["Built", "build_repository"]
+
 PREPROCESS_PACKAGE = Path(build_tools.preprocess.__path__[0])
 ADMISSION_PACKAGE = PREPROCESS_PACKAGE / "admission"
 # What each model directory gets a copy of: a Triton model imports nothing of ours.

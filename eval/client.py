@@ -34,6 +34,8 @@ from eval.transport import Endpoint, Protocols, ServerError, TlsFiles
 from training.errors import UserError
 from training.spec import BOXES, CLASSES, DETECTOR, LETTERBOX, NUM_DETECTIONS, SCORES
 
+__all__ = ["Answer", "AsyncClient", "Client"]
+
 Answer = Detections | ImageError
 T = TypeVar("T")
 

@@ -13,6 +13,8 @@ from typing import Literal, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+__all__ = ["Detections", "Detector", "ImageError"]
+
 ErrorKind = Literal["bad_image", "overloaded", "timeout", "server"]
 
 

@@ -29,6 +29,8 @@ from training.spec import IMAGE, LETTERBOX, OUTPUTS, DetectorSpec
 if TYPE_CHECKING:
     from build_tools.preprocess import Prepared, Preprocessor
 
+__all__ = ["open_detector"]
+
 Outputs = Sequence[npt.NDArray[Any]]  # as spec.OUTPUTS orders them, a row a picture, then the heads
 Heads = Mapping[str, npt.NDArray[np.float32]]  # by the names of spec.head_names, a row a picture
 Runtime = Literal["openvino", "onnxruntime"]

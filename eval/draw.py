@@ -20,6 +20,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from eval.detections import Detections
 
+__all__ = ["contact_sheet", "draw", "open_picture"]
+
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

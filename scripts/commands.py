@@ -9,6 +9,7 @@ from scripts.demo_command import demo
 from scripts.doctor_command import doctor
 from scripts.drill_command import drill
 from scripts.efficiency_command import efficiency
+from scripts.model_table_command import model_table
 from scripts.models_command import models
 from scripts.precisions_command import precisions
 from scripts.sensitivity_command import sensitivity
@@ -20,6 +21,7 @@ VERBS_AFTER: tuple[click.Command, ...] = (
     admit,
     sensitivity,
     precisions,
+    model_table,
     compile_check,
     efficiency,
     drill,

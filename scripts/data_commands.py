@@ -1,7 +1,9 @@
 """`data`: make a data set (`data shapes`), or find what is wrong with one (`data check`)."""
 
 import json
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,10 +44,11 @@ def shapes(directory: Path, train: int, val: int, seed: int, force: bool) -> Non
         }
     for part in parts.values():
         click.echo(f"{part.annotations}: {part.image_count} images, {part.box_count} boxes")
-    made = parts["train"]
-    click.echo(
-        f"next: retinaserve train MODEL.pth --images {made.images} --annotations {made.annotations}", err=True
-    )
+    train_set, val_set = parts["train"], parts["val"]
+    words: list[object] = ["--config", "shapes"]
+    words += ["--images", train_set.images, "--annotations", train_set.annotations]
+    words += ["--val-images", val_set.images, "--val-annotations", val_set.annotations]
+    _name_training(words)
 
 
 @data.command()
@@ -75,7 +78,15 @@ def check(
     show(report)
     if report.errors:
         sys.exit(Exit.BAD_DATA)
-    click.echo(f"next: retinaserve train MODEL.pth --images {images} --annotations {annotations}", err=True)
+    words: list[object] = ["--images", images, "--annotations", annotations]
+    words += ["--val-images", val_images] if val_images else []
+    words += ["--val-annotations", val_annotations] if val_annotations else []
+    _name_training(words)
+
+
+def _name_training(words: Sequence[object]) -> None:
+    """Name the next command, to be pasted as it is."""
+    click.echo(f"next: retinaserve train MODEL.pth {shlex.join(map(str, words))}", err=True)
 
 
 def show(report: "Report") -> None:

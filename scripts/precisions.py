@@ -26,6 +26,7 @@ from eval.transport import Endpoint
 from scripts.installation import usable_cores
 from scripts.triton import ServerOptions, TritonServer
 from training.errors import UserError
+from training.spec import DetectorSpec
 
 if TYPE_CHECKING:
     from build_tools.int8 import Int8Options
@@ -151,15 +152,19 @@ def to_dict(rows: Sequence[Row], command: str) -> dict[str, Any]:
     }
 
 
+def random_spec(backbone: str, size: tuple[int, int]) -> DetectorSpec:
+    """Return the detector of 80 classes that is timed where nothing is trained."""
+    return DetectorSpec.create([f"class {number}" for number in range(80)], size=size, backbone=backbone)
+
+
 def random_checkpoint(backbone: str, path: Path, size: tuple[int, int]) -> None:
     """Write an untrained detector of 80 classes: it finds nothing, but takes as long as one that does."""
     import torch
 
     from training.checkpoint import Checkpoint, save
     from training.model import RetinaNet
-    from training.spec import DetectorSpec
 
-    spec = DetectorSpec.create([f"class {number}" for number in range(80)], size=size, backbone=backbone)
+    spec = random_spec(backbone, size)
     torch.manual_seed(0)
     save(path, Checkpoint(spec, RetinaNet(spec).state_dict()))
 

@@ -29,6 +29,8 @@ from scripts.installation import Installation, usable_cores
 from scripts.protection import Tls, admin_flags
 from training.errors import Exit, UserError
 
+__all__ = ["ServerOptions", "TritonServer"]
+
 # Lines that a machine without a GPU always causes; they say nothing about the repository.
 HARMLESS = re.compile(r"cuda|nvml|dcgm|pinned", re.IGNORECASE)
 SHARED_MEMORY = Path("/dev/shm")

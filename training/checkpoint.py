@@ -24,6 +24,8 @@ from training.errors import UserError
 from training.model import RetinaNet
 from training.spec import DetectorSpec
 
+__all__ = ["Checkpoint", "load", "load_model", "save"]
+
 FORMAT = 1
 
 

@@ -7,12 +7,14 @@ To stderr: one line that changes on a terminal, a line a report elsewhere. Of se
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import click
+import torch
 
 from training.dataset import CocoDataset
 from training.label_statistics import LabelStatistics
@@ -24,6 +26,7 @@ from training.validate import Scores
 
 MOST_CLASSES = 6
 UNIMPORTANT = ("report_every", "save_every", "val_every", "workers", "loader")  # for what is learnt
+MANY = 500_000  # images to learn from, more than a CPU gets through in a working day
 FEW = 0.9  # share of boxes that fit an anchor, below which it is worth a word
 
 
@@ -50,8 +53,18 @@ def announce(dataset: CocoDataset, spec: DetectorSpec, config: TrainConfig, *, w
         f"{config.optimizer}, learning rate {config.lr:.3g} ({rate}), "
         f"{config.warmup} iterations of warm-up, {course}{team}"
     )
+    without_gpu = not torch.cuda.is_available()
+    if without_gpu and config.iterations * config.batch > MANY:
+        _say("without a GPU this may take days: --config cpu is a recipe that takes an hour")
+    if without_gpu and crowded(os.getloadavg()[0], os.cpu_count() or 1, torch.get_num_threads()):
+        _say("other programs keep this machine busy: with OMP_NUM_THREADS=1 in front it may be many times faster")
     if config.compile:
         _say("the first iteration compiles the network, which takes a minute or more")
+
+
+def crowded(load: float, cores: int, threads: int) -> bool:
+    """Say whether torch's threads would wait for each other, which has cost up to forty times."""
+    return threads > 1 and load + threads > 2 * cores
 
 
 def announce_labels(statistics: LabelStatistics) -> None:

@@ -8,6 +8,8 @@ Anything else that escapes a command is a bug and keeps its traceback.
 
 from enum import IntEnum
 
+__all__ = ["Exit", "UserError"]
+
 
 class Exit(IntEnum):
     """Exit codes shared by all commands."""

@@ -19,6 +19,8 @@ import numpy.typing as npt
 from training.anchors import base_anchors
 from training.errors import UserError
 
+__all__ = ["DetectorSpec", "Network"]
+
 # Models of the Triton repository and their tensors (docs/protocol.md). `admission` is the GPU profile's alone.
 ADMISSION, PREPROCESS, RETINANET, DETECTOR = "admission", "preprocess", "retinanet", "detector"
 IMAGE_BYTES = "image_bytes"  # UINT8 [-1], one encoded picture

@@ -24,16 +24,26 @@ LITTLE_DISK = 2e9
 
 def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
     """Say which processor it is, and which precisions it is fast in."""
-    lines = [line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line]
-    facts = {key.strip(): value.strip() for key, value in reversed(lines)}
-    flags = set((facts.get("flags") or facts.get("Features") or "").split())
+    facts = _facts(cpuinfo)
+    known = flags(cpuinfo)
     model = facts.get("model name", "unknown processor")
-    fast = [name for name, known in (("INT8", INT8_FLAGS), ("bf16", BF16_FLAGS)) if flags.intersection(known)]
+    fast = [name for name, some in (("INT8", INT8_FLAGS), ("bf16", BF16_FLAGS)) if known.intersection(some)]
     detail = f"{usable_cores()} usable cores of {model}"
-    if "avx2" not in flags and "asimd" not in flags:
+    if "avx2" not in known and "asimd" not in known:
         remedy = "detectors will run, slowly; a processor from 2015 on has AVX2"
         return Check("cpu", Status.WARN, f"{detail}, without AVX2", remedy)
     return Check("cpu", Status.OK, f"{detail}; made for {', '.join(['f32', *fast])}")
+
+
+def flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Return what the processor can do, by the names Linux has for it."""
+    facts = _facts(cpuinfo)
+    return frozenset((facts.get("flags") or facts.get("Features") or "").split())
+
+
+def _facts(cpuinfo: Path) -> dict[str, str]:
+    lines = [line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line]
+    return {key.strip(): value.strip() for key, value in reversed(lines)}
 
 
 def memory(meminfo: Path = Path("/proc/meminfo")) -> Check:

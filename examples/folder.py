@@ -1,0 +1,39 @@
+"""A folder of pictures becomes a table of boxes; a bad picture costs a line of complaint and nothing else.
+
+    python examples/folder.py FOLDER boxes.csv [localhost:8001]
+
+Eight requests are in flight at a time, which is what lets the server work in batches, and pictures are read only
+as they are sent, so the folder may be as large as you like.
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+from eval.client import Client
+from eval.detections import ImageError
+from eval.images import find_images
+
+
+def main(folder: Path, table: Path, server: str = "localhost:8001") -> int:
+    """Write a row a box, weak ones too: choose by the score later. Return how many pictures had no answer."""
+    files, failed = find_images([folder]), 0
+    with Client(server, wait=30) as client, table.open("w", newline="") as target:
+        rows = csv.writer(target)
+        rows.writerow(["file", "class", "score", "x1", "y1", "x2", "y2"])
+        answers = client.predict_many((file.read_bytes() for file in files), concurrency=8)
+        for file, answer in zip(files, answers, strict=True):
+            if isinstance(answer, ImageError):
+                failed += 1
+                print(f"{file}: {answer.message}", file=sys.stderr)
+                continue
+            for box, score, index in zip(answer.boxes, answer.scores, answer.classes, strict=True):
+                sides = [f"{side:.1f}" for side in box]
+                rows.writerow([file.relative_to(folder), client.class_names[index], f"{score:.3f}", *sides])
+    return failed
+
+
+if __name__ == "__main__":
+    if not 3 <= len(sys.argv) <= 4:
+        sys.exit(f"usage: {sys.argv[0]} FOLDER TABLE.csv [SERVER]")
+    sys.exit(3 if main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]) else 0)
