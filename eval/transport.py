@@ -9,6 +9,7 @@ HTTP client of tritonclient shares gevent pools that no second thread may touch.
 """
 
 import asyncio
+import gc
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -243,6 +244,8 @@ class _Grpc:
 
     async def close(self) -> None:
         await self._client.close()
+        # A call that failed and its error hold each other, and the connection with them.
+        gc.collect()
 
     @staticmethod
     async def _call(call: Any) -> Any:
