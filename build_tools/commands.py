@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     "--precision",
     type=click.Choice(["f32", "bf16", "int8"]),
     default="f32",
-    help="f32, bf16: what the CPU computes in where the graph is float. int8: quantize the checkpoint first.",
+    help="f32, bf16: what the CPU computes in where the graph is float. int8: quantize the checkpoint first, and "
+    "compute in bf16 what stays float. bf16 is f32 on a processor that has none.",
 )
 @calibration_options
 @click.option(
@@ -64,13 +65,13 @@ def build(
     it is. The gpu profile takes a .plan with its manifest beside it, and refuses one that was not built for the
     target.
     """
-    from build_tools.configs import BuildOptions
+    from build_tools.configs import INT8_ARITHMETIC, BuildOptions
     from build_tools.export import ExportOptions, export_detector
     from build_tools.repository import build_repository
     from build_tools.signature import read_signature
 
     gpu = {name: more.pop(name) for name in GPU_OPTIONS}
-    arithmetic = "f32" if precision == "int8" else precision
+    arithmetic = INT8_ARITHMETIC if precision == "int8" else precision
     options = BuildOptions(arithmetic, max_batch, max_image_bytes, max_image_pixels, **gpu_build_options(gpu))
     target = target_of(gpu) if profile == "gpu" else None
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:

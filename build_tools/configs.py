@@ -40,13 +40,15 @@ MODELS: Mapping[str, tuple[str, ...]] = {
 }
 TEMPLATES = Path(model_repository.__path__[0])
 DEFAULT_BATCH = 16
+# The output convolutions of an INT8 graph are float and, in f32, take as long as all the others together.
+INT8_ARITHMETIC = "bf16"
 
 
 @dataclass(frozen=True)
 class BuildOptions:
     """What the deployer chooses; everything else comes from the model."""
 
-    precision: str = "f32"  # what the CPU profile computes in where the graph is float: f32 or bf16
+    precision: str = "f32"  # what the CPU computes in where the graph is float: f32, or bf16 if it can
     max_batch: int | None = None  # 16, or the largest that a plan takes
     max_image_bytes: int = MAX_BYTES
     max_image_pixels: int = MAX_PIXELS

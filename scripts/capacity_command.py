@@ -19,7 +19,7 @@ from training.errors import UserError
 @click.option("--rounds", type=click.IntRange(1), default=1, help="Turns of every service.")
 @click.option("--in-flight", type=click.IntRange(1), default=4, help="Requests of the load that tells the peak.")
 @click.option(
-    "--precision", type=click.Choice(["f32", "bf16"]), default="f32", help="Arithmetic of what is not INT8."
+    "--precision", type=click.Choice(["f32", "bf16"]), default="f32", help="Of all services, where MODEL is float."
 )
 @click.option(
     "--service",

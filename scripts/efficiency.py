@@ -23,7 +23,6 @@ from scripts.installation import usable_cores
 from scripts.triton import ServerOptions, TritonServer
 
 PICTURES = 24
-CLASSES = 80
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class EfficiencyOptions:
 
     backbone: str = "resnet18"
     size: int = 512
-    precision: str = "f32"
+    precision: str = "f32"  # or bf16, or int8: as `build --precision` has them
     rounds: int = 3
     seconds: float = 18.0  # of each load
     concurrency: int = 4  # of the load that saturates
@@ -107,10 +106,11 @@ class PlainLoop:
 def measure(output: Path, options: EfficiencyOptions) -> Iterator[Turn]:
     """Build the detector if it is not there, then yield every turn and write efficiency.json."""
     folder = output / f"{options.backbone}_{options.size}"
-    graph, repository = folder / "model.onnx", folder / f"repository_{options.precision}"
+    name = "model_int8.onnx" if options.precision == "int8" else "model.onnx"
+    graph, repository = folder / name, folder / f"repository_{options.precision}"
     pictures = _prepare(graph, repository, options)
     threads = usable_cores()
-    loop = PlainLoop(graph, pictures, precision=options.precision, threads=threads)
+    loop = PlainLoop(graph, pictures, precision=_arithmetic(options), threads=threads)
     turns = []
     free = ServerOptions(http_port=0, grpc_port=0, metrics_port=0, threads=threads)
     with TritonServer(repository, free) as server, PerfAnalyzer("detector", pictures) as analyzer:
@@ -155,24 +155,26 @@ def _prepare(graph: Path, repository: Path, options: EfficiencyOptions) -> list[
     if not (drawn / "annotations.json").is_file():
         draw_dataset(drawn, images=PICTURES, seed=0)
     if not graph.is_file():
-        _export_random(graph, options)
+        _export_random(graph, options, drawn / "images")
     if not repository.is_dir():
-        build_repository(graph, repository, options=BuildOptions(precision=options.precision))
+        build_repository(graph, repository, options=BuildOptions(_arithmetic(options)))
     return [path.read_bytes() for path in sorted((drawn / "images").iterdir())]
 
 
-def _export_random(graph: Path, options: EfficiencyOptions) -> None:
-    import torch
+def _arithmetic(options: EfficiencyOptions) -> str:
+    """Return what is computed in where the graph is float."""
+    from build_tools.configs import INT8_ARITHMETIC
 
-    from build_tools.graft import graft, save
-    from training.export import export_heads
-    from training.model import RetinaNet
-    from training.spec import DetectorSpec
+    return INT8_ARITHMETIC if options.precision == "int8" else options.precision
 
-    names = [f"class {number}" for number in range(CLASSES)]
-    spec = DetectorSpec.create(names, size=(options.size, options.size), backbone=options.backbone)
-    torch.manual_seed(0)
-    heads = graph.with_name("heads.onnx")
-    export_heads(RetinaNet(spec).eval(), spec, heads)
-    save(graft(heads), graph)
-    heads.unlink()
+
+def _export_random(graph: Path, options: EfficiencyOptions, pictures: Path) -> None:
+    from build_tools.export import ExportOptions, export_detector
+    from build_tools.int8 import Int8Options
+    from scripts.precisions import random_checkpoint
+
+    checkpoint = graph.with_name("random.pth")
+    random_checkpoint(options.backbone, checkpoint, (options.size, options.size))
+    int8 = Int8Options(pictures, calibrator="minmax") if options.precision == "int8" else None
+    export_detector(checkpoint, graph, ExportOptions(int8=int8))
+    checkpoint.unlink()

@@ -12,7 +12,7 @@ import click
 @click.option("--size", type=click.IntRange(64), default=512, help="Input height and width.")
 @click.option("--backbone", default="resnet18", help="Backbone of the detector.")
 @click.option(
-    "--precision", type=click.Choice(["f32", "bf16"]), default="f32", help="Arithmetic of loop and server."
+    "--precision", type=click.Choice(["f32", "bf16", "int8"]), default="f32", help="Of loop and server alike."
 )
 @click.option("--rounds", type=click.IntRange(1), default=3, help="Turns of loop and server for each protocol.")
 @click.option("--seconds", type=click.FloatRange(3), default=18.0, help="Length of each load.")

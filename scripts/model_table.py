@@ -233,7 +233,7 @@ def _build(
     backbone: str, folder: Path, pictures: Path, options: Options, say: Say
 ) -> Iterator[tuple[str, Path, Path]]:
     """Yield precision, graph and repository; bf16 is the float graph, computed otherwise."""
-    from build_tools.configs import BuildOptions
+    from build_tools.configs import INT8_ARITHMETIC, BuildOptions
     from build_tools.export import ExportOptions, export_detector
     from build_tools.int8 import Int8Options
     from build_tools.repository import build_repository
@@ -249,7 +249,11 @@ def _build(
     say(f"{backbone}: calibrate")
     int8 = Int8Options(pictures, count=CALIBRATION, calibrator="minmax")
     export_detector(checkpoint, quantized, ExportOptions(int8=int8))
-    yield "int8", quantized, build_repository(quantized, folder / "int8").repository
+    yield (
+        "int8",
+        quantized,
+        build_repository(quantized, folder / "int8", options=BuildOptions(INT8_ARITHMETIC)).repository,
+    )
 
 
 def _load(row: Flavour, bench: Bench, seconds: float, backbone: str) -> None:

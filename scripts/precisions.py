@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from build_tools.configs import INT8_ARITHMETIC, BuildOptions
 from build_tools.export import ExportOptions, export_detector
 from eval.bench import MOST_PICTURES, machine, spread
 from eval.client import Client
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from build_tools.ranges import Calibrator
 
 CONCURRENCY = 4
-SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,17 @@ class Row:
     ips: list[float] = field(default_factory=list)
 
 
-def flavours(options: Options) -> dict[str, ExportOptions]:
-    """Return the ways a checkpoint is exported, float first, by name."""
+def flavours(options: Options) -> dict[str, tuple[ExportOptions, str]]:
+    """Return the ways a checkpoint is exported and what the rest is computed in, float first, by name.
+
+    INT8 is served as `build --precision int8` does it, and once more with f32 where it is float.
+    """
     plain = ExportOptions(size=options.size)
-    ways = {"fp32": plain}
+    ways = {"fp32": (plain, "f32")}
     for calibrator in options.calibrators:
-        ways[f"int8 {calibrator}"] = replace(plain, int8=replace(options.int8, calibrator=calibrator))
+        way = replace(plain, int8=replace(options.int8, calibrator=calibrator))
+        ways[f"int8 {calibrator}"] = (way, INT8_ARITHMETIC)
+        ways.setdefault("int8 in f32", (way, "f32"))
     return ways
 
 
@@ -76,12 +81,12 @@ def compare(checkpoint: Path, options: Options, *, say: Callable[[str], None]) -
     rows: list[Row] = []
     with ExitStack() as stack:
         servers: list[TritonServer] = []
-        for name, way in flavours(options).items():
+        for name, (way, arithmetic) in flavours(options).items():
             say(f"{name}: export and build")
-            graph, repository = _build(checkpoint, options.output / name.replace(" ", "_"), way)
+            graph, repository = _build(checkpoint, options.output / name.replace(" ", "_"), way, arithmetic)
             servers.append(stack.enter_context(TritonServer(repository, _free())))
             servers[-1].wait_until_ready()
-            row = Row(name, graph.stat().st_size / 1e6, convolution_types(graph))
+            row = Row(name, graph.stat().st_size / 1e6, convolution_types(graph, arithmetic))
             if options.annotations:
                 say(f"{name}: scores through the server")
                 _score(row, servers[-1], options.annotations, options.images)
@@ -93,11 +98,12 @@ def compare(checkpoint: Path, options: Options, *, say: Callable[[str], None]) -
     return rows
 
 
-def convolution_types(graph: Path) -> dict[str, int]:
-    """Return how many convolutions OpenVINO runs in which type when f32 is asked for, by its own word."""
+def convolution_types(graph: Path, arithmetic: str) -> dict[str, int]:
+    """Return how many convolutions OpenVINO runs in which type, by its own word."""
     import openvino
 
-    model = openvino.Core().compile_model(str(graph), "CPU", SETTINGS).get_runtime_model()
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": arithmetic}
+    model = openvino.Core().compile_model(str(graph), "CPU", settings).get_runtime_model()
     infos = [node.get_rt_info() for node in model.get_ops()]
     return dict(
         Counter(
@@ -169,14 +175,14 @@ def random_checkpoint(backbone: str, path: Path, size: tuple[int, int]) -> None:
     save(path, Checkpoint(spec, RetinaNet(spec).state_dict()))
 
 
-def _build(checkpoint: Path, folder: Path, way: ExportOptions) -> tuple[Path, Path]:
+def _build(checkpoint: Path, folder: Path, way: ExportOptions, arithmetic: str) -> tuple[Path, Path]:
     from build_tools.repository import build_repository
 
     folder.mkdir(parents=True, exist_ok=True)
     graph, repository = folder / "model.onnx", folder / "repository"
     export_detector(checkpoint, graph, way)
     shutil.rmtree(repository, ignore_errors=True)  # or an earlier run's versions would be served as well
-    build_repository(graph, repository)
+    build_repository(graph, repository, options=BuildOptions(arithmetic))
     return graph, repository
 
 
