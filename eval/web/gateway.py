@@ -139,12 +139,22 @@ class Gateway:
             "state": "ready",
             "model": served_json(client.served),
             "version": version.rpartition(" ")[2],  # without the server's name
-            "models": self._models(
-                statistics, await self._optional(self._transport.index(timeout=CONTROL_TIMEOUT), [])
-            ),
+            "models": self._models(statistics, await self._index()),
             "metrics": await asyncio.to_thread(read_metrics, self.metrics) if self.metrics else None,
             "metrics_at": self.metrics,
         }
+
+    async def _index(self) -> list[dict[str, Any]]:
+        """Return name, version and state of each model; the index itself is for administrators on most servers."""
+        index: list[dict[str, Any]] = await self._optional(self._transport.index(timeout=CONTROL_TIMEOUT), [])
+        if index:
+            return index
+        for entry in await self._optional(self._transport.statistics(timeout=CONTROL_TIMEOUT), []):
+            name = str(entry["name"])
+            ready = await self._optional(self._transport.ready(name, timeout=CONTROL_TIMEOUT), False)
+            state = "READY" if ready else "UNAVAILABLE"
+            index.append({"name": name, "version": entry.get("version", ""), "state": state})
+        return index
 
     async def _statistics(self) -> dict[str, ModelStatistics]:
         """Ask what the server counted. Raises UserError when it is away."""

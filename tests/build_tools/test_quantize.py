@@ -171,10 +171,10 @@ def test_openvino_computes_in_bytes(quantized: onnx.ModelProto, calibrated: Cali
     onnx.save(graft(quantized), tmp_path / "int8.onnx")
     onnx.save(graft(calibrated.model), tmp_path / "fp32.onnx")
     convolutions = sum(layer.kind == "conv" for layer in calibrated.layers)
-    types = convolution_types(tmp_path / "int8.onnx")
+    types = convolution_types(tmp_path / "int8.onnx", "f32")
     assert types["f32"] == 10 and sum(types.values()) - 10 == convolutions
     assert set(types) <= {"f32", "u8", "i8"}
-    assert set(convolution_types(tmp_path / "fp32.onnx")) == {"f32"}
+    assert set(convolution_types(tmp_path / "fp32.onnx", "f32")) == {"f32"}
 
 
 @pytest.mark.parametrize("options", [{"flavour": "tensorrt"}, {"until": "candidates"}], ids=str)

@@ -15,8 +15,10 @@ from training.checkpoint import Checkpoint, save
 def test_every_flavour_starts_from_float() -> None:
     options = Options(Path("out"), Path("images"), None, Int8Options(Path("train")), size=(256, 384))
     ways = flavours(options)
-    assert list(ways) == ["fp32", "int8 entropy", "int8 percentile", "int8 minmax"]
-    assert ways["fp32"].int8 is None and {way.size for way in ways.values()} == {(256, 384)}
+    assert list(ways) == ["fp32", "int8 entropy", "int8 in f32", "int8 percentile", "int8 minmax"]
+    assert ways["fp32"][0].int8 is None and {way.size for way, _ in ways.values()} == {(256, 384)}
+    assert ways["int8 entropy"][0] == ways["int8 in f32"][0]
+    assert [arithmetic for _, arithmetic in ways.values()] == ["f32", "bf16", "f32", "bf16", "bf16"]
 
 
 def test_ratios_are_taken_within_a_round() -> None:
@@ -57,8 +59,10 @@ def test_int8_is_served_and_scored(tmp_path: Path) -> None:
     )
     heard: list[str] = []
     rows = compare(tmp_path / "model.pth", options, say=heard.append)
-    assert [row.name for row in rows] == ["fp32", "int8 minmax"]
-    assert rows[1].megabytes < rows[0].megabytes
-    assert set(rows[0].convolutions) == {"f32"} and rows[1].convolutions["f32"] == 10
+    assert [row.name for row in rows] == ["fp32", "int8 minmax", "int8 in f32"]
+    assert rows[1].megabytes == rows[2].megabytes < rows[0].megabytes
+    assert set(rows[0].convolutions) == {"f32"} and rows[2].convolutions["f32"] == 10
+    # On a processor with bf16 the ten are in bf16.
+    assert rows[1].convolutions.get("bf16", 0) + rows[1].convolutions.get("f32", 0) == 10
     assert all(row.ap is not None and len(row.ips) == 1 and row.ips[0] > 0 for row in rows)
-    assert len(heard) == 5
+    assert len(heard) == 7

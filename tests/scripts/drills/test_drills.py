@@ -32,8 +32,8 @@ def slow(repository: Path, tmp_path: Path) -> Path:
     shutil.copytree(repository, copy)
     model = copy / "retinanet" / "1" / "model.py"
     code = model.read_text()
-    assert "        results = self._infer.infer(" in code
-    code = code.replace("        results = ", "        time.sleep(0.02 * len(images))\n        results = ", 1)
+    assert "        outputs = self._engine.run(" in code
+    code = code.replace("        outputs = ", "        time.sleep(0.02 * len(images))\n        outputs = ", 1)
     model.write_text(code.replace("import os\n", "import os\nimport time\n", 1))
     return copy
 
