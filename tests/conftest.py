@@ -1,6 +1,5 @@
 """What many tests share: one toy detector, one repository, and one real tritonserver a session."""
 
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,12 +34,3 @@ def server(repository: Path) -> Iterator[TritonServer]:
     with TritonServer(repository, ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) as running:
         running.wait_until_ready(60)
         yield running
-
-
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """The system refuses what makes a file larger than 4 KiB, in the middle of writing it."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -22,6 +22,7 @@ from build_tools.listeners import message_log, progress_monitor, tidy
 from build_tools.manifest import check_plan, read_manifest
 from build_tools.plan import build_plan
 from build_tools.quantize import layers_of, quantize, tensors_of
+from tests.disk import files_no_larger_than
 from tests.toys import toy_spec
 from training.errors import UserError
 
@@ -276,8 +277,8 @@ def test_a_plan_is_written_with_its_manifest(trt: Any, candidates: Path, tmp_pat
         check_plan(plan, this_target())
 
 
-def test_a_full_disk_leaves_no_plan(trt: Any, candidates: Path, tmp_path: Path, full_disk: None) -> None:
-    with pytest.raises(UserError, match=r"model\.plan could not be written") as caught:
+def test_a_full_disk_leaves_no_plan(trt: Any, candidates: Path, tmp_path: Path) -> None:
+    with files_no_larger_than(4096), pytest.raises(UserError, match=r"model\.plan could not be written") as caught:
         build_plan(candidates, tmp_path / "model.plan", L4, trt=trt)
     assert caught.value.code == 3 and list(tmp_path.iterdir()) == []
 

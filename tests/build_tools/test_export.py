@@ -1,9 +1,6 @@
 """`export` and `build` as a user meets them: INT8 end to end, and every way it goes wrong, with its exit code."""
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -13,6 +10,7 @@ from click.testing import CliRunner, Result
 from build_tools.configs import read_config
 from build_tools.signature import read_signature
 from scripts.cli import main
+from tests.disk import files_no_larger_than
 from tests.pictures import bad_pictures, checker, encode
 from tests.toys import toy_model, toy_spec
 from training.checkpoint import Checkpoint, save
@@ -95,17 +93,6 @@ def test_mistakes_leave_nothing_behind(
     assert result.exit_code == code and words in result.stderr, result.output
     assert result.stdout == "" and "Traceback" not in result.stderr
     assert sorted(folder.rglob("*")) == before
-
-
-@contextmanager
-def files_no_larger_than(limit: int) -> Iterator[None]:
-    """Make writing fail as on a full disk: Linux answers EFBIG, in the middle of a file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_leaves_what_was_there(checkpoint: Path, toy_onnx: Path, tmp_path: Path) -> None:

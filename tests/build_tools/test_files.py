@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from build_tools.files import sha256, whole
+from tests.disk import files_no_larger_than
 from training.errors import UserError
 
 
@@ -22,10 +23,14 @@ def test_files_appear_together_in_a_new_folder(tmp_path: Path) -> None:
     assert (a.read_text(), b.read_text(), names(a.parent)) == ("1", "2", ["a", "b"])
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, full_disk: None) -> None:
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     a.write_text("old")
-    with pytest.raises(UserError, match=r"a could not be written: ") as caught, whole(a, b) as (first, second):
+    with (
+        files_no_larger_than(4096),
+        pytest.raises(UserError, match=r"a could not be written: ") as caught,
+        whole(a, b) as (first, second),
+    ):
         first.write_text("new")
         second.write_bytes(bytes(8192))
     assert caught.value.code == 3
