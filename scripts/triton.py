@@ -62,9 +62,9 @@ class TritonServer:
         """Start the server; `log` keeps its output (a temporary file otherwise). Raises UserError at once when the
         repository or a port can't be used.
         """
+        check_repository(repository)
         self.repository = repository
         self.options = with_ports(options or ServerOptions())
-        check_repository(repository)
         installation = Installation.find()
         self._scratch = Path(tempfile.mkdtemp(prefix="retinaserve-"))
         self.log = log or self._scratch / "tritonserver.log"

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from scripts.cli import main
 from scripts.installation import usable_cores
 from scripts.triton import ServerOptions, TritonServer, free_ports
 from training.errors import UserError
@@ -69,6 +71,16 @@ def test_no_repository(tmp_path: Path, content: str | None) -> None:
         path.mkdir()
     with pytest.raises(UserError, match=str(path)):
         TritonServer(path, FREE)
+
+
+@pytest.mark.parametrize("flags", [[], ["--restart"]], ids=["once", "restart"])
+def test_no_repository_is_said_before_a_port_in_use(tmp_path: Path, flags: list[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        words = ["serve", str(tmp_path / "nowhere"), "--http-port", str(taken.getsockname()[1]), *flags]
+        result = CliRunner().invoke(main, words)
+    assert result.exit_code == 3 and "nowhere: no such folder" in result.stderr, result.output
 
 
 def test_a_broken_model_is_explained_by_the_line_of_the_log(repository: Path, tmp_path: Path) -> None:
