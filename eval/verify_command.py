@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eval.limits import PRECISIONS
-from eval.options import FILE, FOLDER, json_option, name_next, progress, tls_options, write_json
+from eval.options import FILE, FOLDER, json_option, progress, tls_options, write_json
 from training.errors import Exit
+from training.next_step import name_next
 
 if TYPE_CHECKING:
     from eval.transport import TlsFiles

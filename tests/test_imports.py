@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("training", "plugins", "build_tools", "model_repository", "eval", "scripts")
-CONTRACT = ("training.spec", "training.errors", "training.anchors")
+CONTRACT = ("training.spec", "training.errors", "training.anchors", "training.next_step")
 ALLOWED = {
     "training": ("training",),
     "plugins": ("plugins",),

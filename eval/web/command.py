@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from eval.options import name_next, tls_options
+from eval.options import tls_options
 from training.errors import Exit, UserError
+from training.next_step import name_next
 
 if TYPE_CHECKING:
     from eval.transport import Endpoint, TlsFiles
