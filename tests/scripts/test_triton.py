@@ -84,7 +84,7 @@ def test_no_repository_is_said_before_a_port_in_use(tmp_path: Path, flags: list[
 
 
 def test_a_broken_model_is_explained_by_the_line_of_the_log(repository: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "repository"
+    broken = tmp_path / "it's a repository"  # the blanks and the quote are no reason
     shutil.copytree(repository, broken)
     (broken / "retinanet" / "1" / "model.onnx").write_bytes(b"garbage")
     with TritonServer(broken, FREE, log=tmp_path / "log") as server:
@@ -92,7 +92,7 @@ def test_a_broken_model_is_explained_by_the_line_of_the_log(repository: Path, tm
             server.wait_until_ready(60)
         group = server.process.pid
     assert "retinanet" in caught.value.message and "Unable to read the model" in caught.value.message
-    assert str(tmp_path / "log") in caught.value.hint
+    assert str(broken) in caught.value.message and str(tmp_path / "log") in caught.value.hint
     assert group_members(group) == []
 
 
