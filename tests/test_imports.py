@@ -22,6 +22,7 @@ ALLOWED = {
 JOINTS = {
     "build_tools/export.py": ("training",),
     "eval/detectors.py": ("training", "build_tools.preprocess"),
+    "eval/engine_detector.py": ("build_tools.manifest",),  # what `export` writes beside a plan
 }
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
