@@ -89,6 +89,13 @@ class PerfAnalyzer:
         self.binary = find_binary()
         self.model = model
         self._folder = Path(tempfile.mkdtemp(prefix="perf-analyzer-"))
+        try:
+            self._lay_out(pictures)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _lay_out(self, pictures: Iterable[bytes]) -> None:
         self._input = self._folder / "pictures.json"
         steps = [
             {IMAGE_BYTES: {"content": {"b64": base64.b64encode(data).decode()}, "shape": [len(data)]}}

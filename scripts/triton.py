@@ -24,17 +24,17 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from scripts.installation import Installation, usable_cores
 from scripts.protection import Tls, admin_flags
+from scripts.scratch import SHARED_MEMORY, Scratch
 from training.errors import Exit, UserError
 
 __all__ = ["ServerOptions", "TritonServer"]
 
 # Lines that a machine without a GPU always causes; they say nothing about the repository.
 HARMLESS = re.compile(r"cuda|nvml|dcgm|pinned", re.IGNORECASE)
-SHARED_MEMORY = Path("/dev/shm")
 RELOAD, NO_RELOAD = ("--model-control-mode=explicit", "--load-model=*"), ("--model-control-mode=none",)
 # The server's log: I1122 17:49:01.123456 pid file.cc:123] "text"
 LOG_LINE = re.compile(r'^[IWE]\d{4} [\d:.]+ \d+ [^\]]+\] "?(?P<text>.*?)"?$')
@@ -67,14 +67,21 @@ class TritonServer:
         self.repository = repository
         self.options = with_ports(options or ServerOptions())
         installation = Installation.find()
-        self._scratch = Path(tempfile.mkdtemp(prefix="retinaserve-"))
-        self.log = log or self._scratch / "tritonserver.log"
-        # Own shared-memory names, so that two servers and a crashed one's leftovers never meet.
-        self.shared_memory = f"retinaserve_{os.getpid()}_{self._scratch.name[-8:]}_"
+        self._scratch = Scratch()
+        self.shared_memory = self._scratch.shared_memory
+        self.log = log or self._scratch.path / "tritonserver.log"
+        try:
+            self.process = self._start(installation)
+        except BaseException:
+            self._scratch.remove()
+            raise
+
+    def _start(self, installation: Installation) -> "subprocess.Popen[bytes]":
+        scratch = self._scratch.path
         command = [
             str(installation.binary),
-            f"--model-repository={self._without_blanks(repository.resolve())}",
-            f"--backend-directory={installation.backends(self._scratch / 'backends')}",
+            f"--model-repository={self._without_blanks(self.repository.resolve())}",
+            f"--backend-directory={installation.backends(scratch / 'backends')}",
             f"--backend-config=python,shm-region-prefix-name={self.shared_memory}",
             f"--http-address={self.plain_host}",
             f"--grpc-address={self.options.host}",
@@ -99,9 +106,9 @@ class TritonServer:
         ]
         environment = installation.environment()
         environment["RETINASERVE_THREADS"] = str(self.options.threads or usable_cores())
-        with self.log.open("wb") as output:
+        with _opened(self.log) as output:
             # A group of its own: Ctrl-C in a terminal reaches us alone, and we stop the server in order.
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -180,8 +187,10 @@ class TritonServer:
 
     def close(self) -> None:
         """Stop the server and remove its temporary files."""
-        self.stop()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        try:
+            self.stop()
+        finally:
+            self._scratch.remove()
 
     def __enter__(self) -> Self:
         return self
@@ -195,7 +204,7 @@ class TritonServer:
         """Return a path to the repository which a shell needs no quotes for: the python backend writes none."""
         if shlex.quote(str(repository)) == str(repository):
             return repository
-        link = self._scratch / "repository"
+        link = self._scratch.path / "repository"
         link.symlink_to(repository)
         return link
 
@@ -209,17 +218,24 @@ class TritonServer:
         failed = next((line for line in errors if "failed to load" in line), None) or next(iter(errors), None)
         if failed:
             reason = " ".join(failed.split(r"\n\nAt:")[0].replace(r"\n", " ").split())  # without the traceback
-            reason = reason.replace(str(self._scratch / "repository"), str(self.repository))
+            reason = reason.replace(str(self._scratch.path / "repository"), str(self.repository))
             return f"a model did not load: {reason}", f"the whole log: {self._kept_log()}"
         return f"tritonserver ended with exit code {self.process.returncode}", f"its log: {self._kept_log()}"
 
     def _kept_log(self) -> Path:
         """Move the log out of the scratch folder, which will be removed."""
-        if self.log.parent != self._scratch:
+        if self.log.parent != self._scratch.path:
             return self.log
-        kept = Path(tempfile.gettempdir()) / f"{self._scratch.name}.log"
+        kept = Path(tempfile.gettempdir()) / f"{self._scratch.path.name}.log"
         shutil.copyfile(self.log, kept)
         return kept
+
+
+def _opened(log: Path) -> BinaryIO:
+    try:
+        return log.open("wb")
+    except OSError as error:
+        raise UserError(f"{log} can't be written: {error.strerror}", "the server's log", code=Exit.USAGE) from None
 
 
 def _connectable(host: str) -> str:

@@ -35,6 +35,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     result = CliRunner().invoke(train, [str(alone), *data])
     assert result.exit_code == 0, result.output
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun += ["--log-dir", str(tmp_path / "logs")]  # it makes a folder among the temporary ones, and leaves it
     process = subprocess.run(
         [*torchrun, "-m", "scripts.cli", "train", str(together), *data],
         cwd=ROOT,
