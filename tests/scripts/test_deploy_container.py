@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from build_tools.triton_release import TritonRelease
+from scripts.cli import main
+
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "scripts" / "deploy"
 CONTAINER = DEPLOY / "container"
@@ -44,6 +47,12 @@ def test_the_dockerfile_has_the_tuple() -> None:
         "nvcr.io/nvidia/tensorrt",
         "nvcr.io/nvidia/tritonserver",
     }
+
+
+def test_build_is_for_the_same_server_by_default() -> None:
+    (default,) = (option.default for option in main.commands["build"].params if option.name == "triton_version")
+    assert default == VERSIONS["container"]["tag"]
+    assert str(TritonRelease.parse(default)) == str(TritonRelease.parse(VERSIONS["container"]["triton"]))
 
 
 def test_every_image_named_anywhere_has_the_tag() -> None:
