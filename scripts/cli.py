@@ -2,12 +2,16 @@
 
     retinaserve --help
 
-A UserError becomes one or two lines on stderr and its exit code; Ctrl-C exits with 130. Everything else is a
-bug and keeps its traceback. Verbs import what is heavy inside themselves, so that `--help` stays quick.
+A UserError becomes one or two lines on stderr and its exit code; Ctrl-C exits with 130, SIGTERM with 143.
+Everything else is a bug and keeps its traceback. Verbs import what is heavy inside themselves, so that `--help`
+stays quick.
 """
 
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -28,7 +32,8 @@ class Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         """Run the verb; print a UserError and leave with its code."""
         try:
-            return super().invoke(ctx)
+            with _ended_in_order():
+                return super().invoke(ctx)
         except UserError as error:
             click.secho(f"error: {error.message}", fg="red", err=True)
             if error.hint:
@@ -37,6 +42,19 @@ class Verbs(click.Group):
         except (KeyboardInterrupt, click.Abort):
             click.echo("\ninterrupted", err=True)
             sys.exit(128 + signal.SIGINT)
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM, of `timeout` or a container's stop, unwind as Ctrl-C does: servers stop, temporary files go."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

@@ -1,12 +1,15 @@
 """The command as a user meets it: exit codes, one-line errors, results on stdout and nothing else there."""
 
 import json
+import signal
+import tempfile
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
-from scripts.cli import main
+from scripts.cli import Verbs, main
 from tests.toys import toy_model, toy_spec
 from training.checkpoint import Checkpoint, save
 
@@ -79,3 +82,17 @@ def test_ctrl_c_is_no_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("build_tools.repository.build_repository", interrupted)
     result = CliRunner().invoke(main, ["build", "x.onnx", "--output", "repo"])
     assert result.exit_code == 130 and result.stderr == "\ninterrupted\n"
+
+
+def test_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
+    @click.group(cls=Verbs)
+    def group() -> None: ...
+
+    @group.command()
+    def verb() -> None:
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert CliRunner().invoke(group, ["verb"]).exit_code == 143
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) == before
