@@ -30,7 +30,7 @@ from training.next_step import INNER
 PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nvidia-dali-cuda120", "nvidia-pytriton", "tritonclient")
 PICTURES = 12  # of the contact sheet
 BENCH_CONCURRENCY, BENCH_SECONDS = "1:4", 3
-INTERRUPTED = 128 + signal.SIGINT
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
 @dataclass
@@ -54,6 +54,28 @@ class Demo:
         self.seconds[name] = round(time.monotonic() - start, 1)
         click.secho(f"    {self.seconds[name]:.1f} s", dim=True, err=True)
 
+    def build(self, source: Path) -> Path:
+        """Export a checkpoint and build a new repository of it, and return where that is."""
+        graph, repository = self.root / "model.onnx", self.root / "repository"
+        with self.step("export", "Export to ONNX and graft preprocessing, decode and NMS onto it"):
+            self.run("export", source, graph)
+        with self.step("build", "Build the Triton repository"):
+            shutil.rmtree(repository, ignore_errors=True)
+            self.run("build", graph, "--profile", "cpu", "--output", repository)
+        return repository
+
+    @contextlib.contextmanager
+    def serve(self, repository: Path) -> Iterator[TritonServer]:
+        """Start Triton on free ports; it stops at the end of the block."""
+        with contextlib.ExitStack() as stack:
+            with self.step("serve", "Start Triton"):
+                click.secho(f"    $ retinaserve serve {shlex.quote(str(repository))}", fg="cyan", err=True)
+                options = ServerOptions(http_port=0, grpc_port=0, metrics_port=0)
+                server = stack.enter_context(TritonServer(repository, options))
+                server.wait_until_ready()
+            click.echo(f"    HTTP {server.http_url}, gRPC {server.grpc_url}", err=True)
+            yield server
+
     def run(self, *arguments: object) -> None:
         """Print a `retinaserve` command and run it in this process."""
         from scripts.cli import main
@@ -65,6 +87,8 @@ class Demo:
         except SystemExit as end:  # the verb has said why
             if end.code == INTERRUPTED:
                 raise KeyboardInterrupt from None
+            if end.code == TERMINATED:
+                raise
             if end.code:
                 raise UserError(
                     f"the demo stopped at `retinaserve {words[0]}`", code=Exit(int(end.code))
@@ -75,7 +99,7 @@ def run_demo(root: Path, recipe: Recipe = DEMO) -> dict[str, Any]:
     """Run all steps under `root` and return the summary."""
     demo = Demo(root)
     root.mkdir(parents=True, exist_ok=True)
-    checkpoint, graph, repository = root / "checkpoint.pth", root / "model.onnx", root / "repository"
+    checkpoint, graph = root / "checkpoint.pth", root / "model.onnx"
     images, annotations = demo.val / "images", demo.val / "annotations.json"
     held_out = ("--images", images, "--annotations", annotations)
 
@@ -88,39 +112,19 @@ def run_demo(root: Path, recipe: Recipe = DEMO) -> dict[str, Any]:
         train = root / "data" / "train"
         on = ("--images", train / "images", "--annotations", train / "annotations.json")
         demo.run("train", checkpoint, *on, *recipe.train_flags())
-    with demo.step("export", "Export to ONNX and graft preprocessing, decode and NMS onto it"):
-        demo.run("export", checkpoint, graph)
-    with demo.step("build", "Build the Triton repository"):
-        if repository.is_dir():
-            shutil.rmtree(repository)
-        demo.run("build", graph, "--profile", "cpu", "--output", repository)
+    repository = demo.build(checkpoint)
     with demo.step("offline", "Evaluate offline: torch, then ONNX"):
         demo.run("infer", checkpoint, *held_out, "--json", root / "eval_torch.json")
         demo.run("infer", graph, *held_out, "--json", root / "eval_onnx.json")
-    with demo.step("serve", "Start Triton"):
-        click.secho(f"    $ retinaserve serve {repository}", fg="cyan", err=True)
-        server = TritonServer(repository, ServerOptions(http_port=0, grpc_port=0, metrics_port=0))
-    with server:
-        server.wait_until_ready()
-        click.echo(f"    HTTP {server.http_url}, gRPC {server.grpc_url}", err=True)
+    with demo.serve(repository) as server:
         pictures = sorted(images.iterdir())[:PICTURES]
         with demo.step("predict", "Send pictures over gRPC and over HTTP"):
             grpc, http = server.grpc_url, f"http://{server.http_url}"
             demo.run("predict", *pictures[:2], "--server", http)
             demo.run("predict", *pictures, "--server", grpc, "--output", root / "predictions", "--quiet")
         with demo.step("eval", "Evaluate through the server"):
-            demo.run(
-                "eval",
-                "--server",
-                grpc,
-                *held_out,
-                "--json",
-                root / "eval_server.json",
-                "--report",
-                root / "report.html",
-                "--output",
-                root / "report",
-            )
+            to = ("--json", root / "eval_server.json", "--output", root / "report")
+            demo.run("eval", "--server", grpc, *held_out, *to, "--report", root / "report.html")
         with demo.step("bench", "Measure the server"):
             flags = ("--concurrency", BENCH_CONCURRENCY, "--seconds", BENCH_SECONDS)
             to = ("--json", root / "bench.json", "--plot", root / "bench.png")

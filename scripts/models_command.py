@@ -1,27 +1,51 @@
 """`models`: which version of a detector a running server answers with."""
 
+import functools
 import json
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from eval.options import FILE, write_json
+from eval.options import FILE, FOLDER, write_json
 from training.next_step import name_next
 
 if TYPE_CHECKING:
     from scripts.models import Deployment
 
-REPOSITORY = click.argument("repository", type=click.Path(path_type=Path, file_okay=False))
 VERSION = click.argument("version", type=click.IntRange(min=1))
-SERVER = click.option(
-    "--server",
-    metavar="HOST:PORT",
-    default="localhost:8001",
-    help="The server, started with `serve --reload`: HOST:PORT, grpc://HOST:PORT or http://HOST:PORT.",
-)
-TOKEN = click.option("--admin-token-file", "token", type=FILE, help="The token that `serve` was given.")
-JSON = click.option("--json", "json_file", type=FILE, help="Write the state to this JSON file.")
+
+
+def on_deployment(verb: Callable[..., list[str]]) -> Callable[..., None]:
+    """Give a verb what all of them take. It gets the Deployment, and returns the verb of `models` that follows."""
+
+    @click.argument("repository", type=FOLDER)
+    @click.option(
+        "--server",
+        metavar="HOST:PORT",
+        default="localhost:8001",
+        help="The server, started with `serve --reload`: HOST:PORT, grpc://HOST:PORT or http://HOST:PORT.",
+    )
+    @click.option("--admin-token-file", "token", type=FILE, help="The token that `serve` was given.")
+    @click.option("--json", "json_file", type=FILE, help="Write the state to this JSON file.")
+    @functools.wraps(verb)
+    def command(
+        *, repository: Path, server: str, token: Path | None, json_file: Path | None, **version: int
+    ) -> None:
+        from eval.transport import Endpoint
+        from scripts.models import Deployment
+        from scripts.protection import read_token
+
+        deployment = Deployment(repository, Endpoint.parse(server), read_token(token) if token else None)
+        following, *arguments = verb(deployment, **version)
+        _report(deployment, json_file)
+        words = ["retinaserve", "models", following, str(repository), *arguments, "--server", server]
+        words += ["--admin-token-file", str(token)] if token else []
+        name_next(shlex.join(words))
+
+    return command
 
 
 @click.group()
@@ -34,78 +58,45 @@ def models() -> None:
 
 
 @models.command()
-@REPOSITORY
-@SERVER
-@TOKEN
-@JSON
-def status(repository: Path, server: str, token: Path | None, json_file: Path | None) -> None:
+@on_deployment
+def status(_: "Deployment") -> list[str]:
     """Print the versions on disk, in memory, and answering."""
-    deployment = _deployment(repository, server, token)
-    _report(deployment, json_file)
-    name_next(f"retinaserve models use {repository} VERSION --server {server}")
+    return ["use", "VERSION"]
 
 
 @models.command()
-@REPOSITORY
+@on_deployment
 @VERSION
-@SERVER
-@TOKEN
-@JSON
-def canary(repository: Path, version: int, server: str, token: Path | None, json_file: Path | None) -> None:
+def canary(deployment: "Deployment", version: int) -> list[str]:
     """Serve VERSION beside the present one, under the name detector_canary."""
-    deployment = _deployment(repository, server, token)
     deployment.canary(version)
-    _report(deployment, json_file)
-    name_next(f"retinaserve models use {repository} {version} --server {server}")
+    return ["use", str(version)]
 
 
 @models.command()
-@REPOSITORY
+@on_deployment
 @VERSION
-@SERVER
-@TOKEN
-@JSON
-def use(repository: Path, version: int, server: str, token: Path | None, json_file: Path | None) -> None:
+def use(deployment: "Deployment", version: int) -> list[str]:
     """Answer with VERSION from now on; the one before stays in memory."""
-    deployment = _deployment(repository, server, token)
     deployment.use(version)
-    _report(deployment, json_file)
-    name_next(f"retinaserve models rollback {repository} --server {server}")
+    return ["rollback"]
 
 
 @models.command()
-@REPOSITORY
-@SERVER
-@TOKEN
-@JSON
-def rollback(repository: Path, server: str, token: Path | None, json_file: Path | None) -> None:
+@on_deployment
+def rollback(deployment: "Deployment") -> list[str]:
     """Answer with the version that did before."""
-    deployment = _deployment(repository, server, token)
     deployment.rollback()
-    _report(deployment, json_file)
-    name_next(f"retinaserve models status {repository} --server {server}")
+    return ["status"]
 
 
 @models.command()
-@REPOSITORY
+@on_deployment
 @VERSION
-@SERVER
-@TOKEN
-@JSON
-def unload(repository: Path, version: int, server: str, token: Path | None, json_file: Path | None) -> None:
+def unload(deployment: "Deployment", version: int) -> list[str]:
     """Take VERSION out of the server's memory; its files stay."""
-    deployment = _deployment(repository, server, token)
     deployment.unload(version)
-    _report(deployment, json_file)
-    name_next(f"retinaserve models status {repository} --server {server}")
-
-
-def _deployment(repository: Path, server: str, token: Path | None) -> "Deployment":
-    from eval.transport import Endpoint
-    from scripts.models import Deployment
-    from scripts.protection import read_token
-
-    return Deployment(repository, Endpoint.parse(server), read_token(token) if token else None)
+    return ["status"]
 
 
 def _report(deployment: "Deployment", json_file: Path | None) -> None:

@@ -9,10 +9,7 @@ and scores nothing: that is what the whole demo does.
 import shutil
 from pathlib import Path
 
-import click
-
 from scripts.demo import Demo
-from scripts.triton import ServerOptions, TritonServer
 from training.errors import UserError
 
 # Made by `make checkpoint`: what the demo trains, without the state of its optimizer.
@@ -30,22 +27,14 @@ def quickstart(root: Path, checkpoint: Path = CHECKPOINT) -> Path:
         )
     demo = Demo(root)
     root.mkdir(parents=True, exist_ok=True)
-    graph, repository, predictions = root / "model.onnx", root / "repository", root / "predictions"
+    predictions = root / "predictions"
     with demo.step("draw", "Draw pictures"):
         demo.run("data", "shapes", root / "data", "--force", *PICTURES)
-    with demo.step("export", "Export the checkpoint to ONNX, with preprocessing, decode and NMS inside"):
-        demo.run("export", checkpoint, graph)
-    with demo.step("build", "Build the Triton repository"):
-        if repository.is_dir():
-            shutil.rmtree(repository)
-        demo.run("build", graph, "--profile", "cpu", "--output", repository)
-    with demo.step("serve", "Start Triton"):
-        click.secho(f"    $ retinaserve serve {repository}", fg="cyan", err=True)
-        server = TritonServer(repository, ServerOptions(http_port=0, grpc_port=0, metrics_port=0))
-    with server:
-        server.wait_until_ready()
-        with demo.step("predict", "Send it the pictures, draw what it answers"):
-            shutil.rmtree(predictions, ignore_errors=True)
-            to = ("--server", server.grpc_url, "--output", predictions)
-            demo.run("predict", demo.val / "images", *to, "--score", SCORE, "--quiet")
+    with (
+        demo.serve(demo.build(checkpoint)) as server,
+        demo.step("predict", "Send it the pictures, draw what it answers"),
+    ):
+        shutil.rmtree(predictions, ignore_errors=True)
+        to = ("--server", server.grpc_url, "--output", predictions)
+        demo.run("predict", demo.val / "images", *to, "--score", SCORE, "--quiet")
     return predictions
