@@ -1,6 +1,6 @@
 """How many images/s the network alone allows on this machine: no server around it can answer more.
 
-    engine_limit(Path("model.onnx"), threads=2, precision="bf16", seconds=10)      # {"together": 13.1, "apart": 14.0}
+    engine_limit(Path("model.onnx"), threads=2, precision="bf16", seconds=10)  # {"together": 13.1, "apart": 14.0}
 
 Inputs are ready and outputs unread. It says nothing about decoding, which takes the same cores.
 """
