@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from eval.options import FILE, json_option, name_next, write_json
+from eval.options import FILE, json_option, write_json
 from training.errors import UserError
+from training.next_step import name_next
 
 
 @click.command()
