@@ -19,7 +19,7 @@ def shared_core() -> Any:
 
     Each one installs a stack for signals in the thread that first compiles, and puts back what was there before
     when it goes. Two that don't go in reverse order leave the thread with freed memory, and the next signal kills
-    it: seen with OpenVINO 2026.4 beside `faulthandler`, and signals are how torch's data loader hears of its workers.
+    it: seen with OpenVINO 2026.4 beside `faulthandler`. Signals are how torch hears of its data loader's workers.
     """
     import openvino
 
