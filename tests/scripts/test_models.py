@@ -62,6 +62,8 @@ def test_status(administered: TritonServer, repository: Path, protocol: str, tmp
     result = CliRunner().invoke(main, [*words, "--admin-token-file", token])
     assert result.exit_code == 0, result.output
     assert "version 1: answers as detector, in memory" in result.output
+    following = f"next: retinaserve models use {repository} VERSION --server {url} --admin-token-file {token}"
+    assert following in result.stderr, "with the token: without it the server refuses"
     assert '"retinanet": [' in path.read_text()
 
 
