@@ -1,5 +1,6 @@
 """The verbs of this folder: `export` from its own file, and `build`, from a graph to a Triton repository."""
 
+import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,7 @@ def build(
     if profile == "gpu":
         click.echo(f"next: serve {built.repository} in NVIDIA's container: docs/deployment.md", err=True)
     else:
-        click.echo(f"next: retinaserve serve {built.repository}", err=True)
+        click.echo(f"next: retinaserve serve {shlex.quote(str(built.repository))}", err=True)
 
 
 VERBS: tuple[click.Command, ...] = (export, build)

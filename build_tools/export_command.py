@@ -1,6 +1,7 @@
 """`export`, from a checkpoint to the graph that is deployed, and the options of calibration that verbs share."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -169,9 +170,12 @@ def export(
         report["rounding"] = tell_rounding(load_graph(output))
     write_json(json_path, report)
     if flavour == "tensorrt":
-        click.echo(f"next, on the GPU: retinaserve export {output} {output.with_suffix('.plan')}", err=True)
+        following = ["retinaserve", "export", str(output), str(output.with_suffix(".plan"))]
+        click.echo(f"next, on the GPU: {shlex.join(following)}", err=True)
     else:
-        click.echo(f"next: retinaserve build {output} --profile cpu --output repository", err=True)
+        click.echo(
+            f"next: retinaserve build {shlex.quote(str(output))} --profile cpu --output repository", err=True
+        )
 
 
 def tell_calibration(record: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """`demo`: the whole road on synthetic data."""
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -42,12 +43,12 @@ def _name_next(output: Path, pictures: list[str]) -> None:
         f"""\
 
 look at    {look}
-then try   retinaserve serve {output / "repository"}
+then try   retinaserve serve {shlex.quote(str(output / "repository"))}
            retinaserve web            a page to drop pictures on   (from another terminal)
            retinaserve predict PICTURE.jpg --output annotated
 your data  docs/training.md, in short:
            retinaserve data check --images DIR --annotations FILE.json
-           retinaserve train model.pth --images DIR --annotations FILE.json
+           retinaserve train model.pth --config cpu --images DIR --annotations FILE.json
 the words  `retinaserve` is in .venv/bin: . .venv/bin/activate""",
         err=True,
     )

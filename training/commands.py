@@ -1,6 +1,7 @@
 """`train`: from a COCO data set to a checkpoint. The flags of the predecessor keep their names."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -209,7 +210,9 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
         click.echo(f"{model}: {result.iteration} iterations in {clock(result.seconds)}{scored}")
     if plotted:
         click.echo(f"{results}: losses and scores")
-    click.echo(f"next: retinaserve export {model} {model.with_suffix('.onnx')}", err=True)
+    click.echo(
+        f"next: {shlex.join(['retinaserve', 'export', str(model), str(model.with_suffix('.onnx'))])}", err=True
+    )
 
 
 def _config(options: dict[str, Any]) -> "TrainConfig":

@@ -1,6 +1,7 @@
 """`import`: public weights become a checkpoint."""
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -71,7 +72,7 @@ def import_weights(
             backbone = importers.import_backbone(content)
             save_backbone(output, backbone)
             click.echo(f"{output}: {backbone.name} of width {backbone.width}")
-            click.echo(f"next: retinaserve train MODEL.pth --fine-tune {output} ...", err=True)
+            click.echo(f"next: retinaserve train MODEL.pth --fine-tune {shlex.quote(str(output))} ...", err=True)
             return
         if source == "odtk":
             detector = importers.import_odtk(content, size=size, convention=anchors, categories=categories)
@@ -83,7 +84,9 @@ def import_weights(
     for note in detector.notes:
         click.echo(note, err=True)
     click.echo(f"{output}: {len(detector.spec.classes)} classes at {size[0]} x {size[1]}")
-    click.echo(f"next: retinaserve export {output} {output.with_suffix('.onnx')}", err=True)
+    click.echo(
+        f"next: {shlex.join(['retinaserve', 'export', str(output), str(output.with_suffix('.onnx'))])}", err=True
+    )
 
 
 def read_categories(path: Path) -> dict[int, str]:

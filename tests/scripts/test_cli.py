@@ -38,6 +38,15 @@ def test_mistakes(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_is_no_repository(tmp_path: Path) -> None:
+    """Who serves the checkpoint itself is given the command that was skipped, to be pasted as it is."""
+    model = tmp_path / "my model.pth"
+    model.touch()
+    refused = CliRunner().invoke(main, ["serve", str(model)])
+    assert refused.exit_code == 3 and f"{model} is a file" in refused.stderr
+    assert f"retinaserve build '{model}' --output repository" in refused.stderr
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scripts.triton.TritonServer.__init__", lambda *_, **__: 1 / 0)
     assert isinstance(CliRunner().invoke(main, ["serve", "."]).exception, ZeroDivisionError)
