@@ -35,6 +35,7 @@ __all__ = ["ServerOptions", "TritonServer"]
 # Lines that a machine without a GPU always causes; they say nothing about the repository.
 HARMLESS = re.compile(r"cuda|nvml|dcgm|pinned", re.IGNORECASE)
 SHARED_MEMORY = Path("/dev/shm")
+PLAIN_PATH = re.compile(r"[\w./+=@%:,-]+")  # no letter means anything to a shell
 RELOAD, NO_RELOAD = ("--model-control-mode=explicit", "--load-model=*"), ("--model-control-mode=none",)
 # The server's log: I1122 17:49:01.123456 pid file.cc:123] "text"
 LOG_LINE = re.compile(r'^[IWE]\d{4} [\d:.]+ \d+ [^\]]+\] "?(?P<text>.*?)"?$')
@@ -73,7 +74,7 @@ class TritonServer:
         self.shared_memory = f"retinaserve_{os.getpid()}_{self._scratch.name[-8:]}_"
         command = [
             str(installation.binary),
-            f"--model-repository={repository.resolve()}",
+            f"--model-repository={self._plain(repository.resolve())}",
             f"--backend-directory={installation.backends(self._scratch / 'backends')}",
             f"--backend-config=python,shm-region-prefix-name={self.shared_memory}",
             f"--http-address={self.plain_host}",
@@ -110,6 +111,16 @@ class TritonServer:
                 process_group=0,
                 preexec_fn=_end_with_parent,
             )
+
+    def _plain(self, repository: Path) -> Path:
+        """Return the repository's path, or a link to it: Triton 2.51 puts the path into a shell's command line, so
+        that its python backend would never start in a folder with a space, and say nothing.
+        """
+        if PLAIN_PATH.fullmatch(str(repository)):
+            return repository
+        link = self._scratch / "repository"
+        link.symlink_to(repository, target_is_directory=True)
+        return link
 
     @property
     def http_url(self) -> str:

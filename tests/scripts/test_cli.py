@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from scripts.cli import main
+from scripts.cli import SECTIONS, main
 from tests.toys import toy_model, toy_spec
 from training.checkpoint import Checkpoint, save
 
@@ -36,6 +36,12 @@ def test_mistakes(
     assert words in result.stderr and "Traceback" not in result.stderr
     assert result.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_has_every_verb_once_with_its_whole_sentence() -> None:
+    assert sorted(name for names in SECTIONS.values() for name in names) == sorted(main.commands)
+    shown = CliRunner().invoke(main, ["--help"]).stdout
+    assert "..." not in shown and "MODEL that is there." in " ".join(shown.split())
 
 
 def test_a_file_is_no_repository(tmp_path: Path) -> None:
