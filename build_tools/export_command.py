@@ -11,6 +11,7 @@ import click
 
 from build_tools.plan_command import PlanChoices, export_plan, plan_options, tell_rounding
 from training.errors import Exit, UserError
+from training.next_step import name_next
 
 if TYPE_CHECKING:
     from build_tools.graft import Flavour
@@ -170,12 +171,12 @@ def export(
         report["rounding"] = tell_rounding(load_graph(output))
     write_json(json_path, report)
     if flavour == "tensorrt":
-        following = ["retinaserve", "export", str(output), str(output.with_suffix(".plan"))]
-        click.echo(f"next, on the GPU: {shlex.join(following)}", err=True)
-    else:
-        click.echo(
-            f"next: retinaserve build {shlex.quote(str(output))} --profile cpu --output repository", err=True
+        name_next(
+            shlex.join(["retinaserve", "export", str(output), str(output.with_suffix(".plan"))]),
+            where="on the GPU",
         )
+    else:
+        name_next(f"retinaserve build {shlex.quote(str(output))} --profile cpu --output repository")
 
 
 def tell_calibration(record: dict[str, Any]) -> None:

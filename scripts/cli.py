@@ -17,7 +17,6 @@ from scripts import commands as script_commands
 from training import commands as training_commands
 from training.errors import UserError
 
-
 SECTIONS = {
     "To begin": ("demo", "doctor"),
     "From labelled pictures to a checkpoint": ("data", "train", "import", "profile"),

@@ -35,7 +35,6 @@ __all__ = ["ServerOptions", "TritonServer"]
 # Lines that a machine without a GPU always causes; they say nothing about the repository.
 HARMLESS = re.compile(r"cuda|nvml|dcgm|pinned", re.IGNORECASE)
 SHARED_MEMORY = Path("/dev/shm")
-PLAIN_PATH = re.compile(r"[\w./+=@%:,-]+")  # no letter means anything to a shell
 RELOAD, NO_RELOAD = ("--model-control-mode=explicit", "--load-model=*"), ("--model-control-mode=none",)
 # The server's log: I1122 17:49:01.123456 pid file.cc:123] "text"
 LOG_LINE = re.compile(r'^[IWE]\d{4} [\d:.]+ \d+ [^\]]+\] "?(?P<text>.*?)"?$')
@@ -64,9 +63,9 @@ class TritonServer:
         """Start the server; `log` keeps its output (a temporary file otherwise). Raises UserError at once when the
         repository or a port can't be used.
         """
+        check_repository(repository)
         self.repository = repository
         self.options = with_ports(options or ServerOptions())
-        check_repository(repository)
         installation = Installation.find()
         self._scratch = Path(tempfile.mkdtemp(prefix="retinaserve-"))
         self.log = log or self._scratch / "tritonserver.log"
@@ -74,7 +73,7 @@ class TritonServer:
         self.shared_memory = f"retinaserve_{os.getpid()}_{self._scratch.name[-8:]}_"
         command = [
             str(installation.binary),
-            f"--model-repository={self._plain(repository.resolve())}",
+            f"--model-repository={self._without_blanks(repository.resolve())}",
             f"--backend-directory={installation.backends(self._scratch / 'backends')}",
             f"--backend-config=python,shm-region-prefix-name={self.shared_memory}",
             f"--http-address={self.plain_host}",
@@ -111,16 +110,6 @@ class TritonServer:
                 process_group=0,
                 preexec_fn=_end_with_parent,
             )
-
-    def _plain(self, repository: Path) -> Path:
-        """Return the repository's path, or a link to it: Triton 2.51 puts the path into a shell's command line, so
-        that its python backend would never start in a folder with a space, and say nothing.
-        """
-        if PLAIN_PATH.fullmatch(str(repository)):
-            return repository
-        link = self._scratch / "repository"
-        link.symlink_to(repository, target_is_directory=True)
-        return link
 
     @property
     def http_url(self) -> str:
@@ -161,7 +150,7 @@ class TritonServer:
             if self.is_ready():
                 return
             if time.monotonic() > deadline:
-                raise UserError(f"the server is not ready after {timeout:.0f} s", f"its log: {self.log}")
+                raise UserError(f"the server is not ready after {timeout:.0f} s", f"its log: {self._kept_log()}")
             time.sleep(0.05)
 
     def errors(self) -> list[str]:
@@ -202,6 +191,14 @@ class TritonServer:
     ) -> None:
         self.close()
 
+    def _without_blanks(self, repository: Path) -> Path:
+        """Return a path to the repository which a shell needs no quotes for: the python backend writes none."""
+        if shlex.quote(str(repository)) == str(repository):
+            return repository
+        link = self._scratch / "repository"
+        link.symlink_to(repository)
+        return link
+
     def explain(self) -> tuple[str, str]:
         """Say why the server ended, from its log."""
         errors = self.errors()
@@ -212,6 +209,7 @@ class TritonServer:
         failed = next((line for line in errors if "failed to load" in line), None) or next(iter(errors), None)
         if failed:
             reason = " ".join(failed.split(r"\n\nAt:")[0].replace(r"\n", " ").split())  # without the traceback
+            reason = reason.replace(str(self._scratch / "repository"), str(self.repository))
             return f"a model did not load: {reason}", f"the whole log: {self._kept_log()}"
         return f"tritonserver ended with exit code {self.process.returncode}", f"its log: {self._kept_log()}"
 
