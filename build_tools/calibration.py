@@ -119,7 +119,7 @@ def picture_files(source: Path) -> dict[str, Path]:
             return files
     raise UserError(
         f"{source}: none of the {len(names)} pictures it names is there",
-        f"looked in: {', '.join(map(str, folders))}",
+        f"looked in {', '.join(map(str, dict.fromkeys(folders)))}; pictures elsewhere: name their folder instead",
     )
 
 

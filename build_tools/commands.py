@@ -1,5 +1,6 @@
 """The verbs of this folder: `export` from its own file, and `build`, from a graph to a Triton repository."""
 
+import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ def build(
     if profile == "gpu":
         name_next(f"serve {built.repository} in NVIDIA's container: docs/deployment.md")
     else:
-        name_next(f"retinaserve serve {built.repository}")
+        name_next(f"retinaserve serve {shlex.quote(str(built.repository))}")
 
 
 VERBS: tuple[click.Command, ...] = (export, build)

@@ -1,6 +1,7 @@
 """`export`, from a checkpoint to the graph that is deployed, and the options of calibration that verbs share."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -170,9 +171,12 @@ def export(
         report["rounding"] = tell_rounding(load_graph(output))
     write_json(json_path, report)
     if flavour == "tensorrt":
-        name_next(f"retinaserve export {output} {output.with_suffix('.plan')}", where="on the GPU")
+        name_next(
+            shlex.join(["retinaserve", "export", str(output), str(output.with_suffix(".plan"))]),
+            where="on the GPU",
+        )
     else:
-        name_next(f"retinaserve build {output} --profile cpu --output repository")
+        name_next(f"retinaserve build {shlex.quote(str(output))} --profile cpu --output repository")
 
 
 def tell_calibration(record: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The .plan half of `export`: its options, and what it tells."""
 
 import json
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -94,7 +95,7 @@ def export_plan(
         report = {"plan": str(plan), "seconds": round(built.engine.seconds, 1), **asdict(built.engine.report)}
         report["manifest"] = json.loads(built.manifest.to_json())
         json_path.write_text(json.dumps(report, indent=2) + "\n")
-    name_next(f"retinaserve build {plan} --profile gpu --output repository")
+    name_next(f"retinaserve build {shlex.quote(str(plan))} --profile gpu --output repository")
 
 
 def tell_plan(plan: Path, built: "BuiltPlan") -> None:

@@ -50,9 +50,11 @@ def load_graph(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise UserError(f"{path}: no such file", "an ONNX model is expected")
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, format="protobuf")  # by its suffix onnx would read .json and .txt as text
     except Exception as error:  # protobuf's DecodeError, whose module differs between its versions
-        raise UserError(f"{path} is not an ONNX model ({error})") from None
+        raise UserError(
+            f"{path} is not an ONNX model ({error})", "an .onnx from `retinaserve export` is expected"
+        ) from None
     if not model.ir_version:  # protobuf reads an empty file as an empty message
         raise UserError(f"{path} is not an ONNX model (it is empty)")
     return model

@@ -99,8 +99,7 @@ def predict(
         where = client.servers
     if output:
         click.echo(f"{len(files) - failed} annotated pictures: {output}", err=True)
-    name_next(f"retinaserve eval --server {where} --images DIR --annotations FILE.json")
-    _exit_if(failed, len(files))
+    _finish(failed, len(files), f"retinaserve eval --server {where} --images DIR --annotations FILE.json")
 
 
 @click.command("eval")
@@ -162,8 +161,8 @@ def evaluate(
     if output:
         report.write_pictures(output)
         click.echo(f"curves, contact sheet and detections: {output}", err=True)
-    name_next(f"retinaserve bench --server {where} --images {shlex.quote(str(images))}")
-    _exit_if(len(report.errors), len(report.files), passed=passed)
+    following = f"retinaserve bench --server {where} --images {shlex.quote(str(images))}"
+    _finish(len(report.errors), len(report.files), following, passed=passed)
 
 
 @click.command()
@@ -218,10 +217,10 @@ def infer(
         failed, count = _print_predictions(files, detector, score=score, style="jsonl"), len(files)
     quoted = shlex.quote(str(model))
     if model.suffix == ".pth":
-        name_next(f"retinaserve export {quoted} {shlex.quote(str(model.with_suffix('.onnx')))}")
+        following = f"retinaserve export {quoted} {shlex.quote(str(model.with_suffix('.onnx')))}"
     else:
-        name_next(f"retinaserve build {quoted} --profile cpu --output REPO")
-    _exit_if(failed, count, passed=passed)
+        following = f"retinaserve build {quoted} --profile cpu --output repository"
+    _finish(failed, count, following, passed=passed)
 
 
 def _print_predictions(
@@ -262,9 +261,13 @@ def _draw(file: Path, found: "Detections", class_names: Sequence[str], target: P
     draw(picture, found, class_names).save(target, quality=92)
 
 
-def _exit_if(failed: int, count: int, *, passed: bool = True) -> None:
+def _finish(failed: int, count: int, following: str, *, passed: bool = True) -> None:
+    """Say how many pictures failed and what to do next, unless nothing was answered; exit with what came of it."""
     if failed:
         click.secho(f"{failed} of {count} pictures failed", fg="red", err=True)
+    if failed < count or not count:
+        name_next(following)
+    if failed:
         sys.exit(Exit.BAD_DATA)
     if not passed:
         sys.exit(Exit.CHECK_FAILED)

@@ -47,5 +47,9 @@ def _where(error: ServerError, endpoint: Endpoint) -> str:
     if endpoint.tls:
         return "--ca names the authority of its certificate, --client-cert and --client-key who you are"
     if "Socket closed" in error.message:
-        return f"if it is encrypted, write grpcs://{endpoint.address}; {WHERE}"
+        host = endpoint.address.rpartition(":")[0]
+        return (
+            f"gRPC usually has port 8001: {host}:8001; for HTTP write http://{endpoint.address}, for an encrypted "
+            f"server grpcs://{endpoint.address}"
+        )
     return WHERE

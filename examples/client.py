@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from eval.client import Client
+from training.errors import UserError
 
 
 def main(picture: Path, server: str = "localhost:8001", score: str = "0.3") -> None:
@@ -23,4 +24,7 @@ def main(picture: Path, server: str = "localhost:8001", score: str = "0.3") -> N
 if __name__ == "__main__":
     if not 2 <= len(sys.argv) <= 4:
         sys.exit(f"usage: {sys.argv[0]} PICTURE [SERVER [SCORE]]")
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    try:
+        main(Path(sys.argv[1]), *sys.argv[2:])
+    except (UserError, OSError) as error:  # no server, no such file, or a picture that the server refused
+        sys.exit(f"error: {error}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from eval.client import Client
 from eval.detections import ImageError
 from eval.images import find_images
+from training.errors import UserError
 
 
 def main(folder: Path, table: Path, server: str = "localhost:8001") -> int:
@@ -36,4 +37,7 @@ def main(folder: Path, table: Path, server: str = "localhost:8001") -> int:
 if __name__ == "__main__":
     if not 3 <= len(sys.argv) <= 4:
         sys.exit(f"usage: {sys.argv[0]} FOLDER TABLE.csv [SERVER]")
-    sys.exit(3 if main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]) else 0)
+    try:
+        sys.exit(3 if main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]) else 0)
+    except (UserError, OSError) as error:  # no server, no such folder, or a table that can't be written
+        sys.exit(f"error: {error}")

@@ -1,6 +1,6 @@
 """Pixels that are in memory already, such as a camera's frames, go to the model `retinanet` without being encoded.
 
-    python examples/own_preprocessing.py PICTURE.jpg [localhost:8001]
+    python examples/own_preprocessing.py PICTURE.jpg [localhost:8001 [0.3]]
 
 What `preprocess` does for encoded pictures is then yours: scale to fit, top left, pad with the mean colour. Boxes
 come back in the frame's own pixels all the same. Other scaling than `preprocess` does costs accuracy.
@@ -12,6 +12,7 @@ import sys
 import numpy as np
 from PIL import Image, ImageOps
 from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException
 
 
 def fit(frame: np.ndarray, size: tuple[int, int], fill: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -26,7 +27,7 @@ def fit(frame: np.ndarray, size: tuple[int, int], fill: tuple[int, int, int]) ->
     return canvas.transpose(2, 0, 1), letterbox
 
 
-def main(picture: str, server: str = "localhost:8001") -> None:
+def main(picture: str, server: str = "localhost:8001", lowest: str = "0.3") -> None:
     """Print a line a box: class, score, and x1 y1 x2 y2 in the frame's own pixels."""
     client = InferenceServerClient(server)
 
@@ -46,10 +47,15 @@ def main(picture: str, server: str = "localhost:8001") -> None:
     count = int(answer.as_numpy("num_detections")[0, 0])
     boxes, scores, classes = (answer.as_numpy(name)[0, :count] for name in ("boxes", "scores", "classes"))
     for box, score, index in zip(boxes, scores, classes, strict=True):
+        if score < float(lowest):
+            break  # the strongest come first
         print(f"{names[index]:<12}{score:6.2f}  " + " ".join(f"{side:7.1f}" for side in box))
 
 
 if __name__ == "__main__":
-    if not 2 <= len(sys.argv) <= 3:
-        sys.exit(f"usage: {sys.argv[0]} PICTURE [SERVER]")
-    main(*sys.argv[1:])
+    if not 2 <= len(sys.argv) <= 4:
+        sys.exit(f"usage: {sys.argv[0]} PICTURE [SERVER [SCORE]]")
+    try:
+        main(*sys.argv[1:])
+    except (InferenceServerException, OSError) as error:  # no server, or no such picture
+        sys.exit(f"error: {error}")

@@ -21,9 +21,25 @@ from scripts import commands as script_commands
 from training import commands as training_commands
 from training.errors import UserError
 
+SECTIONS = {
+    "To begin": ("demo", "doctor"),
+    "From labelled pictures to a checkpoint": ("data", "train", "import", "profile"),
+    "From a checkpoint to a server": ("export", "build", "serve", "models"),
+    "Ask it, and judge what it answers": ("predict", "web", "eval", "bench", "infer", "verify"),
+    "Look closer": ("precisions", "sensitivity", "admit", "efficiency", "capacity", "drill"),
+    "For this project's own tables and checks": ("model-table", "compile-check"),
+}
+
 
 class Verbs(click.Group):
     """A click group that answers a UserError without a traceback and lists the verbs in the order of use."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs by what they are for, each with its whole first sentence."""
+        for section, names in SECTIONS.items():
+            with formatter.section(section):
+                rows = [(name, self.commands[name].get_short_help_str(limit=200)) for name in names]
+                formatter.write_dl(rows)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the verbs from labelled images to boxes, rather than by the alphabet."""
@@ -60,7 +76,11 @@ def _ended_in_order() -> Iterator[None]:
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="retinaserve")
 def main() -> None:
-    """RetinaNet from labelled images to boxes over HTTP and gRPC, on a real Triton."""
+    """RetinaNet from labelled images to boxes over HTTP and gRPC, on a real Triton.
+
+    `retinaserve demo --quick` shows the first boxes in a minute; VERB --help explains a verb, docs/README.md has a
+    page for each task.
+    """
 
 
 for _verb in (

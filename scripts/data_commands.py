@@ -65,6 +65,7 @@ def check(
 
     Every finding has a code that stays the same, a count, examples and a remedy; docs/training.md lists them.
     """
+    import torch
     from tqdm import tqdm
 
     from training.check import check_data, read_split
@@ -82,12 +83,14 @@ def check(
     words: list[object] = ["--images", images, "--annotations", annotations]
     words += ["--val-images", val_images] if val_images else []
     words += ["--val-annotations", val_annotations] if val_annotations else []
+    if not torch.cuda.is_available():
+        words = ["--config", "cpu", *words]  # the defaults are for a GPU
     _name_training(words)
 
 
 def _name_training(words: Sequence[object]) -> None:
     """Name the next command, to be pasted as it is."""
-    name_next(f"retinaserve train MODEL.pth {shlex.join(map(str, words))}")
+    name_next(f"retinaserve train model.pth {shlex.join(map(str, words))}")
 
 
 def show(report: "Report") -> None:
@@ -112,4 +115,4 @@ def show(report: "Report") -> None:
         click.echo(f"        > {finding.remedy}")
     errors = sum(finding.severity == "error" for finding in report.findings)
     warnings = sum(finding.severity == "warning" for finding in report.findings)
-    click.echo(f"{errors} kinds of errors, {warnings} of warnings")
+    click.echo(f"kinds of errors: {errors}, of warnings: {warnings}")

@@ -51,7 +51,7 @@ def doctor(profile: str, plugins: Path, plan: Path | None, quick: bool, json_pat
             "the lines above say what to do",
             code=Exit.CHECK_FAILED,
         )
-    click.echo(f"{len(done)} checks, {counts[Status.WARN]} warnings", err=True)
+    click.echo(f"checks: {len(done)}, warnings: {counts[Status.WARN]}", err=True)
     name_next("retinaserve demo" if profile == "cpu" else "retinaserve export MODEL.pth OUT.plan")
 
 

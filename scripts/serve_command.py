@@ -40,7 +40,8 @@ python - <<'EOF'
 from pathlib import Path
 from eval.client import Client{imports}
 with Client("{grpc}"{tls}) as client:
-    print(client.predict([Path("PICTURE.jpg").read_bytes()])[0])
+    found = client.predict([Path("PICTURE.jpg").read_bytes()])[0].above(0.5)
+    print([client.class_names[index] for index in found.classes], found.boxes)
 EOF"""
 
 

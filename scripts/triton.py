@@ -286,6 +286,12 @@ def with_ports(options: ServerOptions) -> ServerOptions:
 
 def check_repository(repository: Path) -> None:
     """Raise UserError for a folder that holds no model."""
+    if repository.is_file():
+        model = shlex.quote(str(repository))
+        raise UserError(
+            f"{repository} is a file, and a repository is a folder",
+            f"make it with: retinaserve build {model} --output repository",
+        )
     if not repository.is_dir():
         raise UserError(f"{repository}: no such folder", "make it with: retinaserve build MODEL --output REPO")
     if not list(repository.glob("*/config.pbtxt")):

@@ -1,6 +1,7 @@
 """`train`: from a COCO data set to a checkpoint. The flags of the predecessor keep their names."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -210,7 +211,7 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
         click.echo(f"{model}: {result.iteration} iterations in {clock(result.seconds)}{scored}")
     if plotted:
         click.echo(f"{results}: losses and scores")
-    name_next(f"retinaserve export {model} {model.with_suffix('.onnx')}")
+    name_next(shlex.join(["retinaserve", "export", str(model), str(model.with_suffix(".onnx"))]))
 
 
 def _config(options: dict[str, Any]) -> "TrainConfig":

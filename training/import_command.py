@@ -1,6 +1,7 @@
 """`import`: public weights become a checkpoint."""
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -72,7 +73,7 @@ def import_weights(
             backbone = importers.import_backbone(content)
             save_backbone(output, backbone)
             click.echo(f"{output}: {backbone.name} of width {backbone.width}")
-            name_next(f"retinaserve train MODEL.pth --fine-tune {output} ...")
+            name_next(f"retinaserve train MODEL.pth --fine-tune {shlex.quote(str(output))} ...")
             return
         if source == "odtk":
             detector = importers.import_odtk(content, size=size, convention=anchors, categories=categories)
@@ -84,7 +85,7 @@ def import_weights(
     for note in detector.notes:
         click.echo(note, err=True)
     click.echo(f"{output}: {len(detector.spec.classes)} classes at {size[0]} x {size[1]}")
-    name_next(f"retinaserve export {output} {output.with_suffix('.onnx')}")
+    name_next(shlex.join(["retinaserve", "export", str(output), str(output.with_suffix(".onnx"))]))
 
 
 def read_categories(path: Path) -> dict[int, str]:

@@ -7,6 +7,7 @@ Boxes of the annotations are thin and white; what was found is thick and coloure
 are eval/draw.py's.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -73,8 +74,9 @@ def _box(ink: ImageDraw.ImageDraw, box: Sequence[float], scale: float, colour: s
 def _sheet(tiles: Sequence[Image.Image]) -> Image.Image:
     columns = min(COLUMNS, len(tiles))
     rows = math.ceil(len(tiles) / max(1, columns))
-    step = TILE + GAP
-    sheet = Image.new("RGB", (max(1, columns) * step + GAP, max(1, rows) * step + GAP), PAPER)
+    heights = [max(tile.height for tile in tiles[row * columns :][:columns]) for row in range(rows)]
+    tops = list(itertools.accumulate((height + GAP for height in heights), initial=GAP))
+    sheet = Image.new("RGB", (max(1, columns) * (TILE + GAP) + GAP, max(tops[-1], TILE)), PAPER)
     for number, tile in enumerate(tiles):
-        sheet.paste(tile, (GAP + number % columns * step, GAP + number // columns * step))
+        sheet.paste(tile, (GAP + number % columns * (TILE + GAP), tops[number // columns]))
     return sheet

@@ -116,7 +116,8 @@ def test_the_other_protocols_port_is_explained(server: TritonServer) -> None:
         Client(server.http_url)
     with pytest.raises(UserError, match="no Triton server answers at http://") as http:
         Client(f"http://{server.grpc_url}")
-    assert "http://HOST:8000" in grpc.value.hint and "grpc://HOST:8001" in http.value.hint
+    assert f"for HTTP write http://{server.http_url}" in grpc.value.hint and "port 8001" in grpc.value.hint
+    assert "grpc://HOST:8001" in http.value.hint
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

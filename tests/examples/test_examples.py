@@ -94,7 +94,7 @@ def test_own_preprocessing_finds_what_the_server_finds(server: TritonServer, pic
     """Pillow scales a little differently from DALI, so scores near the threshold may fall on the other side."""
     with Client(server.grpc_url) as client:
         (expected,) = client.predict([picture.read_bytes()])
-    result = run("own_preprocessing.py", picture, server.grpc_url)
+    result = run("own_preprocessing.py", picture, server.grpc_url, 0)
     found = rows(result.stdout)
     assert found, result.stderr
     strongest = min(5, len(expected))
@@ -102,6 +102,15 @@ def test_own_preprocessing_finds_what_the_server_finds(server: TritonServer, pic
         [score for _, score, _ in found[:strongest]], expected.scores[:strongest], atol=0.03
     )
     np.testing.assert_allclose([box for *_, box in found[:1]], expected.boxes[:1], atol=2.0)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("name", ["client.py", "own_preprocessing.py"])
+def test_mistakes_are_a_line_or_two(server: TritonServer, tmp_path: Path, picture: Path, name: str) -> None:
+    for file, where in ((tmp_path / "none.jpg", server.grpc_url), (picture, "localhost:9")):
+        result = run(name, file, where)
+        assert result.returncode == 1 and result.stderr.startswith("error: ") and not result.stdout
+        assert len(result.stderr.splitlines()) <= 2
 
 
 def test_the_checkpoint_is_small_and_what_the_demo_trains() -> None:

@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from scripts.cli import Verbs, main
+from scripts.cli import SECTIONS, Verbs, main
 from tests.toys import toy_model, toy_spec
 from training.checkpoint import Checkpoint, save
 
@@ -39,6 +39,21 @@ def test_mistakes(
     assert words in result.stderr and "Traceback" not in result.stderr
     assert result.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_has_every_verb_once_with_its_whole_sentence() -> None:
+    assert sorted(name for names in SECTIONS.values() for name in names) == sorted(main.commands)
+    shown = CliRunner().invoke(main, ["--help"]).stdout.split("Options:")[1]
+    assert "..." not in shown and "MODEL that is there." in " ".join(shown.split())
+
+
+def test_a_file_is_no_repository(tmp_path: Path) -> None:
+    """Who serves the checkpoint itself is given the command that was skipped, to be pasted as it is."""
+    model = tmp_path / "my model.pth"
+    model.touch()
+    refused = CliRunner().invoke(main, ["serve", str(model)])
+    assert refused.exit_code == 3 and f"{model} is a file" in refused.stderr
+    assert f"retinaserve build '{model}' --output repository" in refused.stderr
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The embedded server as a process: it starts, explains itself, and leaves nothing behind."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -134,8 +135,9 @@ def servers_of(parent: int) -> list[int]:
     return [int(pid) for pid in children]
 
 
-def test_serve_prints_commands_that_work_and_ends_on_ctrl_c(repository: Path) -> None:
-    process, lines = start_serve(repository)
+def test_serve_prints_commands_that_work_and_ends_on_ctrl_c(repository: Path, tmp_path: Path) -> None:
+    """From a folder whose name has a space and what else means something to the shell that Triton starts."""
+    process, lines = start_serve(Path(shutil.copytree(repository, tmp_path / "it's my $HOME & yours")))
     text = "".join(lines)
     picture = repository / "preprocess" / "warmup" / "picture.jpg"
     curl = text[text.index('f="PICTURE.jpg"') : text.index("python - <<")].replace("PICTURE.jpg", str(picture))
@@ -144,7 +146,7 @@ def test_serve_prints_commands_that_work_and_ends_on_ctrl_c(repository: Path) ->
     python = text[text.index("python - <<") :].replace("PICTURE.jpg", str(picture))
     command = f"cd {Path.cwd()} && PATH={Path(sys.executable).parent}:$PATH && {python}"
     answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
-    assert "Detections(boxes=" in answer
+    assert re.match(r"\[.*?\] \[", answer), answer  # class names, then boxes
     (server,) = servers_of(process.pid)
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0

@@ -197,6 +197,8 @@ def test_splits_are_held_together(tmp_path: Path, clean: Path) -> None:
     for seed in (10, 11, 12):
         picture(seed).save(folder / f"{seed}.jpg", quality=95)
     assert between(folder, coco(10, 3)) == {}
+    assert between(folder, coco(10, 6)) == {}
+    assert between(folder, coco(10, 7)) == {"split-larger": 1}
     shutil.copy(folder / "4.jpg", folder / "11.jpg")
     picture(5).save(folder / "12.jpg", quality=60)
     assert between(folder, coco(10, 3)) == {"split-leak": 1, "split-similar": 1}
@@ -227,7 +229,7 @@ def test_the_command_writes_json_and_exits_with_3(tmp_path: Path, clean: Path) -
     (tmp_path / "bad.json").write_text(json.dumps(content))
     flags = ["check", "--images", str(clean), "--json", str(tmp_path / "new" / "report.json"), "--annotations"]
     good = CliRunner().invoke(data, [*flags, str(clean / "train.json")])
-    assert good.exit_code == 0 and "0 kinds of errors" in good.stdout and "next: retinaserve train" in good.stderr
+    assert good.exit_code == 0 and "kinds of errors: 0" in good.stdout and "next: retinaserve train" in good.stderr
     bad = CliRunner().invoke(data, [*flags, str(tmp_path / "bad.json")])
     assert bad.exit_code == 3 and "image-missing" in bad.stdout
     report = json.loads((tmp_path / "new" / "report.json").read_text())
@@ -246,7 +248,7 @@ def test_training_is_refused_in_one_line(tmp_path: Path, clean: Path) -> None:
     (tmp_path / "bad.json").write_text(json.dumps(content))
     with pytest.raises(UserError) as refused:
         preflight(clean, tmp_path / "bad.json")
-    found = "pictures that are not there [image-missing]: none.jpg; and 1 more kinds of errors"
+    found = "pictures that are not there [image-missing]: none.jpg; other kinds of errors: 1"
     assert refused.value.message == f"{tmp_path / 'bad.json'}: {found}" and "data check" in refused.value.hint
     flags = ["--images", str(clean), "--annotations", str(tmp_path / "bad.json"), "--iters", "1"]
     training = CliRunner().invoke(train, [str(tmp_path / "model.pth"), *flags]).exception

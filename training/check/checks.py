@@ -212,6 +212,12 @@ def check_leak(train: Split, val: Split) -> Iterator[Find]:
             yield "split-similar", f"{near[1]} and {image.name}"
 
 
+def check_sizes(train: Split, val: Split) -> Iterator[Find]:
+    """Splits of which the wrong one is the larger, as when the two files were given the wrong way round."""
+    if len(val.images) > len(train.images):
+        yield "split-larger", f"{len(val.images)} and {len(train.images)}"
+
+
 def check_split_categories(train: Split, val: Split) -> Iterator[Find]:
     """Categories that mean another thing in the other split, or can't be learnt."""
     for number in sorted(train.name_of.keys() | val.name_of.keys()):
@@ -233,7 +239,7 @@ CHECKS: tuple[Callable[[Split], Iterator[Find]], ...] = (
     check_boxes,
     check_balance,
 )
-PAIRED: tuple[Callable[[Split, Split], Iterator[Find]], ...] = (check_leak, check_split_categories)
+PAIRED: tuple[Callable[[Split, Split], Iterator[Find]], ...] = (check_leak, check_sizes, check_split_categories)
 
 
 def _format(split: Split) -> tuple[str, str]:

@@ -96,6 +96,11 @@ CODES: Mapping[str, Code] = {
     "split-same": Code(
         "warning", "validation is the training set", "the score tells what was learnt by heart; hold pictures back"
     ),
+    "split-larger": Code(
+        "warning",
+        "more pictures to validate on than to learn from",
+        "are the two files swapped? Learn from the larger",
+    ),
     "split-categories": Code("error", "categories that differ between the splits", "ids and names must agree"),
     "split-unseen": Code("warning", "categories to validate that are not in training", "move pictures of them"),
 }

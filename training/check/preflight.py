@@ -43,7 +43,7 @@ def refuse_errors(report: Report) -> None:
     if not report.errors:
         return
     first = report.errors[0]
-    more = f"; and {len(report.errors) - 1} more kinds of errors" if len(report.errors) > 1 else ""
+    more = f"; other kinds of errors: {len(report.errors) - 1}" if len(report.errors) > 1 else ""
     where = next((summary.annotations for summary in report.splits if summary.name == first.split), first.split)
     raise UserError(
         f"{where}: {_told(first)}{more}",
