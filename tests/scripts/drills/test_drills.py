@@ -84,11 +84,23 @@ def test_a_full_disk_leaves_no_half_a_repository_and_stops_no_server(repository:
     assert set(found["served"]) == {"ok"}
 
 
-def test_a_soak_reports_every_process(repository: Path) -> None:
-    verdict = soak(repository, SoakOptions(minutes=0.07, rate=15), pictures=PICTURES)
+def test_a_soak_reports_every_process_and_the_one_that_leaks(repository: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "leaky"
+    shutil.copytree(repository, copy)
+    model = copy / "preprocess" / "1" / "model.py"
+    code = model.read_text()
+    start = "        rows = [pb_utils."
+    assert start in code
+    leak = "        self.__dict__.setdefault('_kept', []).append(b'x' * 16_384 * len(requests))\n"
+    model.write_text(code.replace(start, leak + start, 1))
+
+    verdict = soak(copy, SoakOptions(minutes=0.07, rate=40), pictures=PICTURES)
     found = figures(verdict)
     assert found["failed requests"] == 0
     for name in ("tritonserver", "preprocess 1", "retinanet 1"):
         assert f"{name}: memory after / before" in found
         assert found[f"{name}: descriptors, growth"] <= 0
     assert found["files in /dev/shm, growth"] == 0
+    (leaking,) = [check for check in verdict.checks if check.promise == "preprocess 1: growth, bytes a request"]
+    assert not leaking.held
+    assert 0.7 * 16_384 < leaking.figure < 1.5 * 16_384
