@@ -18,6 +18,7 @@ from build_tools.export_command import (
 )
 from build_tools.gpu_options import GPU_OPTIONS, gpu_build_options, gpu_options, target_of
 from training.errors import Exit, UserError
+from training.next_step import name_next
 
 if TYPE_CHECKING:
     from build_tools.configs import Profile
@@ -96,9 +97,9 @@ def build(
     report = {"repository": str(built.repository), "version": built.version, "profile": profile}
     write_json(json_path, {**report, "graph": built.precision, "precision": arithmetic})
     if profile == "gpu":
-        click.echo(f"next: serve {built.repository} in NVIDIA's container: docs/deployment.md", err=True)
+        name_next(f"serve {built.repository} in NVIDIA's container: docs/deployment.md")
     else:
-        click.echo(f"next: retinaserve serve {built.repository}", err=True)
+        name_next(f"retinaserve serve {built.repository}")
 
 
 VERBS: tuple[click.Command, ...] = (export, build)

@@ -10,6 +10,7 @@ import click
 
 from build_tools.plan_command import PlanChoices, export_plan, plan_options, tell_rounding
 from training.errors import Exit, UserError
+from training.next_step import name_next
 
 if TYPE_CHECKING:
     from build_tools.graft import Flavour
@@ -169,9 +170,9 @@ def export(
         report["rounding"] = tell_rounding(load_graph(output))
     write_json(json_path, report)
     if flavour == "tensorrt":
-        click.echo(f"next, on the GPU: retinaserve export {output} {output.with_suffix('.plan')}", err=True)
+        name_next(f"retinaserve export {output} {output.with_suffix('.plan')}", where="on the GPU")
     else:
-        click.echo(f"next: retinaserve build {output} --profile cpu --output repository", err=True)
+        name_next(f"retinaserve build {output} --profile cpu --output repository")
 
 
 def tell_calibration(record: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from training.errors import Exit, UserError
+from training.next_step import name_next
 
 if TYPE_CHECKING:
     import onnx
@@ -93,7 +94,7 @@ def export_plan(
         report = {"plan": str(plan), "seconds": round(built.engine.seconds, 1), **asdict(built.engine.report)}
         report["manifest"] = json.loads(built.manifest.to_json())
         json_path.write_text(json.dumps(report, indent=2) + "\n")
-    click.echo(f"next: retinaserve build {plan} --profile gpu --output repository", err=True)
+    name_next(f"retinaserve build {plan} --profile gpu --output repository")
 
 
 def tell_plan(plan: Path, built: "BuiltPlan") -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eval.options import FILE, json_option, name_next, tls_options, wait_option, write_json
+from eval.options import FILE, json_option, tls_options, wait_option, write_json
 from training.errors import Exit
+from training.next_step import name_next
 
 if TYPE_CHECKING:
     from eval.perf_analyzer import Demand

@@ -15,21 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from eval.bench_command import bench
-from eval.options import (
-    FILE,
-    FOLDER,
-    json_option,
-    name_next,
-    progress,
-    report_options,
-    tls_options,
-    wait_option,
-    write_json,
-)
+from eval.options import FILE, FOLDER, json_option, progress, report_options, tls_options, wait_option, write_json
 from eval.outcome import ReportOptions, publish
 from eval.verify_command import verify
 from eval.web.command import web
 from training.errors import Exit
+from training.next_step import name_next
 from training.spec import DETECTOR
 
 if TYPE_CHECKING:

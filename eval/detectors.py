@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from eval.detections import Detections, ImageError
 from eval.identity import Identity
+from eval.openvino_cpu import compile_for_cpu
 from training.errors import Exit, UserError
 from training.spec import IMAGE, LETTERBOX, OUTPUTS, DetectorSpec
 
@@ -261,14 +262,9 @@ class OnnxDetector(OfflineDetector):
 
 def _openvino(source: str | bytes, names: Sequence[str], threads: int) -> Infer | None:
     try:
-        import openvino
+        request = compile_for_cpu(source, threads=threads).create_infer_request()
     except ImportError:
         return None
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    if threads:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    core = openvino.Core()
-    request = core.compile_model(core.read_model(source), "CPU", settings).create_infer_request()
 
     def infer(feeds: dict[str, Any]) -> Outputs:
         results = request.infer(feeds)

@@ -7,14 +7,13 @@ a plan, since a plan says neither classes nor anchors. It builds nothing, and is
 copied to the GPU, run and copied back, one after the other.
 """
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from build_tools.manifest import read_manifest
 from eval.detectors import OfflineDetector, Outputs
 from training.errors import Exit, UserError
 from training.spec import IMAGE, LETTERBOX, OUTPUTS, DetectorSpec
@@ -33,10 +32,10 @@ class EngineDetector(OfflineDetector):
         super().__init__(path, **settings)
 
     def _load(self, path: Path) -> DetectorSpec:
-        content = path.read_bytes()
-        spec, self.precision = read_description(path, content)
+        manifest = read_manifest(path)
+        spec, self.precision = manifest.spec, manifest.precision
         self._torch, trt = _packages()
-        self._engine, self._keep_alive = _deserialize(trt, path, content, self._plugins)
+        self._engine, self._keep_alive = _deserialize(trt, path, path.read_bytes(), self._plugins)
         self._context = self._engine.create_execution_context()
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         missing = [name for name in (IMAGE, LETTERBOX, *OUTPUTS) if name not in names]
@@ -77,29 +76,6 @@ class EngineDetector(OfflineDetector):
             raise UserError(f"{self.path}: TensorRT could not run the plan", "its log above says why")
         stream.synchronize()
         return [buffers[name].cpu().numpy() for name in (*OUTPUTS, *self.head_names)]
-
-
-def read_description(path: Path, content: bytes) -> tuple[DetectorSpec, str]:
-    """Return the spec and the precision of a plan from the manifest beside it (`model.plan.json`).
-
-    Raises UserError where it is missing, is no manifest, or is another plan's.
-    """
-    manifest = path.with_name(f"{path.name}.json")
-    try:
-        data = json.loads(manifest.read_text())
-        spec = DetectorSpec.from_json(json.dumps(data["spec"]))
-        precision, wanted = str(data["precision"]), str(data["plan_sha256"])
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} has no manifest: {manifest.name} is missing",
-            "a plan does not say what it detects; `retinaserve export` writes both, copy them together",
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{manifest} is no manifest of a plan: {type(error).__name__} {error}") from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != wanted:
-        raise UserError(f"{manifest} is the manifest of another plan", "copy a plan and its manifest together")
-    return spec, precision
 
 
 def _packages() -> tuple[Any, Any]:

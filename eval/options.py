@@ -1,4 +1,4 @@
-"""What the verbs of this folder share: options, progress, writing JSON and naming the next command."""
+"""What the verbs of this folder share: options, progress and writing JSON."""
 
 import functools
 import json
@@ -79,8 +79,3 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
         if indent:  # a row of numbers is a line; no line break is ever inside a string
             text = NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
         partial.write_text(text + "\n", encoding="utf-8")
-
-
-def name_next(command: str) -> None:
-    """Name the next useful command on stderr."""
-    click.secho(f"next: {command}", dim=True, err=True)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eval.limits import PRECISIONS
-from eval.options import FILE, FOLDER, json_option, name_next, progress, write_json
+from eval.options import FILE, FOLDER, json_option, progress, tls_options, write_json
 from training.errors import Exit
+from training.next_step import name_next
 
 if TYPE_CHECKING:
+    from eval.transport import TlsFiles
     from eval.verify import Verification
 
 
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 @click.option(
     "--timeout", type=click.FloatRange(min=0.001), default=60.0, help="Seconds a server may take for a picture."
 )
+@tls_options
 @json_option
 @click.option("--output", type=FOLDER, help="Write the worst pictures, side by side, into this directory.")
 @click.option("--worst", type=click.IntRange(min=1), default=6, help="With --output: how many.")
@@ -66,6 +69,7 @@ def verify(
     batch: int,
     threads: int,
     timeout: float,
+    tls: "TlsFiles | None",
     json_file: Path | None,
     output: Path | None,
     worst: int,
@@ -85,6 +89,8 @@ def verify(
 
     if not others and not servers:
         raise click.UsageError("nothing to compare with: name another model, or a --server")
+    if tls and not servers:
+        raise click.UsageError("--ca, --client-cert and --client-key are for a --server, and none is named")
     overrides = parse_overrides(limits)
     truth = Annotations.load(annotations) if annotations else None
     files = picture_files(truth, images) if truth else dict(enumerate(find_images([images]), 1))
@@ -92,7 +98,7 @@ def verify(
     settings: dict[str, Any] = {"threads": threads, "batch": batch, "plugins": plugins}
     with ExitStack() as stack:
         # Servers first: one that is not there is told before a network is compiled.
-        served = [open_server(each, stack, timeout=timeout) for each in servers]
+        served = [open_server(each, stack, timeout=timeout, tls=tls) for each in servers]
         right = open_reference(reference, size=size, **settings)
         candidates = [candidate for path in others for candidate in open_file(path, runtimes=runtimes, **settings)]
         candidates += served

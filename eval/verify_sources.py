@@ -20,6 +20,7 @@ from eval.detections import Detections, ImageError
 from eval.detectors import Heads, OfflineDetector, OnnxDetector, Runtime, TorchDetector, open_detector
 from eval.limits import loosest, precision_named
 from eval.served_model import ServedModel
+from eval.transport import TlsFiles
 from training.errors import Exit, UserError
 from training.spec import RETINANET, DetectorSpec
 
@@ -94,9 +95,16 @@ def open_file(
     ]
 
 
-def open_server(server: str, stack: ExitStack, *, timeout: float = 60.0, concurrency: int = 8) -> Candidate:
+def open_server(
+    server: str,
+    stack: ExitStack,
+    *,
+    timeout: float = 60.0,
+    concurrency: int = 8,
+    tls: TlsFiles | None = None,
+) -> Candidate:
     """Connect to a server until `stack` is closed. Its precision is what its config says of it, if anything."""
-    client = stack.enter_context(Client(server, timeout=timeout, concurrency=concurrency))
+    client = stack.enter_context(Client(server, timeout=timeout, concurrency=concurrency, tls=tls))
     told = client.parameters(RETINANET) if RETINANET in client.served.steps else {}
     # `precision` is of the arithmetic, `graph` of the file: an INT8 graph runs with f32 around its INT8 layers.
     known = [name for key in ("precision", "graph") if (name := precision_named(told.get(key, "")))]

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from training.errors import Exit, UserError
+from training.next_step import name_next
 
 PATH = click.Path(path_type=Path)
 AROUND = range(80_000, 125_001)  # bytes of what counts as a JPEG of 100 kB
@@ -39,7 +40,7 @@ def admit(images: tuple[str, ...], trial: bool, cost: bool, served: bool, json_p
         json_path.write_text(json.dumps(report, indent=2) + "\n")
     if refused:
         raise click.exceptions.Exit(Exit.CHECK_FAILED)
-    click.echo("next: retinaserve build MODEL.plan --profile gpu --output repository", err=True)
+    name_next("retinaserve build MODEL.plan --profile gpu --output repository")
 
 
 def _judge(paths: list[Path], with_trial: bool) -> dict[str, str]:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from aiohttp import web
 from PIL import Image, ImageOps
 
+from eval.openvino_cpu import compile_for_cpu
 from training.spec import DELTA_CLAMP, DetectorSpec
 
 FloatArray = npt.NDArray[np.float32]
@@ -31,20 +32,12 @@ class Detector:
     """Bytes to boxes in one call; calls may come from several threads, and infer one after the other."""
 
     def __init__(self, graph: Path, *, threads: int, precision: str = "f32") -> None:
-        import openvino as ov
-
         from build_tools.signature import read_signature
 
         self.spec = read_signature(graph).spec
         heads, names = _cut_at_heads(graph, self.spec)
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": str(threads),
-            "INFERENCE_PRECISION_HINT": precision,
-        }
-        core = ov.Core()
-        self._infer = core.compile_model(core.read_model(heads), "CPU", settings).create_infer_request()
+        network = compile_for_cpu(heads, precision=precision, threads=threads)
+        self._infer = network.create_infer_request()
         self._names = names
         self._turn = threading.Lock()
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from eval.options import FILE, json_option, name_next, write_json
+from eval.options import FILE, json_option, write_json
 from training.errors import UserError
+from training.next_step import name_next
 
 
 @click.command()
@@ -55,6 +56,8 @@ def capacity(
     from eval.images import find_images
     from scripts.capacity import SERVICES, CapacityOptions, measure, mix, plot, summary
     from scripts.drills.stage import drawn
+    from scripts.engine_limit import engine_limit
+    from scripts.installation import usable_cores
 
     options = CapacityOptions(max_p99, seconds, in_flight, rounds=rounds)
     done = []
@@ -63,6 +66,11 @@ def capacity(
             model, Path(scratch) / "repository", options=BuildOptions(precision=precision)
         ).repository
         pictures = [path.read_bytes() for path in find_images(images)][:64] if images else drawn(Path(scratch))
+        limit = engine_limit(model, threads=usable_cores(), precision=precision, seconds=min(seconds, 10))
+        click.echo(
+            f"the network alone: {limit['together']:.1f} images/s with all cores on a picture, "
+            f"{limit['apart']:.1f} with a core a picture"
+        )
         click.echo("service        round   peak/s  alone ms  capacity/s   CPU s  memory MB")
         for each in measure(
             model, repository, pictures, options, precision=precision, services=services or SERVICES, tell=_tell
@@ -82,6 +90,7 @@ def capacity(
             "machine": machine(),
             "options": asdict(options),
             "mix": mix(pictures),
+            "engine_limit": limit,
             "summary": found,
             "measured": [each.to_dict() for each in done],
         }

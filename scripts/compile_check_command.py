@@ -8,6 +8,7 @@ import click
 
 from build_tools.plan_command import percent_bar
 from training.errors import Exit, UserError
+from training.next_step import name_next
 
 if TYPE_CHECKING:
     from build_tools.compile_check import Compiled
@@ -83,7 +84,7 @@ def compile_check(
             "what NVIDIA's builder says stands above",
             code=Exit.CHECK_FAILED,
         )
-    click.echo(f"next, on the GPU: retinaserve export {paths[0]} MODEL.plan", err=True)
+    name_next(f"retinaserve export {paths[0]} MODEL.plan", where="on the GPU")
 
 
 def _told(compiled: "Compiled") -> str:

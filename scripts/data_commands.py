@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from training.errors import Exit, UserError
+from training.next_step import name_next
 
 if TYPE_CHECKING:
     from training.check import Report
@@ -86,7 +87,7 @@ def check(
 
 def _name_training(words: Sequence[object]) -> None:
     """Name the next command, to be pasted as it is."""
-    click.echo(f"next: retinaserve train MODEL.pth {shlex.join(map(str, words))}", err=True)
+    name_next(f"retinaserve train MODEL.pth {shlex.join(map(str, words))}")
 
 
 def show(report: "Report") -> None:

@@ -25,6 +25,7 @@ import click
 from scripts.demo_recipe import DEMO, Recipe
 from scripts.triton import ServerOptions, TritonServer
 from training.errors import Exit, UserError
+from training.next_step import INNER
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nvidia-dali-cuda120", "nvidia-pytriton", "tritonclient")
 PICTURES = 12  # of the contact sheet
@@ -60,7 +61,7 @@ class Demo:
         words = [str(argument) for argument in arguments]
         click.secho(f"    $ retinaserve {shlex.join(words)}", fg="cyan", err=True)
         try:
-            main.main(words, standalone_mode=False)
+            main.main(words, standalone_mode=False, obj=INNER)
         except SystemExit as end:  # the verb has said why
             if end.code == INTERRUPTED:
                 raise KeyboardInterrupt from None

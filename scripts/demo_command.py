@@ -1,9 +1,16 @@
 """`demo`: the whole road on synthetic data."""
 
 import json
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
+
+from training.next_step import name_next
 
 
 @click.command()
@@ -19,35 +26,50 @@ def demo(output: Path | None, quick: bool) -> None:
         from scripts.quickstart import quickstart
 
         output = output or Path("runs/quickstart")
-        predictions = quickstart(output)
+        with _going_on():
+            predictions = quickstart(output)
         click.echo(predictions)
-        _name_next(output, [f"{predictions}/"])
+        tell_what_to_try(output, [predictions])
         return
     from scripts.demo import run_demo
 
     output = output or Path("runs/demo")
-    summary = run_demo(output)
+    with _going_on():
+        summary = run_demo(output)
     click.echo(json.dumps(summary, indent=2))
     server, torch, onnx = (summary[name] for name in ("ap", "ap_offline_torch", "ap_offline_onnx"))
     click.secho(
         f"\nAP {server:.3f} through Triton, {torch:.3f} in torch, {onnx:.3f} in ONNX\n", bold=True, err=True
     )
-    _name_next(output, [str(output / "report" / "contact_sheet.jpg"), f"{output / 'predictions'}/"])
+    tell_what_to_try(output, [output / "report" / "contact_sheet.jpg", output / "predictions"])
 
 
-def _name_next(output: Path, pictures: list[str]) -> None:
-    """Say what there is to see, and the next things to do."""
-    look = "\n           ".join(pictures)
+@contextmanager
+def _going_on() -> Iterator[None]:
+    """Say after Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        name_next("the same command goes on from there")
+        raise
+
+
+def tell_what_to_try(output: Path, pictures: list[Path]) -> None:
+    """Say what there is to see, and commands that work as they are printed."""
+    folder = shlex.quote(str(output))
+    activate = Path(sys.prefix) / "bin" / "activate"
+    if not shutil.which("retinaserve") and activate.is_file():
+        click.echo(f"\nonce       . {shlex.quote(str(activate))}", err=True)
+    look = "\n           ".join(map(str, pictures))
     click.echo(
         f"""\
 
 look at    {look}
-then try   retinaserve serve {output / "repository"}
-           retinaserve web            a page to drop pictures on   (from another terminal)
-           retinaserve predict PICTURE.jpg --output annotated
-your data  docs/training.md, in short:
-           retinaserve data check --images DIR --annotations FILE.json
-           retinaserve train model.pth --images DIR --annotations FILE.json
-the words  `retinaserve` is in .venv/bin: . .venv/bin/activate""",
+then try   retinaserve serve {folder}/repository
+           and while it runs, from another terminal:
+           retinaserve predict {folder}/data/val/images --output {folder}/annotated
+           retinaserve web            # a page to drop pictures on
+your data  retinaserve data check --help
+           retinaserve train --help   # docs/training.md has the whole road""",
         err=True,
     )

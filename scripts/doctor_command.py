@@ -10,6 +10,7 @@ import click
 
 from scripts.doctor import Check, Probe, Status, examine
 from training.errors import Exit, UserError
+from training.next_step import name_next
 
 PATH = click.Path(path_type=Path)
 COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
@@ -51,9 +52,7 @@ def doctor(profile: str, plugins: Path, plan: Path | None, quick: bool, json_pat
             code=Exit.CHECK_FAILED,
         )
     click.echo(f"{len(done)} checks, {counts[Status.WARN]} warnings", err=True)
-    click.echo(
-        "next: retinaserve demo" if profile == "cpu" else "next: retinaserve export MODEL.pth OUT.plan", err=True
-    )
+    name_next("retinaserve demo" if profile == "cpu" else "retinaserve export MODEL.pth OUT.plan")
 
 
 def _probes(profile: str, library: Path, plan: Path | None, *, quick: bool) -> Iterator[Probe]:

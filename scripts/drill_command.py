@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eval.options import FILE, name_next, write_json
+from eval.options import FILE, write_json
 from training.errors import Exit
+from training.next_step import name_next
 
 if TYPE_CHECKING:
     from scripts.drills.verdict import Verdict

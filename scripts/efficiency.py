@@ -17,6 +17,7 @@ from typing import Any
 
 from eval.bench import machine
 from eval.client import Client
+from eval.openvino_cpu import compile_for_cpu
 from eval.perf_analyzer import Demand, PerfAnalyzer
 from eval.transport import Endpoint
 from scripts.installation import usable_cores
@@ -70,21 +71,14 @@ class PlainLoop:
     """Decode and infer in this process, with the server's settings."""
 
     def __init__(self, graph: Path, pictures: Sequence[bytes], *, precision: str, threads: int) -> None:
-        import openvino as ov
-
         from build_tools.preprocess import Preprocessor
         from build_tools.signature import read_signature
 
         spec = read_signature(graph).spec
         self._pictures = pictures
         self._preprocessor = Preprocessor(spec.size, spec.fill, threads=threads)
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": str(threads),
-            "INFERENCE_PRECISION_HINT": precision,
-        }
-        self._infer = ov.Core().compile_model(str(graph), "CPU", settings).create_infer_request()
+        network = compile_for_cpu(str(graph), precision=precision, threads=threads)
+        self._infer = network.create_infer_request()
 
     def run(self) -> Loop:
         """Process every picture once, alone."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from training.next_step import name_next
 from training.spec import BACKBONES
 
 PATH = click.Path(path_type=Path)
@@ -79,7 +80,7 @@ def model_table(
     if json_path:
         json_path.write_text(json.dumps(table.to_dict(), indent=2) + "\n")
     click.echo(f"every round's numbers: {table.path}; remove it to measure anew", err=True)
-    click.echo("next: retinaserve precisions CHECKPOINT --images DIR --annotations FILE.json", err=True)
+    name_next("retinaserve precisions CHECKPOINT --images DIR --annotations FILE.json")
 
 
 def _write(output: Path | None, text: str) -> None:

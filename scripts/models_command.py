@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eval.options import FILE, name_next, write_json
+from eval.options import FILE, write_json
+from training.next_step import name_next
 
 if TYPE_CHECKING:
     from scripts.models import Deployment

@@ -21,6 +21,7 @@ from build_tools.export import ExportOptions, export_detector
 from eval.bench import MOST_PICTURES, machine, spread
 from eval.client import Client
 from eval.coco import Annotations
+from eval.openvino_cpu import compile_for_cpu
 from eval.perf_analyzer import Demand, LoadError, PerfAnalyzer
 from eval.report import judge, picture_files, read_files
 from eval.transport import Endpoint
@@ -100,10 +101,7 @@ def compare(checkpoint: Path, options: Options, *, say: Callable[[str], None]) -
 
 def convolution_types(graph: Path, arithmetic: str) -> dict[str, int]:
     """Return how many convolutions OpenVINO runs in which type, by its own word."""
-    import openvino
-
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": arithmetic}
-    model = openvino.Core().compile_model(str(graph), "CPU", settings).get_runtime_model()
+    model = compile_for_cpu(str(graph), precision=arithmetic).get_runtime_model()
     infos = [node.get_rt_info() for node in model.get_ops()]
     return dict(
         Counter(

@@ -10,6 +10,7 @@ import click
 
 from build_tools.export_command import CALIBRATORS, calibration_options, int8_options
 from training.errors import UserError
+from training.next_step import name_next
 from training.spec import BACKBONES
 
 PATH = click.Path(path_type=Path)
@@ -70,7 +71,7 @@ def precisions(
     click.echo(f"all numbers: {target}", err=True)
     if annotations:
         words = ["retinaserve", "sensitivity", model, "--images", str(images), "--annotations", str(annotations)]
-        click.echo(f"next: {shlex.join([*words, '--calibration-images', str(options.int8.images)])}", err=True)
+        name_next(f"{shlex.join([*words, '--calibration-images', str(options.int8.images)])}")
 
 
 def _drawn(folder: Path) -> Path:

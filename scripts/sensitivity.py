@@ -27,6 +27,7 @@ from build_tools.quantize import layers_of
 from eval.bench import spread
 from eval.coco import Annotations, evaluate, match_classes
 from eval.detections import Detections
+from eval.openvino_cpu import compile_for_cpu
 from eval.report import picture_files
 from training.errors import UserError
 from training.spec import IMAGE, LETTERBOX, OUTPUTS, DetectorSpec
@@ -34,7 +35,6 @@ from training.spec import IMAGE, LETTERBOX, OUTPUTS, DetectorSpec
 if TYPE_CHECKING:
     from build_tools.layers import Layer
 
-SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 Heads = list[npt.NDArray[np.float32]]
 
 
@@ -121,11 +121,8 @@ class _Judge:
 
     def run(self, heads: onnx.ModelProto) -> tuple[list[Heads], float]:
         """Return the raw heads of each picture (class and box maps in turns), and the AP."""
-        import openvino
-
-        core = openvino.Core()
-        graph = core.read_model(graft(heads, keep_heads=True).SerializeToString())
-        request = core.compile_model(graph, "CPU", SETTINGS).create_infer_request()
+        graph = graft(heads, keep_heads=True).SerializeToString()
+        request = compile_for_cpu(graph).create_infer_request()
         maps: list[Heads] = []
         detections: dict[int, Detections] = {}
         for image_id, picture in self.prepared.items():

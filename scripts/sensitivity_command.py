@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from build_tools.export_command import calibration_options, int8_options
+from training.next_step import name_next
 
 PATH = click.Path(path_type=Path)
 
@@ -52,7 +53,4 @@ def sensitivity(
         plot(report, output)
         click.echo(f"picture: {output}", err=True)
     worst = shlex.quote(report.layers[0].name)
-    click.echo(
-        f"next: retinaserve export {shlex.quote(str(model))} MODEL.onnx --precision int8 --exclude {worst}",
-        err=True,
-    )
+    name_next(f"retinaserve export {shlex.quote(str(model))} MODEL.onnx --precision int8 --exclude {worst}")

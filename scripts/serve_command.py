@@ -162,7 +162,7 @@ def serve(
     }
     try:
         if restart:
-            _supervise(repository, with_ports(options), log, timeout, asked)
+            _supervise(repository, options, log, timeout, asked)
         else:
             _serve_once(repository, options, log, timeout, asked)
     finally:
@@ -204,6 +204,7 @@ def _supervise(
         click.secho("ready", fg="green", err=True)
         click.echo(ready_text(server))
 
+    options = with_ports(options)
     click.echo(f"starting Triton on {repository} ...", err=True)
     supervisor = Supervisor(
         lambda: TritonServer(repository, options, log=log),

@@ -11,6 +11,7 @@ It does not restart a server that died, and it is not what serves in production:
 import ctypes
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -62,9 +63,9 @@ class TritonServer:
         """Start the server; `log` keeps its output (a temporary file otherwise). Raises UserError at once when the
         repository or a port can't be used.
         """
+        check_repository(repository)
         self.repository = repository
         self.options = with_ports(options or ServerOptions())
-        check_repository(repository)
         installation = Installation.find()
         self._scratch = Path(tempfile.mkdtemp(prefix="retinaserve-"))
         self.log = log or self._scratch / "tritonserver.log"
@@ -72,7 +73,7 @@ class TritonServer:
         self.shared_memory = f"retinaserve_{os.getpid()}_{self._scratch.name[-8:]}_"
         command = [
             str(installation.binary),
-            f"--model-repository={repository.resolve()}",
+            f"--model-repository={self._without_blanks(repository.resolve())}",
             f"--backend-directory={installation.backends(self._scratch / 'backends')}",
             f"--backend-config=python,shm-region-prefix-name={self.shared_memory}",
             f"--http-address={self.plain_host}",
@@ -149,7 +150,7 @@ class TritonServer:
             if self.is_ready():
                 return
             if time.monotonic() > deadline:
-                raise UserError(f"the server is not ready after {timeout:.0f} s", f"its log: {self.log}")
+                raise UserError(f"the server is not ready after {timeout:.0f} s", f"its log: {self._kept_log()}")
             time.sleep(0.05)
 
     def errors(self) -> list[str]:
@@ -190,6 +191,14 @@ class TritonServer:
     ) -> None:
         self.close()
 
+    def _without_blanks(self, repository: Path) -> Path:
+        """Return a path to the repository which a shell needs no quotes for: the python backend writes none."""
+        if shlex.quote(str(repository)) == str(repository):
+            return repository
+        link = self._scratch / "repository"
+        link.symlink_to(repository)
+        return link
+
     def explain(self) -> tuple[str, str]:
         """Say why the server ended, from its log."""
         errors = self.errors()
@@ -200,6 +209,7 @@ class TritonServer:
         failed = next((line for line in errors if "failed to load" in line), None) or next(iter(errors), None)
         if failed:
             reason = " ".join(failed.split(r"\n\nAt:")[0].replace(r"\n", " ").split())  # without the traceback
+            reason = reason.replace(str(self._scratch / "repository"), str(self.repository))
             return f"a model did not load: {reason}", f"the whole log: {self._kept_log()}"
         return f"tritonserver ended with exit code {self.process.returncode}", f"its log: {self._kept_log()}"
 

@@ -1,4 +1,4 @@
-"""Good pictures in every format the server takes, and a seeded mutator that damages them.
+"""Good pictures in every format the server takes, and all of them damaged in every way.
 
 for name, data in damaged(per_kind=2): ...    # "jpeg progressive/cut 1", b"..."
 """
@@ -6,15 +6,14 @@ for name, data in damaged(per_kind=2): ...    # "jpeg progressive/cut 1", b"..."
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from scripts.drills.mutators import MUTATORS
 from tests.pictures import checker, encode, good_formats
-
-Random = np.random.Generator
 
 
 def noise(width: int = 160, height: int = 100) -> Image.Image:
@@ -54,84 +53,12 @@ def _two_pictures(first: Image.Image, second: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _cut(data: bytes, random: Random) -> bytes:
-    return data[: random.integers(1, len(data))]
-
-
-def _lose_end(data: bytes, random: Random) -> bytes:
-    return data[: -random.integers(1, 40)]
-
-
-def _lose_start(data: bytes, random: Random) -> bytes:
-    return data[random.integers(1, 40) :]
-
-
-def _zero(data: bytes, random: Random) -> bytes:
-    start, end = _range(data, random, 4)
-    return data[:start] + bytes(end - start) + data[end:]
-
-
-def _scramble(data: bytes, random: Random) -> bytes:
-    start, end = _range(data, random, 8)
-    return data[:start] + random.bytes(end - start) + data[end:]
-
-
-def _flip_in_header(data: bytes, random: Random) -> bytes:
-    return _flip(data, random, 300)
-
-
-def _flip_anywhere(data: bytes, random: Random) -> bytes:
-    return _flip(data, random, len(data))
-
-
-def _drop(data: bytes, random: Random) -> bytes:
-    start, end = _range(data, random, 8)
-    return data[:start] + data[end:]
-
-
-def _repeat(data: bytes, random: Random) -> bytes:
-    start, end = _range(data, random, 8)
-    return data[:end] + data[start:]
-
-
-def _insert(data: bytes, random: Random) -> bytes:
-    at = random.integers(len(data))
-    return data[:at] + random.bytes(random.integers(1, 64)) + data[at:]
-
-
-KINDS: dict[str, Callable[[bytes, Random], bytes]] = {
-    "cut": _cut,
-    "end lost": _lose_end,
-    "start lost": _lose_start,
-    "zeros": _zero,
-    "scrambled": _scramble,
-    "header bits": _flip_in_header,
-    "bits": _flip_anywhere,
-    "dropped": _drop,
-    "repeated": _repeat,
-    "inserted": _insert,
-}
-
-
 def damaged(*, per_kind: int) -> Iterator[tuple[str, bytes]]:
     """Give each good picture damaged in each way, `per_kind` times; the same ones every time."""
     for number, (name, data) in enumerate(good_pictures().items()):
-        for which, (kind, damage) in enumerate(KINDS.items()):
+        for which, (kind, damage) in enumerate(MUTATORS.items()):
             for count in range(per_kind):
                 yield f"{name}/{kind} {count}", damage(data, np.random.default_rng([number, which, count]))
-
-
-def _range(data: bytes, random: Random, part: int) -> tuple[int, int]:
-    length = int(random.integers(1, len(data) // part))
-    start = int(random.integers(len(data) - length))
-    return start, start + length
-
-
-def _flip(data: bytes, random: Random, below: int) -> bytes:
-    flipped = bytearray(data)
-    for at in random.integers(min(below, len(data)), size=3):
-        flipped[at] ^= 1 << int(random.integers(8))
-    return bytes(flipped)
 
 
 if __name__ == "__main__":  # python -m tests.damage FOLDER

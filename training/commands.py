@@ -14,6 +14,7 @@ from training.augment import MODES
 from training.config import save_record, use_config
 from training.errors import Exit, UserError
 from training.import_command import import_weights
+from training.next_step import name_next
 from training.profile_command import profile
 from training.spec import BACKBONES, NORMS
 
@@ -200,7 +201,7 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
     plotted = plot_results(metrics_path(model), results)
     if result.interrupted:
         click.echo(f"{model}: stopped and saved at iteration {result.iteration} of {config.iterations}", err=True)
-        click.echo("next: the same command goes on from there", err=True)
+        name_next("the same command goes on from there")
         sys.exit(130)
     if not result.trained:
         click.echo(f"{model}: already trained for {result.iteration} iterations; more with --iters", err=True)
@@ -209,7 +210,7 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
         click.echo(f"{model}: {result.iteration} iterations in {clock(result.seconds)}{scored}")
     if plotted:
         click.echo(f"{results}: losses and scores")
-    click.echo(f"next: retinaserve export {model} {model.with_suffix('.onnx')}", err=True)
+    name_next(f"retinaserve export {model} {model.with_suffix('.onnx')}")
 
 
 def _config(options: dict[str, Any]) -> "TrainConfig":

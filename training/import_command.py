@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from training.errors import Exit, UserError
+from training.next_step import name_next
 
 PATH = click.Path(path_type=Path)
 SOURCES = ("torchvision", "torchvision-backbone", "odtk")
@@ -71,7 +72,7 @@ def import_weights(
             backbone = importers.import_backbone(content)
             save_backbone(output, backbone)
             click.echo(f"{output}: {backbone.name} of width {backbone.width}")
-            click.echo(f"next: retinaserve train MODEL.pth --fine-tune {output} ...", err=True)
+            name_next(f"retinaserve train MODEL.pth --fine-tune {output} ...")
             return
         if source == "odtk":
             detector = importers.import_odtk(content, size=size, convention=anchors, categories=categories)
@@ -83,7 +84,7 @@ def import_weights(
     for note in detector.notes:
         click.echo(note, err=True)
     click.echo(f"{output}: {len(detector.spec.classes)} classes at {size[0]} x {size[1]}")
-    click.echo(f"next: retinaserve export {output} {output.with_suffix('.onnx')}", err=True)
+    name_next(f"retinaserve export {output} {output.with_suffix('.onnx')}")
 
 
 def read_categories(path: Path) -> dict[int, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from training.augment import MODES
+from training.next_step import name_next
 from training.spec import BACKBONES
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def profile(
             show(_train(dataset, spec, replace(config, **choice), seconds))
     if json_path:
         json_path.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-    click.echo("next: retinaserve train MODEL.pth --loader ... --precision ...", err=True)
+    name_next("retinaserve train MODEL.pth --loader ... --precision ...")
 
 
 def _load(dataset: "CocoDataset", spec: "DetectorSpec", config: "TrainConfig", seconds: float) -> Timing:

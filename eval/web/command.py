@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from eval.options import name_next
+from eval.options import tls_options
 from training.errors import Exit, UserError
+from training.next_step import name_next
 
 if TYPE_CHECKING:
-    from eval.transport import Endpoint
+    from eval.transport import Endpoint, TlsFiles
     from eval.web.gateway import Gateway
 
 PIP_LINE = "pip install 'retinaserve[web]'"
@@ -27,7 +28,7 @@ MOST_CONNECTIONS = 64
     "--server",
     metavar="HOST:PORT",
     default="localhost:8001",
-    help="The Triton server: HOST:PORT, grpc://HOST:PORT or http://HOST:PORT.",
+    help="The Triton server: HOST:PORT, or grpc://, http://, grpcs:// or https:// before it.",
 )
 @click.option(
     "--protocol",
@@ -45,6 +46,7 @@ MOST_CONNECTIONS = 64
 @click.option(
     "--timeout", type=click.FloatRange(min=0.001), default=60.0, help="Seconds a picture may take at the server."
 )
+@tls_options
 @click.option("--open", "show", is_flag=True, help="Open the page in the browser.")
 def web(
     server: str,
@@ -54,6 +56,7 @@ def web(
     port: int,
     names: tuple[str, ...],
     timeout: float,
+    tls: "TlsFiles | None",
     show: bool,
 ) -> None:
     """Show a page to drop pictures on: their boxes, times, and how the server is.
@@ -69,7 +72,7 @@ def web(
     except ModuleNotFoundError as error:
         raise UserError(f"the page needs the package {error.name!r}", PIP_LINE, code=Exit.USAGE) from None
 
-    gateway = Gateway(server, protocol=protocol, timeout=timeout)
+    gateway = Gateway(server, protocol=protocol, timeout=timeout, tls=tls)
     gateway.metrics = metrics_url(metrics) if metrics else usual_metrics(gateway.endpoint)
     listener = listen(host, port)
     with contextlib.closing(listener):

@@ -20,7 +20,7 @@ from eval.client import CONTROL_TIMEOUT, AsyncClient
 from eval.detections import Detections, ImageError
 from eval.served_model import ServedModel
 from eval.statistics import ModelStatistics, by_model
-from eval.transport import Endpoint, Protocols, ServerError, Transport, open_transport
+from eval.transport import Endpoint, Protocols, ServerError, TlsFiles, Transport, open_transport
 from eval.web.metrics import read_metrics
 from training.errors import UserError
 from training.spec import DETECTOR
@@ -69,11 +69,12 @@ class Gateway:
         model: str = DETECTOR,
         timeout: float = 60.0,
         metrics: str = "",
+        tls: TlsFiles | None = None,
     ) -> None:
         """Name the server; `metrics` is the address of its Prometheus page. Raises UserError for a wrong one."""
-        self.endpoint = Endpoint.parse(server, protocol)
+        self.endpoint = Endpoint.parse(server, protocol, tls=tls)
         self.metrics = metrics
-        self._model, self._timeout = model, timeout
+        self._model, self._timeout, self._tls = model, timeout, tls
         self._client: AsyncClient | None = None
         self._left: list[AsyncClient] = []
         self._counted: dict[str, ModelStatistics] = {}
@@ -94,7 +95,7 @@ class Gateway:
         """Return the connected client. Raises UserError while the server or its model is not ready."""
         async with self._connecting:
             if self._client is None:
-                client = AsyncClient(str(self.endpoint), model=self._model, timeout=self._timeout)
+                client = AsyncClient(str(self.endpoint), model=self._model, timeout=self._timeout, tls=self._tls)
                 self._client = await client.__aenter__()
             return self._client
 

@@ -9,7 +9,7 @@ is not known, except for those of `specials`; a server has to refuse it with the
 
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -17,7 +17,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-Mutator = Callable[[bytes, np.random.Generator], bytes]
+from scripts.drills.mutators import MUTATORS
+
 BOMB_SIDE = 30_000
 
 
@@ -143,77 +144,3 @@ def jpeg_bomb(jpeg: bytes, side: int = BOMB_SIDE) -> bytes:
 def bmp_bomb(bmp: bytes, side: int = BOMB_SIDE) -> bytes:
     """Let a BMP's header claim `side` x `side` pixels."""
     return bmp[:18] + side.to_bytes(4, "little") * 2 + bmp[26:]
-
-
-def _cut(data: bytes, rng: np.random.Generator) -> bytes:
-    return data[: rng.integers(0, len(data))]
-
-
-def _drop(data: bytes, rng: np.random.Generator) -> bytes:
-    start, length = _span(data, rng)
-    return data[:start] + data[start + length :]
-
-
-def _insert(data: bytes, rng: np.random.Generator) -> bytes:
-    start, length = _span(data, rng)
-    return data[:start] + rng.bytes(length) + data[start:]
-
-
-def _repeat(data: bytes, rng: np.random.Generator) -> bytes:
-    start, length = _span(data, rng)
-    return data[: start + length] + data[start:]
-
-
-def _zero(data: bytes, rng: np.random.Generator) -> bytes:
-    start, length = _span(data, rng)
-    return data[:start] + bytes(length) + data[start + length :]
-
-
-def _noise(data: bytes, rng: np.random.Generator) -> bytes:
-    start, length = _span(data, rng)
-    return data[:start] + rng.bytes(length) + data[start + length :]
-
-
-def _flip(data: bytes, rng: np.random.Generator) -> bytes:
-    return _flipped(data, rng, len(data))
-
-
-def _flip_header(data: bytes, rng: np.random.Generator) -> bytes:
-    return _flipped(data, rng, min(200, len(data)))
-
-
-def _extreme(data: bytes, rng: np.random.Generator) -> bytes:
-    """Write 0, 1 or the largest number over four bytes of the first 300: lengths, sizes and offsets live there."""
-    start = int(rng.integers(0, min(300, len(data))))
-    value = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\1", b"\1\0\0\0")[rng.integers(5)]
-    return data[:start] + value + data[start + 4 :]
-
-
-def _append(data: bytes, rng: np.random.Generator) -> bytes:
-    return data + rng.bytes(int(rng.integers(1, 2000)))
-
-
-def _flipped(data: bytes, rng: np.random.Generator, end: int) -> bytes:
-    changed = bytearray(data)
-    for position in rng.integers(0, end, 3):
-        changed[position] ^= 1 << int(rng.integers(8))
-    return bytes(changed)
-
-
-def _span(data: bytes, rng: np.random.Generator) -> tuple[int, int]:
-    length = int(rng.integers(1, max(2, len(data) // 8)))
-    return int(rng.integers(0, max(1, len(data) - length))), length
-
-
-MUTATORS: dict[str, Mutator] = {
-    "cut": _cut,
-    "a piece dropped": _drop,
-    "a piece inserted": _insert,
-    "a piece repeated": _repeat,
-    "zeros inside": _zero,
-    "noise inside": _noise,
-    "bits flipped": _flip,
-    "header flipped": _flip_header,
-    "extreme number": _extreme,
-    "appended to": _append,
-}

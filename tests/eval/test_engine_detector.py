@@ -2,70 +2,61 @@
 
 import hashlib
 import importlib.util
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from build_tools.manifest import manifest_path, write_plan
 from eval.detectors import OnnxDetector
-from eval.engine_detector import EngineDetector, read_description
+from eval.engine_detector import EngineDetector
 from eval.verify_sources import open_file
 from tests.pictures import checker, encode
-from tests.toys import toy_spec
+from tests.toys import PLAN, toy_manifest, toy_spec
 from training.errors import Exit, UserError
 
 NO_TENSORRT = importlib.util.find_spec("tensorrt") is None
 
 
-def write_plan(path: Path, content: bytes, **changes: object) -> Path:
-    """Write a plan with a manifest as `retinaserve export` does."""
-    spec = json.loads(toy_spec().to_json())
-    manifest = {"spec": spec, "precision": "fp16", "plan_sha256": hashlib.sha256(content).hexdigest(), **changes}
-    path.write_bytes(content)
-    path.with_name(f"{path.name}.json").write_text(
-        json.dumps({key: value for key, value in manifest.items() if value is not None})
-    )
+def plan_of(path: Path, content: bytes = PLAN, *, precision: str = "fp16") -> Path:
+    """Write a plan with its manifest, as `retinaserve export` does."""
+    digest = hashlib.sha256(content).hexdigest()
+    write_plan(path, content, replace(toy_manifest(), precision=precision, plan_sha256=digest))
     return path
 
 
-def test_the_manifest_tells_what_the_plan_does_not(tmp_path: Path) -> None:
-    plan = write_plan(tmp_path / "model.plan", b"a plan")
-    assert read_description(plan, b"a plan") == (toy_spec(), "fp16")
-
-
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("manifest", "message"),
     [
-        ({"plan_sha256": "0" * 64}, "is the manifest of another plan"),
-        ({"spec": None}, "model.plan.json is no manifest of a plan: KeyError 'spec'"),
-        ({"precision": None}, "is no manifest of a plan: KeyError 'precision'"),
-        ({"spec": {"format": 99}}, "detector spec has format 99"),
+        (None, r"model\.plan has no manifest: model\.plan\.json is missing"),
+        ("{", r"model\.plan\.json is not JSON"),
     ],
-    ids=["another plan", "no spec", "no precision", "later spec"],
+    ids=["none", "no JSON"],
 )
-def test_a_wrong_manifest_is_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
-    plan = write_plan(tmp_path / "model.plan", b"a plan", **changes)
+def test_without_its_manifest_nothing_is_opened(tmp_path: Path, manifest: str | None, message: str) -> None:
+    """What else may be wrong with one: tests/build_tools/test_manifest.py."""
+    plan = plan_of(tmp_path / "model.plan")
+    manifest_path(plan).unlink()
+    if manifest:
+        manifest_path(plan).write_text(manifest)
     with pytest.raises(UserError, match=message) as caught:
         open_file(plan)
     assert caught.value.code == Exit.BAD_DATA
 
 
-def test_no_manifest_and_no_json(tmp_path: Path) -> None:
-    plan = tmp_path / "model.plan"
-    plan.write_bytes(b"a plan")
-    with pytest.raises(UserError, match=r"model\.plan has no manifest: model\.plan\.json is missing"):
-        EngineDetector(plan)
-    (tmp_path / "model.plan.json").write_text("{")
-    with pytest.raises(UserError, match="is no manifest of a plan: JSONDecodeError"):
-        EngineDetector(plan)
+def test_another_plans_manifest_is_named(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path / "model.plan")
+    plan.write_bytes(b"another plan")
+    with pytest.raises(UserError, match="is the manifest of another plan"):
+        open_file(plan)
 
 
 @pytest.mark.skipif(not NO_TENSORRT, reason="TensorRT is installed")
 def test_without_tensorrt_it_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs TensorRT, which is not installed") as caught:
-        EngineDetector(write_plan(tmp_path / "model.plan", b"a plan"))
+        EngineDetector(plan_of(tmp_path / "model.plan", b"a plan"))
     assert caught.value.hint == "pip install 'retinaserve[gpu]'" and caught.value.code == Exit.USAGE
 
 
@@ -87,12 +78,12 @@ def test_a_plan_answers_as_its_graph(toy_onnx: Path, tmp_path: Path) -> None:
     content = bytes(builder.build_serialized_network(network, config))
     pictures = [encode(checker(150 + 90 * n, 400 - 30 * n, seed=n, cell=15 + 9 * n)) for n in range(7)]
     expected = OnnxDetector(toy_onnx).predict(pictures)
-    found = EngineDetector(write_plan(tmp_path / "toy.plan", content, precision="fp32")).predict(pictures)
+    found = EngineDetector(plan_of(tmp_path / "toy.plan", content, precision="fp32")).predict(pictures)
     for one, other in zip(found, expected, strict=True):
         assert abs(len(one) - len(other)) <= 2
         count = min(len(one), len(other), 10)
         np.testing.assert_allclose(one.scores[:count], other.scores[:count], atol=0.01)
 
-    foreign = write_plan(tmp_path / "foreign.plan", content[:1000])
+    foreign = plan_of(tmp_path / "foreign.plan", content[:1000])
     with pytest.raises(UserError, match="refuses the plan"):
         EngineDetector(foreign)

@@ -2,8 +2,6 @@
 
 import signal
 import socket
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -14,18 +12,13 @@ from eval.web.command import is_loopback, listen, page_url, usual_metrics
 from eval.web.gateway import Gateway
 from eval.web.metrics import metrics_url, read_metrics, shown
 from scripts.triton import TritonServer, free_ports
-from tests.eval.web_server import ask
+from tests.eval.web_server import ask, run_web
 from tests.pictures import checker, encode
 from training.errors import UserError
 
 pytestmark = pytest.mark.server
 PICTURE = encode(checker(300, 200))
 ROOT = Path(__file__).parent.parent.parent
-
-
-def run_web(*arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "scripts.cli", "web", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def test_the_command_serves_until_ctrl_c(server: TritonServer) -> None:

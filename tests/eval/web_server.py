@@ -3,10 +3,13 @@
 import http.client
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -16,6 +19,8 @@ from eval.web.app import create_app
 from eval.web.command import listen
 from eval.web.gateway import Gateway
 from eval.web.guard import UPLOAD
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 class Reply(NamedTuple):
@@ -39,6 +44,12 @@ def ask(url: str, path: str, body: bytes | None = None, **headers: str) -> Reply
         return Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
     finally:
         connection.close()
+
+
+def run_web(*arguments: str) -> "subprocess.Popen[str]":
+    """Start the page as a user does."""
+    command = [sys.executable, "-m", "scripts.cli", "web", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 @contextmanager

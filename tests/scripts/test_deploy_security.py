@@ -1,14 +1,11 @@
 """TLS, mutual TLS and the administrative calls, on the embedded server: what must not work does not."""
 
-import asyncio
 import json
-import ssl
-import threading
+import signal
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +31,9 @@ from scripts.protection import (
 )
 from scripts.triton import ServerOptions, TritonServer
 from tests.certificates import Pair, issue
+from tests.eval.web_server import ask, run_web
 from tests.pictures import checker, encode
+from tests.tls_proxy import EncryptingProxy
 from training.errors import UserError
 
 PICTURE = encode(checker(300, 200))
@@ -96,6 +95,27 @@ def test_a_client_with_a_certificate_is_served(
     result = CliRunner().invoke(main, [*map(str, arguments), "--client-key", str(client_pair.key)])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout.splitlines()[0])["detections"]
+
+
+@pytest.mark.server
+def test_the_page_and_verify_show_a_certificate_too(
+    mutual: TritonServer, authority: Pair, client_pair: Pair, toy_onnx: Path, tmp_path: Path
+) -> None:
+    server = ["--server", mutual.grpc_url, "--ca", str(authority.certificate)]
+    own = ["--client-cert", str(client_pair.certificate), "--client-key", str(client_pair.key)]
+    (tmp_path / "a.jpg").write_bytes(PICTURE)
+    verify = ["verify", str(toy_onnx), "--images", str(tmp_path)]
+    refused = CliRunner().invoke(main, [*verify, *server])
+    assert refused.exit_code == 3 and "no Triton server answers at grpcs://" in refused.stderr, refused.output
+    compared = CliRunner().invoke(main, [*verify, *server, *own])
+    assert compared.exit_code == 0 and f"PASS  {mutual.grpc_url} (Triton)" in compared.stdout, compared.output
+    with run_web("--port", "0", *server, *own) as page:
+        assert page.stdout is not None
+        url = page.stdout.readline().split()[-1]
+        assert ask(url, "/api/detect", PICTURE).json["detections"]
+        page.send_signal(signal.SIGINT)
+        _, err = page.communicate(timeout=20)
+    assert "warning" not in err, "the page's own look at the server is encrypted as well"
 
 
 @pytest.mark.server
@@ -256,54 +276,6 @@ def test_a_body_over_the_limit_is_refused_by_the_server_itself(server: TritonSer
         assert not isinstance(next(iter(client.predict_many([PICTURE]))), ImageError), "it still serves"
 
 
-class EncryptingProxy:
-    """TLS in front of Triton's HTTP, as an ingress has it: relays bytes, knows no HTTP."""
-
-    def __init__(self, pair: Pair, target: str) -> None:
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(pair.certificate, pair.key)
-        self._host, self._port = target.split(":")
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-
-    def __enter__(self) -> int:
-        self._thread.start()
-        start = asyncio.start_server(self._relay, "127.0.0.1", 0, ssl=self._context)
-        self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result()
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
-
-    def __exit__(self, *_: object) -> None:
-        async def stop() -> None:
-            self._server.close()
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-
-        asyncio.run_coroutine_threadsafe(stop(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_reader, inner_writer = await asyncio.open_connection(self._host, self._port)
-
-        async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-            with suppress(OSError, ssl.SSLError):
-                while data := await source.read(65536):
-                    target.write(data)
-                    await target.drain()
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(copy(reader, inner_writer))
-                group.create_task(copy(inner_reader, writer))
-        finally:
-            inner_writer.close()
-            writer.close()
-
-
 @pytest.mark.server
 def test_https_of_a_proxy(server: TritonServer, authority: Pair, own: Pair, stranger: Pair) -> None:
     with EncryptingProxy(own, server.http_url) as port:
@@ -355,6 +327,12 @@ def test_predict_refuses_half_a_protection(case: str, folder: Path, own: Pair, t
     result = CliRunner().invoke(main, ["predict", str(tmp_path / "a.jpg"), *filled])
     assert result.exit_code == 2 and words in result.stderr, result.output
     assert "Traceback" not in result.stderr
+
+
+def test_verify_refuses_certificates_for_nobody(own: Pair, tmp_path: Path) -> None:
+    words = ["verify", "a.onnx", "b.onnx", "--images", str(tmp_path), "--ca", str(own.certificate)]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2 and "are for a --server" in result.stderr, result.output
 
 
 def test_changing_versions_without_a_token_opens_only_that() -> None:

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from scripts.cli import main
 from scripts.installation import usable_cores
 from scripts.triton import ServerOptions, TritonServer, free_ports
 from training.errors import UserError
@@ -71,8 +73,18 @@ def test_no_repository(tmp_path: Path, content: str | None) -> None:
         TritonServer(path, FREE)
 
 
+@pytest.mark.parametrize("flags", [[], ["--restart"]], ids=["once", "restart"])
+def test_no_repository_is_said_before_a_port_in_use(tmp_path: Path, flags: list[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        words = ["serve", str(tmp_path / "nowhere"), "--http-port", str(taken.getsockname()[1]), *flags]
+        result = CliRunner().invoke(main, words)
+    assert result.exit_code == 3 and "nowhere: no such folder" in result.stderr, result.output
+
+
 def test_a_broken_model_is_explained_by_the_line_of_the_log(repository: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "repository"
+    broken = tmp_path / "it's a repository"  # the blanks and the quote are no reason
     shutil.copytree(repository, broken)
     (broken / "retinanet" / "1" / "model.onnx").write_bytes(b"garbage")
     with TritonServer(broken, FREE, log=tmp_path / "log") as server:
@@ -80,7 +92,7 @@ def test_a_broken_model_is_explained_by_the_line_of_the_log(repository: Path, tm
             server.wait_until_ready(60)
         group = server.process.pid
     assert "retinanet" in caught.value.message and "Unable to read the model" in caught.value.message
-    assert str(tmp_path / "log") in caught.value.hint
+    assert str(broken) in caught.value.message and str(tmp_path / "log") in caught.value.hint
     assert group_members(group) == []
 
 

@@ -32,8 +32,8 @@ def slow(repository: Path, tmp_path: Path) -> Path:
     shutil.copytree(repository, copy)
     model = copy / "retinanet" / "1" / "model.py"
     code = model.read_text()
-    assert "        outputs = self._engine.run(" in code
-    code = code.replace("        outputs = ", "        time.sleep(0.02 * len(images))\n        outputs = ", 1)
+    assert "            yield found\n" in code and "            yield _outputs(self._shared)\n" in code
+    code = code.replace("            yield ", "            time.sleep(0.02)\n            yield ")
     model.write_text(code.replace("import os\n", "import os\nimport time\n", 1))
     return copy
 

@@ -6,7 +6,7 @@ cores share a batch.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ import triton_python_backend_utils as pb_utils
 
 INPUTS = ("image", "letterbox")
 OUTPUTS = ("num_detections", "boxes", "scores", "classes")
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+Picture = tuple[np.ndarray, np.ndarray]  # image (1, 3, H, W) and letterbox (1, 4)
 
 
 class Engine:
@@ -40,38 +43,33 @@ class Engine:
             compiled = core.compile_model(graph, "CPU", apart)
             self._apart = [compiled.create_infer_request() for _ in range(threads)]
 
-    def run(self, images: np.ndarray, letterboxes: np.ndarray) -> list[np.ndarray]:
-        """Return OUTPUTS for images (B, 3, H, W) and letterboxes (B, 4), a row a picture."""
-        count = len(images)
-        even = count - count % len(self._apart) if self._apart else 0
-        parts = (
-            [
-                {"image": image, "letterbox": letterbox}
-                for image, letterbox in zip(
-                    *(np.split(rows[:even], len(self._apart)) for rows in (images, letterboxes)), strict=True
-                )
-            ]
-            if even
-            else []
-        )
-        for request, part in zip(self._apart, parts, strict=False):
-            request.start_async(part, share_inputs=True)
-        found = []
-        for request, _ in zip(self._apart, parts, strict=False):
+    def run(self, pictures: Sequence[Picture]) -> Iterator[list[np.ndarray]]:
+        """Yield OUTPUTS of each picture, one row each, in order and as soon as they are known."""
+        even = len(pictures) - len(pictures) % len(self._apart) if self._apart else 0
+        for request, picture in zip(self._apart, pictures[:even], strict=False):
+            request.start_async(_inputs(picture), share_inputs=True)
+        for number in range(even):
+            request, following = self._apart[number % len(self._apart)], number + len(self._apart)
             request.wait()
-            found.append(_outputs(request))
-        if even < count:
-            self._shared.infer({"image": images[even:], "letterbox": letterboxes[even:]}, share_inputs=True)
-            found.append(_outputs(self._shared))
-        return found[0] if len(found) == 1 else [np.concatenate(rows) for rows in zip(*found, strict=True)]
+            found = _outputs(request)
+            if following < even:  # before the answer goes out: its core must not wait for that
+                request.start_async(_inputs(pictures[following]), share_inputs=True)
+            yield found
+        for picture in pictures[even:]:
+            self._shared.infer(_inputs(picture), share_inputs=True)
+            yield _outputs(self._shared)
 
 
-def _outputs(request: Any) -> Sequence[np.ndarray]:
+def _inputs(picture: Picture) -> dict[str, np.ndarray]:
+    return dict(zip(INPUTS, picture, strict=True))
+
+
+def _outputs(request: Any) -> list[np.ndarray]:
     return [request.get_tensor(name).data.copy() for name in OUTPUTS]
 
 
 class TritonPythonModel:
-    """One engine over all cores; a dynamic batch is one execution."""
+    """One engine over all cores; a dynamic batch is one execution, answered picture by picture."""
 
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
@@ -79,21 +77,29 @@ class TritonPythonModel:
         threads = int(os.environ.get("RETINASERVE_THREADS", "0")) or len(os.sched_getaffinity(0))
         self._engine = Engine(model, threads=threads, precision=parameters["precision"]["string_value"])
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        tensors = [
-            [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS]
-            for request in requests
-        ]
-        images, letterboxes = (np.concatenate(rows) for rows in zip(*tensors, strict=True))
-        outputs = self._engine.run(images, letterboxes)
+    def execute(self, requests: list[Any]) -> None:
+        """Answer each request as soon as its pictures are done: later ones of the batch don't hold it up."""
+        rows = [list(_pictures(request)) for request in requests]
+        senders = [request.get_response_sender() for request in requests]
+        found = self._engine.run([picture for pictures in rows for picture in pictures])
+        answered = 0
+        try:
+            for pictures, sender in zip(rows, senders, strict=True):
+                columns = zip(*(next(found) for _ in pictures), strict=True)
+                tensors = [
+                    pb_utils.Tensor(name, np.concatenate(column))
+                    for name, column in zip(OUTPUTS, columns, strict=True)
+                ]
+                sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL)
+                answered += 1
+        except Exception as error:
+            # Some have their answer already, so an exception, which Triton reports to all, would come too late.
+            failed = pb_utils.InferenceResponse(error=pb_utils.TritonError(f"retinanet failed: {error}"))
+            for sender in senders[answered:]:
+                sender.send(failed, flags=FINAL)
 
-        responses, start = [], 0
-        for image, _ in tensors:
-            rows = slice(start, start + len(image))
-            start = rows.stop
-            responses.append(
-                pb_utils.InferenceResponse(
-                    [pb_utils.Tensor(name, value[rows]) for name, value in zip(OUTPUTS, outputs, strict=True)]
-                )
-            )
-        return responses
+
+def _pictures(request: Any) -> Iterator[Picture]:
+    images, letterboxes = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS)
+    for row in range(len(images)):
+        yield images[row : row + 1], letterboxes[row : row + 1]

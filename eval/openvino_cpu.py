@@ -1,0 +1,29 @@
+"""OpenVINO on the CPU with the settings that are served: all cores share one picture.
+
+    network = compile_for_cpu("model.onnx", precision="bf16", threads=2)
+    network.create_infer_request().infer({"image": image[None], "letterbox": letterbox[None]})
+
+What is served sets the same by itself, as a model directory imports nothing of ours
+(model_repository/cpu/retinanet/1/model.py); tests hold the two together. OpenVINO is imported by the call.
+"""
+
+from typing import Any
+
+__all__ = ["compile_for_cpu"]
+
+
+def compile_for_cpu(source: str | bytes, *, precision: str = "f32", threads: int = 0) -> Any:
+    """Return OpenVINO's compiled model of an ONNX file or its content; `threads` 0 takes all cores.
+
+    `precision` is f32 or bf16, and f32 where the processor has no bf16: OpenVINO would emulate it, many times
+    slower.
+    """
+    import openvino
+
+    core = openvino.Core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        precision = "f32"
+    settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": precision}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = str(threads)
+    return core.compile_model(core.read_model(source), "CPU", settings)

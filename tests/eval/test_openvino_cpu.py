@@ -1,0 +1,61 @@
+"""The settings of OpenVINO that are compared with are those that are served."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import pytest
+
+from eval.openvino_cpu import compile_for_cpu
+from scripts.installation import Installation
+
+SERVED = Path(__file__).parent.parent.parent / "model_repository" / "cpu" / "retinanet" / "1" / "model.py"
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The settings of every network that is compiled from now on."""
+    seen: list[dict[str, str]] = []
+    compile_model = openvino.Core.compile_model
+
+    def remember(core: Any, model: Any, device: str, config: dict[str, str]) -> Any:
+        seen.append(config)
+        return compile_model(core, model, device, config)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", remember)
+    return seen
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The engine of the model that is served, with the module that Triton's python backend brings."""
+    monkeypatch.syspath_prepend(Installation.find().root / "backends" / "python")
+    spec = importlib.util.spec_from_file_location("served_model", SERVED)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Engine
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_they_are_the_served_ones(
+    settings: list[dict[str, str]], engine: Any, toy_onnx: Path, precision: str, threads: int
+) -> None:
+    engine(toy_onnx, threads=threads, precision=precision)
+    served = settings[0]
+    compile_for_cpu(str(toy_onnx), precision=precision, threads=threads)
+    assert settings[-1] == served and served["INFERENCE_NUM_THREADS"] == str(threads)
+    assert len(settings) == threads + 1, "with two cores, the second network of it has a core a picture"
+
+
+def test_a_file_and_its_content_are_the_same(toy_onnx: Path) -> None:
+    network = compile_for_cpu(str(toy_onnx))
+    feeds = {
+        "image": np.full(network.input("image").partial_shape.get_max_shape()[1:], 90, np.uint8)[None],
+        "letterbox": np.array([[100, 100, 1, 1]], np.float32),
+    }
+    for other in (compile_for_cpu(toy_onnx.read_bytes()), compile_for_cpu(str(toy_onnx), threads=1)):
+        np.testing.assert_allclose(other(feeds)["boxes"], network(feeds)["boxes"], atol=1e-3)
