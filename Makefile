@@ -40,10 +40,7 @@ checkpoint: demo ## Train anew what quickstart serves (writes examples/shapes.pt
 	@$(BIN)/python -m scripts.example_checkpoint $(RUNS)/demo/checkpoint.pth examples/shapes.pth
 
 test: $(STAMP) ## Run all tests; those that need a GPU say so and skip
-# Training in a process of its own: behind all other tests in one process it died of SIGSEGV in torch, three times of
-# three, and never by itself nor behind any one folder. Not understood yet.
-	@$(BIN)/python -m pytest --ignore=tests/training
-	@$(BIN)/python -m pytest tests/training
+	@$(BIN)/python -m pytest
 
 lint: $(STAMP) ## Ruff, mypy strict, clang-format
 	@$(BIN)/ruff check .

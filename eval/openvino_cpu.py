@@ -7,9 +7,23 @@ What is served sets the same by itself, as a model directory imports nothing of 
 (model_repository/cpu/retinanet/1/model.py); tests hold the two together. OpenVINO is imported by the call.
 """
 
+import functools
 from typing import Any
 
-__all__ = ["compile_for_cpu"]
+__all__ = ["compile_for_cpu", "shared_core"]
+
+
+@functools.cache
+def shared_core() -> Any:
+    """Return the process's one openvino.Core, which lives as long as the process.
+
+    Each one installs a stack for signals in the thread that first compiles, and puts back what was there before
+    when it goes. Two that don't go in reverse order leave the thread with freed memory, and the next signal kills
+    it: seen with OpenVINO 2026.4 beside `faulthandler`. Signals are how torch hears of its data loader's workers.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def compile_for_cpu(source: str | bytes, *, precision: str = "f32", threads: int = 0) -> Any:
@@ -18,9 +32,7 @@ def compile_for_cpu(source: str | bytes, *, precision: str = "f32", threads: int
     `precision` is f32 or bf16, and f32 where the processor has no bf16: OpenVINO would emulate it, many times
     slower.
     """
-    import openvino
-
-    core = openvino.Core()
+    core = shared_core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         precision = "f32"
     settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": precision}

@@ -16,16 +16,15 @@ def engine_limit(graph: Path, *, threads: int, precision: str, seconds: float) -
 
     The graph's own image is noise, so nothing is detected and decode and NMS cost their least.
     """
-    import openvino as ov
-
     from build_tools.signature import read_signature
+    from eval.openvino_cpu import shared_core
 
     height, width = read_signature(graph).spec.size
     inputs = {
         "image": np.random.default_rng(0).integers(0, 256, (1, 3, height, width), dtype=np.uint8),
         "letterbox": np.asarray([[height, width, height, width]], np.float32),
     }
-    core = ov.Core()
+    core = shared_core()
     model = core.read_model(str(graph))
     rates = {}
     for name, hint, streams in (("together", "LATENCY", 1), ("apart", "THROUGHPUT", threads)):

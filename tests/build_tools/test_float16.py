@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -13,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from build_tools.float16 import Rounding, to_float16
 from build_tools.graft import graft
 from build_tools.half_emulation import emulate_half
+from eval.openvino_cpu import shared_core
 from tests.toys import toy_model, toy_spec
 from training.errors import UserError
 from training.spec import METADATA_PRECISION, METADATA_SPEC
@@ -183,7 +183,7 @@ def test_the_emulation_rounds_as_half_does(runtime: str) -> None:
         (found,) = run(model, {"x": x})
     else:
         settings = {"INFERENCE_PRECISION_HINT": "f32"}
-        core = openvino.Core()
+        core = shared_core()
         found = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)([x])[0]
     half = x.astype(np.float16) * np.float16(1.1)
     assert (found == (half * np.float16(1.1)).astype(np.float32)).all()

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from build_tools.graft import graft, save
 from build_tools.signature import read_spec
+from eval.openvino_cpu import shared_core
 from tests.heads import (
     KINDS,
     SPECS,
@@ -80,7 +80,7 @@ def runner(model, runtime, precision="f32"):
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         return lambda image, letterbox: session.run(None, {"image": image, "letterbox": letterbox})
     settings = {"INFERENCE_NUM_THREADS": 2, "INFERENCE_PRECISION_HINT": precision}
-    core = openvino.Core()
+    core = shared_core()
     compiled = core.compile_model(core.read_model(data), "CPU", settings)
     names = [output.name for output in model.graph.output]
 

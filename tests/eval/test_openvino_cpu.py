@@ -1,6 +1,8 @@
 """The settings of OpenVINO that are compared with are those that are served."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +61,23 @@ def test_a_file_and_its_content_are_the_same(toy_onnx: Path) -> None:
     }
     for other in (compile_for_cpu(toy_onnx.read_bytes()), compile_for_cpu(str(toy_onnx), threads=1)):
         np.testing.assert_allclose(other(feeds)["boxes"], network(feeds)["boxes"], atol=1e-3)
+
+
+OUT_OF_ORDER = """
+import faulthandler, gc, os, signal, sys
+from eval.openvino_cpu import compile_for_cpu
+faulthandler.enable()  # with a stack of its own for signals, as pytest does
+first, second = compile_for_cpu(sys.argv[1]), compile_for_cpu(sys.argv[1])
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("caught"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_process_whose_networks_are_gone_still_takes_signals(toy_onnx: Path) -> None:
+    # A second openvino.Core leaves it without a stack for them: it dies of SIGSEGV, and says nothing.
+    run = subprocess.run([sys.executable, "-c", OUT_OF_ORDER, str(toy_onnx)], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "caught\n"), run.stderr

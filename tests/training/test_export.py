@@ -4,13 +4,13 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from torch import nn
 
 from build_tools.graft import graft
 from build_tools.signature import read_spec
+from eval.openvino_cpu import shared_core
 from tests.heads import Heads, assert_equal_detections, reference_detections
 from training.export import export_heads
 from training.model import RetinaNet
@@ -92,7 +92,7 @@ def test_onnx_runtime_and_openvino_equal_torch(exported, trained, batch):
     with torch.no_grad():
         expected = [tensor.numpy() for pair in trained(images) for tensor in pair]
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
-    compiled = openvino.Core().compile_model(exported, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = shared_core().compile_model(exported, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     answers = session.run(None, {NETWORK_INPUT: images.numpy()}), list(compiled([images.numpy()]).values())
     for found in answers:
         for a, b in zip(found, expected, strict=True):
@@ -118,8 +118,8 @@ def test_openvino_keeps_decode_and_nms_in_float32_at_bf16(exported):
     # all candidates: bf16 makes equal logits, and which of them make a cut is OpenVINO's choice
     spec = replace(SPEC, candidates_per_level=3000)
     model = graft(exported, spec, keep_heads=True)
-    compiled = openvino.Core().compile_model(
-        openvino.Core().read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"}
+    compiled = shared_core().compile_model(
+        shared_core().read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"}
     )
     image = np.random.default_rng(1).integers(0, 256, (2, 3, 64, 96), np.uint8)
     letterbox = np.array([[128, 192, 64, 96], [300, 333, 58, 64]], np.float32)
