@@ -19,6 +19,8 @@ from tests.pictures import checker, encode
 
 pytestmark = pytest.mark.server
 PICTURES = [encode(checker(200 + 20 * n, 150, seed=n, cell=15 + n)) for n in range(4)]
+# Bytes a request: the decoder's buffers hide less in six seconds, and so large a block takes no freed memory.
+LEAK = 160_000
 
 
 def figures(verdict: Verdict) -> dict[str, float]:
@@ -91,10 +93,10 @@ def test_a_soak_reports_every_process_and_the_one_that_leaks(repository: Path, t
     code = model.read_text()
     start = "        rows = [pb_utils."
     assert start in code
-    leak = "        self.__dict__.setdefault('_kept', []).append(b'x' * 16_384 * len(requests))\n"
+    leak = f"        self.__dict__.setdefault('_kept', []).append(b'x' * {LEAK} * len(requests))\n"
     model.write_text(code.replace(start, leak + start, 1))
 
-    verdict = soak(copy, SoakOptions(minutes=0.07, rate=40), pictures=PICTURES)
+    verdict = soak(copy, SoakOptions(minutes=0.1, rate=40), pictures=PICTURES)
     found = figures(verdict)
     assert found["failed requests"] == 0
     for name in ("tritonserver", "preprocess 1", "retinanet 1"):
@@ -102,5 +104,5 @@ def test_a_soak_reports_every_process_and_the_one_that_leaks(repository: Path, t
         assert found[f"{name}: descriptors, growth"] <= 0
     assert found["files in /dev/shm, growth"] == 0
     (leaking,) = [check for check in verdict.checks if check.promise == "preprocess 1: growth, bytes a request"]
-    assert not leaking.held
-    assert 0.7 * 16_384 < leaking.figure < 1.5 * 16_384
+    assert not leaking.held, leaking
+    assert 0.6 * LEAK < leaking.figure < 1.5 * LEAK
