@@ -19,6 +19,8 @@ from tests.pictures import checker, encode
 
 pytestmark = pytest.mark.server
 PICTURES = [encode(checker(200 + 20 * n, 150, seed=n, cell=15 + n)) for n in range(4)]
+# Bytes a request: the decoder's buffers hide less in six seconds, and so large a block takes no freed memory.
+LEAK = 160_000
 
 
 def figures(verdict: Verdict) -> dict[str, float]:
@@ -84,11 +86,23 @@ def test_a_full_disk_leaves_no_half_a_repository_and_stops_no_server(repository:
     assert set(found["served"]) == {"ok"}
 
 
-def test_a_soak_reports_every_process(repository: Path) -> None:
-    verdict = soak(repository, SoakOptions(minutes=0.07, rate=15), pictures=PICTURES)
+def test_a_soak_reports_every_process_and_the_one_that_leaks(repository: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "leaky"
+    shutil.copytree(repository, copy)
+    model = copy / "preprocess" / "1" / "model.py"
+    code = model.read_text()
+    start = "        rows = [pb_utils."
+    assert start in code
+    leak = f"        self.__dict__.setdefault('_kept', []).append(b'x' * {LEAK} * len(requests))\n"
+    model.write_text(code.replace(start, leak + start, 1))
+
+    verdict = soak(copy, SoakOptions(minutes=0.1, rate=40), pictures=PICTURES)
     found = figures(verdict)
     assert found["failed requests"] == 0
     for name in ("tritonserver", "preprocess 1", "retinanet 1"):
         assert f"{name}: memory after / before" in found
         assert found[f"{name}: descriptors, growth"] <= 0
     assert found["files in /dev/shm, growth"] == 0
+    (leaking,) = [check for check in verdict.checks if check.promise == "preprocess 1: growth, bytes a request"]
+    assert not leaking.held, leaking
+    assert 0.6 * LEAK < leaking.figure < 1.5 * LEAK
