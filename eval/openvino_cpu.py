@@ -13,7 +13,6 @@ from typing import Any
 __all__ = ["compile_for_cpu", "shared_core"]
 
 
-@functools.cache
 def shared_core() -> Any:
     """Return the process's one openvino.Core, which lives as long as the process.
 
@@ -23,7 +22,12 @@ def shared_core() -> Any:
     """
     import openvino
 
-    return openvino.Core()
+    return _only(openvino.Core)
+
+
+@functools.cache
+def _only(kind: Any) -> Any:
+    return kind()
 
 
 def compile_for_cpu(source: str | bytes, *, precision: str = "f32", threads: int = 0) -> Any:
