@@ -77,8 +77,8 @@ def specialise(
     for name in MODELS[profile]:
         config = read_config(TEMPLATES / profile / name / "config.pbtxt")
         config.max_batch_size = max_batch
-        if profile == "cpu" and config.HasField("dynamic_batching"):
-            # A full batch of `preprocess` must find room before `retinanet`.
+        if profile == "cpu" and config.dynamic_batching.HasField("default_queue_policy"):
+            # Two full batches keep the engine busy.
             policy = config.dynamic_batching.default_queue_policy
             policy.max_queue_size = max(policy.max_queue_size, 2 * max_batch)
         for tensor in (*config.input, *config.output):

@@ -38,9 +38,16 @@ def test_templates_leave_nothing_to_auto_completion(profile: str, name: str) -> 
     assert config.backend in ("python", "dali", "tensorrt") or config.platform == "ensemble"
     assert config.input and config.output and all(t.dims for t in (*config.input, *config.output))
     if config.backend:
-        policy = config.dynamic_batching.default_queue_policy
-        assert policy.max_queue_size > 0 and policy.default_timeout_microseconds > 0
-        assert config.instance_group and config.model_warmup
+        assert config.HasField("dynamic_batching") and config.instance_group and config.model_warmup
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_all_waiting_stands_before_the_first_step_which_never_idles_behind_it(profile: Profile) -> None:
+    gate = configs_of(profile)["admission" if profile == "gpu" else "preprocess"]
+    policy = gate.dynamic_batching.default_queue_policy
+    assert policy.max_queue_size > 0 and policy.default_timeout_microseconds > 0
+    # Triton looks into a queue that has a policy only while an instance waits for work.
+    assert sum(group.count for group in gate.instance_group) > 1
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import statistics
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +81,18 @@ def test_sixteen_pictures_at_once_share_executions_and_answer_as_alone(client: C
     for found, expected in zip(together, alone, strict=True):
         assert isinstance(found, Detections)
         assert_same(found, expected)
+
+
+def test_a_burst_that_nothing_follows_is_not_left_waiting(client: Client) -> None:
+    images = pictures(24)
+
+    def burst() -> float:
+        start = time.monotonic()
+        assert len(list(client.predict_many(images, concurrency=len(images)))) == len(images)
+        return time.monotonic() - start
+
+    # Triton would look at the rest of the queue after half a second, see preprocess/config.pbtxt.
+    assert statistics.median(burst() for _ in range(5)) < 0.3
 
 
 @pytest.mark.parametrize("client", ["grpc", "http"], indirect=True)
