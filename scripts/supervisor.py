@@ -17,6 +17,7 @@ from typing import Literal
 
 from eval.client import Client
 from eval.detections import Detections
+from scripts.children import dead_children
 from scripts.triton import TritonServer
 from training.errors import Exit, UserError
 from training.spec import DETECTOR
@@ -83,10 +84,15 @@ class Supervisor:
             return self._watch(server, stop)
 
     def _watch(self, server: TritonServer, stop: threading.Event) -> str:
-        answered, last = 0, time.monotonic()
+        answered, last, dead = 0, time.monotonic(), set[int]()
         while not stop.wait(self._policy.interval):
             if server.process.poll() is not None:
                 return server.explain()[0]
+            # One of two instances may be dead while the other answers. What a model that is unloaded leaves for a
+            # moment is gone at the next look.
+            before, dead = dead, set(dead_children(server.process.pid))
+            if before & dead:
+                return "a python-backend process died"
             health, count, why = self._look(server, answered)
             now = time.monotonic()
             if health == "well":

@@ -1,6 +1,5 @@
 """What many tests share: one toy detector, one repository, and one real tritonserver a session."""
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +15,12 @@ from training.export import export_heads
 
 @pytest.fixture(scope="session", autouse=True)
 def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Give all tests, and what they start, a folder of their own for temporary files; it goes with the session."""
+    """Give all tests, and what they start, a folder for temporary files; pytest removes it some sessions later."""
     folder = tmp_path_factory.mktemp("t")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
         patch.setattr(tempfile, "tempdir", None)  # what was asked for before
         yield
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -72,15 +72,19 @@ def killed(
             assert scene.server
             prefixes.append(scene.server.shared_memory)
             server = scene.server.process.pid
-            pid = server if victim == SERVER else stubs(server)[victim]
+            pid = server if victim == SERVER else _stub_of(server, victim)
             os.kill(pid, signal.SIGKILL)
-            away, seen = asyncio.run(outage(scene, scene.pictures[0]))
+            away, seen = asyncio.run(outage(scene, scene.pictures[0], server))
             tell(f"{victim} killed: answers again after {away:.1f} s, meanwhile {seen}")
             figures[f"{victim} killed"] = {"outage_s": round(away, 2), "meanwhile": seen}
             checks.append(Check(f"{victim} killed: s until it answers", away, at_most=60, note=str(seen)))
         left = [file for prefix in prefixes for file in SHARED_MEMORY.glob(f"{prefix}*")]
         checks.append(Check("files the dead left in /dev/shm", len(left), at_most=0))
     return checks
+
+
+def _stub_of(server: int, model: str) -> int:
+    return next(pid for name, pid in stubs(server).items() if name.split()[0] == model)
 
 
 def hopeless(repository: Path, figures: dict[str, Any], tell: Tell) -> list[Check]:
@@ -197,8 +201,8 @@ def supervised(scene: Scene, tell: Tell, policy: RestartPolicy = QUICK) -> Itera
         thread.join(60)
 
 
-async def outage(scene: Scene, picture: bytes, *, limit: float = 60.0) -> tuple[float, dict[str, int]]:
-    """Ask until the server has failed and answers again; return the seconds, and what was said meanwhile."""
+async def outage(scene: Scene, picture: bytes, old: int, *, limit: float = 60.0) -> tuple[float, dict[str, int]]:
+    """Ask until another server than process `old` answers; return the seconds, and what was said meanwhile."""
     start, seen = time.monotonic(), Counter[str]()
     while time.monotonic() - start < limit:
         transport = open_transport(scene.endpoint, concurrency=1)
@@ -206,7 +210,8 @@ async def outage(scene: Scene, picture: bytes, *, limit: float = 60.0) -> tuple[
             shot = await shoot(transport, picture, timeout=5)
         finally:
             await transport.close()
-        if shot.status == "ok" and seen:
+        replaced = scene.server is not None and scene.server.process.pid != old
+        if shot.status == "ok" and replaced:
             return time.monotonic() - start, dict(seen)
         if shot.status != "ok":
             seen[shot.status] += 1

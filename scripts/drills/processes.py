@@ -55,9 +55,9 @@ def usage(server: int, prefix: str) -> Usage:
 
 
 def stubs(server: int) -> dict[str, int]:
-    """Return the python-backend processes of a server: process id by model."""
+    """Return the python-backend processes of a server: process id by name, which begins with the model's."""
     found = {process.name: process.pid for process in _group(server)}
-    return {name.split()[0]: pid for name, pid in found.items() if name != "tritonserver"}
+    return {name: pid for name, pid in found.items() if name != "tritonserver"}
 
 
 def _group(group: int) -> Iterator[Process]:
@@ -79,11 +79,14 @@ def _group(group: int) -> Iterator[Process]:
 
 
 def _name(words: list[bytes]) -> str:
-    """A stub's first argument is REPOSITORY/model/version/model.py."""
+    """A stub's first argument is REPOSITORY/model/version/model.py, its last but one model_group_instance."""
     if not words[0].endswith(b"triton_python_backend_stub"):
         return Path(words[0].decode()).name
     path = Path(words[1].decode())
-    return f"{path.parts[-3]} {path.parts[-2]}"
+    model, version = path.parts[-3], path.parts[-2]
+    instance = next((word for word in words[2:] if word.startswith(f"{model}_".encode())), b"0")
+    number = int(instance.rsplit(b"_", 1)[-1])
+    return f"{model} {version}" + (f" ({number + 1})" if number else "")
 
 
 def _memory(folder: Path) -> Counter[str]:

@@ -157,7 +157,7 @@ def test_serve_prints_commands_that_work_and_ends_on_ctrl_c(repository: Path, tm
 def test_a_killed_serve_takes_its_server_with_it(repository: Path) -> None:
     process, _ = start_serve(repository)
     (server,) = servers_of(process.pid)
-    assert len(group_members(server)) == 3  # the server and two python-backend processes
+    assert len(group_members(server)) == 4  # the server and three python-backend processes
     process.kill()
     process.wait()
     assert process.stdout
