@@ -4,8 +4,9 @@
     supervisor.run(stop)                        # until `stop` is set; raises UserError when it gives up
 
 Triton 2.51 never restarts a python-backend process that died, and goes on saying that it is ready while every
-request fails. So health is a picture answered: the server counts them under load, otherwise it is sent one.
-A server that refuses because its queue is full is busy, not ill, unless nothing at all comes out of it for long.
+request fails. So health is that none of its processes is dead and that pictures are answered: the server counts
+them under load, otherwise it is sent one. A server that refuses because its queue is full is busy, not ill, unless
+nothing at all comes out of it for long.
 """
 
 import threading
