@@ -73,5 +73,5 @@ def test_triton_and_the_web_service_are_measured(toy_onnx: Path, repository: Pat
         held = [trial.rate for trial in service.trials if trial.holds(300)]
         assert service.capacity == pytest.approx(max(held), abs=0.01) and service.peak > 1
         assert any(not trial.holds(300) for trial in service.trials)
-    assert set(triton.memory_mb) == {"tritonserver", "preprocess 1", "retinanet 1"}
+    assert set(triton.memory_mb) == {"tritonserver", "preprocess 1", "preprocess 1 (2)", "retinanet 1"}
     assert len(web.memory_mb) == 1 and min(web.memory_mb.values()) > 20
