@@ -56,12 +56,12 @@ def soak(
 
 async def _drill(scene: Scene, options: SoakOptions, tell: Callable[[str], None]) -> Verdict:
     seconds = 60 * options.minutes
-    # The engine keeps memory for every batch size it has seen, the decoder for the batch of the largest pictures.
-    # Chance would bring such a batch together late: let them see all of it before the soak begins.
+    # The engine keeps memory for every batch size it has seen, each decoder for the batch of the largest pictures.
+    # Chance would bring such a batch together late: let all of them meet it before the soak begins.
     for in_flight in (1, 2, 3, 4, 6, 8, 12, 16, 24):
         await closed_loop(scene.endpoint, scene.pictures, in_flight=in_flight, seconds=min(2.0, seconds / 60))
     largest = [max(scene.pictures, key=_pixels)]
-    await closed_loop(scene.endpoint, largest, in_flight=options.in_flight, seconds=min(4.0, seconds / 30))
+    await closed_loop(scene.endpoint, largest, in_flight=options.in_flight, seconds=min(60.0, seconds / 30))
     full = await closed_loop(
         scene.endpoint, scene.pictures, in_flight=options.in_flight, seconds=max(3.0, min(20.0, seconds / 10))
     )
