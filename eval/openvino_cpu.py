@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU with the settings that are served: all cores share one picture.
+"""OpenVINO on the CPU with the settings that are served: all cores share one picture, or each has its own.
 
     network = compile_for_cpu("model.onnx", precision="bf16", threads=2)
     network.create_infer_request().infer({"image": image[None], "letterbox": letterbox[None]})
@@ -30,8 +30,10 @@ def _only(kind: Any) -> Any:
     return kind()
 
 
-def compile_for_cpu(source: str | bytes, *, precision: str = "f32", threads: int = 0) -> Any:
+def compile_for_cpu(source: str | bytes, *, precision: str = "f32", threads: int = 0, streams: int = 1) -> Any:
     """Return OpenVINO's compiled model of an ONNX file or its content; `threads` 0 takes all cores.
+
+    More than one of `streams` share the threads, and each has a picture of its own.
 
     `precision` is f32 or bf16, and f32 where the processor has no bf16: OpenVINO would emulate it, many times
     slower.
@@ -39,7 +41,11 @@ def compile_for_cpu(source: str | bytes, *, precision: str = "f32", threads: int
     core = shared_core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         precision = "f32"
-    settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": precision}
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+        "NUM_STREAMS": str(streams),
+        "INFERENCE_PRECISION_HINT": precision,
+    }
     if threads:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
     return core.compile_model(core.read_model(source), "CPU", settings)

@@ -17,24 +17,16 @@ def engine_limit(graph: Path, *, threads: int, precision: str, seconds: float) -
     The graph's own image is noise, so nothing is detected and decode and NMS cost their least.
     """
     from build_tools.signature import read_signature
-    from eval.openvino_cpu import shared_core
+    from eval.openvino_cpu import compile_for_cpu
 
     height, width = read_signature(graph).spec.size
     inputs = {
         "image": np.random.default_rng(0).integers(0, 256, (1, 3, height, width), dtype=np.uint8),
         "letterbox": np.asarray([[height, width, height, width]], np.float32),
     }
-    core = shared_core()
-    model = core.read_model(str(graph))
     rates = {}
-    for name, hint, streams in (("together", "LATENCY", 1), ("apart", "THROUGHPUT", threads)):
-        settings = {
-            "INFERENCE_NUM_THREADS": str(threads),
-            "INFERENCE_PRECISION_HINT": precision,
-            "PERFORMANCE_HINT": hint,
-            "NUM_STREAMS": str(streams),
-        }
-        compiled = core.compile_model(model, "CPU", settings)
+    for name, streams in (("together", 1), ("apart", threads)):
+        compiled = compile_for_cpu(str(graph), precision=precision, threads=threads, streams=streams)
         requests = [compiled.create_infer_request() for _ in range(streams)]
         for request in requests:  # the first run of each is slower
             request.infer(inputs)

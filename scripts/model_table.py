@@ -115,7 +115,14 @@ class Table:
                 name: [Flavour(**row) for row in rows] for name, rows in stored["backbones"].items()
             }
             table.trained = {name: Scored(**row) for name, row in stored["trained"].items()}
-            table.about = stored["about"]
+            # Results of several commits stand side by side where a run went on.
+            first, now = stored["about"], _about()
+            table.about = now | {
+                key: first[key]
+                if first[key].endswith(now[key])
+                else f"{first[key].split(' to ')[0]} to {now[key]}"
+                for key in ("commit", "date")
+            }
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f"{path}: not the results of an earlier run", "remove it, or name another --work"

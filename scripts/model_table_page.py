@@ -129,9 +129,12 @@ def _points(scores: dict[str, float | None], precision: str) -> str:
 
 def _machine(table: Table) -> str:
     about, options = table.about, table.options
+    rounds = "one round" if options.rounds == 1 else f"{options.rounds} rounds"
+    missing = [name for name in BACKBONES if name not in table.backbones]
     return (
-        f"{about['cores']} cores of {about['cpu']}, no GPU; {options.rounds} rounds of {options.seconds:g} s with "
+        f"{about['cores']} cores of {about['cpu']}, no GPU; {rounds} of {options.seconds:g} s with "
         f"{ALONE} and with {FULL} in flight; commit {about['commit']}, {about['date']}."
+        + (f" Not measured yet: {', '.join(missing)}." if missing else "")
     )
 
 

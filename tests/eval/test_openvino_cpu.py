@@ -47,10 +47,12 @@ def test_they_are_the_served_ones(
     settings: list[dict[str, str]], engine: Any, toy_onnx: Path, precision: str, threads: int
 ) -> None:
     engine(toy_onnx, threads=threads, precision=precision)
-    served = settings[0]
-    compile_for_cpu(str(toy_onnx), precision=precision, threads=threads)
-    assert settings[-1] == served and served["INFERENCE_NUM_THREADS"] == str(threads)
-    assert len(settings) == threads + 1, "with two cores, the second network of it has a core a picture"
+    served = list(settings)
+    assert len(served) == threads, "with two cores, the second network of it has a core a picture"
+    settings.clear()
+    for streams in range(1, threads + 1):
+        compile_for_cpu(str(toy_onnx), precision=precision, threads=threads, streams=streams)
+    assert settings == served and {each["INFERENCE_NUM_THREADS"] for each in served} == {str(threads)}
 
 
 def test_a_file_and_its_content_are_the_same(toy_onnx: Path) -> None:
