@@ -26,38 +26,9 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
+from build_tools.nodes import NodeBuilder
+from build_tools.top_k import divide, stable_top_k, top_k
 from training.spec import BOXES, CLASSES, DELTA_CLAMP, NUM_DETECTIONS, SCORES, DetectorSpec
-
-PREFIX = "detect"  # of the names of all nodes and tensors made here
-FLOAT32_INTEGERS = 2**24  # float32 holds every integer up to here
-LONGEST_TOPK = 3840  # TensorRT's limit
-
-
-class NodeBuilder:
-    """Appends nodes to a graph: `nodes("Mul", a, 2.0)` is a new tensor; arrays and numbers become constants."""
-
-    def __init__(self, graph: gs.Graph) -> None:
-        self.graph = graph
-        self._count = 0
-
-    def __call__(
-        self, op: str, *inputs: Any, outputs: int = 1, domain: str | None = None, **attributes: Any
-    ) -> Any:
-        """Return the node's output tensor, or a list of them where `outputs` is above one."""
-        self._count += 1
-        name = f"{PREFIX}/{op}_{self._count}"
-        made = [gs.Variable(f"{name}_out{i}" if i else f"{name}_out") for i in range(outputs)]
-        given = [item if isinstance(item, gs.Tensor) else self._constant(name, item) for item in inputs]
-        self.graph.nodes.append(
-            gs.Node(op, name=name, attrs=attributes, inputs=given, outputs=made, domain=domain)
-        )
-        return made if outputs > 1 else made[0]
-
-    def _constant(self, name: str, value: Any) -> gs.Constant:
-        self._count += 1
-        array = np.asarray(value)
-        kind = {np.dtype(np.float64): np.float32, np.dtype(np.int32): np.int64}.get(array.dtype, array.dtype)
-        return gs.Constant(f"{name}_const_{self._count}", np.ascontiguousarray(array, kind))
 
 
 @dataclass(frozen=True)
@@ -118,8 +89,8 @@ def add_decode(
     """
     slots = _Slots.of(spec)
     tops = []
-    for (level, _), count in zip(heads, slots.taken, strict=True):
-        values, indices = nodes("TopK", nodes("Reshape", level, [0, -1]), [count], axis=1, outputs=2)
+    for (level, _), total, count in zip(heads, slots.sizes, slots.taken, strict=True):
+        values, indices = top_k(nodes, level, total=total, count=count)
         if by_index:
             indices, order = nodes("TopK", indices, [count], axis=1, largest=0, outputs=2)
             values = nodes("GatherElements", values, order, axis=1)
@@ -127,9 +98,9 @@ def add_decode(
     best = nodes("Concat", *(values for values, _ in tops), axis=1)  # (B, N)
     index = nodes("Concat", *(indices for _, indices in tops), axis=1)
 
-    channel, cell = _divide(nodes, index, slots.cells, below=max(slots.sizes))
-    anchor, label = _divide(nodes, channel, len(spec.classes))
-    y, x = _divide(nodes, cell, slots.width)
+    channel, cell = divide(nodes, index, slots.cells, below=max(slots.sizes))
+    anchor, label = divide(nodes, channel, len(spec.classes))
+    y, x = divide(nodes, cell, slots.width)
     delta = _gather_deltas(nodes, slots, [deltas for _, deltas in heads], anchor, cell)
     shift, growth = nodes("Split", delta, [2, 2], axis=2, outputs=2)
 
@@ -147,18 +118,6 @@ def add_decode(
     limit = nodes("Unsqueeze", nodes("Gather", letterbox, [3, 2, 3, 2], axis=1), [1])  # resized w, h, w, h
     boxes = nodes("Min", nodes("Max", corners, 0.0), limit)
     return Candidates(best, boxes, label, len(slots.level))
-
-
-def _divide(nodes: NodeBuilder, value: Any, by: Any, *, below: int = 0) -> tuple[Any, Any]:
-    """Return quotient and remainder of integers under `below`, also where a runtime divides in float32."""
-    quotient = nodes("Div", value, by)
-    remainder = nodes("Sub", value, nodes("Mul", quotient, by))
-    if below > FLOAT32_INTEGERS:
-        over = nodes("Cast", nodes("GreaterOrEqual", remainder, by), to=onnx.TensorProto.INT64)
-        under = nodes("Cast", nodes("Less", remainder, 0), to=onnx.TensorProto.INT64)
-        quotient = nodes("Add", quotient, nodes("Sub", over, under))
-        remainder = nodes("Sub", value, nodes("Mul", quotient, by))
-    return quotient, remainder
 
 
 def _gather_deltas(
@@ -198,7 +157,7 @@ def add_nms(
     kept = nodes("ScatterND", nothing, places, nodes("GatherND", logits, places))  # (B, N)
 
     slots = min(spec.max_detections, count)
-    best, order = _stable_top(nodes, kept, count, slots)
+    best, order = stable_top_k(nodes, kept, total=count, count=slots)
     filled = nodes("Greater", best, threshold)
     scores = nodes("Where", filled, nodes("Sigmoid", best), 0.0)
     labels = nodes("Where", filled, nodes("GatherElements", candidates.classes, order, axis=1), 0)
@@ -217,18 +176,3 @@ def add_nms(
         scores = nodes("Pad", scores, [0, 0, 0, missing])
         labels = nodes("Pad", labels, [0, 0, 0, missing])
     return {NUM_DETECTIONS: found, BOXES: boxes, SCORES: scores, CLASSES: labels}
-
-
-def _stable_top(nodes: NodeBuilder, values: Any, total: int, count: int) -> tuple[Any, Any]:
-    """Return the best `count` of (B, total) values and their indices, ties to the lower index in any runtime.
-
-    The sorted values fall into runs of equal ones; (number of the run, index) has no ties left.
-    """
-    length = min(total, max(count, LONGEST_TOPK))  # beyond it only thousands of equal values could tell
-    ranked, index = nodes("TopK", values, [length], axis=1, outputs=2)
-    previous = nodes("Gather", ranked, np.maximum(np.arange(length) - 1, 0), axis=1)
-    starts = nodes("Cast", nodes("Not", nodes("Equal", ranked, previous)), to=onnx.TensorProto.INT64)
-    run = nodes("CumSum", starts, np.int64(1))
-    key = nodes("Add", nodes("Mul", run, total), index)
-    _, pick = nodes("TopK", key, [count], axis=1, largest=0, outputs=2)
-    return nodes("GatherElements", ranked, pick, axis=1), nodes("GatherElements", index, pick, axis=1)

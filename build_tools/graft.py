@@ -4,7 +4,7 @@
     save(graft(Path("heads.onnx"), flavour="tensorrt"), Path("detector.onnx"))    # the two plugins of plugins/
 
 The input becomes UINT8 `image` with a second input `letterbox`; the outputs become spec.OUTPUTS. The spec is read
-from the model's metadata and stays there. It leaves the network's own nodes alone and quantises nothing;
+from the model's metadata and stays there. It leaves the network's arithmetic alone and quantises nothing;
 the nodes behind the heads are in build_tools/detection_nodes.py and build_tools/plugin_nodes.py.
 """
 
@@ -17,8 +17,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from build_tools.detection_nodes import Candidates, NodeBuilder, add_decode, add_nms
+from build_tools.detection_nodes import Candidates, add_decode, add_nms
 from build_tools.files import whole
+from build_tools.nodes import NodeBuilder
 from build_tools.plugin_nodes import add_decode_plugin, add_nms_plugin
 from build_tools.signature import load_graph, read_spec
 from training.errors import UserError
@@ -65,6 +66,7 @@ def graft(
     tensors = graph.tensors()
     heads = [(tensors[logits], tensors[deltas]) for logits, deltas in spec.head_names]
     letterbox = gs.Variable(LETTERBOX, np.float32, [BATCH, 4])
+    _unshare_biases(graph)
     nodes = NodeBuilder(graph)
     graph.inputs = [_add_front(nodes, spec, tensors[NETWORK_INPUT]), letterbox]
 
@@ -126,6 +128,20 @@ def _check_shape(what: str, value: onnx.ValueInfoProto, expected: tuple[int, ...
 
 def _shape(dims: Sequence[int | str]) -> str:
     return f"[{', '.join(map(str, dims))}]"
+
+
+def _unshare_biases(graph: gs.Graph) -> None:
+    """Give each convolution a bias of its own: the levels share those of the heads.
+
+    OpenVINO adds a bias that somebody else uses too in a pass over the whole output, not in the convolution.
+    """
+    seen = set()
+    for node in graph.nodes:
+        if node.op == "Conv" and len(node.inputs) > 2 and isinstance(node.inputs[2], gs.Constant):
+            bias = node.inputs[2]
+            if bias.name in seen:
+                node.inputs[2] = gs.Constant(f"{bias.name}/{node.name}", bias.values)
+            seen.add(bias.name)
 
 
 def _add_front(nodes: NodeBuilder, spec: DetectorSpec, network_input: gs.Variable) -> gs.Variable:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import onnx_graphsurgeon as gs
 
-from build_tools.detection_nodes import Candidates, NodeBuilder
+from build_tools.detection_nodes import Candidates
+from build_tools.nodes import NodeBuilder
 from training.errors import UserError
 from training.spec import BOXES, CLASSES, DELTA_CLAMP, NUM_DETECTIONS, SCORES, DetectorSpec
 

@@ -44,7 +44,7 @@ def shifted_deltas(model: onnx.ModelProto) -> None:
 
 
 def not_a_number(model: onnx.ModelProto) -> None:
-    """Let one bias of the class head be NaN."""
+    """Let one bias of the class head of P3 be NaN."""
     values, write = _weights(model, _convolution(model, "cls_logits_p3").input[2])
     values.flat[0] = np.nan
     write(values)
