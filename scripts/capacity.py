@@ -263,7 +263,20 @@ def mix(pictures: Sequence[bytes]) -> list[dict[str, Any]]:
     return found
 
 
-def summary(measured: Sequence[Measured], options: CapacityOptions) -> dict[str, dict[str, float]]:
+def beside(measured: Sequence[Measured], baseline: str = "web") -> dict[str, list[float]]:
+    """Return each service's capacity over the baseline's, a number a round: machines drift between rounds.
+
+    Without the rounds in which the baseline held no rate.
+    """
+    own = {each.round: each.capacity for each in measured if each.service == baseline and each.capacity}
+    result: dict[str, list[float]] = {}
+    for each in measured:
+        if each.service != baseline and each.round in own:
+            result.setdefault(each.service, []).append(round(each.capacity / own[each.round], 3))
+    return result
+
+
+def summary(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
     """Return the medians over the rounds and, of the capacity, the lowest and highest."""
     result = {}
     for service in dict.fromkeys(each.service for each in measured):

@@ -1,6 +1,7 @@
 """`capacity`: the most requests a second at which p99 stays under a bound, beside a hand-written web service."""
 
 import shlex
+import statistics
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -45,6 +46,9 @@ def capacity(
 ) -> None:
     """Find the rate that MODEL (.onnx) bears on this machine, served by Triton and by a small web service.
 
+    Beside them stand the network alone, and a plain loop that decodes and infers in one process, with the same
+    graph, threads and pictures.
+
     Requests come at Poisson times, and each rate is one trial; the search ends when the rates that hold and fail
     are within 5 %. About ten trials a service.
     """
@@ -54,8 +58,9 @@ def capacity(
     from build_tools.repository import build_repository
     from eval.bench import machine
     from eval.images import find_images
-    from scripts.capacity import SERVICES, CapacityOptions, measure, mix, plot, summary
+    from scripts.capacity import SERVICES, CapacityOptions, beside, measure, mix, plot, summary
     from scripts.drills.stage import drawn
+    from scripts.efficiency import PlainLoop
     from scripts.engine_limit import engine_limit
     from scripts.installation import usable_cores
 
@@ -71,6 +76,10 @@ def capacity(
             f"the network alone: {limit['together']:.1f} images/s with all cores on a picture, "
             f"{limit['apart']:.1f} with a core a picture"
         )
+        loop = PlainLoop(model, pictures, precision=precision, threads=usable_cores())
+        loop.run()  # the first is slower
+        loop_rates = [round(loop.rate(min(seconds, 10)), 2)]
+        click.echo(f"a plain loop, decode and infer: {loop_rates[0]:.1f} images/s")
         click.echo("service        round   peak/s  alone ms  capacity/s   CPU s  memory MB")
         for each in measure(
             model, repository, pictures, options, precision=precision, services=services or SERVICES, tell=_tell
@@ -79,11 +88,15 @@ def capacity(
             row = f"{each.service:<14}{each.round + 1:>6}{each.peak:>9.1f}{each.p50_alone:>10.1f}"
             row += f"{each.capacity:>12.1f}{sum(each.cpu_seconds.values()):>8.1f}"
             click.echo(f"{row}{sum(each.memory_mb.values()):>11.0f}")
-    found = summary(done, options)
-    if "web" in found and found["web"]["capacity"]:
-        for service in (name for name in found if name != "web"):
-            ratio = found[service]["capacity"] / found["web"]["capacity"]
-            click.echo(f"{service}: {ratio:.2f} of the web service's rate at p99 <= {max_p99:g} ms")
+        loop_rates.append(round(loop.rate(min(seconds, 10)), 2))
+        click.echo(f"the plain loop again: {loop_rates[1]:.1f} images/s")
+    found = summary(done)
+    ratios = beside(done)
+    for service, each_round in ratios.items():
+        click.echo(
+            f"{service}: {statistics.median(each_round):.2f} of the web service's rate at p99 <= {max_p99:g} ms"
+            + (f"; by round {', '.join(f'{ratio:.2f}' for ratio in each_round)}" if rounds > 1 else "")
+        )
     if json_file:
         report = {
             "command": shlex.join(["retinaserve", *sys.argv[1:]]),
@@ -91,7 +104,9 @@ def capacity(
             "options": asdict(options),
             "mix": mix(pictures),
             "engine_limit": limit,
+            "plain_loop": {"before": loop_rates[0], "after": loop_rates[1]},
             "summary": found,
+            "beside_web": ratios,
             "measured": [each.to_dict() for each in done],
         }
         write_json(json_file, report)

@@ -96,6 +96,14 @@ class PlainLoop:
         both = [a + b for a, b in zip(decode, engine, strict=True)]
         return Loop(statistics.mean(decode), statistics.mean(engine), statistics.median(both))
 
+    def rate(self, seconds: float) -> float:
+        """Return the images/s over as many runs as take so long, at least one."""
+        done, start = 0, time.perf_counter()
+        while not done or time.perf_counter() - start < seconds:
+            self.run()
+            done += len(self._pictures)
+        return done / (time.perf_counter() - start)
+
 
 def measure(output: Path, options: EfficiencyOptions) -> Iterator[Turn]:
     """Build the detector if it is not there, then yield every turn and write efficiency.json."""

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts.capacity import CapacityOptions, Measured, Trial, highest, measure, mix, plot, summary
+from scripts.capacity import CapacityOptions, Measured, Trial, beside, highest, measure, mix, plot, summary
 from tests.pictures import checker, encode
 
 
@@ -50,11 +50,21 @@ def test_the_summary_has_the_median_and_the_spread(tmp_path: Path) -> None:
     runs = [
         Measured("web", number, 10 + number, 4.0, rate, trials, {}, {}) for number, rate in enumerate((8, 6, 9))
     ]
-    found = summary(runs, CapacityOptions())
+    found = summary(runs)
     assert found["web"] == {"capacity": 8, "lowest": 6, "highest": 9, "peak": 11, "p50_alone_ms": 4.0}
     plot(runs, CapacityOptions(), tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as picture:
         assert picture.width > 800
+
+
+def test_services_are_compared_within_a_round() -> None:
+    def run(service: str, number: int, capacity: float) -> Measured:
+        return Measured(service, number, 1.0, 1.0, capacity, (), {}, {})
+
+    runs = [run("triton-grpc", 0, 12), run("web", 0, 8), run("triton-grpc", 1, 5), run("web", 1, 5)]
+    assert beside(runs) == {"triton-grpc": [1.5, 1.0]}
+    assert beside([*runs, run("triton-grpc", 2, 5), run("web", 2, 0)]) == {"triton-grpc": [1.5, 1.0]}
+    assert beside(runs[::2]) == {}
 
 
 def test_the_mix_tells_pictures_apart() -> None:
