@@ -30,6 +30,7 @@ def drill() -> None:
 @REPOSITORY
 @click.option("--factor", type=click.FloatRange(min=1.1), default=4.0, help="Times the peak that is offered.")
 @click.option("--seconds", type=click.FloatRange(min=1), default=20.0, help="Length of each load.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, help="Floods, each between two peaks.")
 @click.option("--protocol", type=click.Choice(["grpc", "http"]), default="grpc", help="What is spoken.")
 @IMAGES
 @JSON
@@ -37,6 +38,7 @@ def overload(
     repository: Path,
     factor: float,
     seconds: float,
+    rounds: int,
     protocol: str,
     images: tuple[str, ...],
     json_file: Path | None,
@@ -45,7 +47,7 @@ def overload(
     from scripts.drills.overload import OverloadOptions
     from scripts.drills.overload import overload as run
 
-    options = OverloadOptions(factor=factor, seconds=seconds, protocol=protocol)
+    options = OverloadOptions(factor=factor, seconds=seconds, rounds=rounds, protocol=protocol)
     _report(run(repository, options, pictures=_pictures(images), tell=_tell), json_file, repository)
 
 

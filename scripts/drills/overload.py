@@ -2,16 +2,20 @@
 
     verdict = overload(Path("repository"), OverloadOptions(seconds=30))
 
-Peak and calm are measured before and after, in the same run, because machines drift. The load comes from this
-process, on the same machine: what it costs is the server's loss, and is said beside the goodput.
+Floods and peaks take turns, and goodput is a flood's rate over that of the peaks before and after it, because
+machines drift. The load comes from this process, on the same machine: what it costs is the server's loss, and is
+said beside the goodput.
 """
 
 import asyncio
+import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from build_tools.config_schema import read_config
 from eval.transport import Endpoint
@@ -29,9 +33,20 @@ class OverloadOptions:
 
     factor: float = 4.0  # of the peak
     seconds: float = 20.0  # of each load
+    rounds: int = 3  # floods
     in_flight: int = 32  # of the closed loop that finds the peak; two batches keep the engine busy
     recovery: float = 5.0
     protocol: str = "grpc"
+
+
+@dataclass(frozen=True)
+class Load:
+    """One flood or peak: its answers, their rate, and what making it took of all cores."""
+
+    shots: Sequence[Shot]
+    rate: float
+    share: float
+    seen: Sequence[Usage]
 
 
 def overload(
@@ -41,7 +56,7 @@ def overload(
     pictures: list[bytes] | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Verdict:
-    """Run the drill; about five times `seconds`."""
+    """Run the drill; a round takes three times `seconds` and the time of the last answers."""
     with stage(repository, pictures=pictures) as scene:
         endpoint = scene.endpoint if options.protocol == "grpc" else scene.http
         return asyncio.run(_drill(scene, endpoint, options, tell))
@@ -53,87 +68,122 @@ async def _drill(
     pictures, seconds = scene.pictures, options.seconds
     await closed_loop(endpoint, pictures, in_flight=4, seconds=min(2.0, seconds))  # warm-up
 
-    async def peak() -> tuple[float, float]:
-        own = _OwnShare()
-        shots = await closed_loop(endpoint, pictures, in_flight=options.in_flight, seconds=seconds)
-        return rate_of(shots, skip=0.1 * seconds), own.so_far()
+    async def peak() -> Load:
+        load = closed_loop(endpoint, pictures, in_flight=options.in_flight, seconds=seconds)
+        return await _watched(scene, asyncio.create_task(load), skip=0.1 * seconds)
+
+    async def flood(rate: float) -> Load:
+        load = open_loop(endpoint, pictures, rate=rate, seconds=seconds, timeout=120)
+        return await _watched(scene, asyncio.create_task(load), skip=0.2 * seconds)
 
     async def calm() -> list[Shot]:
         return await closed_loop(endpoint, pictures, in_flight=1, seconds=seconds / 4)
 
-    calm_before, (peak_before, share_before) = await calm(), await peak()
-    at_peak = scene.usage()
-    tell(f"peak {peak_before:.1f} images/s; now {options.factor:g} times as many for {seconds:g} s")
-    own = _OwnShare()
-    load = asyncio.create_task(
-        open_loop(endpoint, pictures, rate=options.factor * peak_before, seconds=seconds, timeout=120)
+    calms, peaks, floods = [await calm()], [await peak()], list[Load]()
+    for number in range(options.rounds):
+        rate = options.factor * peaks[-1].rate
+        tell(f"round {number + 1}: peak {peaks[-1].rate:.1f} images/s; now {rate:.1f} a second for {seconds:g} s")
+        floods.append(await flood(rate))
+        over = max(shot.start for shot in floods[-1].shots)
+        await asyncio.sleep(max(0.0, over + options.recovery - time.monotonic()))
+        calms.append(await calm())
+        peaks.append(await peak())
+    goodputs = [
+        each.rate / ((before.rate + after.rate) / 2)
+        for each, (before, after) in zip(floods, pairwise(peaks), strict=True)
+    ]
+    return Verdict(
+        "overload",
+        _checks(floods, peaks, calms, goodputs, options, capacity=_capacity(scene.repository)),
+        _figures(floods, peaks, calms, goodputs, options),
     )
-    seen = await _watch(scene, load)
-    shots, share = await load, own.so_far()
-    await asyncio.sleep(max(0.0, max(shot.start for shot in shots) + options.recovery - time.monotonic()))
-    tell("over; is it itself again?")
-    calm_after, (peak_after, share_after) = await calm(), await peak()
 
-    peak_rate = (peak_before + peak_after) / 2
-    share_at_peak = (share_before + share_after) / 2
-    goodput = rate_of(shots, skip=0.2 * seconds) / peak_rate
+
+def _checks(
+    floods: Sequence[Load],
+    peaks: Sequence[Load],
+    calms: Sequence[Sequence[Shot]],
+    goodputs: Sequence[float],
+    options: OverloadOptions,
+    *,
+    capacity: int,
+) -> list[Check]:
+    shots = [shot for each in floods for shot in each.shots]
     accepted, refused = good(shots), [shot for shot in shots if shot.status == "unavailable"]
-    others = len(shots) - len(accepted) - len(refused)
-    late = percentile((1000 * shot.seconds for shot in refused), 0.99)
-    most_waiting = _capacity(scene.repository)
-    memory = max(each.memory_bytes for each in seen) / at_peak.memory_bytes
-    before, after = (milliseconds(good(each)) for each in (calm_before, calm_after))
-    checks = [
+    goodput = statistics.median(goodputs)
+    share, share_at_peak = (statistics.fmean(each.share for each in loads) for loads in (floods, peaks))
+    left = goodput * (1 - share_at_peak) / (1 - share)
+    peak = statistics.fmean(each.rate for each in peaks)
+    memory = max(use.memory_bytes for each in floods for use in each.seen) / peaks[0].seen[-1].memory_bytes
+    slower = [_p50(after) / _p50(before) for before, after in pairwise(calms)]
+    failed = [shot for each in calms[1:] for shot in each if shot.status != "ok"]
+    return [
         Check("refused / offered", len(refused) / len(shots), at_least=0.2, note="or it was no overload"),
         Check(
             "goodput / peak",
             goodput,
             at_least=0.95,
-            note=f"{goodput * (1 - share_at_peak) / (1 - share):.3f} on the cores that the load leaves: "
-            f"it takes {share:.1%} of them, and {share_at_peak:.1%} at the peak",
+            note=(f"by round {', '.join(f'{each:.3f}' for each in goodputs)}; " if len(goodputs) > 1 else "")
+            + f"{left:.3f} on the cores that the load leaves: it takes {share:.1%} of them, and "
+            f"{share_at_peak:.1%} at the peak",
         ),
-        Check("refused within, ms (p99)", late, at_most=50, note=f"{len(refused)} of {len(shots)}"),
-        Check("neither answered nor UNAVAILABLE", others, at_most=0),
+        Check(
+            "refused within, ms (p99)",
+            percentile((1000 * shot.seconds for shot in refused), 0.99),
+            at_most=50,
+            note=f"{len(refused)} of {len(shots)}",
+        ),
+        Check("neither answered nor UNAVAILABLE", len(shots) - len(accepted) - len(refused), at_most=0),
         Check(
             "p99 of the accepted, s",
             percentile((shot.seconds for shot in accepted), 0.99),
-            at_most=1.5 * most_waiting / peak_rate,
-            note=f"bound: 1.5 x {most_waiting} waiting or under way / peak",
+            at_most=1.5 * capacity / peak,
+            note=f"bound: 1.5 x {capacity} waiting or under way / peak",
         ),
         Check("memory / at the peak", memory, at_most=1.25),
-        Check(f"calm p50 / before, {options.recovery:g} s later", after["p50"] / before["p50"], at_most=1.5),
-        Check("failed afterwards", len(calm_after) - len(good(calm_after)), at_most=0),
+        Check(f"calm p50 / before, {options.recovery:g} s later", statistics.median(slower), at_most=1.5),
+        Check("failed afterwards", len(failed), at_most=0),
     ]
-    figures = {
+
+
+def _figures(
+    floods: Sequence[Load],
+    peaks: Sequence[Load],
+    calms: Sequence[Sequence[Shot]],
+    goodputs: Sequence[float],
+    options: OverloadOptions,
+) -> dict[str, Any]:
+    shots = [shot for each in floods for shot in each.shots]
+    return {
         "options": asdict(options),
-        "peak_ips": [round(peak_before, 2), round(peak_after, 2)],
-        "load_share_of_cores": {"overload": round(share, 4), "peak": round(share_at_peak, 4)},
-        "offered_ips": round(options.factor * peak_before, 2),
+        "peak_ips": [round(each.rate, 2) for each in peaks],
+        "flood_ips": [round(each.rate, 2) for each in floods],
+        "goodput": [round(each, 4) for each in goodputs],
+        "load_share_of_cores": {
+            "floods": [round(each.share, 4) for each in floods],
+            "peaks": [round(each.share, 4) for each in peaks],
+        },
         "answers": dict(Counter(shot.status for shot in shots)),
-        "accepted_ms": milliseconds(accepted),
-        "refused_ms": milliseconds(refused),
-        "calm_ms": {"before": before, "after": after},
+        "accepted_ms": milliseconds(good(shots)),
+        "refused_ms": milliseconds(shot for shot in shots if shot.status == "unavailable"),
+        "calm_ms": [milliseconds(good(each)) for each in calms],
     }
-    return Verdict("overload", checks, figures)
 
 
-class _OwnShare:
-    """What this process, which makes the load, takes of all cores from now on."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic(), time.process_time()
-
-    def so_far(self) -> float:
-        wall, own = self._start
-        return (time.process_time() - own) / (time.monotonic() - wall) / usable_cores()
+def _p50(shots: Sequence[Shot]) -> float:
+    return milliseconds(good(shots))["p50"]
 
 
-async def _watch(scene: Scene, load: "asyncio.Task[list[Shot]]") -> list[Usage]:
+async def _watched(scene: Scene, load: "asyncio.Task[list[Shot]]", *, skip: float) -> Load:
+    """Wait for a load and look at the server each second: a look costs some refusals, so all loads bear it."""
+    wall, own = time.monotonic(), time.process_time()
     seen = [scene.usage()]
     while not load.done():
         await asyncio.wait({load}, timeout=1.0)
         seen.append(scene.usage())
-    return seen
+    shots = await load
+    share = (time.process_time() - own) / (time.monotonic() - wall) / usable_cores()
+    return Load(shots, rate_of(shots, skip=skip), share, seen)
 
 
 def _capacity(repository: Path) -> int:

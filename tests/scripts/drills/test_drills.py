@@ -41,7 +41,7 @@ def slow(repository: Path, tmp_path: Path) -> Path:
 
 
 def test_an_overload_is_refused_early_and_leaves_nothing(slow: Path) -> None:
-    verdict = overload(slow, OverloadOptions(seconds=2, recovery=1), pictures=PICTURES)
+    verdict = overload(slow, OverloadOptions(seconds=2, rounds=2, recovery=1), pictures=PICTURES)
     found = figures(verdict)
     assert found["refused / offered"] > 0.3
     assert found["goodput / peak"] > 0.8
