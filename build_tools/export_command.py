@@ -22,6 +22,7 @@ PATH = click.Path(path_type=Path)
 JSON = click.option("--json", "json_path", type=PATH, help="Also write what was done to this file.")
 CALIBRATORS = ("entropy", "percentile", "minmax")
 SHOWN = 5
+FEW_PICTURES = 100  # to calibrate with: docs/quantization.md has what few cost
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 _CALIBRATION = (
@@ -194,6 +195,13 @@ def tell_calibration(record: dict[str, Any]) -> None:
         f"{unreadable} could not be read",
         err=True,
     )
+    if pictures["count"] < FEW_PICTURES:
+        click.secho(
+            f"{pictures['count']} pictures are few to calibrate with: a few hundred keep points of AP; "
+            "retinaserve precisions says what it costs here",
+            fg="yellow",
+            err=True,
+        )
 
 
 def progress(inputs: "Inputs", total: int) -> "Inputs":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eval.options import FILE, json_option, tls_options, wait_option, write_json
+from eval.options import FILE, json_option, server_words, tls_options, wait_option, write_json
 from training.errors import Exit
 from training.next_step import name_next
 
@@ -79,16 +79,16 @@ def bench(
         done.append(level)
         click.echo(benchmark.row(level))
     if json_file:
-        command = ["retinaserve", "bench", *(word for server in endpoints for word in ("--server", str(server)))]
-        command += [*(word for place in images for word in ("--images", place))]
+        command = [word for place in images for word in ("--images", place)]
         command += ["--rate", rates] if rates else ["--concurrency", concurrency]
         command += ["--repeat", str(repeat), "--seconds", f"{seconds:g}"]
-        write_json(json_file, benchmark.to_dict(prepared, done, seconds=seconds, command=shlex.join(command)))
+        again = f"retinaserve bench {server_words(*endpoints, tls=tls)} {shlex.join(command)}"
+        write_json(json_file, benchmark.to_dict(prepared, done, seconds=seconds, command=again))
     if plot_file:
         plot_file.parent.mkdir(parents=True, exist_ok=True)
         benchmark.plot(done, plot_file)
         click.echo(f"plot: {plot_file}", err=True)
-    name_next(f"retinaserve eval --server {endpoints[0]} --images DIR --annotations FILE.json")
+    name_next(f"retinaserve eval {server_words(endpoints[0], tls=tls)} --images DIR --annotations FILE.json")
     if any(level.load is None for level in done):
         sys.exit(Exit.CHECK_FAILED)
 

@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from eval.bench_command import bench
-from eval.options import FILE, FOLDER, json_option, progress, report_options, tls_options, wait_option, write_json
+from eval.options import (
+    FILE,
+    FOLDER,
+    json_option,
+    progress,
+    report_options,
+    server_words,
+    tls_options,
+    wait_option,
+    write_json,
+)
 from eval.outcome import ReportOptions, publish
 from eval.verify_command import verify
 from eval.web.command import web
@@ -99,7 +109,9 @@ def predict(
         where = client.servers
     if output:
         click.echo(f"{len(files) - failed} annotated pictures: {output}", err=True)
-    _finish(failed, len(files), f"retinaserve eval --server {where} --images DIR --annotations FILE.json")
+    _finish(
+        failed, len(files), f"retinaserve eval {server_words(where, tls=tls)} --images DIR --annotations FILE.json"
+    )
 
 
 @click.command("eval")
@@ -161,7 +173,9 @@ def evaluate(
     if output:
         report.write_pictures(output)
         click.echo(f"curves, contact sheet and detections: {output}", err=True)
-    following = f"retinaserve bench --server {where} --images {shlex.quote(str(images))}"
+    following = (
+        f"retinaserve bench {server_words(where.split(',')[0], tls=tls)} --images {shlex.quote(str(images))}"
+    )
     _finish(len(report.errors), len(report.files), following, passed=passed)
 
 

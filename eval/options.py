@@ -3,14 +3,18 @@
 import functools
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from eval.files import replacing
+
+if TYPE_CHECKING:
+    from eval.transport import TlsFiles
 
 T = TypeVar("T")
 
@@ -39,6 +43,15 @@ def tls_options(verb: Callable[..., None]) -> Callable[..., None]:
         verb(tls=TlsFiles(ca, client_cert, client_key) if ca or client_cert or client_key else None, **rest)
 
     return with_tls
+
+
+def server_words(*servers: object, tls: "TlsFiles | None" = None) -> str:
+    """Return the options that reach the same servers again, quoted for a shell."""
+    words = [word for server in servers for word in ("--server", str(server))]
+    if tls:
+        files = (("--ca", tls.ca), ("--client-cert", tls.certificate), ("--client-key", tls.key))
+        words += [word for option, file in files if file for word in (option, str(file))]
+    return shlex.join(words)
 
 
 def progress(items: Iterable[T], total: int) -> Iterator[T]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eval.limits import PRECISIONS
-from eval.options import FILE, FOLDER, json_option, progress, tls_options, write_json
+from eval.options import FILE, FOLDER, json_option, progress, server_words, tls_options, write_json
 from training.errors import Exit
 from training.next_step import name_next
 
@@ -114,12 +114,12 @@ def verify(
         )
     _tell(result, json_file, output, worst)
     if not result.passed:
-        words = [str(reference), *map(str, others), *(word for each in servers for word in ("--server", each))]
-        again = f"retinaserve verify {shlex.join([*words, '--images', str(images)])} --output DIR"
+        words = shlex.join([str(reference), *map(str, others)]) + f" {server_words(*servers, tls=tls)}".rstrip()
+        again = f"retinaserve verify {words} --images {shlex.quote(str(images))} --output DIR"
         name_next("docs/verify.md says what each number points at" if output else again)
         sys.exit(Exit.CHECK_FAILED)
     if servers:
-        name_next(f"retinaserve bench --server {servers[0]} --images {shlex.quote(str(images))}")
+        name_next(f"retinaserve bench {server_words(servers[0], tls=tls)} --images {shlex.quote(str(images))}")
     else:
         name_next(f"retinaserve build {shlex.quote(str(others[0]))} --profile cpu --output REPO")
     if result.errors:

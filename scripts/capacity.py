@@ -3,9 +3,10 @@
     for measured in measure(graph, repository, pictures, CapacityOptions(bound_ms=500)):
         print(measured.service, measured.capacity)
 
-Three services of one graph, threads and pictures, in one run and one after the other: this project's Triton over
-gRPC and over HTTP, and the web service one would write by hand (scripts/baseline.py). Arrivals are an open loop:
-they wait for nobody. Latencies count from when a request went out. Nothing is retried.
+Three services of one graph, threads and pictures, in one run: this project's Triton over gRPC and over HTTP, and
+the web service one would write by hand (scripts/baseline.py). They stand side by side and take turns, load by
+load, because machines drift. Arrivals are an open loop: they wait for nobody. Latencies count from when a request
+went out. Nothing is retried.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,23 +106,41 @@ def measure(
     services: Sequence[str] = SERVICES,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Measured]:
-    """Measure every service once a round, and give each as soon as it is done.
-
-    One service runs at a time, so that an idle one costs the others nothing.
-    """
+    """Measure every service once a round, and give those of a round when it is done."""
     for number in range(options.rounds):
-        for name in services:
-            with _running(name, graph, repository, precision) as target:
-                yield asyncio.run(_measure(target, number, list(pictures), options, tell))
+        with ExitStack() as stack:
+            targets = [stack.enter_context(_running(name, graph, repository, precision)) for name in services]
+            yield from asyncio.run(_round(targets, number, list(pictures), options, tell))
+
+
+async def _round(
+    targets: Sequence[Target],
+    number: int,
+    pictures: list[bytes],
+    options: CapacityOptions,
+    tell: Callable[[str], None],
+) -> list[Measured]:
+    # One load at a time. The lock is fair: who had a turn waits until all others have had theirs.
+    turn = asyncio.Lock()
+    searches = [_measure(target, number, pictures, options, tell, turn) for target in targets]
+    return await asyncio.gather(*searches)
 
 
 async def _measure(
-    target: Target, number: int, pictures: list[bytes], options: CapacityOptions, tell: Callable[[str], None]
+    target: Target,
+    number: int,
+    pictures: list[bytes],
+    options: CapacityOptions,
+    tell: Callable[[str], None],
+    turn: asyncio.Lock,
 ) -> Measured:
-    await closed_loop(target.goal, pictures, in_flight=options.in_flight, seconds=options.warm_up)
+    async with turn:
+        await closed_loop(target.goal, pictures, in_flight=options.in_flight, seconds=options.warm_up)
     before = usage(target.process_group, target.shared_memory)
-    alone = await closed_loop(target.goal, pictures, in_flight=1, seconds=options.seconds / 2)
-    full = await closed_loop(target.goal, pictures, in_flight=options.in_flight, seconds=options.seconds)
+    async with turn:
+        alone = await closed_loop(target.goal, pictures, in_flight=1, seconds=options.seconds / 2)
+    async with turn:
+        full = await closed_loop(target.goal, pictures, in_flight=options.in_flight, seconds=options.seconds)
     peak = rate_of(full, skip=0.1 * options.seconds)
     if not peak:
         raise UserError(f"{target.name} answered nothing", full[0].message if full else "it took no request")
@@ -130,15 +149,19 @@ async def _measure(
 
     async def attempt(rate: float) -> bool:
         # Another seed for each trial would let luck decide; the same one scales the same arrivals.
-        shots = await open_loop(
-            target.goal, pictures, rate=rate, seconds=options.seconds, timeout=60, seed=options.seed
-        )
+        async with turn:
+            shots = await open_loop(
+                target.goal, pictures, rate=rate, seconds=options.seconds, timeout=60, seed=options.seed
+            )
+            await asyncio.sleep(options.pause)
         spent = milliseconds(good(shots))
         trial = Trial(round(rate, 2), len(good(shots)), len(shots) - len(good(shots)), spent["p50"], spent["p99"])
         trials.append(trial)
         held = trial.holds(options.bound_ms)
-        tell(f"  {rate:7.1f}/s  p50 {trial.p50:7.1f}  p99 {trial.p99:7.1f} ms  {'holds' if held else 'fails'}")
-        await asyncio.sleep(options.pause)
+        tell(
+            f"  {target.name:<12}{rate:7.1f}/s  p50 {trial.p50:7.1f}  p99 {trial.p99:7.1f} ms  "
+            f"{'holds' if held else 'fails'}"
+        )
         return held
 
     capacity = await highest(attempt, start=0.8 * peak, resolution=options.resolution)
@@ -184,7 +207,7 @@ async def highest(attempt: Callable[[float], Awaitable[bool]], *, start: float, 
 
 @contextmanager
 def _running(name: str, graph: Path, repository: Path, precision: str) -> Iterator[Target]:
-    """Start a service, alone; stop it at the end."""
+    """Start a service; stop it at the end."""
     if name == "web":
         with _web(graph, precision) as (port, pid):
             yield Target(name, lambda connections: Web(port, connections), pid, "none")
