@@ -1,6 +1,5 @@
 """The settings of OpenVINO that are compared with are those that are served."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +10,7 @@ import openvino
 import pytest
 
 from eval.openvino_cpu import compile_for_cpu
-from scripts.installation import Installation
-
-SERVED = Path(__file__).parent.parent.parent / "model_repository" / "cpu" / "retinanet" / "1" / "model.py"
+from tests.model_repository.served import load_retinanet
 
 
 @pytest.fixture
@@ -33,12 +30,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The engine of the model that is served, with the module that Triton's python backend brings."""
-    monkeypatch.syspath_prepend(Installation.find().root / "backends" / "python")
-    spec = importlib.util.spec_from_file_location("served_model", SERVED)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Engine
+    return load_retinanet(monkeypatch).Engine
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16"])

@@ -1,0 +1,21 @@
+"""The model that is served, as a module: Triton's python backend brings what it imports."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.installation import Installation
+
+RETINANET = Path(__file__).parent.parent.parent / "model_repository" / "cpu" / "retinanet" / "1" / "model.py"
+
+
+def load_retinanet(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the CPU profile's `retinanet`."""
+    monkeypatch.syspath_prepend(Installation.find().root / "backends" / "python")
+    spec = importlib.util.spec_from_file_location("served_model", RETINANET)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

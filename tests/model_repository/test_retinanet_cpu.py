@@ -1,0 +1,134 @@
+"""How the served engine shares the cores, and what becomes of an answer that can't be sent. Without a server."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.model_repository.served import load_retinanet
+
+SIZE = (128, 192)  # the toy detector's
+
+
+@pytest.fixture(params=[1, 2, 3])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, toy_onnx: Path) -> Iterator[Any]:
+    """The engine with one, two and three threads."""
+    made = load_retinanet(monkeypatch).Engine(toy_onnx, threads=request.param, precision="f32")
+    yield made
+    made.close()
+
+
+def pictures(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    chance = np.random.default_rng(0)
+    letterbox = np.array([[*SIZE, *SIZE]], np.float32)
+    return [(chance.integers(0, 256, (1, 3, *SIZE), np.uint8), letterbox) for _ in range(count)]
+
+
+def collect(engine: Any, given: list[Any]) -> dict[int, Any]:
+    """Run, wait for all answers, and return them by number."""
+    found: dict[int, Any] = {}
+    complete = threading.Event()
+
+    def done(number: int, result: Any) -> None:
+        assert number not in found
+        found[number] = result
+        if len(found) == len(given):
+            complete.set()
+
+    engine.run(given, done)
+    assert not given or complete.wait(30)
+    return found
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
+def test_each_picture_is_answered_once_and_as_alone(engine: Any, count: int) -> None:
+    given = pictures(count)
+    found = collect(engine, given)
+    assert sorted(found) == list(range(count))
+    for number, picture in enumerate(given):
+        for one, other in zip(found[number], collect(engine, [picture])[0], strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-3)
+
+
+def test_a_picture_that_fails_fails_alone(engine: Any) -> None:
+    good = pictures(3)
+    found = collect(engine, [good[0], (good[1][0][:, :, :7], good[1][1]), good[2]])
+    assert [isinstance(found[number], Exception) for number in range(3)] == [False, True, False]
+    assert len(collect(engine, good)) == 3, "and leaves its core free"
+
+
+def test_it_returns_when_a_core_is_free(engine: Any, toy_onnx: Path) -> None:
+    if engine._cores == 1:
+        pytest.skip("a single core is free when all is done")
+    held, release, answered = threading.Event(), threading.Event(), []
+
+    def done(number: int, result: Any) -> None:
+        answered.append(number)
+        if number == 0:
+            held.set()
+            release.wait(30)
+
+    given = pictures(2)
+    runner = threading.Thread(target=engine.run, args=(given, done))
+    runner.start()
+    assert held.wait(30)
+    runner.join(30)
+    assert not runner.is_alive(), "an answer on its way holds nothing up"
+    given[1][0][:] = 0  # Triton takes its tensors back
+    release.set()
+    engine.close()
+    assert sorted(answered) == [0, 1]
+
+
+class Sender:
+    """A response sender whose first `broken` responses can't be sent."""
+
+    def __init__(self, broken: int = 0) -> None:
+        self.broken, self.sent = broken, []
+
+    def send(self, response: Any, flags: int) -> None:
+        if self.broken:
+            self.broken -= 1
+            raise RuntimeError("Failed to increase the shared memory pool")
+        self.sent.append((response, flags))
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The model with stand-ins for what only a stub process has: tensors, responses and the log."""
+    loaded = load_retinanet(monkeypatch)
+    stub = SimpleNamespace(
+        Tensor=lambda name, array: (name, array.shape),
+        TritonError=str,
+        InferenceResponse=lambda tensors=(), error=None: error or dict(tensors),
+        Logger=SimpleNamespace(log_error=lambda text: None),
+    )
+    monkeypatch.setattr(loaded, "pb_utils", stub)
+    return loaded
+
+
+def test_a_request_of_two_pictures_is_answered_when_both_are_done(module: Any) -> None:
+    sender = Sender()
+    answer = module.Answer(sender, 2)
+    row = [np.zeros((1, 1)), np.zeros((1, 100, 4)), np.zeros((1, 100)), np.zeros((1, 100))]
+    answer.put(1, row)
+    assert not sender.sent
+    answer.put(0, row)
+    ((response, flags),) = sender.sent
+    assert response["boxes"] == (2, 100, 4) and flags == module.FINAL
+
+
+@pytest.mark.parametrize(
+    ("found", "broken", "words"),
+    [(ValueError("no such shape"), 0, "no such shape"), ([np.zeros((1, 1))] * 4, 1, "shared memory pool")],
+    ids=["the picture failed", "no room for the answer"],
+)
+def test_a_failure_is_answered_too(module: Any, found: Any, broken: int, words: str) -> None:
+    sender = Sender(broken)
+    module.Answer(sender, 1).put(0, found)
+    ((response, _),) = sender.sent
+    assert response.startswith("retinanet failed: ") and words in response
