@@ -29,7 +29,7 @@ from typing import Any
 from PIL import Image
 
 from eval.transport import Endpoint, ServerError
-from scripts.drills.load import Goal, closed_loop, good, milliseconds, open_loop, rate_of
+from scripts.drills.load import Goal, Shot, closed_loop, good, milliseconds, open_loop, rate_of
 from scripts.drills.processes import usage
 from scripts.installation import usable_cores
 from scripts.triton import ServerOptions, TritonServer
@@ -44,7 +44,8 @@ class CapacityOptions:
     """What is measured and for how long."""
 
     bound_ms: float = 500.0  # of p99
-    seconds: float = 20.0  # of each trial
+    seconds: float = 20.0  # of each load
+    repeats: int = 1  # loads of a trial, whose medians count: one moment of a busy machine decides nothing
     in_flight: int = 4  # of the closed loop that says where to begin
     resolution: float = 0.05  # the search ends when the rates that hold and fail are this near
     rounds: int = 1
@@ -55,7 +56,7 @@ class CapacityOptions:
 
 @dataclass(frozen=True)
 class Trial:
-    """One rate and what came of it; latencies are milliseconds."""
+    """One rate and what came of it; latencies are milliseconds, medians over the loads."""
 
     rate: float
     answered: int
@@ -148,14 +149,17 @@ async def _measure(
     trials: list[Trial] = []
 
     async def attempt(rate: float) -> bool:
-        # Another seed for each trial would let luck decide; the same one scales the same arrivals.
-        async with turn:
-            shots = await open_loop(
-                target.goal, pictures, rate=rate, seconds=options.seconds, timeout=60, seed=options.seed
-            )
-            await asyncio.sleep(options.pause)
-        spent = milliseconds(good(shots))
-        trial = Trial(round(rate, 2), len(good(shots)), len(shots) - len(good(shots)), spent["p50"], spent["p99"])
+        loads = []
+        for repeat in range(options.repeats):
+            # Other seeds for each rate would let luck decide; the same ones scale the same arrivals.
+            seed = options.seed + repeat
+            async with turn:
+                shots = await open_loop(
+                    target.goal, pictures, rate=rate, seconds=options.seconds, timeout=60, seed=seed
+                )
+                await asyncio.sleep(options.pause)
+            loads.append(shots)
+        trial = trial_of(rate, loads)
         trials.append(trial)
         held = trial.holds(options.bound_ms)
         tell(
@@ -180,6 +184,19 @@ async def _measure(
         trials=tuple(trials),
         cpu_seconds=spent,
         memory_mb={name: round(process.memory_bytes / 1e6, 1) for name, process in after.processes.items()},
+    )
+
+
+def trial_of(rate: float, loads: Sequence[Sequence[Shot]]) -> Trial:
+    """Return what came of a rate's loads: counts of all, and the medians of their latencies."""
+    spent = [milliseconds(good(shots)) for shots in loads]
+    answered = sum(len(good(shots)) for shots in loads)
+    return Trial(
+        round(rate, 2),
+        answered,
+        sum(map(len, loads)) - answered,
+        statistics.median(each["p50"] for each in spent),
+        statistics.median(each["p99"] for each in spent),
     )
 
 

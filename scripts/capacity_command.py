@@ -17,7 +17,8 @@ from training.next_step import name_next
 @click.argument("model", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--images", multiple=True, help="Pictures to send; drawn ones of 640 x 480 if not given.")
 @click.option("--max-p99", type=click.FloatRange(min=1), default=500.0, help="Milliseconds that p99 may take.")
-@click.option("--seconds", type=click.FloatRange(min=1), default=20.0, help="Length of each trial.")
+@click.option("--seconds", type=click.FloatRange(min=1), default=20.0, help="Length of each load.")
+@click.option("--repeats", type=click.IntRange(1), default=1, help="Loads of each rate, whose medians count.")
 @click.option("--rounds", type=click.IntRange(1), default=1, help="Turns of every service.")
 @click.option("--in-flight", type=click.IntRange(1), default=4, help="Requests of the load that tells the peak.")
 @click.option(
@@ -37,6 +38,7 @@ def capacity(
     images: tuple[str, ...],
     max_p99: float,
     seconds: float,
+    repeats: int,
     rounds: int,
     in_flight: int,
     precision: str,
@@ -49,8 +51,8 @@ def capacity(
     Beside them stand the network alone, and a plain loop that decodes and infers in one process, with the same
     graph, threads and pictures.
 
-    Requests come at Poisson times, and each rate is one trial; the search ends when the rates that hold and fail
-    are within 5 %. About ten trials a service.
+    Requests come at Poisson times; the search ends when the rates that hold and fail are within 5 %. About eight
+    rates a service. On a machine that is not quiet, --repeats 3.
     """
     import tempfile
 
@@ -64,7 +66,7 @@ def capacity(
     from scripts.engine_limit import engine_limit
     from scripts.installation import usable_cores
 
-    options = CapacityOptions(max_p99, seconds, in_flight, rounds=rounds)
+    options = CapacityOptions(max_p99, seconds, repeats, in_flight, rounds=rounds)
     done = []
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
         repository = build_repository(

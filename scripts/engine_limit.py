@@ -2,43 +2,83 @@
 
     engine_limit(Path("model.onnx"), threads=2, precision="bf16", seconds=10)  # {"together": 13.1, "apart": 14.0}
 
+    python -m scripts.engine_limit before.onnx after.onnx --precision bf16    # side by side, in short turns
+
 Inputs are ready and outputs unread. It says nothing about decoding, which takes the same cores.
 """
 
+import argparse
+import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 
-def engine_limit(graph: Path, *, threads: int, precision: str, seconds: float) -> dict[str, float]:
-    """Return the images/s of OpenVINO with all cores on one picture, and with a core a picture.
+class Network:
+    """A graph compiled as it is served; `streams` pictures at a time share the threads."""
 
-    The graph's own image is noise, so nothing is detected and decode and NMS cost their least.
-    """
-    from build_tools.signature import read_signature
-    from eval.openvino_cpu import compile_for_cpu
+    def __init__(self, graph: Path, *, threads: int, precision: str, streams: int) -> None:
+        from build_tools.signature import read_signature
+        from eval.openvino_cpu import compile_for_cpu
 
-    height, width = read_signature(graph).spec.size
-    inputs = {
-        "image": np.random.default_rng(0).integers(0, 256, (1, 3, height, width), dtype=np.uint8),
-        "letterbox": np.asarray([[height, width, height, width]], np.float32),
-    }
-    rates = {}
-    for name, streams in (("together", 1), ("apart", threads)):
+        height, width = read_signature(graph).spec.size
+        # Noise, so nothing is detected and decode and NMS cost their least.
+        self._inputs = {
+            "image": np.random.default_rng(0).integers(0, 256, (1, 3, height, width), dtype=np.uint8),
+            "letterbox": np.asarray([[height, width, height, width]], np.float32),
+        }
         compiled = compile_for_cpu(str(graph), precision=precision, threads=threads, streams=streams)
-        requests = [compiled.create_infer_request() for _ in range(streams)]
-        for request in requests:  # the first run of each is slower
-            request.infer(inputs)
-        for request in requests:
-            request.start_async(inputs)
+        self._requests: list[Any] = [compiled.create_infer_request() for _ in range(streams)]
+        for request in self._requests:  # the first run of each is slower
+            request.infer(self._inputs)
+
+    def rate(self, seconds: float) -> float:
+        """Return the images/s."""
+        for request in self._requests:
+            request.start_async(self._inputs)
         done, start = 0, time.perf_counter()
         while (spent := time.perf_counter() - start) < seconds:
-            request = requests[done % streams]
+            request = self._requests[done % len(self._requests)]
             request.wait()
-            request.start_async(inputs)
+            request.start_async(self._inputs)
             done += 1
-        for request in requests:
+        for request in self._requests:
             request.wait()
-        rates[name] = round(done / spent, 2)
-    return rates
+        return done / spent
+
+
+def engine_limit(graph: Path, *, threads: int, precision: str, seconds: float) -> dict[str, float]:
+    """Return the images/s of OpenVINO with all cores on one picture, and with a core a picture."""
+    ways = (("together", 1), ("apart", threads))
+    return {
+        name: round(Network(graph, threads=threads, precision=precision, streams=streams).rate(seconds), 2)
+        for name, streams in ways
+    }
+
+
+def main() -> None:
+    """Compare graphs: they take turns of a moment, and a ratio is taken within a round, because machines drift."""
+    from scripts.installation import usable_cores
+
+    parser = argparse.ArgumentParser(description="The network alone, of several graphs in turns.")
+    parser.add_argument("graphs", type=Path, nargs="+")
+    parser.add_argument("--precision", default="f32", choices=["f32", "bf16"])
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of a turn")
+    options = parser.parse_args()
+    threads = usable_cores()
+    for name, streams in (("all cores on a picture", 1), ("a core a picture", threads)):
+        networks = [
+            Network(graph, threads=threads, precision=options.precision, streams=streams)
+            for graph in options.graphs
+        ]
+        rounds = [[network.rate(options.seconds) for network in networks] for _ in range(options.rounds)]
+        for graph, rates in zip(options.graphs, zip(*rounds, strict=True), strict=True):
+            ratio = statistics.median(rate / first[0] for rate, first in zip(rates, rounds, strict=True))
+            print(f"{name}: {graph}: {statistics.median(rates):.2f} images/s, {ratio:.3f} of the first")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts.capacity import CapacityOptions, Measured, Trial, beside, highest, measure, mix, plot, summary
+from scripts.capacity import (
+    CapacityOptions,
+    Measured,
+    Trial,
+    beside,
+    highest,
+    measure,
+    mix,
+    plot,
+    summary,
+    trial_of,
+)
+from scripts.drills.load import Shot
 from tests.pictures import checker, encode
 
 
@@ -43,6 +55,14 @@ def test_a_service_that_bears_nothing_has_no_capacity() -> None:
 )
 def test_when_a_rate_holds(trial: Trial, holds: bool) -> None:
     assert trial.holds(500) is holds
+
+
+def test_one_bad_load_of_three_does_not_decide() -> None:
+    def load(milliseconds: float, status: str = "ok") -> list[Shot]:
+        return [Shot(0.0, milliseconds / 1000, status)] * 10
+
+    assert trial_of(7, [load(90), load(2000), load(110)]) == Trial(7, 30, 0, 110, 110)
+    assert trial_of(7, [load(90), load(5, "unavailable"), load(110)]) == Trial(7, 20, 10, 90, 90)
 
 
 def test_the_summary_has_the_median_and_the_spread(tmp_path: Path) -> None:
