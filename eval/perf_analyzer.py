@@ -46,7 +46,11 @@ class LoadError(Exception):
 
 
 class _EmptyWindow(LoadError):
-    """perf_analyzer stops at the first window in which no request was answered."""
+    """perf_analyzer stops at the first window in which no request was answered, or a step ended no execution."""
+
+
+# What it says then, the second of a step whose statistics did not change.
+EMPTY = ("No valid requests recorded", "failed to find the requested model version")
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ class PerfAnalyzer:
             raise LoadError(f"perf_analyzer was still running after {3 * seconds + 60:.0f} s")
         if code in (126, 127) or "error while loading shared libraries" in output:
             raise UserError(_not_starting(output), HAS_ALL)
-        if "No valid requests recorded" in output:
+        if any(words in output for words in EMPTY):
             raise _EmptyWindow(f"a window of {seconds / WINDOWS:.1f} s saw no answer; give it more --seconds")
         if not table.is_file():
             raise LoadError(_reason(output))

@@ -90,6 +90,8 @@ def capacity(
             row = f"{each.service:<14}{each.round + 1:>6}{each.peak:>9.1f}{each.p50_alone:>10.1f}"
             row += f"{each.capacity:>12.1f}{sum(each.cpu_seconds.values()):>8.1f}"
             click.echo(f"{row}{sum(each.memory_mb.values()):>11.0f}")
+            for process, memory in each.memory_mb.items() if len(each.memory_mb) > 1 else ():
+                click.echo(f"  {process:<46}{each.cpu_seconds.get(process, 0):>8.1f}{memory:>11.0f}")
         loop_rates.append(round(loop.rate(min(seconds, 10)), 2))
         click.echo(f"the plain loop again: {loop_rates[1]:.1f} images/s")
     found = summary(done)
