@@ -3,6 +3,7 @@
     engine_limit(Path("model.onnx"), threads=2, precision="bf16", seconds=10)  # {"together": 13.1, "apart": 14.0}
 
     python -m scripts.engine_limit before.onnx after.onnx --precision bf16    # side by side, in short turns
+    python -m scripts.engine_limit model.onnx --precision bf16 --profile      # where a core's time goes
 
 Inputs are ready and outputs unread. It says nothing about decoding, which takes the same cores.
 """
@@ -10,16 +11,19 @@ Inputs are ready and outputs unread. It says nothing about decoding, which takes
 import argparse
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+LEAST = 0.1  # milliseconds of an operator that is worth a word
+
 
 class Network:
     """A graph compiled as it is served; `streams` pictures at a time share the threads."""
 
-    def __init__(self, graph: Path, *, threads: int, precision: str, streams: int) -> None:
+    def __init__(self, graph: Path, *, threads: int, precision: str, streams: int, profile: bool = False) -> None:
         from build_tools.signature import read_signature
         from eval.openvino_cpu import compile_for_cpu
 
@@ -29,10 +33,29 @@ class Network:
             "image": np.random.default_rng(0).integers(0, 256, (1, 3, height, width), dtype=np.uint8),
             "letterbox": np.asarray([[height, width, height, width]], np.float32),
         }
-        compiled = compile_for_cpu(str(graph), precision=precision, threads=threads, streams=streams)
+        compiled = compile_for_cpu(
+            str(graph), precision=precision, threads=threads, streams=streams, profile=profile
+        )
         self._requests: list[Any] = [compiled.create_infer_request() for _ in range(streams)]
         for request in self._requests:  # the first run of each is slower
             request.infer(self._inputs)
+
+    def operators(self, runs: int = 15) -> dict[str, float]:
+        """Return the milliseconds of each kind of operator in a picture, the largest first; needs `profile`.
+
+        Medians over the runs of each operator, added up.
+        """
+        (request,) = self._requests
+        spent: dict[tuple[str, str], list[float]] = {}
+        for _ in range(runs):
+            request.infer(self._inputs)
+            for operator in request.get_profiling_info():
+                key = (operator.node_type, operator.node_name)
+                spent.setdefault(key, []).append(1000 * operator.real_time.total_seconds())
+        kinds: Counter[str] = Counter()
+        for (kind, _), times in spent.items():
+            kinds[kind] += statistics.median(times)
+        return dict(kinds.most_common())
 
     def rate(self, seconds: float) -> float:
         """Return the images/s."""
@@ -67,7 +90,14 @@ def main() -> None:
     parser.add_argument("--precision", default="f32", choices=["f32", "bf16"])
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--seconds", type=float, default=0.5, help="of a turn")
+    parser.add_argument("--profile", action="store_true", help="the time of each kind of operator, on one core")
     options = parser.parse_args()
+    if options.profile:
+        for graph in options.graphs:
+            network = Network(graph, threads=1, precision=options.precision, streams=1, profile=True)
+            kinds = {kind: spent for kind, spent in network.operators().items() if spent >= LEAST}
+            print(f"{graph}: {', '.join(f'{kind} {spent:.1f}' for kind, spent in kinds.items())} ms")  # noqa: T201
+        return
     threads = usable_cores()
     for name, streams in (("all cores on a picture", 1), ("a core a picture", threads)):
         networks = [

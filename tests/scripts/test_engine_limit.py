@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.engine_limit import engine_limit, main
+from scripts.engine_limit import Network, engine_limit, main
 
 
 def test_both_ways_are_measured(toy_onnx: Path) -> None:
@@ -20,3 +20,10 @@ def test_graphs_are_compared_in_turns(
     first, second, *_ = lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and first.endswith("1.000 of the first")
     assert 0.2 < float(second.split()[-4]) < 5, "the same graph is as fast"
+
+
+def test_the_profile_names_what_takes_the_time(toy_onnx: Path) -> None:
+    network = Network(toy_onnx, threads=1, precision="f32", streams=1, profile=True)
+    kinds = network.operators(3)
+    assert kinds["Convolution"] > 0 and list(kinds.values()) == sorted(kinds.values(), reverse=True)
+    assert {"TopK", "NonMaxSuppression"} <= set(kinds)
