@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.option(
     "--max-batch",
     type=click.IntRange(1, 256),
-    help="Pictures of one execution, at most; 16, or what the plan was built for.",
+    help="Pictures of one execution, at most; 4, or what the plan was built for.",
 )
 @click.option(
     "--max-image-bytes", type=click.IntRange(min=1), default=32 * 1024 * 1024, help="Largest encoded picture."

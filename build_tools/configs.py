@@ -39,7 +39,7 @@ MODELS: Mapping[str, tuple[str, ...]] = {
     "gpu": (contract.ADMISSION, contract.PREPROCESS, contract.RETINANET, contract.DETECTOR),
 }
 TEMPLATES = Path(model_repository.__path__[0])
-DEFAULT_BATCH = 16
+DEFAULT_BATCH = 4  # on CPUs: cores take pictures one by one, and more would only be decoded earlier
 # The output convolutions of an INT8 graph are float and, in f32, take as long as all the others together.
 INT8_ARITHMETIC = "bf16"
 
@@ -49,7 +49,7 @@ class BuildOptions:
     """What the deployer chooses; everything else comes from the model."""
 
     precision: str = "f32"  # what the CPU computes in where the graph is float: f32, or bf16 if it can
-    max_batch: int | None = None  # 16, or the largest that a plan takes
+    max_batch: int | None = None  # 4, or the largest that a plan takes
     max_image_bytes: int = MAX_BYTES
     max_image_pixels: int = MAX_PIXELS
     triton: TritonRelease = PRODUCTION  # GPU profile: the server that it is for

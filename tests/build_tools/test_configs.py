@@ -71,7 +71,7 @@ def test_precision_is_the_deployers_on_a_cpu_and_the_plans_on_a_gpu() -> None:
 
 
 def test_the_largest_batch_is_the_plans_unless_a_smaller_one_is_asked_for() -> None:
-    assert configs_of("cpu")["retinanet"].max_batch_size == 16
+    assert configs_of("cpu")["retinanet"].max_batch_size == 4
     assert configs_of("gpu")["retinanet"].max_batch_size == 24
     assert configs_of("gpu", max_batch=6)["retinanet"].max_batch_size == 6
 

@@ -17,7 +17,7 @@ import pytest
 import tritonclient.grpc as grpc
 
 from build_tools.config_schema import read_config, write_config
-from build_tools.configs import BuildOptions
+from build_tools.configs import DEFAULT_BATCH, BuildOptions
 from build_tools.manifest import write_plan
 from build_tools.preprocess import Prepared, Preprocessor
 from build_tools.preprocess.pipeline import serialise
@@ -40,7 +40,7 @@ KIND_CPU = 2
 def gpu_repository(folder: Path, repository: Path, *replaced: str) -> Path:
     """Build the GPU profile and put models of the CPU profile's `repository` in the places of its own."""
     write_plan(folder / "toy.plan", PLAN, toy_manifest())
-    options = BuildOptions(max_batch=16)
+    options = BuildOptions(max_batch=DEFAULT_BATCH)  # that of the CPU models put into it
     built = build_repository(folder / "toy.plan", folder / "repository", profile="gpu", options=options).repository
     for name in replaced:
         shutil.rmtree(built / name)
