@@ -11,7 +11,7 @@ Inputs are ready and outputs unread. It says nothing about decoding, which takes
 import argparse
 import statistics
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,10 @@ class Network:
             for operator in request.get_profiling_info():
                 key = (operator.node_type, operator.node_name)
                 spent.setdefault(key, []).append(1000 * operator.real_time.total_seconds())
-        kinds: Counter[str] = Counter()
+        kinds: defaultdict[str, float] = defaultdict(float)
         for (kind, _), times in spent.items():
             kinds[kind] += statistics.median(times)
-        return dict(kinds.most_common())
+        return dict(sorted(kinds.items(), key=lambda item: -item[1]))
 
     def rate(self, seconds: float) -> float:
         """Return the images/s."""
