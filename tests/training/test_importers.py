@@ -40,6 +40,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "v2": {"version": 2, "old_names": False},
 }
 SMALL = {"width": 8, "pyramid": 64}
+LOGITS = 2e-3  # how far float32 sums in another order may drift apart, which differs by processor
+SCORES = LOGITS / 4  # what that makes of a score: the sigmoid is nowhere steeper
 
 
 def spread(state: dict[str, torch.Tensor], images: torch.Tensor, how: dict[str, Any], eps: float) -> None:
@@ -84,7 +86,7 @@ def assert_same(state: dict[str, torch.Tensor], images: torch.Tensor, how: Any, 
     for (logits, deltas), (their_logits, their_deltas, (h, w)) in zip(heads, expected, strict=True):
         # (1, HWA, K) -> (1, A*C, h, w)
         theirs = their_logits[:, :, list(COCO)].view(1, h, w, 9, 80).permute(0, 3, 4, 1, 2).reshape(1, -1, h, w)
-        torch.testing.assert_close(logits, theirs, rtol=1e-3, atol=2e-3)
+        torch.testing.assert_close(logits, theirs, rtol=1e-3, atol=LOGITS)
         theirs = their_deltas.view(1, h, w, 9, 4).permute(0, 3, 4, 1, 2).reshape(1, -1, h, w)
         torch.testing.assert_close(deltas, theirs, rtol=1e-3, atol=1e-3)
 
@@ -97,9 +99,9 @@ def assert_same(state: dict[str, torch.Tensor], images: torch.Tensor, how: Any, 
     for index in wanted:
         same = (ids == labels[index]).nonzero()[:, 0]
         fits = torchvision_layout.overlap(boxes[index][None], found_boxes[same])[0] > 0.99
-        fits &= (found_scores[same] - scores[index]).abs() < 1e-4
+        fits &= (found_scores[same] - scores[index]).abs() < SCORES
         assert fits.any(), (index, scores[index], labels[index])
-    assert int((found_scores[:count] > 0.1 + 1e-4).sum()) <= len(wanted)
+    assert int((found_scores[:count] > 0.1 + SCORES).sum()) <= len(wanted)
     return detector
 
 
