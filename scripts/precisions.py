@@ -80,11 +80,17 @@ def flavours(options: Options) -> dict[str, tuple[ExportOptions, str]]:
 def compare(checkpoint: Path, options: Options, *, say: Callable[[str], None]) -> list[Row]:
     """Export, build, serve, score and time every flavour; `say` hears of each step. Raises UserError."""
     rows: list[Row] = []
+    graphs: dict[ExportOptions, Path] = {}  # what is only computed otherwise is exported and calibrated once
     with ExitStack() as stack:
         servers: list[TritonServer] = []
         for name, (way, arithmetic) in flavours(options).items():
-            say(f"{name}: export and build")
-            graph, repository = _build(checkpoint, options.output / name.replace(" ", "_"), way, arithmetic)
+            folder = options.output / name.replace(" ", "_")
+            if way not in graphs:
+                say(f"{name}: export")
+                graphs[way] = _export(checkpoint, folder, way)
+            graph = graphs[way]
+            say(f"{name}: build and serve")
+            repository = _build(graph, folder, arithmetic)
             servers.append(stack.enter_context(TritonServer(repository, _free())))
             servers[-1].wait_until_ready()
             row = Row(name, graph.stat().st_size / 1e6, convolution_types(graph, arithmetic))
@@ -173,15 +179,18 @@ def random_checkpoint(backbone: str, path: Path, size: tuple[int, int]) -> None:
     save(path, Checkpoint(spec, RetinaNet(spec).state_dict()))
 
 
-def _build(checkpoint: Path, folder: Path, way: ExportOptions, arithmetic: str) -> tuple[Path, Path]:
+def _export(checkpoint: Path, folder: Path, way: ExportOptions) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    export_detector(checkpoint, folder / "model.onnx", way)
+    return folder / "model.onnx"
+
+
+def _build(graph: Path, folder: Path, arithmetic: str) -> Path:
     from build_tools.repository import build_repository
 
-    folder.mkdir(parents=True, exist_ok=True)
-    graph, repository = folder / "model.onnx", folder / "repository"
-    export_detector(checkpoint, graph, way)
+    repository = folder / "repository"
     shutil.rmtree(repository, ignore_errors=True)  # or an earlier run's versions would be served as well
-    build_repository(graph, repository, options=BuildOptions(arithmetic))
-    return graph, repository
+    return build_repository(graph, repository, options=BuildOptions(arithmetic)).repository
 
 
 def _free() -> ServerOptions:

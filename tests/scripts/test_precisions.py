@@ -65,4 +65,5 @@ def test_int8_is_served_and_scored(tmp_path: Path) -> None:
     # On a processor with bf16 the ten are in bf16.
     assert rows[1].convolutions.get("bf16", 0) + rows[1].convolutions.get("f32", 0) == 10
     assert all(row.ap is not None and len(row.ips) == 1 and row.ips[0] > 0 for row in rows)
-    assert len(heard) == 7
+    assert [word for word in heard if "export" in word] == ["fp32: export", "int8 minmax: export"]
+    assert len(heard) == 9
