@@ -1,6 +1,7 @@
 # The front door. Every target makes or updates .venv by itself, and does nothing twice.
 #   make demo PYTHON=python3.12      another interpreter for a new .venv; 3.11 if there is one
 #   make plugins TENSORRT_ROOT=/opt/tensorrt JOBS=16      where TensorRT's headers are
+#   make test TEST_PROCESSES=1      by one process, in the tests' own order
 #   make demo PIP_ARGS="--no-index --find-links wheels"      further arguments of pip
 
 PYTHON ?= $(or $(shell command -v python3.11 || command -v python3.12),python3.11)
@@ -11,6 +12,7 @@ STAMP := $(VENV)/.installed
 RUNS ?= runs
 CMAKE_ARGS ?=
 JOBS ?= 2
+TEST_PROCESSES ?= 2
 CXX_FILES = $(wildcard $(foreach suffix,h cpp cuh cu,plugins/*/*.$(suffix) plugins/include/*/*.$(suffix)))
 
 .DEFAULT_GOAL := help
@@ -39,8 +41,9 @@ demo: $(STAMP) ## Synthetic pictures to boxes on a real Triton, in minutes (writ
 checkpoint: demo ## Train anew what quickstart serves (writes examples/shapes.pth)
 	@$(BIN)/python -m scripts.example_checkpoint $(RUNS)/demo/checkpoint.pth examples/shapes.pth
 
+# A file's tests stay together. torch's threads would fight over the cores with the other process.
 test: $(STAMP) ## Run all tests; those that need a GPU say so and skip
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 lint: $(STAMP) ## Ruff, mypy strict, clang-format
 	@$(BIN)/ruff check .
