@@ -45,6 +45,12 @@ if TYPE_CHECKING:
     help="Pictures of one execution, at most; 4, or what the plan was built for.",
 )
 @click.option(
+    "--max-queue",
+    type=click.IntRange(1, 4096),
+    help="CPU profile: requests that wait, at most; more are refused at once. 32, or two batches. A detector that "
+    "takes a second a picture wants fewer: who waits 30 s is refused too.",
+)
+@click.option(
     "--max-image-bytes", type=click.IntRange(min=1), default=32 * 1024 * 1024, help="Largest encoded picture."
 )
 @click.option("--max-image-pixels", type=click.IntRange(min=1), default=64_000_000, help="Largest picture.")
@@ -56,6 +62,7 @@ def build(
     output: Path,
     precision: str,
     max_batch: int | None,
+    max_queue: int | None,
     max_image_bytes: int,
     max_image_pixels: int,
     json_path: Path | None,
@@ -74,7 +81,10 @@ def build(
 
     gpu = {name: more.pop(name) for name in GPU_OPTIONS}
     arithmetic = INT8_ARITHMETIC if precision == "int8" else precision
-    options = BuildOptions(arithmetic, max_batch, max_image_bytes, max_image_pixels, **gpu_build_options(gpu))
+    if max_queue and profile == "gpu":
+        raise UserError("--max-queue is of the CPU profile", "on a GPU: --max-inflight", code=Exit.USAGE)
+    limits = {"max_queue": max_queue, **gpu_build_options(gpu)}
+    options = BuildOptions(arithmetic, max_batch, max_image_bytes, max_image_pixels, **limits)
     target = target_of(gpu) if profile == "gpu" else None
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
         graph = model

@@ -53,6 +53,7 @@ class BuildOptions:
     max_image_bytes: int = MAX_BYTES
     max_image_pixels: int = MAX_PIXELS
     triton: TritonRelease = PRODUCTION  # GPU profile: the server that it is for
+    max_queue: int | None = None  # CPU profile: requests that wait, at most; 32, or two batches
     max_inflight: int = 0  # GPU profile: requests between two steps of the ensemble, at most; 0: no limit
 
 
@@ -80,7 +81,7 @@ def specialise(
         if profile == "cpu" and config.dynamic_batching.HasField("default_queue_policy"):
             # Two full batches keep the engine busy.
             policy = config.dynamic_batching.default_queue_policy
-            policy.max_queue_size = max(policy.max_queue_size, 2 * max_batch)
+            policy.max_queue_size = options.max_queue or max(policy.max_queue_size, 2 * max_batch)
         for tensor in (*config.input, *config.output):
             if tensor.name in tensors:
                 tensor.dims[:] = tensors[tensor.name].dims

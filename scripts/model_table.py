@@ -220,6 +220,7 @@ def score(table: Table, trained: Trained, *, say: Say) -> Scored:
         trained.annotations,
         Int8Options(trained.calibration),
         calibrators=("entropy",),
+        in_f32=False,
         rounds=0,
     )
     rows = compare(trained.checkpoint, comparison, say=lambda text: say(f"{trained.name}: {text}"))

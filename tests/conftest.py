@@ -24,13 +24,19 @@ def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def toy_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A grafted detector."""
+def toy_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The raw heads of a detector; torch takes seconds to export them."""
     folder = tmp_path_factory.mktemp("toy")
     spec = toy_spec()
     export_heads(toy_model(spec), spec, folder / "heads.onnx")
-    save(graft(folder / "heads.onnx"), folder / "model.onnx")
-    return folder / "model.onnx"
+    return folder / "heads.onnx"
+
+
+@pytest.fixture(scope="session")
+def toy_onnx(toy_heads: Path) -> Path:
+    """The grafted detector."""
+    save(graft(toy_heads), toy_heads.parent / "model.onnx")
+    return toy_heads.parent / "model.onnx"
 
 
 @pytest.fixture(scope="session")

@@ -117,6 +117,7 @@ def _checks(
     memory = max(use.memory_bytes for each in floods for use in each.seen) / peaks[0].seen[-1].memory_bytes
     slower = [_p50(after) / _p50(before) for before, after in pairwise(calms)]
     failed = [shot for each in calms[1:] for shot in each if shot.status != "ok"]
+    late = sum(shot.seconds > 1 for shot in refused)
     return [
         Check("refused / offered", len(refused) / len(shots), at_least=0.2, note="or it was no overload"),
         Check(
@@ -131,7 +132,8 @@ def _checks(
             "refused within, ms (p99)",
             percentile((1000 * shot.seconds for shot in refused), 0.99),
             at_most=50,
-            note=f"{len(refused)} of {len(shots)}",
+            note=f"{len(refused)} of {len(shots)}"
+            + (f"; {late} had waited too long: build --max-queue makes the queue shorter" if late else ""),
         ),
         Check("neither answered nor UNAVAILABLE", len(shots) - len(accepted) - len(refused), at_most=0),
         Check(

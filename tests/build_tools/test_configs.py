@@ -50,6 +50,14 @@ def test_all_waiting_stands_before_the_first_step_which_never_idles_behind_it(pr
     assert sum(group.count for group in gate.instance_group) > 1
 
 
+@pytest.mark.parametrize(
+    ("options", "waiting"), [({}, 32), ({"max_batch": 64}, 128), ({"max_queue": 5, "max_batch": 8}, 5)]
+)
+def test_the_queue_is_as_long_as_asked(options: dict[str, int], waiting: int) -> None:
+    policy = configs_of("cpu", **options)["preprocess"].dynamic_batching.default_queue_policy
+    assert policy.max_queue_size == waiting
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_specialised_configs_carry_the_detector(profile: Profile) -> None:
     configs = configs_of(profile, max_batch=5, max_image_pixels=77)

@@ -10,7 +10,7 @@ from build_tools.configs import BuildOptions
 from build_tools.graft import graft
 from build_tools.repository import build_repository
 from build_tools.signature import read_signature
-from tests.toys import toy_model, toy_spec
+from tests.toys import toy_model
 from training.errors import UserError
 from training.export import export_heads
 from training.spec import DetectorSpec
@@ -61,10 +61,8 @@ def test_files_that_are_no_detector(tmp_path: Path, content: bytes | None, words
     assert not (tmp_path / "repository").exists()
 
 
-def test_plugins_are_nothing_for_the_cpu(tmp_path: Path) -> None:
-    spec = toy_spec()
-    export_heads(toy_model(spec), spec, tmp_path / "heads.onnx")
-    onnx.save(graft(tmp_path / "heads.onnx", flavour="tensorrt"), tmp_path / "model.onnx")
+def test_plugins_are_nothing_for_the_cpu(toy_heads: Path, tmp_path: Path) -> None:
+    onnx.save(graft(toy_heads, flavour="tensorrt"), tmp_path / "model.onnx")
     with pytest.raises(UserError, match="can't run: RetinaNetDecode, RetinaNetNMS"):
         build_repository(tmp_path / "model.onnx", tmp_path / "repository")
 

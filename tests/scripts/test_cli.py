@@ -23,6 +23,7 @@ from training.checkpoint import Checkpoint, save
         (["build", "nothing.onnx", "--output", "repo"], 3, "nothing.onnx: no such file"),
         (["build", "nothing.pth", "--output", "repo"], 3, "nothing.pth"),
         (["build", "x.onnx", "--output", "repo", "--profile", "tpu"], 2, "'tpu' is not"),
+        (["build", "x.plan", "--output", "repo", "--profile", "gpu", "--max-queue", "9"], 2, "--max-inflight"),
         (["export", "nothing.pth", "model.onnx"], 3, "nothing.pth"),
         (["export", "nothing.pth", "model.engine"], 2, "ends in .onnx"),
         (["serve", "nowhere"], 3, "nowhere: no such folder"),
