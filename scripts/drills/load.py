@@ -21,7 +21,6 @@ from eval.transport import Endpoint, ServerError, open_transport
 from training.spec import DETECTOR
 
 CONNECTIONS = 512  # of HTTP: more than any queue holds, so that no request waits on our side
-REFUSED_PAUSE = 0.1  # seconds: a loop that asks again at once would measure refusals
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ async def closed_loop(
     seconds: float,
     keep: Keep | None = None,
 ) -> list[Shot]:
-    """Keep `in_flight` requests under way for a time; return them all. Who is refused pauses."""
+    """Keep `in_flight` requests under way for a time; return them all."""
     transport = _open(goal, in_flight)
     shots: list[Shot] = []
     deadline = time.monotonic() + seconds
@@ -101,8 +100,6 @@ async def closed_loop(
         while time.monotonic() < deadline:
             shots.append(await shoot(transport, pictures[turn % len(pictures)], keep=keep))
             turn += in_flight
-            if shots[-1].status == "unavailable":
-                await asyncio.sleep(REFUSED_PAUSE)
 
     try:
         await asyncio.gather(*(worker(number) for number in range(in_flight)))

@@ -69,7 +69,7 @@ async def _drill(
     await closed_loop(endpoint, pictures, in_flight=4, seconds=min(2.0, seconds))  # warm-up
 
     async def peak() -> Load:
-        load = closed_loop(endpoint, pictures, in_flight=options.in_flight, seconds=seconds)
+        load = closed_loop(endpoint, pictures, in_flight=min(options.in_flight, scene.queue), seconds=seconds)
         return await _watched(scene, asyncio.create_task(load), skip=0.1 * seconds)
 
     async def flood(rate: float) -> Load:
@@ -94,7 +94,7 @@ async def _drill(
     ]
     return Verdict(
         "overload",
-        _checks(floods, peaks, calms, goodputs, options, capacity=_capacity(scene.repository)),
+        _checks(floods, peaks, calms, goodputs, options, capacity=_capacity(scene)),
         _figures(floods, peaks, calms, goodputs, options),
     )
 
@@ -188,7 +188,7 @@ async def _watched(scene: Scene, load: "asyncio.Task[list[Shot]]", *, skip: floa
     return Load(shots, rate_of(shots, skip=skip), share, seen)
 
 
-def _capacity(repository: Path) -> int:
+def _capacity(scene: Scene) -> int:
     """Return how many requests the server holds: its queue, a batch formed for each step, and one under way."""
-    config = read_config(repository / PREPROCESS / "config.pbtxt")
-    return int(config.dynamic_batching.default_queue_policy.max_queue_size + 3 * config.max_batch_size)
+    batch = read_config(scene.repository / PREPROCESS / "config.pbtxt").max_batch_size
+    return scene.queue + 3 * int(batch)

@@ -60,10 +60,10 @@ async def _drill(scene: Scene, options: SoakOptions, tell: Callable[[str], None]
     # Chance would bring such a batch together late: let all of them meet it before the soak begins.
     for in_flight in (1, 2, 3, 4, 6, 8, 12, 16, 24):
         await closed_loop(scene.endpoint, scene.pictures, in_flight=in_flight, seconds=min(2.0, seconds / 60))
-    largest = [max(scene.pictures, key=_pixels)]
-    await closed_loop(scene.endpoint, largest, in_flight=options.in_flight, seconds=min(60.0, seconds / 30))
+    largest, most = [max(scene.pictures, key=_pixels)], min(options.in_flight, scene.queue)
+    await closed_loop(scene.endpoint, largest, in_flight=most, seconds=min(60.0, seconds / 30))
     full = await closed_loop(
-        scene.endpoint, scene.pictures, in_flight=options.in_flight, seconds=max(3.0, min(20.0, seconds / 10))
+        scene.endpoint, scene.pictures, in_flight=most, seconds=max(3.0, min(20.0, seconds / 10))
     )
     rate = options.rate or options.share * rate_of(full, skip=1)
     tell(f"{rate:.1f} requests a second for {options.minutes:g} min")

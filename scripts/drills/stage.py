@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from build_tools.config_schema import read_config
 from eval.transport import Endpoint
 from scripts.drills.processes import Usage, usage
 from scripts.triton import ServerOptions, TritonServer, check_repository, with_ports
+from training.spec import PREPROCESS
 
 PICTURES = 12
 
@@ -44,6 +46,12 @@ class Scene:
     def http(self) -> Endpoint:
         """The server's HTTP."""
         return Endpoint("http", "127.0.0.1", self.options.http_port)
+
+    @property
+    def queue(self) -> int:
+        """How many requests wait at most: a closed loop of as many is refused none."""
+        config = read_config(self.repository / PREPROCESS / "config.pbtxt")
+        return int(config.dynamic_batching.default_queue_policy.max_queue_size)
 
     def start(self) -> TritonServer:
         """Start a server, on the same ports each time."""
