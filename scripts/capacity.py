@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -314,6 +314,19 @@ def beside(measured: Sequence[Measured], baseline: str = "web") -> dict[str, lis
         if each.service != baseline and each.round in own:
             result.setdefault(each.service, []).append(round(each.capacity / own[each.round], 3))
     return result
+
+
+def ceiling(
+    measured: Sequence[Measured], limits: Sequence[Mapping[str, float]], baseline: str = "web"
+) -> float | None:
+    """Return the network's own rate, the best way of `engine_limit`, over the baseline's peak; means of all turns.
+
+    Both do the network's work, so that is all a server can gain. None without the baseline.
+    """
+    peaks = [each.peak for each in measured if each.service == baseline]
+    if not peaks:
+        return None
+    return round(statistics.fmean(max(limit.values()) for limit in limits) / statistics.fmean(peaks), 3)
 
 
 def summary(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:

@@ -60,10 +60,9 @@ def capacity(
     from build_tools.repository import build_repository
     from eval.bench import machine
     from eval.images import find_images
-    from scripts.capacity import SERVICES, CapacityOptions, beside, measure, mix, plot, summary
+    from scripts.capacity import SERVICES, CapacityOptions, beside, ceiling, measure, mix, plot, summary
     from scripts.drills.stage import drawn
     from scripts.efficiency import PlainLoop
-    from scripts.engine_limit import engine_limit
     from scripts.installation import usable_cores
 
     options = CapacityOptions(max_p99, seconds, repeats, in_flight, rounds=rounds)
@@ -73,11 +72,7 @@ def capacity(
             model, Path(scratch) / "repository", options=BuildOptions(precision=precision)
         ).repository
         pictures = [path.read_bytes() for path in find_images(images)][:64] if images else drawn(Path(scratch))
-        limit = engine_limit(model, threads=usable_cores(), precision=precision, seconds=min(seconds, 10))
-        click.echo(
-            f"the network alone: {limit['together']:.1f} images/s with all cores on a picture, "
-            f"{limit['apart']:.1f} with a core a picture"
-        )
+        limits = [_network_alone(model, precision, seconds)]
         loop = PlainLoop(model, pictures, precision=precision, threads=usable_cores())
         loop.run()  # the first is slower
         loop_rates = [round(loop.rate(min(seconds, 10)), 2)]
@@ -94,6 +89,7 @@ def capacity(
                 click.echo(f"  {process:<46}{each.cpu_seconds.get(process, 0):>8.1f}{memory:>11.0f}")
         loop_rates.append(round(loop.rate(min(seconds, 10)), 2))
         click.echo(f"the plain loop again: {loop_rates[1]:.1f} images/s")
+        limits.append(_network_alone(model, precision, seconds))
     found = summary(done)
     ratios = beside(done)
     for service, each_round in ratios.items():
@@ -101,16 +97,20 @@ def capacity(
             f"{service}: {statistics.median(each_round):.2f} of the web service's rate at p99 <= {max_p99:g} ms"
             + (f"; by round {', '.join(f'{ratio:.2f}' for ratio in each_round)}" if rounds > 1 else "")
         )
+    top = ceiling(done, limits)
+    if top:
+        click.echo(f"the network alone: {top:.2f} of the web service's peak; no server of this graph gains more")
     if json_file:
         report = {
             "command": shlex.join(["retinaserve", *sys.argv[1:]]),
             "machine": machine(),
             "options": asdict(options),
             "mix": mix(pictures),
-            "engine_limit": limit,
+            "engine_limit": {"before": limits[0], "after": limits[1]},
             "plain_loop": {"before": loop_rates[0], "after": loop_rates[1]},
             "summary": found,
             "beside_web": ratios,
+            "ceiling_beside_web": top,
             "measured": [each.to_dict() for each in done],
         }
         write_json(json_file, report)
@@ -123,6 +123,18 @@ def capacity(
         raise UserError(
             f"a service held p99 under {max_p99:g} ms at no rate", "a larger --max-p99, a faster model"
         )
+
+
+def _network_alone(model: Path, precision: str, seconds: float) -> dict[str, float]:
+    from scripts.engine_limit import engine_limit
+    from scripts.installation import usable_cores
+
+    limit = engine_limit(model, threads=usable_cores(), precision=precision, seconds=min(seconds, 10))
+    click.echo(
+        f"the network alone: {limit['together']:.1f} images/s with all cores on a picture, "
+        f"{limit['apart']:.1f} with a core a picture"
+    )
+    return limit
 
 
 def _tell(text: str) -> None:

@@ -26,7 +26,7 @@ from scripts.doctor.machine import BF16_FLAGS, flags
 from scripts.installation import usable_cores
 from scripts.precisions import Options as Comparison
 from scripts.precisions import compare, random_checkpoint
-from scripts.triton import ServerOptions, TritonServer
+from scripts.triton import ServerOptions, TritonServer, ask_to_stop
 from training.config import git_commit
 from training.errors import Exit, UserError
 from training.spec import RETINANET, DetectorSpec
@@ -187,13 +187,14 @@ def measure(table: Table, backbone: str, *, say: Say) -> list[Flavour]:
     """Export, build, serve and time a backbone in every precision of this processor, and store it in the table."""
     options, folder = table.options, table.folder / backbone
     pictures = _pictures(table.folder)
-    rows, servers = [], []
+    rows, servers = list[Flavour](), list[TritonServer]()
     try:
         with ExitStack() as stack:
             for precision, graph, repository in _build(backbone, folder, pictures, options, say):
                 servers.append(stack.enter_context(TritonServer(repository, _free())))
                 servers[-1].wait_until_ready(600)
                 rows.append(Flavour(precision, graph.stat().st_size / 1e6))
+            stack.callback(ask_to_stop, servers)
             files = sorted(pictures.iterdir())
             benches = [Bench.prepare([Endpoint.parse(server.grpc_url)], files) for server in servers]
             for number in range(1, options.rounds + 1):

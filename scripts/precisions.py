@@ -26,7 +26,7 @@ from eval.perf_analyzer import Demand, LoadError, PerfAnalyzer
 from eval.report import judge, picture_files, read_files
 from eval.transport import Endpoint
 from scripts.installation import usable_cores
-from scripts.triton import ServerOptions, TritonServer
+from scripts.triton import ServerOptions, TritonServer, ask_to_stop
 from training.errors import UserError
 from training.spec import DetectorSpec
 
@@ -100,6 +100,7 @@ def compare(checkpoint: Path, options: Options, *, say: Callable[[str], None]) -
                 say(f"{name}: scores through the server")
                 _score(row, servers[-1], options.annotations, options.images)
             rows.append(row)
+        stack.callback(ask_to_stop, servers)
         for number, loads in enumerate(_rounds(servers, options), 1):
             for row, ips in zip(rows, loads, strict=True):
                 row.ips.append(ips)

@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from scripts.protection import Tls, admin_flags
 from scripts.scratch import SHARED_MEMORY, Scratch
 from training.errors import Exit, UserError
 
-__all__ = ["ServerOptions", "TritonServer"]
+__all__ = ["ServerOptions", "TritonServer", "ask_to_stop"]
 
 # Lines that a machine without a GPU always causes; they say nothing about the repository.
 HARMLESS = re.compile(r"cuda|nvml|dcgm|pinned", re.IGNORECASE)
@@ -70,6 +70,7 @@ class TritonServer:
         self._scratch = Scratch()
         self.shared_memory = self._scratch.shared_memory
         self.log = log or self._scratch.path / "tritonserver.log"
+        self._asked_to_stop = False
         try:
             self.process = self._start(installation)
         except BaseException:
@@ -171,12 +172,17 @@ class TritonServer:
                 picked.append(text)
         return picked
 
+    def ask_to_stop(self) -> None:
+        """Ask the server to finish its requests and exit, and don't wait: of several, all can end at once."""
+        if not self._asked_to_stop and self.process.poll() is None:
+            self._asked_to_stop = True
+            self.process.send_signal(signal.SIGINT)
+
     def stop(self, timeout: float = 30.0) -> int:
         """Ask the server to finish its requests and exit; kill what is left after `timeout` seconds."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout)
+        self.ask_to_stop()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout)
         # The python-backend stubs are in the server's group; a killed server would leave them.
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -229,6 +235,12 @@ class TritonServer:
         kept = Path(tempfile.gettempdir()) / f"{self._scratch.path.name}.log"
         shutil.copyfile(self.log, kept)
         return kept
+
+
+def ask_to_stop(servers: Iterable[TritonServer]) -> None:
+    """Let all of them end at once before each is waited for: it takes seconds, most of them asleep."""
+    for server in servers:
+        server.ask_to_stop()
 
 
 def _opened(log: Path) -> BinaryIO:

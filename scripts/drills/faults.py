@@ -156,13 +156,21 @@ def cancelled(repository: Path, figures: dict[str, Any], pictures: list[bytes] |
     return [Check("gRPC cancelled: s until others are answered", away, at_most=60, note=note)]
 
 
+def scarce_room(repository: Path) -> float:
+    """Return the MB of /dev/shm in which a repository starts and answers a few pictures, but no full batches.
+
+    Each stub begins with 1 MB, in which the batches of a small detector fit.
+    """
+    configs = [read_config(repository / model / "config.pbtxt") for model in (PREPROCESS, RETINANET)]
+    processes = sum(group.count for config in configs for group in config.instance_group)
+    return 1.1 * processes + 0.3 + 3 * float(math.prod(configs[0].output[0].dims)) / 1e6
+
+
 def scarce(repository: Path, figures: dict[str, Any], tell: Tell) -> list[Check]:
     """/dev/shm nearly full, and the disk full."""
     checks = []
     with stage(repository, pictures=[b""], start=False) as scene:
-        # The two stubs begin with 1 MB each; beside them there is room for a few pictures, not for a batch.
-        dims = read_config(scene.repository / PREPROCESS / "config.pbtxt").output[0].dims
-        room = 2.5 + 3 * math.prod(dims) / 1e6
+        room = scarce_room(scene.repository)
         shared = run_scarce("shm", scene.repository, megabytes=room, folder=scene.folder)
         disk = run_scarce("disk", scene.repository, megabytes=DISK_MEGABYTES, folder=scene.folder)
     figures["shm"], figures["disk"] = shared or "not tried", disk or "not tried"

@@ -50,7 +50,7 @@ def scarce_shared_memory(repository: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with stage(repository) as scene:
         for name, in_flight in (("before", 1), ("crowded", 32), ("after", 1)):
-            shots = asyncio.run(closed_loop(scene.endpoint, scene.pictures, in_flight=in_flight, seconds=1.5))
+            shots = asyncio.run(closed_loop(scene.endpoint, scene.pictures, in_flight=in_flight, seconds=1.0))
             found[name] = dict(Counter(shot.status for shot in shots))
             found[f"{name}_messages"] = sorted({shot.message[:160] for shot in shots if shot.message})
         assert scene.server

@@ -9,6 +9,7 @@ from scripts.capacity import (
     Measured,
     Trial,
     beside,
+    ceiling,
     highest,
     measure,
     mix,
@@ -85,6 +86,14 @@ def test_services_are_compared_within_a_round() -> None:
     assert beside(runs) == {"triton-grpc": [1.5, 1.0]}
     assert beside([*runs, run("triton-grpc", 2, 5), run("web", 2, 0)]) == {"triton-grpc": [1.5, 1.0]}
     assert beside(runs[::2]) == {}
+
+
+def test_a_server_gains_at_most_what_the_network_leaves() -> None:
+    """By hand: 16 and 14 at best, so 15, over a web service's 12 and 13."""
+    runs = [Measured("web", number, 12 + number, 1.0, 9, (), {}, {}) for number in range(2)]
+    limits = [{"together": 13.0, "apart": 16.0}, {"together": 14.0, "apart": 11.0}]
+    assert ceiling(runs, limits) == 1.2
+    assert ceiling([Measured("triton-grpc", 0, 14.0, 1.0, 9, (), {}, {})], limits) is None
 
 
 def test_the_mix_tells_pictures_apart() -> None:

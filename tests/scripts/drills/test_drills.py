@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.drills.faults import hopeless, killed
+from scripts.drills.faults import hopeless, killed, scarce_room
 from scripts.drills.fuzz import FuzzOptions, fuzz
 from scripts.drills.overload import OverloadOptions, overload
 from scripts.drills.reload import ReloadOptions, reload
@@ -86,6 +86,13 @@ def test_a_full_disk_leaves_no_half_a_repository_and_stops_no_server(repository:
     assert found["build"].endswith("could not be written: No space left on device")
     assert found["left_behind"] == []
     assert set(found["served"]) == {"ok"}
+
+
+def test_scarce_shared_memory_stops_no_server(repository: Path, tmp_path: Path) -> None:
+    found = run_scarce("shm", repository, megabytes=scarce_room(repository), folder=tmp_path)
+    if found is None:
+        pytest.skip("no user namespaces here (unshare -rm)")
+    assert found["alive"] and set(found["before"]) == set(found["after"]) == {"ok"}
 
 
 def test_a_soak_reports_every_process_and_the_one_that_leaks(repository: Path, tmp_path: Path) -> None:
