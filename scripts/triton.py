@@ -31,7 +31,7 @@ from scripts.protection import Tls, admin_flags
 from scripts.scratch import SHARED_MEMORY, Scratch
 from training.errors import Exit, UserError
 
-__all__ = ["ServerOptions", "TritonServer", "ask_to_stop"]
+__all__ = ["ServerOptions", "TritonServer"]
 
 # Lines that a machine without a GPU always causes; they say nothing about the repository.
 HARMLESS = re.compile(r"cuda|nvml|dcgm|pinned", re.IGNORECASE)

@@ -162,8 +162,9 @@ def scarce_room(repository: Path) -> float:
     Each stub begins with 1 MB, in which the batches of a small detector fit.
     """
     configs = [read_config(repository / model / "config.pbtxt") for model in (PREPROCESS, RETINANET)]
-    processes = sum(group.count for config in configs for group in config.instance_group)
-    return 1.1 * processes + 0.3 + 3 * float(math.prod(configs[0].output[0].dims)) / 1e6
+    processes = sum(int(group.count) for config in configs for group in config.instance_group)
+    picture = int(math.prod(configs[0].output[0].dims))  # bytes
+    return 1.1 * processes + 0.3 + 3 * picture / 1e6
 
 
 def scarce(repository: Path, figures: dict[str, Any], tell: Tell) -> list[Check]:
