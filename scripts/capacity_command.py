@@ -99,7 +99,7 @@ def capacity(
         )
     top = ceiling(done, limits)
     if top:
-        click.echo(f"the network alone: {top:.2f} of the web service's peak; no server of this graph gains more")
+        click.echo(f"the network alone: {top:.2f} of the web service's peak, about all that a server can gain")
     if json_file:
         report = {
             "command": shlex.join(["retinaserve", *sys.argv[1:]]),
