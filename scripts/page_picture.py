@@ -21,7 +21,7 @@ from scripts.triton import ServerOptions, TritonServer
 from training.errors import UserError
 
 VIEW = {"width": 1180, "height": 740}
-SCALE, WIDTH, PICTURES, MOST_BOXES = 2, 1600, 7, 8
+SCALE, WIDTH, PICTURES, MOST_BOXES = 2, 1600, 7, 6
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -56,17 +56,26 @@ def page_picture(demo: Path, output: Path) -> None:
     files = sorted((demo / "data" / "val" / "images").iterdir())
     wide = [path for path in files if open_picture(path).width > open_picture(path).height][:PICTURES]
     with open_page(demo / "repository", viewport=VIEW, device_scale_factor=SCALE) as page:
-        page.set_input_files("#files", wide)
-        page.wait_for_selector(f"#strip li:nth-child({len(wide)}) button[data-state=done]")
-        page.wait_for_timeout(1000)  # thumbnails
+        _drop(page, wide, already=0)
         # Several boxes, but not so many that they hide the picture.
         counts = [int(text) for text in page.locator("#strip .badge").all_inner_texts()]
-        best = max(range(len(counts)), key=lambda n: counts[n] if counts[n] <= MOST_BOXES else 0)
-        page.click(f"#strip li:nth-child({best + 1}) button")
+        best = wide.pop(max(range(len(counts)), key=lambda n: counts[n] if counts[n] <= MOST_BOXES else 0))
+        # Again, that one last and alone: its times are those of one picture, not of seven at once.
+        page.reload()
+        page.wait_for_selector("#state[data-state=ready]")
+        _drop(page, wide, already=0)
+        _drop(page, [best], already=len(wide))
+        page.click(f"#strip li:nth-child({PICTURES}) button")
         page.wait_for_timeout(500)
         shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     shot.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
     shot.save(output, quality=82, optimize=True)
+
+
+def _drop(page: Any, files: list[Path], *, already: int) -> None:
+    page.set_input_files("#files", files)
+    page.wait_for_selector(f"#strip li:nth-child({already + len(files)}) button[data-state=done]")
+    page.wait_for_timeout(1000)  # thumbnails
 
 
 if __name__ == "__main__":
