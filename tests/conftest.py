@@ -1,5 +1,6 @@
 """What many tests share: one toy detector, one repository, and one real tritonserver a session."""
 
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,12 @@ from build_tools.repository import build_repository
 from scripts.triton import ServerOptions, TritonServer
 from tests.toys import toy_model, toy_spec
 from training.export import export_heads
+
+
+def pytest_configure() -> None:
+    """Undo what `nohup make test &` leaves: background jobs ignore Ctrl-C, and so would all that they start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
