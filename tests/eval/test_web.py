@@ -18,6 +18,7 @@ from eval.web.app import MOST_UPLOADS
 from eval.web.gateway import Gateway
 from eval.web.guard import UPLOAD
 from scripts.triton import ServerOptions, TritonServer, free_ports
+from tests.counted import counted
 from tests.eval.web_server import Reply, ask, page_of, stuck_uploads
 from tests.pictures import bad_pictures, checker, encode
 from tests.toys import CATEGORY_IDS, CLASSES
@@ -60,9 +61,9 @@ def test_a_phone_photo_is_upright(page: str) -> None:
 
 def test_the_time_of_a_lone_picture_is_its_own(page: str, server: TritonServer) -> None:
     with Client(server.grpc_url) as client:
-        before = client.statistics()
+        before = counted(client)
         timing = ask(page, "/api/detect", PICTURE).json["timing"]
-        after = client.statistics()
+        after = counted(client)
     assert timing["requests"] == 1
     assert [step["name"] for step in timing["steps"]] == ["preprocess", "retinanet"]
     for step in timing["steps"]:

@@ -16,6 +16,7 @@ from build_tools.preprocess import Prepared, Preprocessor
 from eval.client import AsyncClient, Client
 from eval.detections import Detections, ImageError
 from scripts.triton import TritonServer
+from tests.counted import counted
 from tests.pictures import bad_pictures, checker, encode, good_formats
 from tests.toys import CATEGORY_IDS, CLASSES, toy_spec
 
@@ -72,9 +73,9 @@ def test_answers_equal_the_graph_run_offline(client: Client, toy_onnx: Path) -> 
 def test_sixteen_pictures_at_once_share_executions_and_answer_as_alone(client: Client) -> None:
     images = pictures(16)
     alone = [client.predict([image])[0] for image in images]
-    before = client.statistics()
+    before = counted(client)
     together = list(client.predict_many(images, concurrency=16))
-    after = client.statistics()
+    after = counted(client)
     for model in ("preprocess", "retinanet"):
         spent = after[model] - before[model]
         assert spent.inferences == 16 and spent.executions < 16

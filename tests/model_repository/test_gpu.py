@@ -26,6 +26,7 @@ from eval.client import Client
 from eval.detections import Detections, ImageError
 from scripts.installation import Installation
 from scripts.triton import ServerOptions, TritonServer
+from tests.counted import counted
 from tests.damage import damaged, good_pictures
 from tests.pictures import bad_pictures, checker, encode, good_formats
 from tests.toys import PLAN, toy_manifest, toy_spec
@@ -85,9 +86,9 @@ def test_of_a_batch_only_the_bad_pictures_fail_each_by_name(client: Client, serv
     bad = list(bad_pictures().values())
     requests = [(good[n % len(good)], "") for n in range(60)] + bad
     random.Random(0).shuffle(requests)
-    before = client.statistics()
+    before = counted(client)
     answers = list(client.predict_many([image for image, _ in requests], concurrency=len(requests)))
-    spent = {name: after - before[name] for name, after in client.statistics().items()}
+    spent = {name: after - before[name] for name, after in counted(client).items()}
     for (image, words), answer in zip(requests, answers, strict=True):
         if words:
             assert isinstance(answer, ImageError) and answer.kind == "bad_image" and words in answer.message
@@ -156,9 +157,9 @@ def test_the_real_dali_backend_loses_no_batch_to_a_damaged_picture(with_dali_bac
         requests = [(data, False) for _, data in damaged(per_kind=3)]
         requests += [(good[n % len(good)], True) for n in range(len(requests))]
         random.Random(0).shuffle(requests)
-        before = client.statistics()
+        before = counted(client)
         answers = list(client.predict_many([data for data, _ in requests], concurrency=32))
-        spent = client.statistics()["preprocess"] - before["preprocess"]
+        spent = counted(client)["preprocess"] - before["preprocess"]
     failed = [answer.kind for answer in answers if isinstance(answer, ImageError)]
     assert set(failed) == {"bad_image"} and len(failed) > 400  # admission's, each alone
     assert all(
