@@ -65,7 +65,7 @@ def page_picture(demo: Path, output: Path) -> None:
         page.wait_for_selector("#state[data-state=ready]")
         _drop(page, wide, already=0)
         _drop(page, [best], already=len(wide))
-        page.click(f"#strip li:nth-child({PICTURES}) button")
+        page.click(f"#strip li:nth-child({len(wide) + 1}) button")
         page.wait_for_timeout(500)
         shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     shot.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)

@@ -159,7 +159,7 @@ def cancelled(repository: Path, figures: dict[str, Any], pictures: list[bytes] |
 def scarce_room(repository: Path) -> float:
     """Return the MB of /dev/shm in which a repository starts and answers a few pictures, but no full batches.
 
-    Each stub begins with 1 MB, in which the batches of a small detector fit.
+    Each stub begins with 1 MB and grows by as much.
     """
     configs = [read_config(repository / model / "config.pbtxt") for model in (PREPROCESS, RETINANET)]
     processes = sum(int(group.count) for config in configs for group in config.instance_group)

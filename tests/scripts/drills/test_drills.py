@@ -93,6 +93,7 @@ def test_scarce_shared_memory_stops_no_server(repository: Path, tmp_path: Path) 
     if found is None:
         pytest.skip("no user namespaces here (unshare -rm)")
     assert found["alive"] and set(found["before"]) == set(found["after"]) == {"ok"}
+    assert "Failed to increase the shared memory pool" in str(found["crowded_messages"])
 
 
 def test_a_soak_reports_every_process_and_the_one_that_leaks(repository: Path, tmp_path: Path) -> None:
