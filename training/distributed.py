@@ -9,7 +9,9 @@ Every process has its part of each batch and the same weights; rank 0 alone writ
 gloo between CPUs. It starts no processes and finds no hosts.
 """
 
+import gc
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Before there is a group: some of its functions have the group of their import as a default, and would keep it for
+# good (DistributedDataParallel imports it when it is built).
+import torch.distributed.nn
 from torch import Tensor
 
 from training.errors import Exit, UserError
@@ -76,7 +82,11 @@ def found_team() -> Team:
 
 @contextmanager
 def team() -> Iterator[Team]:
-    """Join the processes that torchrun started, for the time within."""
+    """Join the processes that torchrun started, for the time within.
+
+    Whatever holds the group has to be gone by then, a DistributedDataParallel first of all: gloo's threads end
+    with the group, and one that still lets go of a tensor while Python shuts down kills the process (SIGABRT).
+    """
     us = found_team()
     if us.world == 1 or dist.is_initialized():
         yield us
@@ -87,5 +97,9 @@ def team() -> Iterator[Team]:
     dist.init_process_group("nccl" if gpu else "gloo")
     try:
         yield us
+    except BaseException as failure:
+        traceback.clear_frames(failure.__traceback__)  # their variables hold the group
+        raise
     finally:
+        gc.collect()  # DistributedDataParallel is part of a cycle
         dist.destroy_process_group()

@@ -71,44 +71,63 @@ def train(
     if validation is not None:
         check(validation, spec)
     with team() as us, interruptible() as interrupted:
-        where = torch.device(device or (f"cuda:{us.local}" if torch.cuda.is_available() else "cpu"))
-        # The first process reads, for on another machine the file may be missing.
-        found = us.share(load(path) if us.leads and path.exists() else None)
-        run = Run(spec, config, where, us, prepare=None if found else prepare)
-        start = run.restore(found) if found else 0
-        files = _Files(path, keep=start) if us.leads else None
-        started, iteration, saved, last, scores = time.monotonic(), start, start, None, None
-        meter = Meter(config.iterations, config.batch, start)
-        batches = training_batches(dataset, spec, config.stream(us.rank, us.world), first=start)
-        stopping = False
-        while iteration < config.iterations and not stopping:
-            with meter.waiting():
-                batch = next(batches)
-            if iteration == start and files:
-                files.show_batch(batch, spec)
-            meter.add(run.step(batch, iteration))
-            iteration += 1
-            complete = iteration == config.iterations
-            if iteration % config.report_every == 0 or complete:
-                last = meter.report(iteration, config.lr_at(iteration - 1))
-                if files:
-                    files.metrics.append(last)
-                    on_progress(last)
-            if validation is not None and (iteration % config.val_every == 0 or complete):
-                # Before the checkpoint: one that is killed in between does both again.
-                with meter.apart():
-                    scores = _validate(run, validation, iteration, files)
-                if files:
-                    on_scores(iteration, scores)
-            if files and iteration % config.save_every == 0:
-                with meter.apart():
-                    save(path, run.checkpoint(iteration))
-                saved = iteration
-            stopping = bool(us.sum(torch.tensor(float(interrupted()), device=where)))
-        if files and (iteration > saved or not path.exists()):
-            save(path, run.checkpoint(iteration))
-        stopped = stopping and iteration < config.iterations
-        return TrainResult(iteration, iteration - start, time.monotonic() - started, stopped, last, scores)
+        # A call of its own, for its variables have to be gone when the team parts.
+        return _train(
+            path, spec, dataset, config, us, device, validation, prepare, on_progress, on_scores, interrupted
+        )
+
+
+def _train(
+    path: Path,
+    spec: DetectorSpec,
+    dataset: CocoDataset,
+    config: TrainConfig,
+    us: Team,
+    device: str | None,
+    validation: CocoDataset | None,
+    prepare: Callable[[RetinaNet], object] | None,
+    on_progress: Callable[[Progress], object],
+    on_scores: Callable[[int, Scores], object],
+    interrupted: Callable[[], bool],
+) -> TrainResult:
+    where = torch.device(device or (f"cuda:{us.local}" if torch.cuda.is_available() else "cpu"))
+    # The first process reads, for on another machine the file may be missing.
+    found = us.share(load(path) if us.leads and path.exists() else None)
+    run = Run(spec, config, where, us, prepare=None if found else prepare)
+    start = run.restore(found) if found else 0
+    files = _Files(path, keep=start) if us.leads else None
+    started, iteration, saved, last, scores = time.monotonic(), start, start, None, None
+    meter = Meter(config.iterations, config.batch, start)
+    batches = training_batches(dataset, spec, config.stream(us.rank, us.world), first=start)
+    stopping = False
+    while iteration < config.iterations and not stopping:
+        with meter.waiting():
+            batch = next(batches)
+        if iteration == start and files:
+            files.show_batch(batch, spec)
+        meter.add(run.step(batch, iteration))
+        iteration += 1
+        complete = iteration == config.iterations
+        if iteration % config.report_every == 0 or complete:
+            last = meter.report(iteration, config.lr_at(iteration - 1))
+            if files:
+                files.metrics.append(last)
+                on_progress(last)
+        if validation is not None and (iteration % config.val_every == 0 or complete):
+            # Before the checkpoint: one that is killed in between does both again.
+            with meter.apart():
+                scores = _validate(run, validation, iteration, files)
+            if files:
+                on_scores(iteration, scores)
+        if files and iteration % config.save_every == 0:
+            with meter.apart():
+                save(path, run.checkpoint(iteration))
+            saved = iteration
+        stopping = bool(us.sum(torch.tensor(float(interrupted()), device=where)))
+    if files and (iteration > saved or not path.exists()):
+        save(path, run.checkpoint(iteration))
+    stopped = stopping and iteration < config.iterations
+    return TrainResult(iteration, iteration - start, time.monotonic() - started, stopped, last, scores)
 
 
 class _Files:
