@@ -111,14 +111,14 @@ def test_a_silent_server_times_out(scheme: str, silent_port: int, monkeypatch: p
     start = time.monotonic()
     with pytest.raises(UserError, match="did not answer in time"):
         Client(f"{scheme}://127.0.0.1:{silent_port}")
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 4.5  # 5 s without the patch
 
 
 def test_waiting_for_a_server_ends() -> None:
     start = time.monotonic()
     with pytest.raises(UserError, match="no Triton server answers"):
         Client(f"127.0.0.1:{closed_port()}", wait=0.5)
-    assert 0.5 <= time.monotonic() - start < 3
+    assert 0.5 <= time.monotonic() - start < 10
 
 
 def test_asyncio_answers_the_same() -> None:
