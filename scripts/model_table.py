@@ -11,7 +11,6 @@ machine may have changed. It writes no page (scripts/model_table_page.py), and m
 
 import json
 import shutil
-import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
@@ -162,9 +161,9 @@ class Table:
         }
 
 
-def ratio(row: Flavour, base: Flavour) -> float:
-    """Return the median over the rounds of a flavour's rate over the first one's."""
-    return statistics.median(a / b for a, b in zip(row.ips, base.ips, strict=True))
+def ratios(row: Flavour, base: Flavour) -> list[float]:
+    """Return a flavour's rate over the first one's, of each round."""
+    return [a / b for a, b in zip(row.ips, base.ips, strict=True)]
 
 
 def network_cost(spec: DetectorSpec) -> tuple[int, int]:

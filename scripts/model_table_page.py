@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
-from scripts.model_table import ALONE, FULL, Flavour, Options, Scored, Table, network_cost, ratio
+from scripts.model_table import ALONE, FULL, Flavour, Options, Scored, Table, network_cost, ratios
 from scripts.precisions import random_spec
 from training.spec import BACKBONES, DetectorSpec
 
@@ -34,8 +34,8 @@ do here; accuracy has to be trained, or [imported](training.md#start-from-weight
 - **model**: milliseconds in OpenVINO for a lone picture as the server runs it (all cores, one stream, the latency
   hint), the mean by the server's clock. **request**: the median from JPEG bytes to boxes, alone, over gRPC.
 - **images/s**: through the server with {full} requests in flight. **x fp32**: the median over the rounds of the
-  ratio within a round, in which the precisions of a backbone take turns. Backbones did not: compare them with more
-  care.
+  ratio within a round, in which the precisions of a backbone take turns, and its range. Backbones did not: compare
+  them with more care.
 - **GPU**: TensorRT plans. Not run, as there was no GPU ([all that has not](not-run.md)); `bench` and
   [verify](verify.md) measure them where there is one.
 
@@ -87,8 +87,14 @@ def _times(row: Flavour, base: Flavour) -> Iterator[str]:
     yield f"{statistics.median(row.model_ms):.0f}"
     yield f"{statistics.median(row.request_ms):.0f}"
     yield f"{statistics.median(row.ips):.2f}"
-    yield f"{ratio(row, base):.2f}"
+    yield _median(ratios(row, base))
     yield "not run"
+
+
+def _median(values: Sequence[float]) -> str:
+    """Return the median, and how far the rounds lie apart if that shows in two decimals."""
+    lowest, median, highest = (f"{of(values):.2f}" for of in (min, statistics.median, max))
+    return median if lowest == highest else f"{median} ({lowest} to {highest})"
 
 
 def command(table: Table) -> str:
