@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 JSON = click.option("--json", "json_path", type=PATH, help="Also write what was done to this file.")
-CALIBRATORS = ("entropy", "percentile", "minmax")
+CALIBRATORS = ("minmax", "percentile", "entropy")
 SHOWN = 5
 FEW_PICTURES = 100  # to calibrate with: docs/quantization.md has what few cost
 Verb = TypeVar("Verb", bound=Callable[..., Any])
@@ -41,7 +41,7 @@ _CALIBRATION = (
     click.option(
         "--calibrator",
         type=click.Choice(CALIBRATORS),
-        default="entropy",
+        default="minmax",
         help="INT8: where ranges are cut off: docs/quantization.md.",
     ),
     click.option("--seed", type=click.IntRange(0), default=0, help="INT8: of the draw."),

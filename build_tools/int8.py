@@ -35,7 +35,7 @@ class Int8Options:
 
     images: Path  # a folder, or a COCO JSON
     count: int = PICTURES
-    calibrator: Calibrator = "entropy"
+    calibrator: Calibrator = "minmax"
     seed: int = 0
     exclude: tuple[str, ...] = ()  # layers that stay in float
     cache: Path | None = None  # a folder

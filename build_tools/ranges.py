@@ -21,7 +21,7 @@ import onnx
 from training.errors import Exit, UserError
 from training.spec import NETWORK_INPUT, DetectorSpec
 
-Calibrator = Literal["entropy", "percentile", "minmax"]
+Calibrator = Literal["minmax", "percentile", "entropy"]
 BINS = 4096
 LEVELS = 128  # positive values of a signed byte, zero among them
 STEP = 16  # bins between two thresholds that entropy tries

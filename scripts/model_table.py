@@ -219,7 +219,7 @@ def score(table: Table, trained: Trained, *, say: Say) -> Scored:
         trained.images,
         trained.annotations,
         Int8Options(trained.calibration),
-        calibrators=("entropy",),
+        calibrators=("minmax",),
         in_f32=False,
         rounds=0,
     )

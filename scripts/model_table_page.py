@@ -50,9 +50,9 @@ TRAINED_HEAD = """
 ## Trained here
 
 AP and AP50 of held-out pictures in points of 100, JPEG bytes in and boxes out of a real Triton; INT8 by the
-default calibrator. "/ 32" is the width of the first stage, 64 if nothing is said; M are millions of parameters.
-How they were trained: [benchmarks.md](benchmarks.md). Speed and other calibrators on a detector of your own:
-[quantization.md](quantization.md).
+default calibrator, minmax. "/ 32" is the width of the first stage, 64 if nothing is said; M are millions of
+parameters. How they were trained: [benchmarks.md](benchmarks.md). Speed and other calibrators on a detector of
+your own: [quantization.md](quantization.md).
 """
 
 TRAINED = """\

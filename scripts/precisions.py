@@ -1,6 +1,6 @@
 """What each precision costs and saves: one checkpoint exported every way, served, scored and timed in one run.
 
-    rows = compare(checkpoint, options, say=print)      # Row("fp32"), Row("int8 entropy"), ...
+    rows = compare(checkpoint, options, say=print)      # Row("fp32"), Row("int8 minmax"), ...
     markdown(rows)
 
 Scores are taken through the server, bytes in and boxes out. For throughput all servers stand side by side and take
@@ -45,7 +45,7 @@ class Options:
     images: Path
     annotations: Path | None  # None: nothing is scored
     int8: "Int8Options"
-    calibrators: tuple["Calibrator", ...] = ("entropy", "percentile", "minmax")
+    calibrators: tuple["Calibrator", ...] = ("minmax", "percentile", "entropy")
     size: tuple[int, int] | None = None
     rounds: int = 3  # 0: nothing is timed
     seconds: float = 10.0  # of a flavour in a round

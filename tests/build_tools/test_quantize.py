@@ -252,7 +252,7 @@ def test_an_excluded_layer_stays_in_float_and_its_neighbours_do_not(
     ]
     assert len(floats) == 5 + 1  # of layer2, two of them around a shortcut with a convolution, and of the head
     metadata = {entry.key: entry.value for entry in result.model.metadata_props}
-    assert metadata[METADATA_PRECISION] == "int8" and '"calibrator": "entropy"' in metadata[METADATA_CALIBRATION]
+    assert metadata[METADATA_PRECISION] == "int8" and '"calibrator": "minmax"' in metadata[METADATA_CALIBRATION]
 
 
 def test_quantizing_twice_is_refused(quantized: onnx.ModelProto, calibrated: Calibrated) -> None:

@@ -15,9 +15,9 @@ from training.checkpoint import Checkpoint, save
 def test_every_flavour_starts_from_float() -> None:
     options = Options(Path("out"), Path("images"), None, Int8Options(Path("train")), size=(256, 384))
     ways = flavours(options)
-    assert list(ways) == ["fp32", "int8 entropy", "int8 in f32", "int8 percentile", "int8 minmax"]
+    assert list(ways) == ["fp32", "int8 minmax", "int8 in f32", "int8 percentile", "int8 entropy"]
     assert ways["fp32"][0].int8 is None and {way.size for way, _ in ways.values()} == {(256, 384)}
-    assert ways["int8 entropy"][0] == ways["int8 in f32"][0]
+    assert ways["int8 minmax"][0] == ways["int8 in f32"][0]
     assert [arithmetic for _, arithmetic in ways.values()] == ["f32", "bf16", "f32", "bf16", "bf16"]
 
 
