@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 JSON = click.option("--json", "json_path", type=PATH, help="Also write what was done to this file.")
-CALIBRATORS = ("minmax", "percentile", "entropy")
+CALIBRATORS = ("minmax", "percentile", "entropy")  # the default first
 SHOWN = 5
 FEW_PICTURES = 100  # to calibrate with: docs/quantization.md has what few cost
 Verb = TypeVar("Verb", bound=Callable[..., Any])
@@ -41,7 +41,7 @@ _CALIBRATION = (
     click.option(
         "--calibrator",
         type=click.Choice(CALIBRATORS),
-        default="minmax",
+        default=CALIBRATORS[0],
         help="INT8: where ranges are cut off: docs/quantization.md.",
     ),
     click.option("--seed", type=click.IntRange(0), default=0, help="INT8: of the draw."),

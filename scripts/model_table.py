@@ -161,11 +161,6 @@ class Table:
         }
 
 
-def ratios(row: Flavour, base: Flavour) -> list[float]:
-    """Return a flavour's rate over the first one's, of each round."""
-    return [a / b for a, b in zip(row.ips, base.ips, strict=True)]
-
-
 def network_cost(spec: DetectorSpec) -> tuple[int, int]:
     """Return a detector's parameters, and the floating-point operations of one picture up to the heads' outputs.
 
@@ -213,13 +208,13 @@ def score(table: Table, trained: Trained, *, say: Say) -> Scored:
     from build_tools.int8 import Int8Options
     from training.checkpoint import load
 
-    spec = load(trained.checkpoint).spec
+    spec, int8 = load(trained.checkpoint).spec, Int8Options(trained.calibration)
     comparison = Comparison(
         table.folder / f"trained_{trained.name}",
         trained.images,
         trained.annotations,
-        Int8Options(trained.calibration),
-        calibrators=("minmax",),
+        int8,
+        calibrators=(int8.calibrator,),
         in_f32=False,
         rounds=0,
     )

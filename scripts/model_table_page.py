@@ -10,8 +10,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
-from scripts.model_table import ALONE, FULL, Flavour, Options, Scored, Table, network_cost, ratios
-from scripts.precisions import random_spec
+from scripts.model_table import ALONE, FULL, Flavour, Options, Scored, Table, network_cost
+from scripts.precisions import random_spec, ratios
 from training.spec import BACKBONES, DetectorSpec
 
 HEAD = """\
@@ -87,7 +87,7 @@ def _times(row: Flavour, base: Flavour) -> Iterator[str]:
     yield f"{statistics.median(row.model_ms):.0f}"
     yield f"{statistics.median(row.request_ms):.0f}"
     yield f"{statistics.median(row.ips):.2f}"
-    yield _median(ratios(row, base))
+    yield _median(ratios(row.ips, base.ips))
     yield "not run"
 
 

@@ -121,9 +121,14 @@ def convolution_types(graph: Path, arithmetic: str) -> dict[str, int]:
     )
 
 
+def ratios(rates: Sequence[float], base: Sequence[float]) -> list[float]:
+    """Return a flavour's rate over the first one's, of each round."""
+    return [a / b for a, b in zip(rates, base, strict=True)]
+
+
 def ratio(row: Row, base: Row) -> float | None:
     """Return the median over the rounds of a flavour's rate over the first one's."""
-    return statistics.median(a / b for a, b in zip(row.ips, base.ips, strict=True)) if row.ips else None
+    return statistics.median(ratios(row.ips, base.ips)) if row.ips else None
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from build_tools.export_command import CALIBRATORS
 from build_tools.int8 import Int8Options
+from build_tools.ranges import Calibrator
+from scripts.model_table_page import TRAINED_HEAD
 from scripts.precisions import Options, Row, compare, flavours, markdown, ratio, to_dict
 from tests.pictures import checker, encode
 from tests.toys import toy_model, toy_spec
@@ -19,6 +23,12 @@ def test_every_flavour_starts_from_float() -> None:
     assert ways["fp32"][0].int8 is None and {way.size for way, _ in ways.values()} == {(256, 384)}
     assert ways["int8 minmax"][0] == ways["int8 in f32"][0]
     assert [arithmetic for _, arithmetic in ways.values()] == ["f32", "bf16", "f32", "bf16", "bf16"]
+
+
+def test_one_calibrator_is_the_default_everywhere() -> None:
+    assert get_args(Calibrator) == CALIBRATORS == Options(Path(), Path(), None, Int8Options(Path())).calibrators
+    assert Int8Options(Path()).calibrator == CALIBRATORS[0]
+    assert f"the\ndefault calibrator, {CALIBRATORS[0]}." in TRAINED_HEAD
 
 
 def test_ratios_are_taken_within_a_round() -> None:

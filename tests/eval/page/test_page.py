@@ -174,6 +174,20 @@ def test_it_fits_a_telephone_in_light_and_dark(tmp_path: Path, browser: Any, sch
     assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 22, 26)")
 
 
+def test_the_whole_confusion_is_in_sight(tmp_path: Path, browser: Any) -> None:
+    """Eight classes, one with a name of a sentence, in half of a window of 1200 pixels."""
+    categories = {n: f"category {n}" for n in range(1, 8)} | {8: "a name that nobody would want to read " * 3}
+    labels = [(10, n, (80 * n, 0, 80 * n + 40, 40)) for n in categories]
+    answers = {10: [(80 * n, 0, 80 * n + 40, 40, 0.9, place) for place, n in enumerate(categories)]}
+    path = write(tmp_path, answers, categories=categories, labels=labels)
+    opened = Opened(browser, path, viewport={"width": 1200, "height": 900})
+    place = opened.page.locator("#confusion")
+    assert place.locator("thead th").count() == 1 + 8 + 1
+    assert place.evaluate("each => each.scrollWidth <= each.clientWidth")
+    assert max(head.bounding_box()["height"] for head in place.locator("thead th").all()) <= 180
+    opened.check_quiet()
+
+
 def test_a_comparison_shows_what_changed(tmp_path: Path, browser: Any) -> None:
     write(tmp_path)
     truth = label(tmp_path)
