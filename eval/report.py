@@ -200,9 +200,10 @@ def plot_curves(scores: CocoScores, path: Path) -> None:
     right.barh(names, [score.ap50 or 0.0 for score in ranked], color="#bfdbfe", label="AP50")
     right.barh(names, [score.ap or 0.0 for score in ranked], color="#2563eb", height=0.5, label="AP")
     right.set(xlim=(0, 1), xlabel="average precision")
-    right.set_title("By class (instances)")
+    right.set_title("By class (instances)", loc="left")
     right.grid(axis="x", alpha=0.25)
-    right.legend(frameon=False, loc="lower right")
+    # Beside the title, for bars are long.
+    right.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     figure.savefig(path)
 
 

@@ -41,7 +41,8 @@ def demo(output: Path | None, quick: bool) -> None:
     click.secho(
         f"\nAP {server:.3f} through Triton, {torch:.3f} in torch, {onnx:.3f} in ONNX\n", bold=True, err=True
     )
-    tell_what_to_try(output, [output / "report" / "contact_sheet.jpg", output / "predictions"])
+    pictures = [output / "report.html", output / "report" / "contact_sheet.jpg", output / "predictions"]
+    tell_what_to_try(output, pictures)
 
 
 @contextmanager
