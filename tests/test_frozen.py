@@ -1,0 +1,212 @@
+"""What users hold on to, as commit f34e165 had it: commands, graphs, repositories, JSON keys, checkpoints.
+
+    RETINASERVE_FREEZE=1 pytest tests/test_frozen.py      # records anew, after a change that CHANGELOG.md tells of
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from onnx import numpy_helper
+
+from build_tools.export import ExportOptions, export_detector
+from build_tools.int8 import Int8Options
+from build_tools.manifest import write_plan
+from build_tools.repository import build_repository
+from scripts.cli import main
+from scripts.shapes import draw_dataset
+from scripts.triton import TritonServer
+from tests.toys import CLASSES, PLAN, toy_manifest
+from training.checkpoint import load, load_model
+
+ROOT = Path(__file__).parent.parent
+FROZEN = Path(__file__).parent / "frozen"
+SHAPES = ROOT / "examples" / "shapes.pth"
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run() -> Run:
+    return lambda *words: CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight images with labels."""
+    return draw_dataset(tmp_path_factory.mktemp("frozen") / "drawn", images=8, seed=5).images.parent
+
+
+def frozen(name: str, facts: Any) -> Any:
+    """Return the recorded facts; write them first where that is asked for."""
+    path = FROZEN / name
+    if os.environ.get("RETINASERVE_FREEZE"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    return json.loads(path.read_text())
+
+
+def verbs(group: click.Group, prefix: str = "") -> dict[str, Any]:
+    """Return the parameters of every verb: what can be typed, and what happens if it is not."""
+    found: dict[str, Any] = {}
+    for name, verb in group.commands.items():
+        if isinstance(verb, click.Group):
+            found |= verbs(verb, f"{prefix}{name} ")
+        else:
+            found[prefix + name] = {each.name: parameter(each) for each in verb.params}
+    return found
+
+
+def parameter(each: click.Parameter) -> str:
+    shown = each.to_info_dict()
+    kind = shown["type"]
+    kind = {key: value for key, value in kind.items() if key in ("param_type", "choices", "min", "max")}
+    option = {key: shown.get(key) for key in ("nargs", "multiple", "required", "is_flag", "default")}
+    words = sorted([*shown["opts"], *shown["secondary_opts"]])
+    return json.dumps([words, kind, option], default=str, sort_keys=True)
+
+
+def test_every_verb_takes_what_it_took() -> None:
+    now = verbs(main)
+    for name, parameters in frozen("verbs.json", now).items():
+        assert now[name] == parameters, name
+
+
+WRONG = {
+    "no such option": ("train", "model.pth", "--no-such-option"),
+    "no annotations": ("train", "model.pth"),
+    "wrong suffix": ("export", str(SHAPES), "model.txt"),
+    "no checkpoint": ("export", "missing.pth", "model.onnx"),
+    "int8 without images": ("export", str(SHAPES), "model.onnx", "--precision", "int8"),
+    "odd size": ("export", str(SHAPES), "model.onnx", "--size", "100", "100"),
+    "no graph": ("build", "missing.onnx", "--output", "repository"),
+    "no repository": ("serve", "missing"),
+    "no server": ("predict", str(SHAPES), "--server", "127.0.0.1:1"),
+    "no folder": ("infer", str(SHAPES), "--images", "missing"),
+    "not a data set": ("data", "check", "--images", ".", "--annotations", str(SHAPES)),
+    "no weights": ("import", "missing", "model.pth"),
+}
+
+
+def test_exit_codes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    codes = {name: run(*words).exit_code for name, words in WRONG.items()}
+    assert codes == frozen("exit_codes.json", codes)
+
+
+GRAPHS = {
+    "fp32": ExportOptions(),
+    "fp16": ExportOptions(half=True),
+    "tensorrt": ExportOptions(flavour="tensorrt", half=True),
+    "int8": "standard",
+    "int8-tensorrt": "tensorrt",
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_exported_graphs_are_the_same_node_for_node(name: str, drawn: Path, tmp_path: Path) -> None:
+    options = GRAPHS[name]
+    if isinstance(options, str):
+        half = options == "tensorrt"
+        options = ExportOptions(flavour=options, half=half, int8=Int8Options(drawn / "images"))  # type: ignore[arg-type]
+    export_detector(SHAPES, tmp_path / "model.onnx", options)
+    model = onnx.load(str(tmp_path / "model.onnx"))
+    nodes = [node.SerializeToString(deterministic=True) for node in model.graph.node]
+    facts = {
+        "nodes": [f"{node.op_type} {' '.join(node.input)} -> {' '.join(node.output)}" for node in model.graph.node],
+        "node_digest": hashlib.sha256(b"".join(nodes)).hexdigest(),
+        "inputs": [str(value).split() for value in model.graph.input],
+        "outputs": [str(value).split() for value in model.graph.output],
+        "metadata": sorted(prop.key for prop in model.metadata_props),
+        "opsets": sorted((entry.domain, entry.version) for entry in model.opset_import),
+    }
+    sizes = {tensor.name: summary(numpy_helper.to_array(tensor)) for tensor in model.graph.initializer}
+    recorded = frozen(f"graph-{name}.json", {**facts, "initializers": sizes})
+    measured = recorded.pop("initializers")
+    assert json.loads(json.dumps(facts)) == recorded
+    assert measured.keys() == sizes.keys()
+    for tensor, (kind, shape, *values) in sizes.items():
+        assert [kind, shape] == measured[tensor][:2], tensor
+        # what calibration measured may differ in the last digits between processors
+        assert values == pytest.approx(measured[tensor][2:], rel=2e-3, abs=1e-4), tensor
+
+
+def summary(values: np.ndarray) -> list[Any]:
+    finite = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
+    return [str(values.dtype), list(values.shape), float(np.abs(finite).mean()) if finite.size else 0.0]
+
+
+def test_built_repositories_are_the_same_file_by_file(toy_onnx: Path, tmp_path: Path) -> None:
+    write_plan(tmp_path / "toy.plan", PLAN, toy_manifest())
+    build_repository(toy_onnx, tmp_path / "cpu")
+    build_repository(tmp_path / "toy.plan", tmp_path / "gpu", profile="gpu")
+    facts = {}
+    for profile in ("cpu", "gpu"):
+        for path in sorted((tmp_path / profile).rglob("*")):
+            if path.is_file() and "preprocess/1/preprocess/" not in str(path) and "admission/1/admission/" not in str(path):
+                name = str(path.relative_to(tmp_path))
+                facts[name] = path.read_text() if path.suffix == ".pbtxt" else ""
+    digest = hashlib.sha256(toy_onnx.read_bytes()).hexdigest()  # torch's exporter numbers nodes by its version
+    facts = {name: text.replace(digest, "GRAPH") for name, text in facts.items()}
+    assert facts == frozen("repositories.json", facts)
+
+
+def keys(value: Any, path: str = "") -> set[str]:
+    """Return the paths of all keys; a list's items are one, and names of classes and images are their kind."""
+    if isinstance(value, dict):
+        return {path} | {each for key, item in value.items() for each in keys(item, f"{path}.{key}")}
+    if isinstance(value, list):
+        return {path} | {each for item in value for each in keys(item, f"{path}[]")}
+    return {path}
+
+
+def test_json_results_have_the_same_keys(
+    run: Run, drawn: Path, toy_onnx: Path, server: TritonServer, tmp_path: Path
+) -> None:
+    data = ("--images", drawn / "images", "--annotations", drawn / "annotations.json")
+    labelled = json.loads((drawn / "annotations.json").read_text())
+    for category, name in zip(labelled["categories"], CLASSES, strict=False):
+        category["name"] = name
+    (tmp_path / "toy.json").write_text(json.dumps(labelled))
+    runs = {
+        "eval": ("eval", "--server", server.grpc_url, *data[:2], "--annotations", tmp_path / "toy.json"),
+        "infer": ("infer", SHAPES, *data),
+        "bench": ("bench", "--server", server.grpc_url, "--images", drawn / "images", "--seconds", 1, "--concurrency", 1),
+        "verify": ("verify", SHAPES, toy_onnx.parent / "shapes.onnx", "--images", drawn / "images"),
+        "data check": ("data", "check", *data),
+    }
+    export_detector(SHAPES, toy_onnx.parent / "shapes.onnx")
+    now = {}
+    for name, words in runs.items():
+        result = run(*words, "--json", tmp_path / "out.json")
+        assert result.exit_code == 0, (name, result.output)
+        now[name] = sorted(keys(json.loads((tmp_path / "out.json").read_text())))
+    recorded = frozen("json_keys.json", now)
+    for name in runs:
+        assert set(recorded[name]) <= set(now[name]), name
+
+
+def test_a_checkpoint_of_before_loads_and_goes_on(run: Run, drawn: Path, tmp_path: Path) -> None:
+    words = (
+        "--images", drawn / "images", "--annotations", drawn / "annotations.json", "--backbone", "resnet18", "--width", 1,
+        "--fpn-channels", 2, "--head-depth", 1, "--size", 64, 64, "--batch", 2, "--ema", 0.9,
+    )  # fmt: skip
+    path = FROZEN / "checkpoint.pth"
+    if os.environ.get("RETINASERVE_FREEZE"):
+        result = run("train", tmp_path / "new.pth", *words, "--iters", 2)
+        assert result.exit_code == 0, result.output
+        shutil.copy(tmp_path / "new.pth", path)
+    assert load(path).iteration == 2
+    load_model(path)
+    shutil.copy(path, tmp_path / "model.pth")
+    result = run("train", tmp_path / "model.pth", *words, "--iters", 3)
+    assert result.exit_code == 0, result.output
+    assert load(tmp_path / "model.pth").iteration == 3
