@@ -39,7 +39,7 @@ demo: $(STAMP) ## Synthetic pictures to boxes on a real Triton, in minutes (writ
 	@$(BIN)/retinaserve demo --output $(RUNS)/demo
 
 checkpoint: demo ## Train anew what quickstart serves (writes examples/shapes.pth)
-	@$(BIN)/python -m scripts.example_checkpoint $(RUNS)/demo/checkpoint.pth examples/shapes.pth
+	@$(BIN)/python -m retinaserve.scripts.lab.example_checkpoint $(RUNS)/demo/checkpoint.pth examples/shapes.pth
 
 # A file's tests stay together. torch's threads would fight over the cores with the other process.
 test: $(STAMP) ## Run all tests; those that need a GPU say so and skip

@@ -4,7 +4,7 @@
     export_detector(Path("model.pth"), Path("model.onnx"), ExportOptions(int8=Int8Options(Path("train/"))))
 
 It joins the checkpoint and the export of the heads, left of this folder, with quantization and graft. It writes no
-Triton repository (build_tools/repository.py).
+Triton repository (build_tools/repository/builder.py).
 """
 
 import json
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from training.errors import Exit, UserError
-from training.spec import METADATA_CHECKPOINT, DetectorSpec
+from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.spec import METADATA_CHECKPOINT, DetectorSpec
 
 if TYPE_CHECKING:
     import onnx
 
-    from build_tools.graft import Flavour
-    from build_tools.int8 import Int8Options, Progress
-    from training.model import RetinaNet
+    from retinaserve.build_tools.graph.graft import Flavour
+    from retinaserve.build_tools.quantize.int8 import Int8Options, Progress
+    from retinaserve.training.model.retinanet import RetinaNet
 
 __all__ = ["ExportOptions", "export_detector"]
 
@@ -61,12 +61,12 @@ def export_detector(
     """
     import onnx
 
-    from build_tools.files import sha256
-    from build_tools.float16 import to_float16
-    from build_tools.graft import graft
-    from build_tools.half_emulation import emulate_half
-    from build_tools.int8 import draw, to_int8
-    from build_tools.staging import staging
+    from retinaserve.build_tools.graph.float16 import to_float16
+    from retinaserve.build_tools.graph.graft import graft
+    from retinaserve.build_tools.graph.half_emulation import emulate_half
+    from retinaserve.build_tools.quantize.int8 import draw, to_int8
+    from retinaserve.training.files import sha256
+    from retinaserve.training.staging import staging
 
     options = options or ExportOptions()
     record: dict[str, Any] = {}
@@ -97,7 +97,7 @@ def export_detector(
 
 def load_network(checkpoint: Path, size: tuple[int, int] | None = None) -> tuple[DetectorSpec, "RetinaNet"]:
     """Return a checkpoint's spec, at another size if one is given, and its network. Raises UserError."""
-    from training.checkpoint import load_model
+    from retinaserve.training.checkpoint import load_model
 
     spec, network = load_model(checkpoint)
     if size:
@@ -112,7 +112,7 @@ def raw_heads(
     """Return the network's raw heads in ONNX, by way of the file `path`; `metadata` is added to the spec's."""
     import onnx
 
-    from training.export import export_heads
+    from retinaserve.training.export import export_heads
 
     export_heads(network, spec, path, metadata=metadata)
     return onnx.load(path)

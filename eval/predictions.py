@@ -4,7 +4,7 @@
     book = CocoBook(class_names, category_ids); book.add(path, detections); book.to_dict()
 
 The COCO file is a data set, pictures and categories included, so that labelling tools open it; a bare result
-list for pycocotools is eval/coco.py's.
+list for pycocotools is training/scores.py's.
 """
 
 import json
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.detections import Detections
-from training.errors import Exit, UserError
+from retinaserve.training.detections import Detections
+from retinaserve.training.errors import Exit, UserError
 
 KEPT_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})  # other pictures become JPEG when annotated
 

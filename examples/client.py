@@ -8,8 +8,8 @@
 import sys
 from pathlib import Path
 
-from eval.client import Client
-from training.errors import UserError
+from retinaserve.eval.client.client import Client
+from retinaserve.training.errors import UserError
 
 
 def main(picture: Path, server: str = "localhost:8001", score: str = "0.3") -> None:

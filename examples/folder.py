@@ -10,10 +10,10 @@ import csv
 import sys
 from pathlib import Path
 
-from eval.client import Client
-from eval.detections import ImageError
-from eval.images import find_images
-from training.errors import UserError
+from retinaserve.eval.client.client import Client
+from retinaserve.training.detections import ImageError
+from retinaserve.training.errors import UserError
+from retinaserve.training.images import find_images
 
 
 def main(folder: Path, table: Path, server: str = "localhost:8001") -> int:

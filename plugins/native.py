@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from plugins.reference import FloatArray, Floats, IntArray
+from retinaserve.plugins.reference import FloatArray, Floats, IntArray
 
 FOLDER = Path(__file__).parent
 CPU_FLAGS = (
@@ -181,7 +181,7 @@ class Kernels:
         topk: int,
         delta_clamp: float,
     ) -> tuple[FloatArray, FloatArray, IntArray]:
-        """Run the decode kernels; arguments and results are those of plugins.reference.decode."""
+        """Run the decode kernels; arguments and results are those of retinaserve.plugins.reference.decode."""
         batch, channels = logits[0].shape[:2]
         problem = DecodeProblem.create(
             batch, [(level.shape[2], level.shape[3]) for level in logits], classes=channels // anchors.shape[1],
@@ -224,7 +224,7 @@ class Kernels:
         iou: float,
         max_detections: int,
     ) -> tuple[IntArray, FloatArray, FloatArray, IntArray]:
-        """Run the NMS kernels; arguments and results are those of plugins.reference.nms."""
+        """Run the NMS kernels; arguments and results are those of retinaserve.plugins.reference.nms."""
         batch, count = logits.shape
         problem = NmsProblem(batch, count, max_detections, iou)
         fault = self.library.retinaserveNmsFault(byref(problem))

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from build_tools.config_schema import read_config, write_config
-from build_tools.configs import TEMPLATES
-from build_tools.preprocess import admit
-from build_tools.repository import ADMISSION_PACKAGE
-from scripts.triton import ServerOptions, TritonServer
-from training.spec import ADMISSION, IMAGE_BYTES
+from retinaserve.build_tools.preprocess import admit
+from retinaserve.build_tools.repository.builder import ADMISSION_PACKAGE
+from retinaserve.build_tools.repository.config_schema import read_config, write_config
+from retinaserve.build_tools.repository.configs import TEMPLATES
+from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+from retinaserve.training.spec import ADMISSION, IMAGE_BYTES
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

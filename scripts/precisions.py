@@ -16,23 +16,23 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from build_tools.configs import INT8_ARITHMETIC, BuildOptions
-from build_tools.export import ExportOptions, export_detector
-from eval.bench import MOST_PICTURES, machine, spread
-from eval.client import Client
-from eval.coco import Annotations
-from eval.openvino_cpu import compile_for_cpu
-from eval.perf_analyzer import Demand, LoadError, PerfAnalyzer
-from eval.report import judge, picture_files, read_files
-from eval.transport import Endpoint
-from scripts.installation import usable_cores
-from scripts.triton import ServerOptions, TritonServer, ask_to_stop
-from training.errors import UserError
-from training.spec import DetectorSpec
+from retinaserve.build_tools.export import ExportOptions, export_detector
+from retinaserve.build_tools.repository.configs import INT8_ARITHMETIC, BuildOptions
+from retinaserve.eval.bench.bench import MOST_PICTURES, machine, spread
+from retinaserve.eval.bench.perf_analyzer import Demand, LoadError, PerfAnalyzer
+from retinaserve.eval.client.client import Client
+from retinaserve.eval.client.transport import Endpoint
+from retinaserve.eval.report.report import judge, picture_files, read_files
+from retinaserve.eval.runtimes.openvino import compile_for_cpu
+from retinaserve.scripts.server.installation import usable_cores
+from retinaserve.scripts.server.triton import ServerOptions, TritonServer, ask_to_stop
+from retinaserve.training.errors import UserError
+from retinaserve.training.scores import Annotations
+from retinaserve.training.spec import DetectorSpec
 
 if TYPE_CHECKING:
-    from build_tools.int8 import Int8Options
-    from build_tools.ranges import Calibrator
+    from retinaserve.build_tools.quantize.int8 import Int8Options
+    from retinaserve.build_tools.quantize.ranges import Calibrator
 
 CONCURRENCY = 4
 
@@ -179,8 +179,8 @@ def random_checkpoint(backbone: str, path: Path, size: tuple[int, int]) -> None:
     """Write an untrained detector of 80 classes: it finds nothing, but takes as long as one that does."""
     import torch
 
-    from training.checkpoint import Checkpoint, save
-    from training.model import RetinaNet
+    from retinaserve.training.checkpoint import Checkpoint, save
+    from retinaserve.training.model.retinanet import RetinaNet
 
     spec = random_spec(backbone, size)
     torch.manual_seed(0)
@@ -194,7 +194,7 @@ def _export(checkpoint: Path, folder: Path, way: ExportOptions) -> Path:
 
 
 def _build(graph: Path, folder: Path, arithmetic: str) -> Path:
-    from build_tools.repository import build_repository
+    from retinaserve.build_tools.repository.builder import build_repository
 
     repository = folder / "repository"
     shutil.rmtree(repository, ignore_errors=True)  # or an earlier run's versions would be served as well
@@ -235,7 +235,7 @@ def _pictures(options: Options) -> list[bytes]:
     if options.annotations:
         files = list(picture_files(Annotations.load(options.annotations), options.images).values())
     else:
-        from eval.images import find_images
+        from retinaserve.training.images import find_images
 
         files = find_images([options.images])
     return [data for data in read_files(spread(files, MOST_PICTURES)) if isinstance(data, bytes)]

@@ -19,21 +19,21 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from build_tools.export import load_network, raw_heads
-from build_tools.graft import graft
-from build_tools.int8 import Calibrated, Int8Options, calibrate, draw
-from build_tools.preprocess import Prepared, Preprocessor
-from build_tools.quantize import layers_of
-from eval.bench import spread
-from eval.coco import Annotations, evaluate, match_classes
-from eval.detections import Detections
-from eval.openvino_cpu import compile_for_cpu
-from eval.report import picture_files
-from training.errors import UserError
-from training.spec import IMAGE, LETTERBOX, OUTPUTS, DetectorSpec
+from retinaserve.build_tools.export import load_network, raw_heads
+from retinaserve.build_tools.graph.graft import graft
+from retinaserve.build_tools.preprocess import Prepared, Preprocessor
+from retinaserve.build_tools.quantize.int8 import Calibrated, Int8Options, calibrate, draw
+from retinaserve.build_tools.quantize.qdq import layers_of
+from retinaserve.eval.bench.bench import spread
+from retinaserve.eval.report.report import picture_files
+from retinaserve.eval.runtimes.openvino import compile_for_cpu
+from retinaserve.training.detections import Detections
+from retinaserve.training.errors import UserError
+from retinaserve.training.scores import Annotations, evaluate, match_classes
+from retinaserve.training.spec import IMAGE, LETTERBOX, OUTPUTS, DetectorSpec
 
 if TYPE_CHECKING:
-    from build_tools.layers import Layer
+    from retinaserve.build_tools.quantize.layers import Layer
 
 Heads = list[npt.NDArray[np.float32]]
 

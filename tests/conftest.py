@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from build_tools.graft import graft, save
-from build_tools.repository import build_repository
-from scripts.triton import ServerOptions, TritonServer
+from retinaserve.build_tools.graph.graft import graft, save
+from retinaserve.build_tools.repository.builder import build_repository
+from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+from retinaserve.training.export import export_heads
 from tests.toys import toy_model, toy_spec
-from training.export import export_heads
 
 
 def pytest_configure() -> None:

@@ -2,8 +2,8 @@
 
 import time
 
-from eval.client import Client
-from eval.statistics import ModelStatistics
+from retinaserve.eval.client.client import Client
+from retinaserve.eval.verify.statistics import ModelStatistics
 
 QUIET = 0.3  # seconds without a change
 

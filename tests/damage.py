@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from scripts.drills.mutators import MUTATORS
+from retinaserve.scripts.drills.mutators import MUTATORS
 from tests.pictures import checker, encode, good_formats
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plugins import reference
-from training.spec import DELTA_CLAMP, DetectorSpec
+from retinaserve.plugins import reference
+from retinaserve.training.spec import DELTA_CLAMP, DetectorSpec
 
 SPECS = {
     "1 class 64x64": DetectorSpec.create(["card"], size=(64, 64)),

@@ -1,6 +1,6 @@
 """What users hold on to, as commit f34e165 had it: commands, graphs, repositories, JSON keys, checkpoints.
 
-    RETINASERVE_FREEZE=1 pytest tests/test_frozen.py      # records anew, after a change that CHANGELOG.md tells of
+RETINASERVE_FREEZE=1 pytest tests/test_frozen.py      # records anew, after a change that CHANGELOG.md tells of
 """
 
 import hashlib
@@ -18,17 +18,17 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
-from build_tools.export import ExportOptions, export_detector
-from build_tools.int8 import Int8Options
-from build_tools.manifest import write_plan
-from build_tools.repository import build_repository
-from scripts.cli import main
-from scripts.shapes import draw_dataset
-from scripts.triton import TritonServer
+from retinaserve.build_tools.engine.manifest import write_plan
+from retinaserve.build_tools.export import ExportOptions, export_detector
+from retinaserve.build_tools.quantize.int8 import Int8Options
+from retinaserve.build_tools.repository.builder import build_repository
+from retinaserve.scripts.cli.main import main
+from retinaserve.scripts.server.triton import TritonServer
+from retinaserve.scripts.shapes.draw import draw_dataset
+from retinaserve.training.checkpoint import load, load_model
 from tests.toys import CLASSES, PLAN, toy_manifest
-from training.checkpoint import load, load_model
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 FROZEN = Path(__file__).parent / "frozen"
 SHAPES = ROOT / "examples" / "shapes.pth"
 Run = Callable[..., Result]
@@ -121,7 +121,9 @@ def test_exported_graphs_are_the_same_node_for_node(name: str, drawn: Path, tmp_
     model = onnx.load(str(tmp_path / "model.onnx"))
     nodes = [node.SerializeToString(deterministic=True) for node in model.graph.node]
     facts = {
-        "nodes": [f"{node.op_type} {' '.join(node.input)} -> {' '.join(node.output)}" for node in model.graph.node],
+        "nodes": [
+            f"{node.op_type} {' '.join(node.input)} -> {' '.join(node.output)}" for node in model.graph.node
+        ],
         "node_digest": hashlib.sha256(b"".join(nodes)).hexdigest(),
         "inputs": [str(value).split() for value in model.graph.input],
         "outputs": [str(value).split() for value in model.graph.output],
@@ -151,7 +153,11 @@ def test_built_repositories_are_the_same_file_by_file(toy_onnx: Path, tmp_path: 
     facts = {}
     for profile in ("cpu", "gpu"):
         for path in sorted((tmp_path / profile).rglob("*")):
-            if path.is_file() and "preprocess/1/preprocess/" not in str(path) and "admission/1/admission/" not in str(path):
+            if (
+                path.is_file()
+                and "preprocess/1/preprocess/" not in str(path)
+                and "admission/1/admission/" not in str(path)
+            ):
                 name = str(path.relative_to(tmp_path))
                 facts[name] = path.read_text() if path.suffix == ".pbtxt" else ""
     digest = hashlib.sha256(toy_onnx.read_bytes()).hexdigest()  # torch's exporter numbers nodes by its version
@@ -179,7 +185,17 @@ def test_json_results_have_the_same_keys(
     runs = {
         "eval": ("eval", "--server", server.grpc_url, *data[:2], "--annotations", tmp_path / "toy.json"),
         "infer": ("infer", SHAPES, *data),
-        "bench": ("bench", "--server", server.grpc_url, "--images", drawn / "images", "--seconds", 1, "--concurrency", 1),
+        "bench": (
+            "bench",
+            "--server",
+            server.grpc_url,
+            "--images",
+            drawn / "images",
+            "--seconds",
+            1,
+            "--concurrency",
+            1,
+        ),
         "verify": ("verify", SHAPES, toy_onnx.parent / "shapes.onnx", "--images", drawn / "images"),
         "data check": ("data", "check", *data),
     }
@@ -195,10 +211,9 @@ def test_json_results_have_the_same_keys(
 
 
 def test_a_checkpoint_of_before_loads_and_goes_on(run: Run, drawn: Path, tmp_path: Path) -> None:
-    words = (
-        "--images", drawn / "images", "--annotations", drawn / "annotations.json", "--backbone", "resnet18", "--width", 1,
-        "--fpn-channels", 2, "--head-depth", 1, "--size", 64, 64, "--batch", 2, "--ema", 0.9,
-    )  # fmt: skip
+    data = ("--images", drawn / "images", "--annotations", drawn / "annotations.json")
+    network = ("--backbone", "resnet18", "--width", 1, "--fpn-channels", 2, "--head-depth", 1, "--size", 64, 64)
+    words = (*data, *network, "--batch", 2, "--ema", 0.9)
     path = FROZEN / "checkpoint.pth"
     if os.environ.get("RETINASERVE_FREEZE"):
         result = run("train", tmp_path / "new.pth", *words, "--iters", 2)

@@ -5,9 +5,9 @@ import hashlib
 import torch
 from torch import nn
 
-from build_tools.manifest import Manifest
-from training.model import RetinaNet
-from training.spec import DetectorSpec
+from retinaserve.build_tools.engine.manifest import Manifest
+from retinaserve.training.model.retinanet import RetinaNet
+from retinaserve.training.spec import DetectorSpec
 
 CLASSES, CATEGORY_IDS = ("disc", "box", "étoile filante"), (1, 5, 9)
 

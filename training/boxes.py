@@ -9,7 +9,7 @@ Boxes are xyxy pixels, half-open: a box's width is x2 - x1. The served graph doe
 import torch
 from torch import Tensor
 
-from training.spec import DELTA_CLAMP
+from retinaserve.training.spec import DELTA_CLAMP
 
 
 def area(boxes: Tensor) -> Tensor:

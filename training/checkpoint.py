@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.errors import UserError
-from training.model import RetinaNet
-from training.spec import DetectorSpec
+from retinaserve.training.errors import UserError
+from retinaserve.training.model.retinanet import RetinaNet
+from retinaserve.training.spec import DetectorSpec
 
 __all__ = ["Checkpoint", "load", "load_model", "save"]
 

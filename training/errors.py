@@ -2,7 +2,7 @@
 
     raise UserError("val.json: image id 'a7' is a string", "COCO ids are integers; see docs/data.md")
 
-Library code raises it and never prints or exits; `scripts/cli.py` turns it into one or two lines on stderr.
+Library code raises it and never prints or exits; `scripts/cli/main.py` turns it into one or two lines on stderr.
 Anything else that escapes a command is a bug and keeps its traceback.
 """
 

@@ -3,7 +3,7 @@
     export_heads(model, spec, Path("heads.onnx"))
 
 One file, dynamic batch, names from the spec, batch normalisation folded into the convolutions. The same model
-gives the same bytes on every machine. It adds no decode, no NMS and no normalisation (build_tools/graft.py).
+gives the same bytes on every machine. It adds no decode, no NMS and no normalisation (build_tools/graph/graft.py).
 """
 
 import copy
@@ -19,7 +19,7 @@ import onnx
 import torch
 from torch import nn
 
-from training.spec import METADATA_CLASSES, METADATA_SPEC, NETWORK_INPUT, DetectorSpec
+from retinaserve.training.spec import METADATA_CLASSES, METADATA_SPEC, NETWORK_INPUT, DetectorSpec
 
 OPSET = 18  # the exporter's own; ONNX Runtime, OpenVINO and TensorRT 10 and later all parse it
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.anchors import FloatArray
-from training.backbones import GROUPS, STAGES, Bottleneck
-from training.checkpoint import Backbone
-from training.coco_names import COCO
-from training.errors import UserError
-from training.model import RetinaNet
-from training.spec import STRIDES, Box, DetectorSpec, Network
+from retinaserve.training.anchors import FloatArray
+from retinaserve.training.checkpoint import Backbone
+from retinaserve.training.coco_names import COCO
+from retinaserve.training.errors import UserError
+from retinaserve.training.model.backbones import GROUPS, STAGES, Bottleneck
+from retinaserve.training.model.retinanet import RetinaNet
+from retinaserve.training.spec import STRIDES, Box, DetectorSpec, Network
 
 Weights = dict[str, Tensor]
 Categories = Mapping[int, str]  # id: name, in the order of the annotation file

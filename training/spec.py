@@ -16,8 +16,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from training.anchors import base_anchors
-from training.errors import UserError
+from retinaserve.training.anchors import base_anchors
+from retinaserve.training.errors import UserError
 
 __all__ = ["DetectorSpec", "Network"]
 

@@ -25,11 +25,11 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from eval.detections import ErrorKind, ImageError
-from eval.draw import Colour, colour_of, open_picture, text_colour
-from eval.web.gateway import Answer, Gateway, Timing, served_json
-from eval.web.guard import Guard, Slow, TooLarge, read_body
-from training.errors import UserError
+from retinaserve.eval.web.gateway import Answer, Gateway, Timing, served_json
+from retinaserve.eval.web.guard import Guard, Slow, TooLarge, read_body
+from retinaserve.training.detections import ErrorKind, ImageError
+from retinaserve.training.draw import Colour, colour_of, open_picture, text_colour
+from retinaserve.training.errors import UserError
 
 STATIC = Path(__file__).parent / "static"
 MOST_BYTES = 32 * 1024 * 1024  # of a picture, where the server does not tell

@@ -16,14 +16,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eval.client import CONTROL_TIMEOUT, AsyncClient
-from eval.detections import Detections, ImageError
-from eval.served_model import ServedModel
-from eval.statistics import ModelStatistics, by_model
-from eval.transport import Endpoint, Protocols, ServerError, TlsFiles, Transport, open_transport
-from eval.web.metrics import read_metrics
-from training.errors import UserError
-from training.spec import DETECTOR
+from retinaserve.eval.client.client import CONTROL_TIMEOUT, AsyncClient
+from retinaserve.eval.client.served_model import ServedModel
+from retinaserve.eval.client.transport import (
+    Endpoint,
+    Protocols,
+    ServerError,
+    TlsFiles,
+    Transport,
+    open_transport,
+)
+from retinaserve.eval.verify.statistics import ModelStatistics, by_model
+from retinaserve.eval.web.metrics import read_metrics
+from retinaserve.training.detections import Detections, ImageError
+from retinaserve.training.errors import UserError
+from retinaserve.training.spec import DETECTOR
 
 COUNTED_WITHIN, COUNTED_PAUSE = 0.1, 0.002  # s; Triton counts a request just after it has answered it
 FRESH = 0.5  # s; several open pages ask the server no more often than this

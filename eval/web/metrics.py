@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
 
-from training.errors import Exit, UserError
+from retinaserve.training.errors import Exit, UserError
 
 PORT = 8002  # Triton's own
 TIMEOUT = 1.0  # s

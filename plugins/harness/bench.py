@@ -1,6 +1,6 @@
 """How long decode and NMS take on a GPU, against reading the logits once and against torchvision.
 
-    python -m plugins.harness.bench --library build/gpu/libretinaserve_kernels.so --json build/gpu/bench.json
+    python -m retinaserve.plugins.harness.bench --library build/gpu/libretinaserve_kernels.so --json bench.json
 
 FP16 heads of levels P3 to P7, 9 anchors a cell. Times are medians of runs from a cold L2 cache, decode and NMS in
 one CUDA graph. "Read" is the logits' bytes at the bandwidth that this GPU reads 1 GiB with, measured in the same
@@ -20,7 +20,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from plugins.native import DecodeProblem, Kernels, Memory, NmsProblem, garbage
+from retinaserve.plugins.native import DecodeProblem, Kernels, Memory, NmsProblem, garbage
 
 STRIDES = (8, 16, 32, 64, 128)
 ANCHORS, TOPK, DETECTIONS, IOU = 9, 1000, 100, 0.5

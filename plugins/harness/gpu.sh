@@ -29,7 +29,7 @@ for step in $steps; do
     echo "== $step"
     case $step in
     tests) "${tests[@]}" ;;
-    bench) "$python" -m plugins.harness.bench --library "$build/libretinaserve_kernels.so" --json "$build/bench.json" ;;
+    bench) "$python" -m retinaserve.plugins.harness.bench --library "$build/libretinaserve_kernels.so" --json "$build/bench.json" ;;
     *) compute-sanitizer --tool "$step" --target-processes all --error-exitcode 9 "${tests[@]}" -k "$few" ;;
     esac
 done

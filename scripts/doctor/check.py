@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from training.errors import UserError
+from retinaserve.training.errors import UserError
 
 
 class Status(StrEnum):

@@ -11,10 +11,10 @@ import ctypes
 import tomllib
 from pathlib import Path
 
-from build_tools.gpu import Driver, this_target
-from build_tools.manifest import check_plan
-from scripts.doctor.check import Check, Status
-from scripts.doctor.packages import installed
+from retinaserve.build_tools.engine.gpu import Driver, this_target
+from retinaserve.build_tools.engine.manifest import check_plan
+from retinaserve.scripts.doctor.check import Check, Status
+from retinaserve.scripts.doctor.packages import installed
 
 VERSIONS = Path(__file__).parents[1] / "deploy" / "versions.toml"
 OLDEST_TENSORRT = (10, 12)  # the first whose strongly typed networks take all of our graphs

@@ -10,8 +10,8 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
-from scripts.doctor.check import Check, Status
-from scripts.installation import usable_cores
+from retinaserve.scripts.doctor.check import Check, Status
+from retinaserve.scripts.server.installation import usable_cores
 
 # What makes a precision fast, by the names of /proc/cpuinfo.
 INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")

@@ -13,10 +13,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from scripts.doctor.check import Check, Status
+from retinaserve.scripts.doctor.check import Check, Status
 
 PROJECT = "retinaserve"
-CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"  # in a checkout; an installed wheel has none
+CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"  # in a checkout; an installed wheel has none
 MOST_NAMED = 4
 
 

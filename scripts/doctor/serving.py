@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.doctor.check import Check, Status
+from retinaserve.scripts.doctor.check import Check, Status
 
 # The least model that needs the backend, its stub and this Python's packages.
 CONFIG = """\
@@ -40,7 +40,7 @@ def embedded_triton() -> Check:
     """Start the server with a small model on free ports, ask it, stop it."""
     import tritonclient.http as triton
 
-    from scripts.triton import ServerOptions, TritonServer
+    from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
@@ -66,7 +66,7 @@ def embedded_triton() -> Check:
 
 def perf_analyzer() -> Check:
     """Start perf_analyzer."""
-    from eval.perf_analyzer import PerfAnalyzer
+    from retinaserve.eval.bench.perf_analyzer import PerfAnalyzer
 
     with PerfAnalyzer("detector", []) as analyzer:
         return Check("perf analyzer", Status.OK, analyzer.version())
@@ -76,8 +76,8 @@ def dali() -> Check:
     """Decode a picture with the pipeline that serving uses."""
     from PIL import Image
 
-    from build_tools.preprocess import Prepared, Preprocessor
-    from scripts.doctor.packages import installed
+    from retinaserve.build_tools.preprocess import Prepared, Preprocessor
+    from retinaserve.scripts.doctor.packages import installed
 
     buffer = io.BytesIO()
     Image.new("RGB", (96, 64), (200, 30, 30)).save(buffer, "JPEG")
@@ -91,7 +91,7 @@ def openvino() -> Check:
     """Compile and run the least network."""
     import openvino as ov
 
-    from eval.openvino_cpu import shared_core
+    from retinaserve.eval.runtimes.openvino import shared_core
 
     x = ov.opset13.parameter([1], np.float32)
     network = shared_core().compile_model(ov.Model([ov.opset13.add(x, x)], [x], "double"), "CPU")

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from scripts.drills.mutators import MUTATORS
+from retinaserve.scripts.drills.mutators import MUTATORS
 
 BOMB_SIDE = 30_000
 

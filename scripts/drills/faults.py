@@ -19,16 +19,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from build_tools.config_schema import read_config
-from eval.transport import open_transport
-from scripts.drills.load import Shot, closed_loop, good, percentile, shoot
-from scripts.drills.processes import SHARED_MEMORY, stubs
-from scripts.drills.scarce import run_scarce
-from scripts.drills.stage import Scene, stage
-from scripts.drills.verdict import Check, Verdict
-from scripts.supervisor import RestartPolicy, Supervisor
-from training.errors import UserError
-from training.spec import PREPROCESS, RETINANET
+from retinaserve.build_tools.repository.config_schema import read_config
+from retinaserve.eval.client.transport import open_transport
+from retinaserve.scripts.drills.load import Shot, closed_loop, good, percentile, shoot
+from retinaserve.scripts.drills.processes import SHARED_MEMORY, stubs
+from retinaserve.scripts.drills.scarce import run_scarce
+from retinaserve.scripts.drills.stage import Scene, stage
+from retinaserve.scripts.drills.verdict import Check, Verdict
+from retinaserve.scripts.server.supervisor import RestartPolicy, Supervisor
+from retinaserve.training.errors import UserError
+from retinaserve.training.spec import PREPROCESS, RETINANET
 
 Tell = Callable[[str], None]
 QUICK = RestartPolicy(interval=0.5, first_pause=0.2)

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from build_tools.preprocess import MAX_PIXELS
-from eval.transport import Transport, open_transport
-from scripts.drills.corpus import Sample, corpus
-from scripts.drills.load import Shot, milliseconds, shoot
-from scripts.drills.processes import stubs
-from scripts.drills.stage import Scene, stage
-from scripts.drills.verdict import Check, Verdict
+from retinaserve.build_tools.preprocess import MAX_PIXELS
+from retinaserve.eval.client.transport import Transport, open_transport
+from retinaserve.scripts.drills.corpus import Sample, corpus
+from retinaserve.scripts.drills.load import Shot, milliseconds, shoot
+from retinaserve.scripts.drills.processes import stubs
+from retinaserve.scripts.drills.stage import Scene, stage
+from retinaserve.scripts.drills.verdict import Check, Verdict
 
 # A reason is a sentence about the picture, not what a library said of itself.
 REASON = re.compile(r"^(in ensemble 'detector', )?(\[request id: \S+ )?the (image|data|[A-Z]+ image)\b.{5,300}$")

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from eval.transport import Endpoint, ServerError, open_transport
-from training.spec import DETECTOR
+from retinaserve.eval.client.transport import Endpoint, ServerError, open_transport
+from retinaserve.training.spec import DETECTOR
 
 CONNECTIONS = 512  # of HTTP: more than any queue holds, so that no request waits on our side
 
@@ -29,7 +29,7 @@ class Shot:
 
     start: float
     seconds: float
-    status: str  # "ok", or the Status of eval.transport
+    status: str  # "ok", or the Status of retinaserve.eval.client.transport
     message: str = ""
     version: str = ""  # of the model that answered
     value: Any = None  # what `keep` made of the answer

@@ -17,14 +17,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from build_tools.config_schema import read_config
-from eval.transport import Endpoint
-from scripts.drills.load import Shot, closed_loop, good, milliseconds, open_loop, percentile, rate_of
-from scripts.drills.processes import Usage
-from scripts.drills.stage import Scene, stage
-from scripts.drills.verdict import Check, Verdict
-from scripts.installation import usable_cores
-from training.spec import PREPROCESS
+from retinaserve.build_tools.repository.config_schema import read_config
+from retinaserve.eval.client.transport import Endpoint
+from retinaserve.scripts.drills.load import Shot, closed_loop, good, milliseconds, open_loop, percentile, rate_of
+from retinaserve.scripts.drills.processes import Usage
+from retinaserve.scripts.drills.stage import Scene, stage
+from retinaserve.scripts.drills.verdict import Check, Verdict
+from retinaserve.scripts.server.installation import usable_cores
+from retinaserve.training.spec import PREPROCESS
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from build_tools.pins import CANARY, models_of, versions_of
-from eval.transport import Endpoint, open_transport
-from scripts.drills.load import Shot, closed_loop, good, milliseconds, shoot
-from scripts.drills.stage import Scene, stage
-from scripts.drills.verdict import Check, Verdict
-from scripts.models import Deployment
-from training.errors import UserError
-from training.spec import DETECTOR, NUM_DETECTIONS, RETINANET, SCORES
+from retinaserve.build_tools.repository.versions import CANARY, models_of, versions_of
+from retinaserve.eval.client.transport import Endpoint, open_transport
+from retinaserve.scripts.drills.load import Shot, closed_loop, good, milliseconds, shoot
+from retinaserve.scripts.drills.stage import Scene, stage
+from retinaserve.scripts.drills.verdict import Check, Verdict
+from retinaserve.scripts.server.rollout import Deployment
+from retinaserve.training.errors import UserError
+from retinaserve.training.spec import DETECTOR, NUM_DETECTIONS, RETINANET, SCORES
 
 Step = tuple[str, float, str]  # what was done, the seconds it took, and what came of it
 

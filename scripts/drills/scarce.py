@@ -3,7 +3,7 @@
     found = run_scarce("shm", Path("repository"), megabytes=8, folder=Path("scratch"))    # None: not allowed here
 
 Linux gives such a namespace to users too, where user namespaces are enabled; nothing outside it is touched.
-The module is its own child: `python -m scripts.drills.scarce MODE REPOSITORY FOLDER` prints JSON.
+The module is its own child: `python -m retinaserve.scripts.drills.scarce MODE REPOSITORY FOLDER` prints JSON.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from training.errors import UserError
+from retinaserve.training.errors import UserError
 
 
 def run_scarce(mode: str, repository: Path, *, megabytes: float, folder: Path) -> dict[str, Any] | None:
@@ -27,7 +27,9 @@ def run_scarce(mode: str, repository: Path, *, megabytes: float, folder: Path) -
     allowed = subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False)
     if allowed.returncode != 0:
         return None
-    child = shlex.join([sys.executable, "-m", "scripts.drills.scarce", mode, str(repository), str(scarce)])
+    child = shlex.join(
+        [sys.executable, "-m", "retinaserve.scripts.drills.scarce", mode, str(repository), str(scarce)]
+    )
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", f"{mount} && exec {child}"],
         capture_output=True,
@@ -44,8 +46,8 @@ def run_scarce(mode: str, repository: Path, *, megabytes: float, folder: Path) -
 
 def scarce_shared_memory(repository: Path) -> dict[str, Any]:
     """Ask one by one, then many at once, so that batches outgrow the shared memory, then one by one again."""
-    from scripts.drills.load import closed_loop
-    from scripts.drills.stage import stage
+    from retinaserve.scripts.drills.load import closed_loop
+    from retinaserve.scripts.drills.stage import stage
 
     found: dict[str, Any] = {}
     with stage(repository, pictures=[_noise()]) as scene:
@@ -73,10 +75,10 @@ def _noise() -> bytes:
 
 def scarce_disk(repository: Path, folder: Path) -> dict[str, Any]:
     """Build into a disk that is too small, then serve with the log on it when it is full."""
-    from build_tools.repository import build_repository
-    from scripts.drills.load import closed_loop
-    from scripts.drills.stage import Scene
-    from scripts.triton import ServerOptions, TritonServer, with_ports
+    from retinaserve.build_tools.repository.builder import build_repository
+    from retinaserve.scripts.drills.load import closed_loop
+    from retinaserve.scripts.drills.stage import Scene
+    from retinaserve.scripts.server.triton import ServerOptions, TritonServer, with_ports
 
     newest = max(int(path.name) for path in (repository / "retinanet").glob("[0-9]*"))
     graph = repository / "retinanet" / str(newest) / "model.onnx"

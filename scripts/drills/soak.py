@@ -19,10 +19,10 @@ from typing import Any
 
 from PIL import Image
 
-from scripts.drills.load import Shot, closed_loop, good, milliseconds, open_loop, percentile, rate_of
-from scripts.drills.processes import Usage
-from scripts.drills.stage import Scene, stage
-from scripts.drills.verdict import Check, Verdict
+from retinaserve.scripts.drills.load import Shot, closed_loop, good, milliseconds, open_loop, percentile, rate_of
+from retinaserve.scripts.drills.processes import Usage
+from retinaserve.scripts.drills.stage import Scene, stage
+from retinaserve.scripts.drills.verdict import Check, Verdict
 
 SMALLEST = 64 * 1024  # a process of 3 MB may grow by a page or two
 # malloc hands pages back and takes them again: the server's arenas swing by half a megabyte without growing.

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from build_tools.config_schema import read_config
-from eval.transport import Endpoint
-from scripts.drills.processes import Usage, usage
-from scripts.triton import ServerOptions, TritonServer, check_repository, with_ports
-from training.spec import PREPROCESS
+from retinaserve.build_tools.repository.config_schema import read_config
+from retinaserve.eval.client.transport import Endpoint
+from retinaserve.scripts.drills.processes import Usage, usage
+from retinaserve.scripts.server.triton import ServerOptions, TritonServer, check_repository, with_ports
+from retinaserve.training.spec import PREPROCESS
 
 PICTURES = 12
 
@@ -87,7 +87,7 @@ def stage(
 
 def drawn(folder: Path) -> list[bytes]:
     """Draw pictures where the user gave none."""
-    from scripts.shapes import draw_dataset
+    from retinaserve.scripts.shapes.draw import draw_dataset
 
     draw_dataset(folder / "pictures", images=PICTURES, seed=0)
     return [path.read_bytes() for path in sorted((folder / "pictures" / "images").iterdir())]

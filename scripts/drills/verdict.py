@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval.bench import machine
+from retinaserve.eval.bench.bench import machine
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 
-from build_tools.configs import read_config
-from build_tools.signature import read_signature
-from scripts.cli import main
+from retinaserve.build_tools.graph.onnx_io import read_signature
+from retinaserve.build_tools.repository.configs import read_config
+from retinaserve.scripts.cli.main import main
+from retinaserve.training.checkpoint import Checkpoint, save
+from retinaserve.training.spec import METADATA_CALIBRATION
 from tests.disk import files_no_larger_than
 from tests.pictures import bad_pictures, checker, encode
 from tests.toys import toy_model, toy_spec
-from training.checkpoint import Checkpoint, save
-from training.spec import METADATA_CALIBRATION
 
 BAD = len(bad_pictures())
 
@@ -113,7 +113,7 @@ def test_an_interrupted_run_leaves_what_was_there(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("build_tools.int8.collect", interrupted)
+    monkeypatch.setattr("retinaserve.build_tools.quantize.int8.collect", interrupted)
     before = sorted(checkpoint.parent.rglob("*"))
     int8 = ("--precision", "int8", "--calibration-images", pictures)
     assert run("export", checkpoint, checkpoint.with_suffix(".onnx"), *int8).exit_code == 130

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.analysis.outcomes import Outcomes, judge_boxes
-from eval.coco import Annotations, evaluate
-from eval.detections import Detections
-from eval.report import Report
+from retinaserve.eval.report.outcomes import Outcomes, judge_boxes
+from retinaserve.eval.report.report import Report
+from retinaserve.training.detections import Detections
+from retinaserve.training.scores import Annotations, evaluate
 
 Row = tuple[float, float, float, float, float, int]
 CATEGORIES = {7: "cat", 3: "dog"}  # classes 0 and 1

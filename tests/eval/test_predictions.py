@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.detections import Detections
-from eval.predictions import CocoBook, annotated_paths, json_line
-from training.errors import UserError
+from retinaserve.eval.predictions import CocoBook, annotated_paths, json_line
+from retinaserve.training.detections import Detections
+from retinaserve.training.errors import UserError
 
 FOUND = Detections.from_slots(2, [[1.004, 2, 11, 22.5], [0, 0, 5, 5]], [0.87654, 0.5], [1, 0], size=(40, 30))
 NAMES, IDS = ("cat", "étoile"), (3, 9)

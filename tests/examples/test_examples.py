@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.client import Client
-from scripts.demo_recipe import DEMO
-from scripts.shapes import CATEGORIES, draw_dataset
-from scripts.triton import TritonServer
+from retinaserve.eval.client.client import Client
+from retinaserve.scripts.demo.recipe import DEMO
+from retinaserve.scripts.server.triton import TritonServer
+from retinaserve.scripts.shapes.draw import CATEGORIES, draw_dataset
+from retinaserve.training.checkpoint import load, load_model
+from retinaserve.training.data.dataset import CocoDataset
+from retinaserve.training.spec import Network
+from retinaserve.training.trainer.validate import judge, predictions
 from tests.pictures import checker, encode
-from training.checkpoint import load, load_model
-from training.dataset import CocoDataset
-from training.spec import Network
-from training.validate import judge, predictions
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 
 

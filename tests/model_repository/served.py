@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from eval.openvino_cpu import shared_core
-from scripts.installation import Installation
+from retinaserve.eval.runtimes.openvino import shared_core
+from retinaserve.scripts.server.installation import Installation
 
-RETINANET = Path(__file__).parent.parent.parent / "model_repository" / "cpu" / "retinanet" / "1" / "model.py"
+RETINANET = Path(__file__).parents[2] / "model_repository" / "cpu" / "retinanet" / "1" / "model.py"
 
 
 def load_retinanet(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return the CPU profile's `retinanet`, on the tests' one openvino.Core: eval/openvino_cpu.py says why."""
+    """Return the CPU profile's `retinanet`, on the tests' one openvino.Core (eval/runtimes/openvino.py)."""
     monkeypatch.syspath_prepend(Installation.find().root / "backends" / "python")
     spec = importlib.util.spec_from_file_location("served_model", RETINANET)
     assert spec and spec.loader

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from build_tools.preprocess import Prepared, Preprocessor
-from eval.client import AsyncClient, Client
-from eval.detections import Detections, ImageError
-from scripts.triton import TritonServer
+from retinaserve.build_tools.preprocess import Prepared, Preprocessor
+from retinaserve.eval.client.client import AsyncClient, Client
+from retinaserve.scripts.server.triton import TritonServer
+from retinaserve.training.detections import Detections, ImageError
 from tests.counted import counted
 from tests.pictures import bad_pictures, checker, encode, good_formats
 from tests.toys import CATEGORY_IDS, CLASSES, toy_spec

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 
-from build_tools.config_schema import read_config, write_config
-from build_tools.configs import DEFAULT_BATCH, BuildOptions
-from build_tools.manifest import write_plan
-from build_tools.preprocess import Prepared, Preprocessor
-from build_tools.preprocess.pipeline import serialise
-from build_tools.repository import build_repository
-from eval.client import Client
-from eval.detections import Detections, ImageError
-from scripts.installation import Installation
-from scripts.triton import ServerOptions, TritonServer
+from retinaserve.build_tools.engine.manifest import write_plan
+from retinaserve.build_tools.preprocess import Prepared, Preprocessor
+from retinaserve.build_tools.preprocess.pipeline import serialise
+from retinaserve.build_tools.repository.builder import build_repository
+from retinaserve.build_tools.repository.config_schema import read_config, write_config
+from retinaserve.build_tools.repository.configs import DEFAULT_BATCH, BuildOptions
+from retinaserve.eval.client.client import Client
+from retinaserve.scripts.server.installation import Installation
+from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+from retinaserve.training.detections import Detections, ImageError
 from tests.counted import counted
 from tests.damage import damaged, good_pictures
 from tests.pictures import bad_pictures, checker, encode, good_formats

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.native import FOLDER, KERNELS, Kernels, compile_for_cpu
+from retinaserve.plugins.native import FOLDER, KERNELS, Kernels, compile_for_cpu
 
 ROOT = Path(__file__).parents[2]
 BUILT = Path(os.environ.get("RETINASERVE_PLUGINS_BUILD", ROOT / "build" / "plugins"))

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plugins import reference
-from plugins.native import FOLDER, garbage
+from retinaserve.plugins import reference
+from retinaserve.plugins.native import FOLDER, garbage
+from retinaserve.training.spec import DELTA_CLAMP
 from tests.heads import KINDS, SPECS, random_heads
 from tests.plugins.libraries import (
     ADAPTER,
@@ -29,7 +30,6 @@ from tests.plugins.libraries import (
     require_compiler,
     tensorrt_headers,
 )
-from training.spec import DELTA_CLAMP
 
 FLOAT, HALF, INT32 = 0, 1, 3  # nvinfer1::DataType
 FIELD_TYPES = {"FLOAT32": 1, "FLOAT64": 2, "INT32": 5, "INT64": 10}  # nvinfer1::PluginFieldType
@@ -231,8 +231,8 @@ def test_the_graft_s_attributes_are_the_plugins_fields():
     pytest.importorskip("onnx_graphsurgeon")
     from onnx import helper
 
-    from build_tools.graft import graft
-    from tests.build_tools.test_graft import raw_model
+    from retinaserve.build_tools.graph.graft import graft
+    from tests.build_tools.graph.test_graft import raw_model
 
     spec, inputs, expected = problem("few candidates, other thresholds")
     model = graft(raw_model(spec, random_heads(spec, ("none",))), flavour="tensorrt")

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import pytest
 
-from plugins import native, reference
+from retinaserve.plugins import native, reference
 from tests.plugins.libraries import DEVICES, kernels_on, require_compiler
 
 CLAMP = math.log(1000 / 16)

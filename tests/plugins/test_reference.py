@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from plugins import reference
-from plugins.reference import pair_iou
+from retinaserve.plugins import reference
+from retinaserve.plugins.reference import pair_iou
 from tests.plugins.libraries import DEVICES, kernels_on
 
 CLAMP = math.log(1000 / 16)

@@ -6,14 +6,14 @@ from typing import get_args
 
 import pytest
 
-from build_tools.export_command import CALIBRATORS
-from build_tools.int8 import Int8Options
-from build_tools.ranges import Calibrator
-from scripts.model_table_page import TRAINED_HEAD
-from scripts.precisions import Options, Row, compare, flavours, markdown, ratio, to_dict
+from retinaserve.build_tools.quantize.int8 import Int8Options
+from retinaserve.build_tools.quantize.ranges import Calibrator
+from retinaserve.scripts.cli.export import CALIBRATORS
+from retinaserve.scripts.lab.model_table_page import TRAINED_HEAD
+from retinaserve.scripts.precisions import Options, Row, compare, flavours, markdown, ratio, to_dict
+from retinaserve.training.checkpoint import Checkpoint, save
 from tests.pictures import checker, encode
 from tests.toys import toy_model, toy_spec
-from training.checkpoint import Checkpoint, save
 
 
 def test_every_flavour_starts_from_float() -> None:

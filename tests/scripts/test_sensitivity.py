@@ -9,16 +9,16 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from eval.coco import Annotations
-from eval.detections import Detections
-from eval.detectors import TorchDetector
-from eval.report import judge
-from scripts.cli import main
-from scripts.sensitivity import Finding, Sensitivity, noise
+from retinaserve.eval.report.report import judge
+from retinaserve.eval.runtimes.detector import TorchDetector
+from retinaserve.scripts.cli.main import main
+from retinaserve.scripts.sensitivity import Finding, Sensitivity, noise
+from retinaserve.training.checkpoint import Checkpoint, save
+from retinaserve.training.detections import Detections
+from retinaserve.training.scores import Annotations
+from retinaserve.training.spec import DetectorSpec
 from tests.pictures import checker, encode
 from tests.toys import toy_model, toy_spec
-from training.checkpoint import Checkpoint, save
-from training.spec import DetectorSpec
 
 
 def test_noise_is_error_over_variance() -> None:

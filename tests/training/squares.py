@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.dataset import CocoDataset
-from training.settings import TrainConfig
-from training.spec import DetectorSpec
+from retinaserve.training.data.dataset import CocoDataset
+from retinaserve.training.spec import DetectorSpec
+from retinaserve.training.trainer.settings import TrainConfig
 
 SPEC = DetectorSpec.create(
     ["dark", "light"],

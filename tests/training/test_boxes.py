@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from training.boxes import area, clip, decode, encode, intersection, iou
+from retinaserve.training.boxes import area, clip, decode, encode, intersection, iou
 
 
 def boxes(*rows: tuple[float, float, float, float]) -> torch.Tensor:

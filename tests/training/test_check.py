@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from scripts.data_commands import data
+from retinaserve.scripts.cli.data import data
+from retinaserve.scripts.cli.train import train
+from retinaserve.training.check import CODES, Report, check_data, preflight, read_split, refuse_errors
+from retinaserve.training.errors import UserError
 from tests.pictures import encode
-from training.check import CODES, Report, check_data, preflight, read_split, refuse_errors
-from training.commands import train
-from training.errors import UserError
 
 Coco = dict[str, Any]
 SIZE = (80, 60)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.checkpoint import Checkpoint, load, load_model, save
-from training.errors import UserError
-from training.model import RetinaNet
-from training.spec import DetectorSpec
+from retinaserve.training.checkpoint import Checkpoint, load, load_model, save
+from retinaserve.training.errors import UserError
+from retinaserve.training.model.retinanet import RetinaNet
+from retinaserve.training.spec import DetectorSpec
 
 SPEC = DetectorSpec.create(
     ["a", "b"], size=(64, 96), backbone="resnet18", width=8, fpn_channels=8, head_depth=1, category_ids=[3, 90]

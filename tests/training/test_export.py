@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from build_tools.graft import graft
-from build_tools.signature import read_spec
-from eval.openvino_cpu import shared_core
+from retinaserve.build_tools.graph.graft import graft
+from retinaserve.build_tools.graph.onnx_io import read_spec
+from retinaserve.eval.runtimes.openvino import shared_core
+from retinaserve.training.export import export_heads
+from retinaserve.training.model.postprocess import detect
+from retinaserve.training.model.retinanet import RetinaNet
+from retinaserve.training.spec import METADATA_CLASSES, NETWORK_INPUT, DetectorSpec
 from tests.heads import Heads, assert_equal_detections, reference_detections
-from training.export import export_heads
-from training.model import RetinaNet
-from training.postprocess import detect
-from training.spec import METADATA_CLASSES, NETWORK_INPUT, DetectorSpec
 
 SPEC = DetectorSpec.create(
     ["a", "b", "ü"], size=(64, 96), backbone="resnet18", width=8, fpn_channels=16, head_depth=1

@@ -11,15 +11,14 @@ import torch
 from click.testing import CliRunner, Result
 from torch.nn import functional
 
-from build_tools.graft import graft, save
-from build_tools.repository import build_repository
-from tests import torchvision_layout
-from training.checkpoint import Backbone, Checkpoint, load, load_model, read
-from training.coco_names import COCO
-from training.errors import UserError
-from training.export import export_heads
-from training.import_command import import_weights
-from training.importers import (
+from retinaserve.build_tools.graph.graft import graft, save
+from retinaserve.build_tools.repository.builder import build_repository
+from retinaserve.scripts.cli.import_weights import import_weights
+from retinaserve.training.checkpoint import Backbone, Checkpoint, load, load_model, read
+from retinaserve.training.coco_names import COCO
+from retinaserve.training.errors import UserError
+from retinaserve.training.export import export_heads
+from retinaserve.training.importers import (
     Imported,
     import_backbone,
     import_odtk,
@@ -28,8 +27,9 @@ from training.importers import (
     torchvision_anchors,
     with_eps,
 )
-from training.model import RetinaNet
-from training.postprocess import detect
+from retinaserve.training.model.postprocess import detect
+from retinaserve.training.model.retinanet import RetinaNet
+from tests import torchvision_layout
 
 UNUSED_IDS = sorted(set(range(91)) - set(COCO))
 # The published file of 2020, what torchvision writes today, frozen norms trained by someone, and the second model.

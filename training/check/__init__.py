@@ -7,10 +7,10 @@ A split is read once into a snapshot; checks are generators over it that know no
 found. Nothing is repaired.
 """
 
-from training.check.checks import check_data
-from training.check.findings import CODES, Finding, Report, Severity
-from training.check.preflight import preflight, refuse_errors
-from training.check.snapshot import Split, read_split
+from retinaserve.training.check.checks import check_data
+from retinaserve.training.check.findings import CODES, Finding, Report, Severity
+from retinaserve.training.check.preflight import preflight, refuse_errors
+from retinaserve.training.check.snapshot import Split, read_split
 
 __all__ = [
     "CODES",

@@ -10,8 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from training.check.findings import CODES, Finding, Report, Summary
-from training.check.snapshot import ImageEntry, Split, entries_of, is_id
+from retinaserve.training.check.findings import CODES, Finding, Report, Summary
+from retinaserve.training.check.snapshot import ImageEntry, Split, entries_of, is_id
 
 Find = tuple[str, str]  # code, example
 Box = tuple[float, float, float, float]

@@ -8,10 +8,10 @@ A set of more pictures than `DECODED` has only its headers read here; `retinaser
 from collections.abc import Callable
 from pathlib import Path
 
-from training.check.checks import check_data
-from training.check.findings import Finding, Report
-from training.check.snapshot import read_split
-from training.errors import UserError
+from retinaserve.training.check.checks import check_data
+from retinaserve.training.check.findings import Finding, Report
+from retinaserve.training.check.snapshot import read_split
+from retinaserve.training.errors import UserError
 
 DECODED = 5000
 

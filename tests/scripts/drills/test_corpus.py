@@ -6,8 +6,8 @@ import warnings
 import pytest
 from PIL import Image, ImageSequence
 
-from scripts.drills.corpus import corpus, formats, specials
-from scripts.drills.mutators import MUTATORS
+from retinaserve.scripts.drills.corpus import corpus, formats, specials
+from retinaserve.scripts.drills.mutators import MUTATORS
 
 
 @pytest.mark.parametrize("sample", list(formats()), ids=lambda sample: sample.name)

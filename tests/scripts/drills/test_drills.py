@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts.drills.faults import hopeless, killed, scarce_room
-from scripts.drills.fuzz import FuzzOptions, fuzz
-from scripts.drills.overload import OverloadOptions, overload
-from scripts.drills.reload import ReloadOptions, reload
-from scripts.drills.scarce import run_scarce
-from scripts.drills.soak import SoakOptions, soak
-from scripts.drills.verdict import Verdict
+from retinaserve.scripts.drills.faults import hopeless, killed, scarce_room
+from retinaserve.scripts.drills.fuzz import FuzzOptions, fuzz
+from retinaserve.scripts.drills.overload import OverloadOptions, overload
+from retinaserve.scripts.drills.reload import ReloadOptions, reload
+from retinaserve.scripts.drills.scarce import run_scarce
+from retinaserve.scripts.drills.soak import SoakOptions, soak
+from retinaserve.scripts.drills.verdict import Verdict
 from tests.pictures import checker, encode
 
 pytestmark = pytest.mark.server

@@ -2,8 +2,8 @@
 
 import pytest
 
-from scripts.drills.load import Shot, milliseconds, percentile, rate_of
-from scripts.drills.verdict import Check, Verdict
+from retinaserve.scripts.drills.load import Shot, milliseconds, percentile, rate_of
+from retinaserve.scripts.drills.verdict import Check, Verdict
 
 
 def shots(ends: list[float], *, last_start: float) -> list[Shot]:

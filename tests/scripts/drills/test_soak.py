@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from scripts.drills.soak import SoakOptions, memory_checks
+from retinaserve.scripts.drills.soak import SoakOptions, memory_checks
 
 MINUTES, RATE = 30, 5
 SECONDS, REQUESTS = 60 * MINUTES, 60 * MINUTES * RATE

@@ -1,0 +1,222 @@
+"""A TensorRT engine from a grafted graph.
+
+    engine = build_engine(load_tensorrt(), Path("model.onnx"), EngineOptions(batch=(1, 8, 16), plugins=library))
+    engine.data, engine.report.convolutions
+
+The network is strongly typed: precision is the graph's, and TensorRT 10 and 11 build the same. The module is
+handed in, because TensorRT for RTX has the same interface and needs no GPU: scripts/lab/compile_check.py runs
+all of this with it. It writes no plan; build_tools/engine/plan.py does.
+"""
+
+import ctypes
+import importlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from retinaserve.build_tools.engine.layers import LayerReport, parse_inspector, parse_listing
+from retinaserve.build_tools.engine.listeners import Progress, interruptible, message_log, progress_monitor, tidy
+from retinaserve.build_tools.graph.onnx_io import load_graph
+from retinaserve.build_tools.graph.plugin_nodes import DECODE, DOMAIN, NMS, VERSION
+from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import whole
+from retinaserve.training.spec import METADATA_SPEC
+
+OLDEST = (10, 12)  # the first TensorRT whose strongly typed networks take all of our graphs
+RTX = "tensorrt_rtx"
+INSTALL = {
+    "tensorrt": "pip install 'retinaserve[gpu]' on a machine with an NVIDIA GPU, or NVIDIA's TensorRT container",
+    RTX: "pip install tensorrt-rtx-cu12",
+}
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to build."""
+
+    batch: tuple[int, int, int] = (1, 8, 16)  # minimum, optimum, maximum
+    plugins: Path | None = None  # our plugin library
+    timing_cache: Path | None = None  # read if it is there, and written
+    compute_capability: str = ""  # of TensorRT for RTX: build for this GPU rather than the one in the machine
+
+    def __post_init__(self) -> None:
+        low, best, high = self.batch
+        if not 1 <= low <= best <= high:
+            raise UserError(
+                f"batch sizes {low} {best} {high}",
+                "MIN OPT MAX are expected, 1 or more and none below the last",
+                code=Exit.USAGE,
+            )
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What was built."""
+
+    data: bytes
+    report: LayerReport
+    seconds: float
+    remarks: tuple[str, ...] = ()  # what a user should know, and could do nothing about while building
+
+
+def load_tensorrt(name: str = "tensorrt") -> Any:
+    """Import TensorRT. Raises UserError, which says how to get it, where it is missing or too old."""
+    try:
+        trt = importlib.import_module(name)
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"TensorRT can't be imported: {reason}", INSTALL[name]) from None
+    version = tuple(int(part) for part in trt.__version__.split(".")[:2])
+    if name == "tensorrt" and version < OLDEST:
+        wanted = ".".join(map(str, OLDEST))
+        raise UserError(f"TensorRT {trt.__version__} is installed, {wanted} or later is needed", INSTALL[name])
+    return trt
+
+
+def build_engine(trt: Any, graph: Path, options: EngineOptions, *, progress: Progress | None = None) -> Engine:
+    """Build an engine. Raises UserError for whatever TensorRT refuses, and KeyboardInterrupt when interrupted."""
+    model = load_graph(graph)
+    _check(model, graph, options, trt)
+    log = message_log(trt)
+    builder = trt.Builder(log)
+    if options.plugins:
+        load_plugins(trt, builder.get_plugin_registry(), options.plugins, log)
+    strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(graph)):
+        raise UserError(f"{graph}: NVIDIA's parser refuses {_parse_error(parser)}")
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.add_optimization_profile(_profile(builder, network, options.batch))
+    if options.compute_capability:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(compute_capability(trt, options.compute_capability), 0)
+    cache = _read_cache(config, options.timing_cache, log) if options.timing_cache else None
+    monitor = progress_monitor(trt, progress or _silent)
+    config.progress_monitor = monitor
+    started = time.perf_counter()
+    with interruptible(monitor):
+        serialized = builder.build_serialized_network(network, config)
+    seconds = time.perf_counter() - started
+    if monitor.failure:
+        raise monitor.failure
+    if monitor.cancelled:
+        raise KeyboardInterrupt
+    if serialized is None:
+        raise UserError(f"{graph}: NVIDIA's builder refuses it: {log.told()}")
+    if options.timing_cache and cache is not None:
+        with whole(options.timing_cache) as (partial,):
+            partial.write_bytes(bytes(config.get_timing_cache().serialize()))
+    data = bytes(serialized)
+    layers = parse_listing(log.listing) if options.compute_capability else _inspect(trt, data, log)
+    return Engine(data, LayerReport.of(model, layers), seconds, tuple(log.remarks))
+
+
+def load_plugins(trt: Any, registry: Any, library: Path, log: Any) -> None:
+    """Load our plugin library and look for its creators. Raises UserError with the linker's reason."""
+    if not library.is_file():
+        raise UserError(f"{library}: no such plugin library", "make plugins TENSORRT_ROOT=DIR builds it")
+    try:
+        ctypes.CDLL(str(library.resolve()))  # TensorRT only logs why a library does not load
+    except OSError as error:
+        raise UserError(f"plugin library {library} does not load: {error}") from None
+    log.errors.clear()
+    handle = registry.load_library(str(library.resolve()))
+    found = {(creator.name, creator.plugin_version) for creator in registry.all_creators}
+    missing = [name for name in (DECODE, NMS) if (name, VERSION) not in found]
+    if handle is None or missing:
+        reason = log.told() if handle is None else f"it has no {' and no '.join(missing)} of version {VERSION}"
+        raise UserError(
+            f"plugin library {library} is of no use to TensorRT {trt.__version__}: {reason}",
+            "build it with the headers of the TensorRT that loads it: make plugins TENSORRT_ROOT=DIR",
+        )
+
+
+def _check(model: onnx.ModelProto, graph: Path, options: EngineOptions, trt: Any) -> None:
+    """Refuse what TensorRT would answer with a riddle, or TensorRT for RTX by ending the process."""
+    if METADATA_SPEC not in {entry.key for entry in model.metadata_props}:
+        raise UserError(
+            f"{graph} has no {METADATA_SPEC!r} in its metadata",
+            "a model written by `retinaserve export` is expected",
+        )
+    custom = sorted({node.op_type for node in model.graph.node if node.domain == DOMAIN})
+    if custom and trt.__name__ == RTX:
+        raise UserError(f"{graph} needs the plugins {' and '.join(custom)}, TensorRT for RTX takes none")
+    if custom and not options.plugins:
+        raise UserError(
+            f"{graph} needs the plugins {' and '.join(custom)}",
+            "name the library: --plugins build/plugins/libretinaserve_plugins.so",
+        )
+    low, _, high = options.batch
+    for value in model.graph.input:
+        size = value.type.tensor_type.shape.dim[0]
+        if size.HasField("dim_value") and not low == high == size.dim_value:
+            raise UserError(
+                f"{graph}: input {value.name!r} has a fixed batch of {size.dim_value}, "
+                f"batches of {low} to {high} are asked for",
+                "export it again with a dynamic batch, or ask for "
+                f"--batch {size.dim_value} {size.dim_value} {size.dim_value}",
+            )
+
+
+def _profile(builder: Any, network: Any, batch: tuple[int, int, int]) -> Any:
+    profile = builder.create_optimization_profile()
+    for number in range(network.num_inputs):
+        tensor = network.get_input(number)
+        rest = tuple(tensor.shape)[1:]
+        profile.set_shape(tensor.name, *((size, *rest) for size in batch))
+    return profile
+
+
+def compute_capability(trt: Any, capability: str) -> Any:
+    """Return TensorRT's constant for a compute capability. Raises UserError where it is no target of it."""
+    known = trt.ComputeCapability.__members__
+    name = f"SM{capability.replace('.', '')}"
+    if name not in known:
+        targets = ", ".join(f"{each[2:-1]}.{each[-1]}" for each in known if each.startswith("SM"))
+        raise UserError(
+            f"compute capability {capability} is no target of {trt.__name__}",
+            f"one of: {targets}",
+            code=Exit.USAGE,
+        )
+    return known[name]
+
+
+def _read_cache(config: Any, path: Path, log: Any) -> Any:
+    """Give the builder the timings of earlier builds; of another GPU or TensorRT they say nothing."""
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise UserError(f"timing cache {path} can't be read: {error.strerror}") from None
+    cache = config.create_timing_cache(content)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        log.remarks.append(f"timing cache {path} is of another GPU or TensorRT; it is begun anew")
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
+
+
+def _parse_error(parser: Any) -> str:
+    if not parser.num_errors:
+        return "it, without a reason"
+    error = parser.get_error(0)
+    what = f"node {error.node_name()!r} ({error.node_operator()})" if error.node_operator() else "it"
+    return f"{what}: {tidy(error.desc())}"
+
+
+def _inspect(trt: Any, data: bytes, log: Any) -> Any:
+    log.errors.clear()
+    runtime = trt.Runtime(log)
+    engine = runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        raise UserError(f"the engine was built and can't be read back: {log.told()}")
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    return parse_inspector(text)
+
+
+def _silent(share: float, doing: str) -> None:
+    """Show nothing."""

@@ -1,0 +1,153 @@
+"""What a TensorRT plan was made of and for, in a file beside it; a plan itself says neither.
+
+    write_plan(Path("model.plan"), engine, manifest)         # and model.plan.json
+    read_manifest(Path("model.plan")).spec.classes
+    check_plan(Path("model.plan"), Target(tensorrt="10.13.3", compute_capability="8.9", plugins_sha256=...))
+
+It needs neither TensorRT nor a GPU: what a target has is handed in (build_tools/machine.py looks at this one).
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from retinaserve.training.errors import UserError
+from retinaserve.training.files import sha256, whole
+from retinaserve.training.spec import DetectorSpec
+
+FORMAT = 1
+VERSION_PARTS = 3  # a plan fits one major.minor.patch of TensorRT; the fourth number is a build of the same
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A plan's origin. Hashes are SHA-256 in hexadecimal; an empty one means that there is no such file."""
+
+    spec: DetectorSpec
+    precision: str  # "fp32", "fp16", "int8"
+    batch: tuple[int, int, int]  # minimum, optimum, maximum
+    tensorrt: str  # "10.13.3.9"
+    cuda: str  # of that TensorRT: "12", "13.0"
+    compute_capability: str  # "8.9"
+    gpu: str  # its name, for people
+    plan_sha256: str
+    onnx_sha256: str
+    plugins_sha256: str = ""
+    calibration_sha256: str = ""
+    builder: str = "tensorrt"  # or "tensorrt_rtx", whose plans Triton can't load
+    created: str = ""  # ISO 8601, UTC
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON; `from_json` gives back an equal one."""
+        spec = json.loads(self.spec.to_json())
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        return json.dumps({"format": FORMAT, **content, "spec": spec}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "the manifest") -> Self:
+        """Read `to_json`'s text. Raises UserError, which begins with `source`, for anything else."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{source} is not JSON: {error}") from None
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            found = data.get("format") if isinstance(data, Mapping) else None
+            raise UserError(f"{source} has format {found!r}", f"this version reads format {FORMAT}")
+        values: dict[str, Any] = {key: value for key, value in data.items() if key != "format"}
+        try:
+            values["spec"] = DetectorSpec.from_json(json.dumps(values["spec"]))
+            low, best, high = (int(size) for size in values["batch"])
+            return cls(**{**values, "batch": (low, best, high)})
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{source} is incomplete: {error}", "build the plan again") from None
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a plan is to run; what is empty is not known, and not compared."""
+
+    tensorrt: str = ""
+    cuda: str = ""
+    compute_capability: str = ""
+    plugins_sha256: str = ""
+    max_batch: int = 0
+
+
+def manifest_path(plan: Path) -> Path:
+    """Return where a plan's manifest lies."""
+    return plan.with_name(f"{plan.name}.json")
+
+
+def write_plan(plan: Path, engine: bytes, manifest: Manifest) -> None:
+    """Write a plan and its manifest, both or neither. Raises UserError where the disk is full."""
+    with whole(plan, manifest_path(plan)) as (engine_file, manifest_file):
+        engine_file.write_bytes(engine)
+        manifest_file.write_text(manifest.to_json())
+
+
+def read_manifest(plan: Path) -> Manifest:
+    """Return the manifest of a plan. Raises UserError where there is none, or it is another plan's."""
+    path = manifest_path(plan)
+    if not plan.is_file():
+        raise UserError(f"{plan}: no such file", "a plan written by `retinaserve export` is expected")
+    try:
+        text = path.read_text()
+    except OSError:
+        raise UserError(
+            f"{plan} has no manifest: {path.name} is missing",
+            "a plan says nothing of what it was built for; build it by `retinaserve export`",
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not text", "build the plan again") from None
+    manifest = Manifest.from_json(text, str(path))
+    found = sha256(plan)
+    if found != manifest.plan_sha256:
+        raise UserError(
+            f"{path} is the manifest of another plan: {plan.name} has the hash {found[:12]}, "
+            f"{manifest.plan_sha256[:12]} is expected",
+            "copy a plan and its manifest together, or build it again",
+        )
+    return manifest
+
+
+def misfits(manifest: Manifest, target: Target) -> list[str]:
+    """Return why a plan can't run on a target, a sentence a reason; an empty list where it can."""
+    reasons = []
+    if manifest.builder != "tensorrt":
+        reasons.append(f"it was built by {manifest.builder}, whose plans only {manifest.builder} runs")
+    elif target.tensorrt and _release(manifest.tensorrt) != _release(target.tensorrt):
+        reasons.append(f"it was built by TensorRT {manifest.tensorrt}, the target has {target.tensorrt}")
+    if target.cuda and manifest.cuda and _major(manifest.cuda) != _major(target.cuda):
+        reasons.append(f"it was built for CUDA {manifest.cuda}, the target has {target.cuda}")
+    capability = target.compute_capability
+    if capability and capability != manifest.compute_capability:
+        where = f"compute capability {manifest.compute_capability} ({manifest.gpu})"
+        reasons.append(f"it was built for {where}, the target has {capability}")
+    plugins = target.plugins_sha256
+    if plugins and manifest.plugins_sha256 and plugins != manifest.plugins_sha256:
+        reasons.append(
+            f"it was built with the plugin library {manifest.plugins_sha256[:12]}, the target has {plugins[:12]}"
+        )
+    if target.max_batch > manifest.batch[2]:
+        reasons.append(f"it takes batches up to {manifest.batch[2]}, {target.max_batch} are asked for")
+    return reasons
+
+
+def check_plan(plan: Path, target: Target) -> Manifest:
+    """Return a plan's manifest. Raises UserError with every reason why it does not fit the target."""
+    manifest = read_manifest(plan)
+    reasons = misfits(manifest, target)
+    if reasons:
+        raise UserError(f"{plan} does not fit: {'; '.join(reasons)}", "build it on the machine that will run it")
+    return manifest
+
+
+def _release(version: str) -> tuple[str, ...]:
+    return tuple(re.split(r"[.+-]", version)[:VERSION_PARTS])
+
+
+def _major(version: str) -> str:
+    return version.split(".")[0]

@@ -1,0 +1,181 @@
+"""Raw heads become a whole detector: bytes in front, boxes in original pixels behind.
+
+    save(graft(Path("heads.onnx")), Path("detector.onnx"))    # standard operators: any runtime
+    save(graft(Path("heads.onnx"), flavour="tensorrt"), Path("detector.onnx"))    # the two plugins of plugins/
+
+The input becomes UINT8 `image` with a second input `letterbox`; the outputs become spec.OUTPUTS. The spec is read
+from the model's metadata and stays there. It leaves the network's arithmetic alone and quantises nothing;
+the nodes behind the heads are in build_tools/graph/detection_nodes.py and build_tools/graph/plugin_nodes.py.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from retinaserve.build_tools.graph.detection_nodes import Candidates, add_decode, add_nms
+from retinaserve.build_tools.graph.nodes import NodeBuilder
+from retinaserve.build_tools.graph.onnx_io import load_graph, read_spec
+from retinaserve.build_tools.graph.plugin_nodes import add_decode_plugin, add_nms_plugin
+from retinaserve.training.errors import UserError
+from retinaserve.training.files import whole
+from retinaserve.training.spec import (
+    BOXES,
+    CLASSES,
+    IMAGE,
+    LETTERBOX,
+    METADATA_CLASSES,
+    METADATA_SPEC,
+    NETWORK_INPUT,
+    NUM_DETECTIONS,
+    SCORES,
+    DetectorSpec,
+)
+
+BATCH = "batch"
+Flavour = Literal["standard", "tensorrt"]
+# Outputs of a graft that ends at the candidates; an empty slot has the logit -inf and is zero otherwise.
+CANDIDATE_LOGITS, CANDIDATE_BOXES, CANDIDATE_CLASSES = "candidate_logits", "candidate_boxes", "candidate_classes"
+OPSETS = range(17, 21)
+
+
+def graft(
+    raw: onnx.ModelProto | Path,
+    spec: DetectorSpec | None = None,
+    *,
+    keep_heads: bool = False,
+    until: Literal["candidates", "detections"] = "detections",
+    flavour: Flavour = "standard",
+) -> onnx.ModelProto:
+    """Return the detector of a raw-heads model, checked, with every output's shape stated.
+
+    `flavour` says what decode and NMS are made of; inputs, outputs and metadata are the same. `spec` overrides
+    the model's own. `keep_heads` leaves the raw heads among the outputs. Candidates are what there is before
+    NMS: logits (B, N), boxes (B, N, 4) in letterboxed pixels and int32 classes (B, N), best first a level.
+    Raises UserError where inputs or outputs are not what the spec says.
+    """
+    source = str(raw) if isinstance(raw, Path) else "the ONNX model"
+    model = load_graph(raw) if isinstance(raw, Path) else raw
+    spec = spec or read_spec(model, source)
+    _check(model, spec, source)
+    graph = gs.import_onnx(model)
+    tensors = graph.tensors()
+    heads = [(tensors[logits], tensors[deltas]) for logits, deltas in spec.head_names]
+    letterbox = gs.Variable(LETTERBOX, np.float32, [BATCH, 4])
+    _unshare_biases(graph)
+    nodes = NodeBuilder(graph)
+    graph.inputs = [_add_front(nodes, spec, tensors[NETWORK_INPUT]), letterbox]
+
+    if flavour == "tensorrt":
+        candidates = add_decode_plugin(nodes, spec, heads, letterbox)
+    else:
+        candidates = add_decode(nodes, spec, heads, letterbox, by_index=until == "detections")
+    count, kept = candidates.count, spec.max_detections
+    if until == "candidates":
+        outputs = _candidate_outputs(nodes, spec, candidates, flavour)
+        shapes = {CANDIDATE_LOGITS: [count], CANDIDATE_BOXES: [count, 4], CANDIDATE_CLASSES: [count]}
+    else:
+        outputs = (add_nms_plugin if flavour == "tensorrt" else add_nms)(nodes, spec, candidates, letterbox)
+        shapes = {NUM_DETECTIONS: [1], BOXES: [kept, 4], SCORES: [kept], CLASSES: [kept]}
+    for name, tensor in outputs.items():
+        tensor.name, tensor.shape = name, [BATCH, *shapes[name]]
+        tensor.dtype = np.dtype(np.int32 if name in (NUM_DETECTIONS, CLASSES, CANDIDATE_CLASSES) else np.float32)
+    graph.outputs = [*outputs.values(), *(tensor for pair in heads for tensor in pair if keep_heads)]
+    graph.cleanup().toposort()
+    return _finish(gs.export_onnx(graph), model, spec)
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model, whole or not at all. Raises UserError where the disk is full."""
+    with whole(path) as (partial,):
+        onnx.save(model, partial)
+
+
+def _check(model: onnx.ModelProto, spec: DetectorSpec, source: str) -> None:
+    opset = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
+    if opset not in OPSETS:
+        raise UserError(f"{source} has opset {opset}", f"{OPSETS[0]} to {OPSETS[-1]} are expected")
+    if [value.name for value in model.graph.input] != [NETWORK_INPUT]:
+        names = ", ".join(value.name for value in model.graph.input)
+        raise UserError(
+            f"{source} has the inputs: {names}", f"raw heads with the one input {NETWORK_INPUT!r} are expected"
+        )
+    _check_shape(f"{source}: input", model.graph.input[0], (3, *spec.size))
+    outputs = {value.name: value for value in model.graph.output}
+    for level, pair in enumerate(spec.head_names):
+        for name, channels in zip(pair, (len(spec.classes), 4), strict=True):
+            if name not in outputs:
+                raise UserError(f"{source} has no output {name!r}", f"its outputs are: {', '.join(outputs)}")
+            expected = (spec.anchors_per_cell * channels, *spec.feature_size(level))
+            _check_shape(f"{source}: output", outputs[name], expected)
+
+
+def _check_shape(what: str, value: onnx.ValueInfoProto, expected: tuple[int, ...]) -> None:
+    kind = value.type.tensor_type
+    dims = [item.dim_value if item.HasField("dim_value") else item.dim_param or "?" for item in kind.shape.dim]
+    matches = dims[1:] == list(expected) and isinstance(dims[0], str)
+    if kind.elem_type != onnx.TensorProto.FLOAT or not matches:
+        found = f"{onnx.TensorProto.DataType.Name(kind.elem_type)} {_shape(dims)}"
+        raise UserError(
+            f"{what} {value.name!r} is {found}",
+            f"FLOAT {_shape([BATCH, *expected])} is expected by the detector's spec",
+        )
+
+
+def _shape(dims: Sequence[int | str]) -> str:
+    return f"[{', '.join(map(str, dims))}]"
+
+
+def _unshare_biases(graph: gs.Graph) -> None:
+    """Give each convolution a bias of its own: the levels share those of the heads.
+
+    OpenVINO adds a bias that somebody else uses too in a pass over the whole output, not in the convolution.
+    """
+    seen = set()
+    for node in graph.nodes:
+        if node.op == "Conv" and len(node.inputs) > 2 and isinstance(node.inputs[2], gs.Constant):
+            bias = node.inputs[2]
+            if bias.name in seen:
+                node.inputs[2] = gs.Constant(f"{bias.name}/{node.name}", bias.values)
+            seen.add(bias.name)
+
+
+def _add_front(nodes: NodeBuilder, spec: DetectorSpec, network_input: gs.Variable) -> gs.Variable:
+    """Feed the network's input from UINT8 pixels: (x/255 - mean) / std as one Mul and one Add a channel."""
+    image = gs.Variable(IMAGE, np.uint8, [BATCH, 3, *spec.size])
+    mean, std = (np.array(values, np.float64).reshape(1, 3, 1, 1) for values in (spec.mean, spec.std))
+    scaled = nodes("Mul", nodes("Cast", image, to=onnx.TensorProto.FLOAT), 1 / (255 * std))
+    normalised = nodes("Add", scaled, -mean / std)
+    for consumer in list(network_input.outputs):
+        consumer.inputs = [normalised if tensor is network_input else tensor for tensor in consumer.inputs]
+    return image
+
+
+def _candidate_outputs(
+    nodes: NodeBuilder, spec: DetectorSpec, candidates: Candidates, flavour: Flavour
+) -> dict[str, gs.Variable]:
+    """Empty the slots that are not above the threshold, as the reference's `decode` does, and the plugin."""
+    if flavour == "tensorrt":
+        return {
+            CANDIDATE_LOGITS: candidates.logits,
+            CANDIDATE_BOXES: candidates.boxes,
+            CANDIDATE_CLASSES: candidates.classes,
+        }
+    filled = nodes("Greater", candidates.logits, np.float32(spec.score_threshold_logit))
+    return {
+        CANDIDATE_LOGITS: nodes("Where", filled, candidates.logits, -np.inf),
+        CANDIDATE_BOXES: nodes("Where", nodes("Unsqueeze", filled, [2]), candidates.boxes, 0.0),
+        CANDIDATE_CLASSES: nodes("Cast", nodes("Where", filled, candidates.classes, 0), to=onnx.TensorProto.INT32),
+    }
+
+
+def _finish(model: onnx.ModelProto, raw: onnx.ModelProto, spec: DetectorSpec) -> onnx.ModelProto:
+    metadata = {entry.key: entry.value for entry in raw.metadata_props}
+    metadata |= {METADATA_SPEC: spec.to_json(), METADATA_CLASSES: json.dumps(spec.classes)}
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model)
+    return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)

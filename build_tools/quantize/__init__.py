@@ -1,0 +1,1 @@
+"""INT8: which layers, which ranges, and the Q/DQ nodes that say so."""

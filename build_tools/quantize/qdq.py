@@ -1,0 +1,177 @@
+"""Raw heads in float become raw heads in INT8: Q/DQ nodes where TensorRT and OpenVINO fuse them.
+
+    model = quantize(onnx.load("heads.onnx"), spec, thresholds)      # then graft(model)
+
+Symmetric with zero point 0, signed bytes, a scale a tensor for activations and a scale a channel for weights.
+Quantized are the inputs of convolutions and one input of each sum; a pool or an upsampling in front passes INT8
+through. In float stay: the class and box output convolutions and what follows them, biases, and whatever is
+excluded. The values that tensors take are not found here (build_tools/quantize/ranges.py).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_graphsurgeon as gs
+
+from retinaserve.build_tools.quantize.layers import PASSING, Layer, find_layers, without
+from retinaserve.training.errors import UserError
+from retinaserve.training.spec import DetectorSpec
+
+LARGEST = 127  # of a signed byte, so that -x is a byte too
+SMALLEST_SCALE = 2.0**-23  # positive in half precision too; TensorRT takes no scale of zero
+Array = npt.NDArray[np.float32]
+
+
+def layers_of(model: onnx.ModelProto, spec: DetectorSpec, excluded: Sequence[str] = ()) -> list[Layer]:
+    """Return the layers that would be quantized. Raises UserError where an excluded name means none."""
+    return without(find_layers(gs.import_onnx(model), spec), excluded)
+
+
+def tensors_of(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str]:
+    """Return the tensors whose range has to be known, each once."""
+    graph = gs.import_onnx(model)
+    tensors = graph.tensors()
+    return list(dict.fromkeys(_source(tensors[layer.data]).name for layer in layers))
+
+
+def quantize(
+    model: onnx.ModelProto, spec: DetectorSpec, thresholds: Mapping[str, float], layers: Sequence[Layer]
+) -> onnx.ModelProto:
+    """Return the model with `layers` in INT8; `thresholds` has the largest value of each of `tensors_of`.
+
+    Batch norms behind quantized convolutions are folded into them. Raises UserError for a model that is quantized.
+    """
+    if is_quantized(model):
+        raise UserError("the graph is quantized already", "quantization starts from a float checkpoint")
+    graph = gs.import_onnx(model)
+    nodes = {node.name: node for node in graph.nodes}
+    factors = {layer.node: _fold(nodes[layer.node]) for layer in layers if layer.kind == "conv"}
+    activations = _Activations(graph, thresholds)
+    weights = _Weights(graph)
+    for layer in layers:
+        node = nodes[layer.node]
+        node.inputs[layer.slot] = activations.quantized(node.inputs[layer.slot])
+        if layer.kind == "conv":
+            node.inputs[1] = weights.quantized(node, factors[layer.node])
+    for node in graph.nodes:
+        if node.op == "Conv" and isinstance(node.inputs[1], gs.Constant) and node.outputs[0] in graph.outputs:
+            node.inputs[1] = weights.halved(node)
+    graph.cleanup().toposort()
+    exported: onnx.ModelProto = gs.export_onnx(graph)
+    onnx.helper.set_model_props(exported, {entry.key: entry.value for entry in model.metadata_props})
+    onnx.checker.check_model(exported)
+    return exported
+
+
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Say whether a graph has Q/DQ nodes."""
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
+
+
+def _source(tensor: gs.Variable) -> gs.Variable:
+    """Return the tensor whose values a tensor has, before the pools and upsamplings in front of it."""
+    while tensor.inputs and tensor.inputs[0].op in PASSING:
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor
+
+
+class _Activations:
+    """One Q/DQ pair a tensor, shared by those that read it as INT8."""
+
+    def __init__(self, graph: gs.Graph, thresholds: Mapping[str, float]) -> None:
+        self._graph, self._thresholds = graph, thresholds
+        self._pairs: dict[str, gs.Variable] = {}
+
+    def quantized(self, tensor: gs.Variable) -> gs.Variable:
+        """Return the tensor as it is after quantization, with a pair on both sides of a pool or an upsampling."""
+        if tensor.name not in self._pairs:
+            source = _source(tensor)
+            if source is not tensor:
+                passing = tensor.inputs[0]
+                passing.inputs[0] = self.quantized(passing.inputs[0])
+            scale = np.float32(max(self._thresholds[source.name] / LARGEST, SMALLEST_SCALE))
+            self._pairs[tensor.name] = self._pair(tensor, scale)
+        return self._pairs[tensor.name]
+
+    def _pair(self, tensor: gs.Variable, scale: np.float32) -> gs.Variable:
+        name = tensor.name
+        shared = [
+            gs.Constant(f"{name}/scale", np.asarray(scale)),
+            gs.Constant(f"{name}/zero", np.zeros((), np.int8)),
+        ]
+        quantized = gs.Variable(f"{name}/int8", np.int8, tensor.shape)
+        restored = gs.Variable(f"{name}/restored", np.float32, tensor.shape)
+        self._graph.nodes.append(gs.Node("QuantizeLinear", f"{name}/q", {}, [tensor, *shared], [quantized]))
+        self._graph.nodes.append(gs.Node("DequantizeLinear", f"{name}/dq", {}, [quantized, *shared], [restored]))
+        return restored
+
+
+def _fold(node: gs.Node) -> Array:
+    """Take the batch norm behind a convolution, if there is one, into its bias; return its factor a channel."""
+    channels = node.inputs[1].values.shape[0]
+    consumers = node.outputs[0].outputs
+    if len(consumers) != 1 or consumers[0].op != "BatchNormalization":
+        return np.ones(channels, np.float32)
+    norm = consumers[0]
+    gamma, beta, mean, variance = (tensor.values.astype(np.float64) for tensor in norm.inputs[1:5])
+    factor = gamma / np.sqrt(variance + norm.attrs.get("epsilon", 1e-5))
+    bias = node.inputs[2].values.astype(np.float64) if len(node.inputs) > 2 else 0.0
+    folded = gs.Constant(f"{node.name}/bias", (beta + (bias - mean) * factor).astype(np.float32))
+    node.inputs = [*node.inputs[:2], folded]
+    output = norm.outputs[0]
+    norm.outputs.clear()
+    node.outputs = [output]
+    multiplier: Array = factor.astype(np.float32)
+    return multiplier
+
+
+class _Weights:
+    """Weights as bytes. The heads share theirs over the levels, which have norms of their own: the norm's factor
+    goes into the scale of each level, so that the bytes are stored once.
+    """
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self._graph = graph
+        self._stored: dict[tuple[str, bytes], tuple[gs.Constant, Array]] = {}
+        self._halves: dict[str, gs.Variable] = {}
+
+    def quantized(self, node: gs.Node, factor: Array) -> gs.Variable:
+        """Return the convolution's weights as they are after quantization."""
+        name = node.inputs[1].name
+        signs = np.where(factor < 0, -1, 1).astype(np.int8)  # a scale is positive
+        key = name, signs.tobytes()
+        if key not in self._stored:
+            self._stored[key] = self._store(f"{name}/int8_{len(self._stored)}", node.inputs[1].values, signs)
+        stored, scale = self._stored[key]
+        scales = np.maximum(scale * np.abs(factor), SMALLEST_SCALE).astype(np.float32)
+        prefix = f"{name}/{node.name}"
+        restored = gs.Variable(f"{prefix}/restored", np.float32, stored.shape)
+        inputs = [
+            stored,
+            gs.Constant(f"{prefix}/scale", scales),
+            gs.Constant(f"{prefix}/zero", np.zeros(len(scales), np.int8)),
+        ]
+        self._graph.nodes.append(gs.Node("DequantizeLinear", f"{prefix}/dq", {"axis": 0}, inputs, [restored]))
+        return restored
+
+    def halved(self, node: gs.Node) -> gs.Variable:
+        """Return an output convolution's weights, stored in half precision and computed with in float.
+
+        At 80 classes they are a twelfth of ResNet18's file; rounding them moves a logit by less than 0.001.
+        """
+        weight = node.inputs[1]
+        if weight.name not in self._halves:
+            half = gs.Constant(f"{weight.name}/half", weight.values.astype(np.float16))
+            self._halves[weight.name] = gs.Variable(f"{weight.name}/restored", np.float32, weight.shape)
+            cast = {"to": onnx.TensorProto.FLOAT}
+            name = f"{weight.name}/cast"
+            self._graph.nodes.append(gs.Node("Cast", name, cast, [half], [self._halves[weight.name]]))
+        return self._halves[weight.name]
+
+    def _store(self, name: str, values: Array, signs: npt.NDArray[np.int8]) -> tuple[gs.Constant, Array]:
+        scale = np.abs(values).reshape(len(values), -1).max(axis=1) / LARGEST  # (O, I, h, w) -> (O,)
+        steps = np.maximum(scale, np.finfo(np.float32).tiny).reshape(-1, 1, 1, 1)
+        rounded = np.clip(np.round(values / steps), -LARGEST, LARGEST).astype(np.int8)
+        return gs.Constant(name, rounded * signs.reshape(-1, 1, 1, 1)), scale.astype(np.float32)

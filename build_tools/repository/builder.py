@@ -1,0 +1,263 @@
+"""A Triton repository from a grafted model or a plan, put in place in one step.
+
+    build_repository(Path("model.onnx"), Path("repository"), profile="cpu")     # Built(..., version=1, ...)
+    build_repository(Path("model.plan"), Path("repository"), profile="gpu", target=this_target())
+
+A new repository appears by one rename. Into an existing one the next version of every model goes the same way,
+the ensemble's last, and the configs follow, so a server never reads half of a model.
+"""
+
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+
+from retinaserve.build_tools.engine.manifest import Manifest, Target, check_plan, manifest_path
+from retinaserve.build_tools.graph.onnx_io import Signature, expected_signature, read_signature
+from retinaserve.build_tools.preprocess import Prepared, Preprocessor
+from retinaserve.build_tools.preprocess.pipeline import serialise
+from retinaserve.build_tools.repository.config_schema import read_config, write_config
+from retinaserve.build_tools.repository.configs import MODELS, TEMPLATES, BuildOptions, Profile, specialise
+from retinaserve.build_tools.repository.versions import keep_pins
+from retinaserve.training import spec as contract
+from retinaserve.training.errors import UserError
+from retinaserve.training.staging import disk_errors
+
+__all__ = ["Built", "build_repository"]
+
+PREPROCESS_PACKAGE = Path(__file__).parents[1] / "preprocess"
+ADMISSION_PACKAGE = PREPROCESS_PACKAGE / "admission"
+# What each model directory gets a copy of: a Triton model imports nothing of ours.
+PACKAGES = {
+    "cpu": {contract.PREPROCESS: PREPROCESS_PACKAGE},
+    "gpu": {contract.PREPROCESS: PREPROCESS_PACKAGE, contract.ADMISSION: ADMISSION_PACKAGE},
+}
+
+
+@dataclass(frozen=True)
+class Built:
+    """Where the version went."""
+
+    repository: Path
+    version: int
+    precision: str  # of the graph or the plan: fp32, fp16 or int8
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Warmup:
+    """A picture for `preprocess`, and what `preprocess` makes of it for `retinanet`: files by model."""
+
+    files: dict[str, dict[str, bytes]]
+
+    @classmethod
+    def draw(cls, signature: Signature) -> Self:
+        y, x = np.mgrid[0:480, 0:640]
+        waves = [127 + 127 * np.sin(x / 17 + shift) * np.cos(y / 23 - shift) for shift in (0.0, 1.0, 2.0)]
+        buffer = io.BytesIO()
+        Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+        jpeg = buffer.getvalue()
+        spec = signature.spec
+        (prepared,) = Preprocessor(spec.size, spec.fill, threads=1, max_batch=1).run([jpeg])
+        assert isinstance(prepared, Prepared)
+        return cls(
+            {
+                contract.ADMISSION: {"picture.jpg": jpeg},
+                contract.PREPROCESS: {"picture.jpg": jpeg},
+                contract.RETINANET: {
+                    "image.raw": prepared.image.tobytes(),
+                    "letterbox.raw": prepared.letterbox.tobytes(),
+                },
+            }
+        )
+
+    @property
+    def picture_bytes(self) -> int:
+        return len(self.files[contract.PREPROCESS]["picture.jpg"])
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is served: its tensors, its file or files by the names they get, and a plan's manifest."""
+
+    signature: Signature
+    files: dict[str, Path]
+    manifest: Manifest | None = None
+
+    @property
+    def precision(self) -> str:
+        """Of the graph or the plan."""
+        return self.manifest.precision if self.manifest else self.signature.precision
+
+    @classmethod
+    def read(cls, path: Path, profile: Profile, target: Target) -> Self:
+        """Read what the profile serves. Raises UserError for what it can't."""
+        if profile == "gpu":
+            if path.suffix != ".plan":
+                raise UserError(
+                    f"{path}: the gpu profile serves a TensorRT plan",
+                    "make one on the GPU that will serve it: retinaserve export MODEL.pth MODEL.plan",
+                )
+            manifest = check_plan(path, target)
+            files = {"model.plan": path, "model.plan.json": manifest_path(path)}
+            identity = {"graph_sha256": manifest.onnx_sha256, "plan_sha256": manifest.plan_sha256}
+            return cls(replace(expected_signature(manifest.spec), identity=identity), files, manifest)
+        if path.suffix == ".plan":
+            raise UserError(f"{path}: the cpu profile serves an ONNX model", "or build with --profile gpu")
+        signature = read_signature(path)
+        if signature.custom_operators:
+            raise UserError(
+                f"{path} has operators that the cpu profile can't run: {', '.join(signature.custom_operators)}",
+                "export it with --flavour standard",
+            )
+        files = {"model.onnx": path}
+        record = path.with_suffix(".calibration.json")
+        if record.is_file() and signature.precision == "int8":
+            files["model.calibration.json"] = record
+        return cls(signature, files)
+
+
+def build_repository(
+    model: Path,
+    repository: Path,
+    *,
+    profile: Profile = "cpu",
+    options: BuildOptions | None = None,
+    target: Target | None = None,
+) -> Built:
+    """Write the models of a profile and return the version: the next one in an existing repository.
+
+    `target` is where a plan will run; what is known of it is compared with the plan's manifest. Raises UserError
+    when the model does not fit the profile or the target, or the repository serves another kind of detector.
+    """
+    options = options or BuildOptions()
+    served = _Model.read(model, profile, replace(target or Target(), max_batch=options.max_batch or 0))
+    version = _next_version(repository, profile)
+    warmup = _Warmup.draw(served.signature)
+    configs = specialise(
+        served.signature, profile, options, picture_bytes=warmup.picture_bytes, manifest=served.manifest
+    )
+    if version > 1:
+        _check_same_contract(repository, configs)
+        keep_pins(repository, configs)
+    with disk_errors(repository), _staging(repository) as stage:
+        _stage(stage, profile, configs, warmup, version)
+        for name, source in served.files.items():
+            shutil.copyfile(source, stage / contract.RETINANET / str(version) / name)
+        if profile == "gpu":
+            _write_pipeline(stage / contract.PREPROCESS / str(version), served.signature, configs)
+        if version == 1:
+            _appear(stage, repository)
+        else:
+            _merge(stage, repository, version, MODELS[profile])
+    return Built(repository, version, served.precision, MODELS[profile])
+
+
+def _write_pipeline(folder: Path, signature: Signature, configs: dict[str, Any]) -> None:
+    """Write the DALI pipeline for the backend, and what its source dali.py needs to write it again."""
+    config, spec = configs[contract.PREPROCESS], signature.spec
+    settings: dict[str, Any] = {
+        "size": spec.size,
+        "fill": spec.fill,
+        "max_batch": config.max_batch_size,
+        "threads": int(config.parameters["num_threads"].string_value),
+        "decoder": "mixed",
+    }
+    (folder / "pipeline.json").write_text(json.dumps(settings) + "\n")
+    (folder / "model.dali").write_bytes(serialise(**settings))
+
+
+def _next_version(repository: Path, profile: Profile) -> int:
+    if not repository.exists():
+        return 1
+    names = MODELS[profile]
+    missing = [name for name in names if not (repository / name / "config.pbtxt").is_file()]
+    if missing == [contract.ADMISSION]:
+        raise UserError(f"{repository} is of the cpu profile", "build for the gpu into a folder of its own")
+    if profile == "cpu" and (repository / contract.ADMISSION).exists():
+        raise UserError(f"{repository} is of the gpu profile", "build for the cpu into a folder of its own")
+    if missing:
+        raise UserError(
+            f"{repository} exists and is not a repository of ours: it has no {missing[0]}/config.pbtxt",
+            "name a folder that does not exist yet",
+        )
+    versions = (int(path.name) for name in names for path in (repository / name).iterdir() if path.name.isdigit())
+    return max(versions, default=0) + 1
+
+
+def _check_same_contract(repository: Path, configs: dict[str, Any]) -> None:
+    """A config covers all versions of its model, so a new version must take and give the same tensors."""
+    for name, config in configs.items():
+        served = read_config(repository / name / "config.pbtxt")
+        same = list(served.input) == list(config.input) and list(served.output) == list(config.output)
+        keys = ("size", "fill", "classes", "category_ids")
+        changed = [key for key in keys if served.parameters[key] != config.parameters[key]]
+        if not same or changed:
+            what = f"another {changed[0]}" if changed else "other tensors"
+            raise UserError(
+                f"{repository} serves a detector with {what}; one config covers all versions of a model",
+                "build it into a folder of its own",
+            )
+
+
+def _stage(stage: Path, profile: Profile, configs: dict[str, Any], warmup: _Warmup, version: int) -> None:
+    for name, config in configs.items():
+        template, folder = TEMPLATES / profile / name / "1", stage / name / str(version)
+        if template.is_dir():
+            shutil.copytree(template, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        else:  # a plan stands alone
+            folder.mkdir(parents=True)
+        write_config(stage / name / "config.pbtxt", config)
+        for file, content in warmup.files.get(name, {}).items():
+            (stage / name / "warmup").mkdir(exist_ok=True)
+            (stage / name / "warmup" / file).write_bytes(content)
+    for name, package in PACKAGES[profile].items():
+        shutil.copytree(
+            package,
+            stage / name / str(version) / package.name,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+
+
+@contextmanager
+def _staging(repository: Path) -> Iterator[Path]:
+    """Give a folder beside the repository (same file system, out of a polling server's sight)."""
+    repository.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{repository.name}-", dir=repository.parent))
+    stage.chmod(0o755)
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _appear(stage: Path, repository: Path) -> None:
+    try:
+        stage.rename(repository)
+    except OSError as error:
+        raise UserError(f"{repository} could not be put in place: {error.strerror}") from None
+
+
+def _merge(stage: Path, repository: Path, version: int, models: tuple[str, ...]) -> None:
+    """Rename the new version into every model, the ensemble's last; take back what was placed if one fails."""
+    placed: list[Path] = []
+    try:
+        for name in models:
+            target = repository / name / str(version)
+            (stage / name / str(version)).rename(target)
+            placed.append(target)
+    except OSError as error:
+        for path in placed:
+            shutil.rmtree(path)
+        raise UserError(f"{repository}: version {version} could not be put in place: {error.strerror}") from None
+    for name in models:
+        for fresh in (*(stage / name).glob("warmup/*"), stage / name / "config.pbtxt"):
+            fresh.replace(repository / fresh.relative_to(stage))

@@ -1,0 +1,1 @@
+"""The client of a Triton server: encoded images in, detections out."""

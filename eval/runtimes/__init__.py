@@ -1,0 +1,1 @@
+"""Offline detectors: checkpoints, ONNX graphs and TensorRT plans behind one `Detector`."""

@@ -1,0 +1,127 @@
+"""A TensorRT plan as an offline detector, on the GPU it was built for.
+
+    EngineDetector(Path("model.plan"), plugins=Path("libretinaserve_plugins.so")).predict([jpeg])
+
+It needs the `gpu` extra, a torch with CUDA (whose tensors are the buffers) and the manifest that is written beside
+a plan, since a plan says neither classes nor anchors. It builds nothing, and is for comparisons: every batch is
+copied to the GPU, run and copied back, one after the other.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retinaserve.build_tools.engine.manifest import read_manifest
+from retinaserve.eval.runtimes.detector import OfflineDetector, Outputs
+from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.spec import IMAGE, LETTERBOX, OUTPUTS, DetectorSpec
+
+DEFAULT_PLUGINS = Path("build/plugins/libretinaserve_plugins.so")  # where `make plugins` leaves it
+
+
+class EngineDetector(OfflineDetector):
+    """A plan run by TensorRT; heads are answered where the plan has them among its outputs."""
+
+    runtime = "TensorRT"
+
+    def __init__(self, path: Path, *, plugins: Path | None = None, **settings: Any) -> None:
+        """Load the plan; `plugins` None takes what `make plugins` built, where it did."""
+        self._plugins = plugins or (DEFAULT_PLUGINS if DEFAULT_PLUGINS.is_file() else None)
+        super().__init__(path, **settings)
+
+    def _load(self, path: Path) -> DetectorSpec:
+        manifest = read_manifest(path)
+        spec, self.precision = manifest.spec, manifest.precision
+        self._torch, trt = _packages()
+        self._engine, self._keep_alive = _deserialize(trt, path, path.read_bytes(), self._plugins)
+        self._context = self._engine.create_execution_context()
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        missing = [name for name in (IMAGE, LETTERBOX, *OUTPUTS) if name not in names]
+        if missing:
+            raise UserError(f"{path}: the plan has no tensor {missing[0]!r}", f"its tensors: {', '.join(names)}")
+        heads = [name for pair in spec.head_names for name in pair]
+        if self.keep_heads and set(heads) <= set(names):
+            self.head_names = tuple(heads)
+        self._outputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
+        least, _, most = self._engine.get_tensor_profile_shape(IMAGE, 0)
+        self._batches = (int(least[0]), int(most[0]))
+        return spec
+
+    def _run(self, images: npt.NDArray[np.uint8], letterboxes: npt.NDArray[np.float32]) -> Outputs:
+        least, most = self._batches
+        parts = []
+        for start in range(0, len(images), most):
+            rows = slice(start, start + most)
+            count = len(images[rows])
+            spare = [(0, max(0, least - count)), *[(0, 0)] * 3]  # a profile may want more than one picture
+            padded = np.pad(images[rows], spare), np.pad(letterboxes[rows], spare[:2], constant_values=1)
+            parts.append([output[:count] for output in self._run_once(*padded)])
+        return [np.concatenate(rows) for rows in zip(*parts, strict=True)]
+
+    def _run_once(self, images: npt.NDArray[np.uint8], letterboxes: npt.NDArray[np.float32]) -> Outputs:
+        torch, context = self._torch, self._context
+        buffers = {IMAGE: torch.from_numpy(images).cuda(), LETTERBOX: torch.from_numpy(letterboxes).cuda()}
+        for name, tensor in buffers.items():
+            context.set_input_shape(name, tuple(tensor.shape))
+        for name in self._outputs:
+            # TensorRT's DataType.FLOAT, .HALF, .INT32
+            kind = getattr(torch, self._engine.get_tensor_dtype(name).name.lower())
+            buffers[name] = torch.zeros(tuple(context.get_tensor_shape(name)), dtype=kind, device="cuda")
+        for name, tensor in buffers.items():
+            context.set_tensor_address(name, tensor.data_ptr())
+        stream = torch.cuda.current_stream()
+        if not context.execute_async_v3(stream.cuda_stream):
+            raise UserError(f"{self.path}: TensorRT could not run the plan", "its log above says why")
+        stream.synchronize()
+        return [buffers[name].cpu().numpy() for name in (*OUTPUTS, *self.head_names)]
+
+
+def _packages() -> tuple[Any, Any]:
+    try:
+        import tensorrt
+    except ImportError:
+        raise UserError(
+            "a plan needs TensorRT, which is not installed", "pip install 'retinaserve[gpu]'", code=Exit.USAGE
+        ) from None
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            "a plan needs an NVIDIA GPU that torch can use, and there is none",
+            "compare the plan on the machine it was built on, with a torch of the same CUDA",
+            code=Exit.USAGE,
+        )
+    return torch, tensorrt
+
+
+def _deserialize(trt: Any, path: Path, content: bytes, plugins: Path | None) -> tuple[Any, tuple[Any, ...]]:
+    """Return the engine, and what has to live as long as it."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        """Keeps TensorRT's first error, which says why a plan is refused; the rest follow from it."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.error = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.error = self.error or message
+
+    log = Log()
+    if plugins:
+        if not plugins.is_file():
+            raise UserError(f"{plugins}: no such plugin library", "build it with: make plugins")
+        if trt.get_plugin_registry().load_library(str(plugins.resolve())) is None:
+            raise UserError(f"{plugins}: TensorRT can't load this plugin library {log.error}".rstrip())
+    runtime = trt.Runtime(log)
+    engine = runtime.deserialize_cuda_engine(content)
+    if engine is None:
+        without = "" if plugins else "; if it has this project's plugins, name the library with --plugins"
+        raise UserError(
+            f"{path}: TensorRT {trt.__version__} refuses the plan: {log.error or 'it does not say why'}",
+            f"a plan fits one GPU and one TensorRT: build it on this machine{without}",
+        )
+    return engine, (runtime, log)

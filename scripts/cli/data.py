@@ -1,0 +1,118 @@
+"""`data`: make a data set (`data shapes`), or find what is wrong with one (`data check`)."""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from retinaserve.scripts.cli.next_step import name_next
+from retinaserve.training.errors import Exit, UserError
+
+if TYPE_CHECKING:
+    from retinaserve.training.check import Report
+
+PATH = click.Path(path_type=Path)
+
+
+@click.group()
+def data() -> None:
+    """Make and check data sets."""
+
+
+@data.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--train", type=click.IntRange(min=1), default=600, help="Pictures to train on.")
+@click.option("--val", type=click.IntRange(min=1), default=120, help="Pictures held out.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed draws the same bytes.")
+@click.option("--force", is_flag=True, help="Draw into a directory that is not empty.")
+def shapes(directory: Path, train: int, val: int, seed: int, force: bool) -> None:
+    """Draw a synthetic COCO data set into DIRECTORY/train and DIRECTORY/val."""
+    from tqdm import tqdm
+
+    from retinaserve.scripts.shapes.draw import draw_dataset
+
+    if directory.is_dir() and any(directory.iterdir()) and not force:
+        raise UserError(f"{directory} is not empty", "name a new directory, or draw into it with --force")
+    with tqdm(total=train + val, unit="image", desc="drawing", file=sys.stderr, disable=None) as bar:
+        # Neighbouring seeds of the command share no picture: one set has the even numbers, one the odd.
+        parts = {
+            name: draw_dataset(directory / name, images=count, seed=2 * seed + odd, on_image=bar.update)
+            for odd, (name, count) in enumerate((("train", train), ("val", val)))
+        }
+    for part in parts.values():
+        click.echo(f"{part.annotations}: {part.image_count} images, {part.box_count} boxes")
+    train_set, val_set = parts["train"], parts["val"]
+    words: list[object] = ["--config", "shapes"]
+    words += ["--images", train_set.images, "--annotations", train_set.annotations]
+    words += ["--val-images", val_set.images, "--val-annotations", val_set.annotations]
+    _name_training(words)
+
+
+@data.command()
+@click.option("--images", type=PATH, default=Path(), help="Folder that the annotation file's names start from.")
+@click.option("--annotations", type=PATH, required=True, help="COCO annotation file.")
+@click.option("--val-images", type=PATH, help="Folder of the validation pictures; --images if not given.")
+@click.option("--val-annotations", type=PATH, help="COCO annotation file to validate on: also checked for leaks.")
+@click.option("--json", "json_path", type=PATH, help="Also write the findings to this file.")
+def check(
+    images: Path, annotations: Path, val_images: Path | None, val_annotations: Path | None, json_path: Path | None
+) -> None:
+    """Find what is wrong with a labelled data set; exits with 3 if training on it would go wrong.
+
+    Every finding has a code that stays the same, a count, examples and a remedy; docs/training.md lists them.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from retinaserve.training.check import check_data, read_split
+
+    with tqdm(unit="image", desc="reading", file=sys.stderr, disable=None) as bar:
+        train = read_split("train", images, annotations, on_image=bar.update)
+        val = val_annotations and read_split("val", val_images or images, val_annotations, on_image=bar.update)
+    report = check_data(train, val or None)
+    if json_path:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    show(report)
+    if report.errors:
+        sys.exit(Exit.BAD_DATA)
+    words: list[object] = ["--images", images, "--annotations", annotations]
+    words += ["--val-images", val_images] if val_images else []
+    words += ["--val-annotations", val_annotations] if val_annotations else []
+    if not torch.cuda.is_available():
+        words = ["--config", "cpu", *words]  # the defaults are for a GPU
+    _name_training(words)
+
+
+def _name_training(words: Sequence[object]) -> None:
+    """Name the next command, to be pasted as it is."""
+    name_next(f"retinaserve train model.pth {shlex.join(map(str, words))}")
+
+
+def show(report: "Report") -> None:
+    """Print a report: what each split holds, then the findings, the worst first."""
+    for split in report.splits:
+        click.echo(
+            f"{split.name}: {split.images} images, {split.empty_images} without boxes; {split.boxes} boxes, "
+            f"{split.crowds} crowds"
+        )
+        most = max(split.boxes_per_category.values(), default=0)
+        widest = max((len(name) for name in split.boxes_per_category), default=0)
+        for name, count in sorted(split.boxes_per_category.items(), key=lambda pair: -pair[1])[:20]:
+            click.echo(f"  {name:<{widest}}  {count:>7}  {'#' * round(30 * count / max(1, most))}")
+        if len(split.boxes_per_category) > 20:
+            click.echo(f"  and {len(split.boxes_per_category) - 20} more")
+    colours = {"error": "red", "warning": "yellow", "note": "cyan"}
+    for finding in report.findings:
+        severity = click.style(f"{finding.severity:<7}", fg=colours[finding.severity])
+        click.echo(f"{severity} {finding.code:<22} {finding.count:>6}  {finding.message} ({finding.split})")
+        for example in finding.examples:
+            click.echo(f"          {example}")
+        click.echo(f"        > {finding.remedy}")
+    errors = sum(finding.severity == "error" for finding in report.findings)
+    warnings = sum(finding.severity == "warning" for finding in report.findings)
+    click.echo(f"kinds of errors: {errors}, of warnings: {warnings}")

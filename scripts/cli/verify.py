@@ -1,0 +1,149 @@
+"""`verify`: is what is deployed still what was trained?"""
+
+import shlex
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from retinaserve.eval.verify.tolerances import PRECISIONS
+from retinaserve.scripts.cli.next_step import name_next
+from retinaserve.scripts.cli.options import (
+    FILE,
+    FOLDER,
+    json_option,
+    progress,
+    server_words,
+    tls_options,
+    write_json,
+)
+from retinaserve.training.errors import Exit
+
+if TYPE_CHECKING:
+    from retinaserve.eval.client.transport import TlsFiles
+    from retinaserve.eval.verify.verify import Verification
+
+
+@click.command()
+@click.argument("reference", type=FILE)
+@click.argument("others", type=FILE, nargs=-1)
+@click.option(
+    "--server", "servers", metavar="HOST:PORT", multiple=True, help="A Triton server to compare as well."
+)
+@click.option("--images", type=FOLDER, required=True, help="Directory of the pictures.")
+@click.option("--annotations", type=FILE, help="COCO annotations of the pictures; with them it compares AP too.")
+@click.option("--count", type=click.IntRange(min=0), default=0, help="Pictures, evenly spread; 0 takes all.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["both", "openvino", "onnxruntime"]),
+    default="both",
+    help="What runs .onnx files; both means those that are installed.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="Judge by the limits of this precision, rather than by that of the files and the server.",
+)
+@click.option(
+    "--limit", "limits", metavar="NAME=VALUE", multiple=True, help="Another limit, by its name in the table."
+)
+@click.option(
+    "--size", type=click.IntRange(min=32), nargs=2, metavar="H W", help="Input size of a reference that is a .pth."
+)
+@click.option("--plugins", type=FILE, help="Plugin library of .plan files; build/plugins/ if it is there.")
+@click.option("--batch", type=click.IntRange(min=1), default=8, help="Pictures in a batch.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 takes all cores.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0.001), default=60.0, help="Seconds a server may take for a picture."
+)
+@tls_options
+@json_option
+@click.option("--output", type=FOLDER, help="Write the worst pictures, side by side, into this directory.")
+@click.option("--worst", type=click.IntRange(min=1), default=6, help="With --output: how many.")
+def verify(
+    reference: Path,
+    others: tuple[Path, ...],
+    servers: tuple[str, ...],
+    images: Path,
+    annotations: Path | None,
+    count: int,
+    runtime: str,
+    precision: str | None,
+    limits: tuple[str, ...],
+    size: tuple[int, int] | None,
+    plugins: Path | None,
+    batch: int,
+    threads: int,
+    timeout: float,
+    tls: "TlsFiles | None",
+    json_file: Path | None,
+    output: Path | None,
+    worst: int,
+) -> None:
+    """Compare OTHERS and servers with REFERENCE on the same pictures, tensor by tensor and box by box.
+
+    Models are checkpoints (.pth), exported graphs (.onnx) and TensorRT plans (.plan). The exit code is 1 when a
+    number is beyond its limit, 3 when they are not the same detector or pictures can't be read.
+    """
+    from retinaserve.eval.report.report import picture_files
+    from retinaserve.eval.verify.sources import RUNTIMES, check_same, open_file, open_reference, open_server
+    from retinaserve.eval.verify.tolerances import parse_overrides
+    from retinaserve.eval.verify.verify import spread
+    from retinaserve.eval.verify.verify import verify as compare
+    from retinaserve.training.images import find_images
+    from retinaserve.training.scores import Annotations
+
+    if not others and not servers:
+        raise click.UsageError("nothing to compare with: name another model, or a --server")
+    if tls and not servers:
+        raise click.UsageError("--ca, --client-cert and --client-key are for a --server, and none is named")
+    overrides = parse_overrides(limits)
+    truth = Annotations.load(annotations) if annotations else None
+    files = picture_files(truth, images) if truth else dict(enumerate(find_images([images]), 1))
+    runtimes = [name for name in RUNTIMES if runtime in (name, "both")]
+    settings: dict[str, Any] = {"threads": threads, "batch": batch, "plugins": plugins}
+    with ExitStack() as stack:
+        # Servers first: one that is not there is told before a network is compiled.
+        served = [open_server(each, stack, timeout=timeout, tls=tls) for each in servers]
+        right = open_reference(reference, size=size, **settings)
+        candidates = [candidate for path in others for candidate in open_file(path, runtimes=runtimes, **settings)]
+        candidates += served
+        check_same(right.spec, str(reference), candidates)
+        result = compare(
+            right,
+            candidates,
+            spread(files, count),
+            truth=truth,
+            precision=precision or "",
+            overrides=overrides,
+            progress=progress,
+        )
+    _tell(result, json_file, output, worst)
+    if not result.passed:
+        words = shlex.join([str(reference), *map(str, others)]) + f" {server_words(*servers, tls=tls)}".rstrip()
+        again = f"retinaserve verify {words} --images {shlex.quote(str(images))} --output DIR"
+        name_next("docs/verify.md says what each number points at" if output else again)
+        sys.exit(Exit.CHECK_FAILED)
+    if servers:
+        name_next(f"retinaserve bench {server_words(servers[0], tls=tls)} --images {shlex.quote(str(images))}")
+    else:
+        name_next(f"retinaserve build {shlex.quote(str(others[0]))} --profile cpu --output REPO")
+    if result.errors:
+        sys.exit(Exit.BAD_DATA)
+
+
+def _tell(result: "Verification", json_file: Path | None, output: Path | None, worst: int) -> None:
+    from retinaserve.eval.verify.report import table, to_dict, write_pictures
+
+    if result.warning:
+        click.secho(f"warning: {result.warning}", fg="yellow", err=True)
+    for image, error in result.errors.items():
+        click.secho(f"{result.files[image]}: {error.message}", fg="red", err=True)
+    click.echo(table(result))
+    if json_file:
+        write_json(json_file, to_dict(result))
+    if output:
+        for path in write_pictures(result, output, count=worst):
+            click.echo(f"worst pictures: {path}", err=True)

@@ -1,0 +1,1 @@
+"""The whole road on synthetic data, and its short cut."""

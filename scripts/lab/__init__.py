@@ -1,0 +1,1 @@
+"""What makes this project's own tables and pictures: run by make, not installed."""

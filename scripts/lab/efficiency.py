@@ -1,0 +1,182 @@
+"""What serving costs: a detector through Triton against a plain loop in one process, in one run.
+
+    measure(Path("runs/bench"), EfficiencyOptions(rounds=3))      # ratios, also in runs/bench/efficiency.json
+
+The loop does what the server does (the same DALI definition, the same graph, the same threads) with one picture at
+a time and nothing around it: 1 / (decode + engine time) is its rate. Loop and server take turns, and ratios are
+taken within a turn, because machines drift. The weights are random: only time is measured, no accuracy.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from retinaserve.eval.bench.bench import machine
+from retinaserve.eval.bench.perf_analyzer import Demand, PerfAnalyzer
+from retinaserve.eval.client.client import Client
+from retinaserve.eval.client.transport import Endpoint
+from retinaserve.eval.runtimes.openvino import compile_for_cpu
+from retinaserve.scripts.server.installation import usable_cores
+from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+
+PICTURES = 24
+
+
+@dataclass(frozen=True)
+class EfficiencyOptions:
+    """What is measured and for how long."""
+
+    backbone: str = "resnet18"
+    size: int = 512
+    precision: str = "f32"  # or bf16, or int8: as `build --precision` has them
+    rounds: int = 3
+    seconds: float = 18.0  # of each load
+    concurrency: int = 4  # of the load that saturates
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Milliseconds a picture in the plain loop; means, and the median of the sum."""
+
+    decode: float
+    engine: float
+    p50: float
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One protocol in one round: the loop before it, and the server."""
+
+    protocol: str
+    loop: Loop
+    throughput_ips: float
+    p50_alone: float
+
+    @property
+    def efficiency(self) -> float:
+        """The server's rate at saturation over the loop's."""
+        return self.throughput_ips * (self.loop.decode + self.loop.engine) / 1000
+
+    @property
+    def added_ms(self) -> float:
+        """What a lone request waits longer than in the loop, by the medians."""
+        return self.p50_alone - self.loop.p50
+
+
+class PlainLoop:
+    """Decode and infer in this process, with the server's settings."""
+
+    def __init__(self, graph: Path, pictures: Sequence[bytes], *, precision: str, threads: int) -> None:
+        from retinaserve.build_tools.graph.onnx_io import read_signature
+        from retinaserve.build_tools.preprocess import Preprocessor
+
+        spec = read_signature(graph).spec
+        self._pictures = pictures
+        self._preprocessor = Preprocessor(spec.size, spec.fill, threads=threads)
+        network = compile_for_cpu(str(graph), precision=precision, threads=threads)
+        self._infer = network.create_infer_request()
+
+    def run(self) -> Loop:
+        """Process every picture once, alone."""
+        from retinaserve.build_tools.preprocess import Prepared
+
+        decode, engine = [], []
+        for picture in self._pictures:
+            start = time.perf_counter()
+            (prepared,) = self._preprocessor.run([picture])
+            assert isinstance(prepared, Prepared)
+            between = time.perf_counter()
+            self._infer.infer({"image": prepared.image[None], "letterbox": prepared.letterbox[None]})
+            decode.append(1000 * (between - start))
+            engine.append(1000 * (time.perf_counter() - between))
+        both = [a + b for a, b in zip(decode, engine, strict=True)]
+        return Loop(statistics.mean(decode), statistics.mean(engine), statistics.median(both))
+
+    def rate(self, seconds: float) -> float:
+        """Return the images/s over as many runs as take so long, at least one."""
+        done, start = 0, time.perf_counter()
+        while not done or time.perf_counter() - start < seconds:
+            self.run()
+            done += len(self._pictures)
+        return done / (time.perf_counter() - start)
+
+
+def measure(output: Path, options: EfficiencyOptions) -> Iterator[Turn]:
+    """Build the detector if it is not there, then yield every turn and write efficiency.json."""
+    folder = output / f"{options.backbone}_{options.size}"
+    name = "model_int8.onnx" if options.precision == "int8" else "model.onnx"
+    graph, repository = folder / name, folder / f"repository_{options.precision}"
+    pictures = _prepare(graph, repository, options)
+    threads = usable_cores()
+    loop = PlainLoop(graph, pictures, precision=_arithmetic(options), threads=threads)
+    turns = []
+    free = ServerOptions(http_port=0, grpc_port=0, metrics_port=0, threads=threads)
+    with TritonServer(repository, free) as server, PerfAnalyzer("detector", pictures) as analyzer:
+        server.wait_until_ready()
+        loop.run()
+        with Client(server.grpc_url, timeout=300) as client:
+            client.predict(pictures)
+        endpoints = [Endpoint.parse(server.grpc_url), Endpoint.parse(f"http://{server.http_url}")]
+        for _ in range(options.rounds):
+            for endpoint in endpoints:
+                plain = loop.run()
+                alone = analyzer.run(endpoint, Demand(1), seconds=options.seconds)
+                full = analyzer.run(endpoint, Demand(options.concurrency), seconds=options.seconds)
+                turns.append(Turn(endpoint.protocol, plain, full.throughput_ips, alone.p50))
+                yield turns[-1]
+    (output / f"efficiency_{options.precision}.json").write_text(
+        json.dumps(report(turns, options), indent=2) + "\n"
+    )
+
+
+def report(turns: Sequence[Turn], options: EfficiencyOptions) -> dict[str, Any]:
+    """Return the turns, and the median ratio of each protocol."""
+    medians = {}
+    for protocol in dict.fromkeys(turn.protocol for turn in turns):
+        own = [turn for turn in turns if turn.protocol == protocol]
+        medians[protocol] = {
+            "efficiency": round(statistics.median(turn.efficiency for turn in own), 3),
+            "added_ms": round(statistics.median(turn.added_ms for turn in own), 2),
+            "throughput_ips": round(statistics.median(turn.throughput_ips for turn in own), 2),
+        }
+    rows = [{**asdict(turn), "efficiency": turn.efficiency, "added_ms": turn.added_ms} for turn in turns]
+    return {"options": asdict(options), "machine": machine(), "medians": medians, "turns": rows}
+
+
+def _prepare(graph: Path, repository: Path, options: EfficiencyOptions) -> list[bytes]:
+    """Make pictures, graph and repository where they are missing."""
+    from retinaserve.build_tools.repository.builder import build_repository
+    from retinaserve.build_tools.repository.configs import BuildOptions
+    from retinaserve.scripts.shapes.draw import draw_dataset
+
+    drawn = graph.parent / "pictures"
+    if not (drawn / "annotations.json").is_file():
+        draw_dataset(drawn, images=PICTURES, seed=0)
+    if not graph.is_file():
+        _export_random(graph, options, drawn / "images")
+    if not repository.is_dir():
+        build_repository(graph, repository, options=BuildOptions(_arithmetic(options)))
+    return [path.read_bytes() for path in sorted((drawn / "images").iterdir())]
+
+
+def _arithmetic(options: EfficiencyOptions) -> str:
+    """Return what is computed in where the graph is float."""
+    from retinaserve.build_tools.repository.configs import INT8_ARITHMETIC
+
+    return INT8_ARITHMETIC if options.precision == "int8" else options.precision
+
+
+def _export_random(graph: Path, options: EfficiencyOptions, pictures: Path) -> None:
+    from retinaserve.build_tools.export import ExportOptions, export_detector
+    from retinaserve.build_tools.quantize.int8 import Int8Options
+    from retinaserve.scripts.precisions import random_checkpoint
+
+    checkpoint = graph.with_name("random.pth")
+    random_checkpoint(options.backbone, checkpoint, (options.size, options.size))
+    int8 = Int8Options(pictures, calibrator="minmax") if options.precision == "int8" else None
+    export_detector(checkpoint, graph, ExportOptions(int8=int8))
+    checkpoint.unlink()

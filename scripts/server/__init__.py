@@ -1,0 +1,1 @@
+"""The embedded Triton: found, started, watched, updated and stopped."""

@@ -1,0 +1,132 @@
+"""A plan's manifest: written with it, read with it, and what does not fit."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from retinaserve.build_tools.engine.manifest import (
+    Manifest,
+    Target,
+    check_plan,
+    manifest_path,
+    misfits,
+    read_manifest,
+    write_plan,
+)
+from retinaserve.training.errors import UserError
+from tests.toys import toy_spec
+
+ENGINE = b"ftrt and the rest of a plan"
+MANIFEST = Manifest(
+    spec=toy_spec(),
+    precision="int8",
+    batch=(1, 4, 8),
+    tensorrt="10.13.3.9",
+    cuda="13",
+    compute_capability="8.9",
+    gpu="NVIDIA L4",
+    plan_sha256=hashlib.sha256(ENGINE).hexdigest(),
+    onnx_sha256="a" * 64,
+    plugins_sha256="b" * 64,
+    calibration_sha256="c" * 64,
+    created="2026-11-22T21:00:00Z",
+)
+FITTING = Target("10.13.3.9", "13.0", "8.9", "b" * 64, 8)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    write_plan(tmp_path / "model.plan", ENGINE, MANIFEST)
+    return tmp_path / "model.plan"
+
+
+def test_a_plan_and_its_manifest_are_read_as_written(plan: Path) -> None:
+    assert plan.read_bytes() == ENGINE
+    assert sorted(path.name for path in plan.parent.iterdir()) == ["model.plan", "model.plan.json"]
+    assert read_manifest(plan) == MANIFEST
+    assert check_plan(plan, FITTING) == MANIFEST
+
+
+@pytest.mark.parametrize(
+    ("target", "reasons"),
+    [
+        pytest.param(Target(), [], id="nothing known"),
+        pytest.param(FITTING, [], id="the same"),
+        pytest.param(Target(tensorrt="10.13.3.40"), [], id="another build of the same release"),
+        pytest.param(Target(tensorrt="10.13.2.6"), ["10.13.2.6"], id="another patch"),
+        pytest.param(Target(tensorrt="11.4.0"), ["10.13.3.9", "11.4.0"], id="another TensorRT"),
+        pytest.param(Target(cuda="13.1"), [], id="a newer CUDA of the same major"),
+        pytest.param(Target(cuda="12.9"), ["CUDA 13", "12.9"], id="another CUDA"),
+        pytest.param(Target(compute_capability="7.5"), ["8.9 (NVIDIA L4)", "7.5"], id="another GPU"),
+        pytest.param(Target(plugins_sha256="d" * 64), ["b" * 12, "d" * 12], id="another plugin library"),
+        pytest.param(Target(max_batch=9), ["up to 8", "9"], id="larger batches"),
+    ],
+)
+def test_misfits_say_what_differs(target: Target, reasons: list[str]) -> None:
+    found = misfits(MANIFEST, target)
+    assert len(found) == bool(reasons)
+    assert all(reason in found[0] for reason in reasons)
+
+
+def test_every_misfit_is_told(plan: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        check_plan(plan, Target("11.4.0", "12.9", "7.5", "d" * 64, 16))
+    assert caught.value.code == 3
+    assert caught.value.message.count("the target has") == 4 and "up to 8" in caught.value.message
+
+
+def test_a_plan_of_the_compile_check_runs_nowhere_else() -> None:
+    (reason,) = misfits(replace(MANIFEST, builder="tensorrt_rtx"), FITTING)
+    assert "built by tensorrt_rtx" in reason
+
+
+def without_manifest(plan: Path) -> None:
+    manifest_path(plan).unlink()
+
+
+def without_plan(plan: Path) -> None:
+    plan.unlink()
+
+
+def other_plan(plan: Path) -> None:
+    plan.write_bytes(ENGINE + b"!")
+
+
+def truncated(plan: Path) -> None:
+    manifest_path(plan).write_text(manifest_path(plan).read_text()[:100])
+
+
+def binary(plan: Path) -> None:
+    manifest_path(plan).write_bytes(b"\xff\xfe\x00")
+
+
+def newer(plan: Path) -> None:
+    manifest_path(plan).write_text(json.dumps({"format": 2}))
+
+
+def gap(plan: Path) -> None:
+    content = json.loads(manifest_path(plan).read_text())
+    del content["onnx_sha256"]
+    manifest_path(plan).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (without_plan, "no such file"),
+        (without_manifest, "model.plan.json is missing"),
+        (other_plan, "manifest of another plan"),
+        (truncated, "is not JSON"),
+        (binary, "is not text"),
+        (newer, "has format 2"),
+        (gap, "is incomplete"),
+    ],
+)
+def test_what_is_no_plan_with_its_manifest_is_refused(plan: Path, spoil, message: str) -> None:
+    spoil(plan)
+    with pytest.raises(UserError, match=message) as caught:
+        read_manifest(plan)
+    assert caught.value.code == 3

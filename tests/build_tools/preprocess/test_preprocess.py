@@ -1,0 +1,162 @@
+"""The one preprocess definition against Pillow, formats, EXIF, and bad pictures that fail alone."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from retinaserve.build_tools.preprocess import BadImage, Prepared, Preprocessor, admit, letterbox_size
+from tests.pictures import bad_pictures, checker, encode, good_formats
+
+SIZE, FILL = (256, 320), (124, 116, 104)
+
+
+@pytest.fixture(scope="module")
+def preprocessor() -> Preprocessor:
+    return Preprocessor(SIZE, FILL, threads=2, max_batch=8)
+
+
+def prepare(preprocessor: Preprocessor, data: bytes) -> Prepared:
+    (result,) = preprocessor.run([data])
+    assert isinstance(result, Prepared), result
+    return result
+
+
+def pillow_letterbox(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """The definition in other words: Pillow's BILINEAR is an antialiased triangle filter."""
+    ratio = min(size[0] / image.height, size[1] / image.width)
+    width, height = max(1, int(image.width * ratio + 0.5)), max(1, int(image.height * ratio + 0.5))
+    canvas = Image.new("RGB", (size[1], size[0]), FILL)
+    canvas.paste(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(canvas).transpose(2, 0, 1)
+
+
+def test_no_pictures_give_no_results(preprocessor: Preprocessor) -> None:
+    assert preprocessor.run([]) == []
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(640, 480), (320, 256), (100, 80), (333, 1000), (1001, 77), (1, 1), (1, 400), (3000, 2)],
+)
+def test_letterbox_equals_pillow(preprocessor: Preprocessor, width: int, height: int) -> None:
+    picture = checker(width, height)
+    result = prepare(preprocessor, encode(picture, "PNG"))
+    rows, columns = letterbox_size(height, width, SIZE)
+    assert result.letterbox.tolist() == [height, width, rows, columns]
+    difference = np.abs(result.image.astype(int) - pillow_letterbox(picture, SIZE).astype(int))
+    # Beyond a border DALI repeats the last pixel, Pillow shortens the filter: the outermost pixels may differ.
+    assert difference[:, 1 : rows - 1, 1 : columns - 1].max(initial=0) <= 2 and difference.mean() < 0.5
+    padding = np.ones(SIZE, bool)
+    padding[:rows, :columns] = False
+    assert (result.image.transpose(1, 2, 0)[padding] == FILL).all()
+
+
+def test_sizes_agree_with_the_pipeline_on_many_ratios(preprocessor: Preprocessor) -> None:
+    rng = np.random.default_rng(7)
+    sizes = [(int(h), int(w)) for h, w in rng.integers(1, 700, (60, 2))]
+    results = preprocessor.run([encode(Image.new("L", (w, h)), "PNG") for h, w in sizes])
+    found = [tuple(r.letterbox[2:].astype(int)) for r in results if isinstance(r, Prepared)]
+    assert found == [letterbox_size(h, w, SIZE) for h, w in sizes]
+
+
+@pytest.mark.parametrize("name", good_formats())
+def test_every_format_gives_the_same_picture(preprocessor: Preprocessor, name: str) -> None:
+    expected = pillow_letterbox(checker(320, 200), SIZE).astype(int)
+    found = prepare(preprocessor, good_formats()[name]).image.astype(int)
+    # JPEG and the palette change colours a little; edges of the board ring in JPEG.
+    assert np.abs(found - expected).mean() < (3.5 if name != "png palette" else 12)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_greyscale_becomes_three_equal_channels(preprocessor: Preprocessor, kind: str) -> None:
+    image = prepare(preprocessor, encode(checker(320, 256).convert("L"), kind)).image
+    assert (image[0] == image[1]).all() and (image[1] == image[2]).all() and image.std() > 10
+
+
+def test_sixteen_bit_png_is_scaled_to_eight(preprocessor: Preprocessor) -> None:
+    values = (np.linspace(0, 65535, 320)[None].repeat(256, 0)).astype(np.uint16)
+    image = prepare(preprocessor, encode(Image.fromarray(values), "PNG")).image[0].astype(int)
+    assert np.abs(image - values // 257).max() <= 2
+
+
+# What each EXIF orientation does to a picture that was stored sideways, by Pillow's own operations.
+UPRIGHT = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_is_applied_first(preprocessor: Preprocessor, orientation: int, kind: str) -> None:
+    stored = checker(300, 200)
+    result = prepare(preprocessor, encode(stored, kind, orientation=orientation, quality=95))
+    operation = UPRIGHT[orientation]
+    upright = stored if operation is None else stored.transpose(operation)
+    assert result.letterbox[:2].tolist() == [upright.height, upright.width]
+    assert np.abs(result.image.astype(int) - pillow_letterbox(upright, SIZE).astype(int)).mean() < 3.5
+
+
+@pytest.mark.parametrize("name", bad_pictures())
+def test_a_bad_picture_is_named_and_fails_alone(preprocessor: Preprocessor, name: str) -> None:
+    data, words = bad_pictures()[name]
+    good = encode(checker(64, 48))
+    before, bad, after = preprocessor.run([good, data, good])
+    assert isinstance(before, Prepared) and isinstance(after, Prepared)
+    assert (before.image == after.image).all()
+    assert isinstance(bad, BadImage) and words in bad.message
+
+
+def test_many_bad_pictures_in_one_batch(preprocessor: Preprocessor) -> None:
+    good = [encode(checker(64 + n, 48)) for n in range(20)]
+    bad = [data for data, _ in bad_pictures().values()]
+    mixed = [picture for pair in zip(good, bad, strict=False) for picture in pair]
+    results = preprocessor.run(mixed)
+    assert [isinstance(result, Prepared) for result in results] == [True, False] * len(bad)
+    widths = [result.letterbox[1] for result in results if isinstance(result, Prepared)]
+    assert widths == [64 + n for n in range(len(bad))]
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"max_pixels": 64 * 48 - 1}, "64 x 48 pixels; at most 3071"),
+        ({"max_bytes": 100}, "bytes; at most 100"),
+    ],
+    ids=["pixels", "bytes"],
+)
+def test_limits(limits: dict[str, int], words: str) -> None:
+    data = encode(checker(64, 48))
+    assert admit(data) is None
+    bad = admit(data, **limits)
+    assert bad and words in bad.message
+
+
+def test_a_decompression_bomb_is_refused_from_its_header() -> None:
+    size = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(30_000 * (30_000 // 8 + 1)), 1)
+    chunks = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in ((b"IHDR", size), (b"IDAT", pixels), (b"IEND", b""))
+    )
+    bomb = b"\x89PNG\r\n\x1a\n" + chunks
+    assert len(bomb) < 600_000
+    bad = admit(bomb)
+    assert bad and "30000 x 30000 pixels; at most 64000000" in bad.message
+
+
+def test_results_outlive_the_next_run(preprocessor: Preprocessor) -> None:
+    first = prepare(preprocessor, encode(checker(64, 48, seed=1)))
+    copy = first.image.copy()
+    for seed in range(2, 6):
+        preprocessor.run([encode(checker(64, 48, seed=seed))] * 8)
+    assert (first.image == copy).all()

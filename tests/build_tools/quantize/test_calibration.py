@@ -1,0 +1,115 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retinaserve.build_tools.preprocess import Preprocessor
+from retinaserve.build_tools.quantize.calibration import SUFFIXES, draw_pictures, picture_files
+from retinaserve.training import images as eval_images
+from retinaserve.training.errors import UserError
+from tests.pictures import bad_pictures, checker, encode
+from tests.toys import toy_spec
+
+COUNT = 40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of two kinds in two folders, so that the first files of the set are of one kind."""
+    root = tmp_path_factory.mktemp("pictures")
+    for number in range(COUNT):
+        place = root / ("a" if number < COUNT // 2 else "b")
+        place.mkdir(exist_ok=True)
+        (place / f"{number:03}.jpg").write_bytes(encode(checker(60 + number, 50, seed=number)))
+    (root / "notes.txt").write_text("not a picture")
+    return root
+
+
+def test_a_draw_is_from_the_whole_set_and_repeats(folder: Path) -> None:
+    spec = toy_spec()
+    first, again, other = (draw_pictures(folder, spec, count=12, seed=seed) for seed in (3, 3, 4))
+    names = [picture.name for picture in first.drawn]
+    assert len(set(names)) == 12 and first.available == COUNT
+    assert {name[0] for name in names} == {"a", "b"}
+    assert names == [picture.name for picture in again.drawn] and first.digest == again.digest
+    assert first.digest != other.digest
+
+
+def test_the_draw_does_not_depend_on_where_the_set_lies(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert draw_pictures(copy, toy_spec(), count=9).digest == draw_pictures(folder, toy_spec(), count=9).digest
+
+
+def test_fewer_than_asked_for_are_all(folder: Path) -> None:
+    assert len(draw_pictures(folder, toy_spec(), count=10 * COUNT).drawn) == COUNT
+
+
+def test_pictures_are_what_the_server_sees(folder: Path) -> None:
+    spec = toy_spec()
+    found = draw_pictures(folder, spec, count=5)
+    encoded = [(folder / picture.name).read_bytes() for picture in found.drawn]
+    for image, prepared in zip(found.images, Preprocessor(spec.size, spec.fill).run(encoded), strict=True):
+        np.testing.assert_array_equal(image, prepared.image)
+
+
+def test_the_unreadable_are_named_and_replaced(folder: Path, tmp_path: Path) -> None:
+    mixed = shutil.copytree(folder, tmp_path / "mixed")
+    for number, (data, _) in enumerate(bad_pictures().values()):
+        (mixed / f"bad {number}.jpg").write_bytes(data)
+    found = draw_pictures(mixed, toy_spec(), count=COUNT)
+    assert len(found.drawn) == COUNT
+    record = found.record()
+    assert record["count"] == COUNT and record["sha256"] == found.digest
+    assert {item["file"] for item in record["unreadable"]} <= {f"bad {n}.jpg" for n in range(len(bad_pictures()))}
+    assert record["unreadable"] and all(item["reason"] for item in record["unreadable"])
+    assert not any("bad" in item["file"] for item in record["images"])
+
+
+def test_a_set_without_a_readable_picture_is_refused(tmp_path: Path) -> None:
+    for number, (data, _) in enumerate(bad_pictures().values()):
+        (tmp_path / f"{number}.jpg").write_bytes(data)
+    with pytest.raises(UserError, match=f"none of its {len(bad_pictures())} pictures can be read"):
+        draw_pictures(tmp_path, toy_spec(), count=5)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such folder or file"),
+        ("{}", "is not a COCO JSON"),
+        ("[1", "is not a COCO JSON"),
+        ('{"images": []}', "names no images"),
+        ('{"images": [{"file_name": "gone.jpg"}]}', "none of the 1 pictures it names is there"),
+    ],
+    ids=["missing", "no list", "no JSON", "empty", "pictures gone"],
+)
+def test_a_json_that_names_nothing_is_refused(tmp_path: Path, content: str | None, words: str) -> None:
+    source = tmp_path / "annotations" / "train.json"
+    if content is not None:
+        source.parent.mkdir()
+        source.write_text(content)
+    with pytest.raises(UserError, match=words):
+        draw_pictures(source, toy_spec(), count=5)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match="no pictures to calibrate with"):
+        picture_files(tmp_path)
+
+
+@pytest.mark.parametrize("place", [".", "images", "../images"])
+def test_pictures_of_a_json_are_found(folder: Path, tmp_path: Path, place: str) -> None:
+    source = tmp_path / "annotations" / "train.json"
+    source.parent.mkdir()
+    names = ["a/003.jpg", "b/030.jpg"]
+    source.write_text(json.dumps({"images": [{"file_name": name} for name in names]}))
+    shutil.copytree(folder, source.parent / place, dirs_exist_ok=True)
+    found = draw_pictures(source, toy_spec(), count=5)
+    assert sorted(picture.name for picture in found.drawn) == names
+
+
+def test_suffixes_are_those_of_eval() -> None:
+    assert SUFFIXES == eval_images.SUFFIXES

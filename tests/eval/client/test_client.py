@@ -1,0 +1,169 @@
+"""The client on the real server; tests/model_repository holds the answers themselves to other implementations."""
+
+import asyncio
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from retinaserve.build_tools.repository.configs import read_config, write_config
+from retinaserve.eval.client.client import AsyncClient, Client
+from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+from retinaserve.training.detections import Detections, ImageError
+from retinaserve.training.errors import UserError
+from tests.pictures import checker, encode
+
+pytestmark = pytest.mark.server
+PROTOCOLS = ("grpc", "http")
+PICTURE = encode(checker(300, 200))
+
+
+def url(server: TritonServer, protocol: str) -> str:
+    return server.grpc_url if protocol == "grpc" else f"http://{server.http_url}"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_no_pictures_give_no_answers(server: TritonServer, protocol: str) -> None:
+    with Client(url(server, protocol)) as client:
+        assert client.predict([]) == [] and list(client.predict_many([])) == []
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_answers_come_in_order_with_errors_in_their_place(server: TritonServer, protocol: str) -> None:
+    widths = [50 + 7 * n for n in range(40)]
+    images: list[bytes | ImageError] = [encode(checker(width, 60)) for width in widths]
+    images[3], images[17] = b"no picture", ImageError("the file can't be read")
+    with Client(url(server, protocol)) as client:
+        answers = list(client.predict_many(images, concurrency=7))
+    assert [isinstance(answer, ImageError) for answer in answers] == [n in (3, 17) for n in range(40)]
+    assert answers[17] == images[17]
+    bad = answers[3]
+    assert isinstance(bad, ImageError) and bad.kind == "bad_image"
+    assert bad.message.startswith("the data is text, not an image"), "without the ensemble's prefix"
+    sizes = {n: answer.size for n, answer in enumerate(answers) if isinstance(answer, Detections)}
+    assert sizes == {n: (60, width) for n, width in enumerate(widths) if n in sizes}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_asyncio_gives_what_blocking_gives(server: TritonServer, protocol: str) -> None:
+    async def ask() -> tuple[list[Detections], list[Detections | ImageError]]:
+        async with AsyncClient(url(server, protocol)) as client:
+            many = [answer async for answer in client.predict_many([PICTURE, b"", PICTURE], concurrency=2)]
+            return await client.predict([PICTURE]), many
+
+    one, many = asyncio.run(ask())
+    with Client(url(server, protocol)) as client:
+        (expected,) = client.predict([PICTURE])
+    for found in (one[0], many[0], many[2]):
+        assert isinstance(found, Detections) and len(found) > 0
+        assert found.boxes.tolist() == expected.boxes.tolist()
+        assert found.scores.tolist() == expected.scores.tolist()
+    assert isinstance(many[1], ImageError) and "empty" in many[1].message
+
+
+def test_predict_names_the_picture_that_failed(server: TritonServer) -> None:
+    with Client(server.grpc_url) as client, pytest.raises(UserError, match=r"image 2: .*empty"):
+        client.predict([PICTURE, b""])
+
+
+def test_pictures_are_read_only_as_far_as_needed(server: TritonServer) -> None:
+    read = 0
+
+    def source() -> Iterator[bytes]:
+        nonlocal read
+        for _ in range(1000):
+            read += 1
+            yield PICTURE
+
+    with Client(server.grpc_url) as client:
+        answers = client.predict_many(source(), concurrency=4)
+        for _ in range(10):
+            next(answers)
+        assert read <= 10 + 2 * 4
+        answers.close()  # type: ignore[attr-defined]
+        assert isinstance(client.predict([PICTURE])[0], Detections), "the client is of use afterwards"
+
+
+def test_a_closed_client_leaves_no_thread(server: TritonServer) -> None:
+    before = threading.active_count()
+    client = Client(server.grpc_url)
+    assert threading.active_count() > before
+    answers = client.predict_many([PICTURE] * 50, concurrency=8)
+    next(answers)
+    client.close()
+    client.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "triton-client"]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_unknown_model_is_named(server: TritonServer, protocol: str) -> None:
+    with pytest.raises(UserError, match=r"has no model 'retinnet'.*unknown model"):
+        Client(url(server, protocol), model="retinnet")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_model_that_is_no_detector_is_named(server: TritonServer, protocol: str) -> None:
+    with pytest.raises(UserError, match=r"model 'preprocess' at .* does not say its class names"):
+        Client(url(server, protocol), model="preprocess")
+
+
+def test_the_other_protocols_port_is_explained(server: TritonServer) -> None:
+    with pytest.raises(UserError, match="no Triton server answers at grpc://") as grpc:
+        Client(server.http_url)
+    with pytest.raises(UserError, match="no Triton server answers at http://") as http:
+        Client(f"http://{server.grpc_url}")
+    assert f"for HTTP write http://{server.http_url}" in grpc.value.hint and "port 8001" in grpc.value.hint
+    assert "grpc://HOST:8001" in http.value.hint
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_picture_that_takes_too_long_fails_alone(server: TritonServer, protocol: str) -> None:
+    with Client(url(server, protocol), timeout=0.001) as client:
+        (answer,) = client.predict_many([PICTURE])
+    assert answer == ImageError("no answer in 0.001 s", "timeout")
+
+
+def test_a_file_over_the_servers_limit_is_not_sent(server: TritonServer) -> None:
+    with Client(server.grpc_url) as client:
+        failed = client.statistics()["detector"].failed
+        (answer,) = client.predict_many([bytes(client.served.max_image_bytes + 1)])
+        assert client.statistics()["detector"].failed == failed
+    assert isinstance(answer, ImageError) and "more than the server takes (33554432)" in answer.message
+
+
+@pytest.fixture
+def narrow(repository: Path, tmp_path: Path) -> Iterator[TritonServer]:
+    """A server of its own whose queues hold two requests."""
+    shutil.copytree(repository, tmp_path / "repository")
+    for model in ("preprocess", "retinanet"):
+        path = tmp_path / "repository" / model / "config.pbtxt"
+        config = read_config(path)
+        config.dynamic_batching.default_queue_policy.max_queue_size = 2
+        write_config(path, config)
+    options = ServerOptions(http_port=0, grpc_port=0, metrics_port=0)
+    with TritonServer(tmp_path / "repository", options) as running:
+        running.wait_until_ready(60)
+        yield running
+
+
+def test_an_overloaded_server_is_asked_again_and_a_dead_one_is_not(narrow: TritonServer) -> None:
+    with Client(narrow.grpc_url, timeout=20) as client, Client(f"http://{narrow.http_url}", timeout=20) as other:
+        answers = list(client.predict_many([PICTURE] * 20, concurrency=10))
+        rejected = client.statistics()["detector"].failed
+        assert rejected > 0, "the queues were never full, so nothing was tested"
+        assert all(isinstance(answer, Detections) for answer in answers)
+        answers = list(other.predict_many([PICTURE] * 20, concurrency=10))
+        assert all(isinstance(answer, Detections) for answer in answers)
+        assert client.statistics()["detector"].failed > rejected
+        answers = list(client.predict_many([PICTURE] * 200, concurrency=200))
+        assert all(isinstance(answer, Detections) for answer in answers), "it sends fewer at a time by itself"
+
+        os.killpg(narrow.process.pid, signal.SIGKILL)  # its python processes hold its sockets too
+        narrow.process.wait()
+        for each in (client, other):
+            with pytest.raises(UserError, match="no Triton server answers"):
+                list(each.predict_many([PICTURE] * 3))

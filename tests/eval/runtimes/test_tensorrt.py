@@ -1,0 +1,89 @@
+"""A plan's manifest is read and checked anywhere; the plan itself runs where its GPU is."""
+
+import hashlib
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from retinaserve.build_tools.engine.manifest import manifest_path, write_plan
+from retinaserve.eval.runtimes.detector import OnnxDetector
+from retinaserve.eval.runtimes.tensorrt import EngineDetector
+from retinaserve.eval.verify.sources import open_file
+from retinaserve.training.errors import Exit, UserError
+from tests.pictures import checker, encode
+from tests.toys import PLAN, toy_manifest, toy_spec
+
+NO_TENSORRT = importlib.util.find_spec("tensorrt") is None
+
+
+def plan_of(path: Path, content: bytes = PLAN, *, precision: str = "fp16") -> Path:
+    """Write a plan with its manifest, as `retinaserve export` does."""
+    digest = hashlib.sha256(content).hexdigest()
+    write_plan(path, content, replace(toy_manifest(), precision=precision, plan_sha256=digest))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        (None, r"model\.plan has no manifest: model\.plan\.json is missing"),
+        ("{", r"model\.plan\.json is not JSON"),
+    ],
+    ids=["none", "no JSON"],
+)
+def test_without_its_manifest_nothing_is_opened(tmp_path: Path, manifest: str | None, message: str) -> None:
+    """What else may be wrong with one: tests/build_tools/test_manifest.py."""
+    plan = plan_of(tmp_path / "model.plan")
+    manifest_path(plan).unlink()
+    if manifest:
+        manifest_path(plan).write_text(manifest)
+    with pytest.raises(UserError, match=message) as caught:
+        open_file(plan)
+    assert caught.value.code == Exit.BAD_DATA
+
+
+def test_another_plans_manifest_is_named(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path / "model.plan")
+    plan.write_bytes(b"another plan")
+    with pytest.raises(UserError, match="is the manifest of another plan"):
+        open_file(plan)
+
+
+@pytest.mark.skipif(not NO_TENSORRT, reason="TensorRT is installed")
+def test_without_tensorrt_it_says_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs TensorRT, which is not installed") as caught:
+        EngineDetector(plan_of(tmp_path / "model.plan", b"a plan"))
+    assert caught.value.hint == "pip install 'retinaserve[gpu]'" and caught.value.code == Exit.USAGE
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(NO_TENSORRT or not torch.cuda.is_available(), reason="needs TensorRT and an NVIDIA GPU")
+def test_a_plan_answers_as_its_graph(toy_onnx: Path, tmp_path: Path) -> None:
+    """The standard flavour, which TensorRT parses without plugins; seven pictures in a plan for two to four."""
+    import tensorrt as trt
+
+    logger = trt.Logger(trt.Logger.WARNING)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(toy_onnx)), [str(parser.get_error(i)) for i in range(parser.num_errors)]
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    for name, shape in (("image", (3, *toy_spec().size)), ("letterbox", (4,))):
+        profile.set_shape(name, *((count, *shape) for count in (2, 3, 4)))
+    config.add_optimization_profile(profile)
+    content = bytes(builder.build_serialized_network(network, config))
+    pictures = [encode(checker(150 + 90 * n, 400 - 30 * n, seed=n, cell=15 + 9 * n)) for n in range(7)]
+    expected = OnnxDetector(toy_onnx).predict(pictures)
+    found = EngineDetector(plan_of(tmp_path / "toy.plan", content, precision="fp32")).predict(pictures)
+    for one, other in zip(found, expected, strict=True):
+        assert abs(len(one) - len(other)) <= 2
+        count = min(len(one), len(other), 10)
+        np.testing.assert_allclose(one.scores[:count], other.scores[:count], atol=0.01)
+
+    foreign = plan_of(tmp_path / "foreign.plan", content[:1000])
+    with pytest.raises(UserError, match="refuses the plan"):
+        EngineDetector(foreign)

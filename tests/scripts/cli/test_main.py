@@ -1,0 +1,114 @@
+"""The command as a user meets it: exit codes, one-line errors, results on stdout and nothing else there."""
+
+import json
+import signal
+import tempfile
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from retinaserve.scripts.cli.main import SECTIONS, Verbs, main
+from retinaserve.training.checkpoint import Checkpoint, save
+from tests.toys import toy_model, toy_spec
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, "Usage"),
+        (["sevre"], 2, "No such command 'sevre'"),
+        (["build"], 2, "Missing argument 'MODEL'"),
+        (["build", "nothing.onnx", "--output", "repo"], 3, "nothing.onnx: no such file"),
+        (["build", "nothing.pth", "--output", "repo"], 3, "nothing.pth"),
+        (["build", "x.onnx", "--output", "repo", "--profile", "tpu"], 2, "'tpu' is not"),
+        (["build", "x.plan", "--output", "repo", "--profile", "gpu", "--max-queue", "9"], 2, "--max-inflight"),
+        (["export", "nothing.pth", "model.onnx"], 3, "nothing.pth"),
+        (["export", "nothing.pth", "model.engine"], 2, "ends in .onnx"),
+        (["serve", "nowhere"], 3, "nowhere: no such folder"),
+        (["efficiency", "--rounds", "0"], 2, "--rounds"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_mistakes(
+    arguments: list[str], code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    assert words in result.stderr and "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_has_every_verb_once_with_its_whole_sentence() -> None:
+    assert sorted(name for names in SECTIONS.values() for name in names) == sorted(main.commands)
+    shown = CliRunner().invoke(main, ["--help"]).stdout.split("Options:")[1]
+    assert "..." not in shown and "MODEL that is there." in " ".join(shown.split())
+
+
+def test_a_file_is_no_repository(tmp_path: Path) -> None:
+    """Who serves the checkpoint itself is given the command that was skipped, to be pasted as it is."""
+    model = tmp_path / "my model.pth"
+    model.touch()
+    refused = CliRunner().invoke(main, ["serve", str(model)])
+    assert refused.exit_code == 3 and f"{model} is a file" in refused.stderr
+    assert f"retinaserve build '{model}' --output repository" in refused.stderr
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retinaserve.scripts.server.triton.TritonServer.__init__", lambda *_, **__: 1 / 0)
+    assert isinstance(CliRunner().invoke(main, ["serve", "."]).exception, ZeroDivisionError)
+
+
+def test_from_a_checkpoint_to_a_repository(tmp_path: Path) -> None:
+    """`build` takes a checkpoint too, and makes of it what `export` and `build` make in two steps."""
+    spec = toy_spec()
+    checkpoint, graph = tmp_path / "model.pth", tmp_path / "model.onnx"
+    save(checkpoint, Checkpoint(spec, toy_model(spec).state_dict(), 0))
+    report, record = tmp_path / "export.json", tmp_path / "model.calibration.json"
+    record.write_text("of an INT8 graph that was here before")
+    for arguments in (
+        ["export", checkpoint, graph, "--json", report],
+        ["build", graph, "--output", tmp_path / "two"],
+        ["build", checkpoint, "--output", tmp_path / "one"],
+    ):
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        assert "next: retinaserve" in result.stderr
+    assert json.loads(report.read_text())["classes"] == list(spec.classes)
+    assert not record.exists()
+    models = [tmp_path / name / "retinanet" / "1" / "model.onnx" for name in ("one", "two")]
+    assert models[0].read_bytes() == models[1].read_bytes() == graph.read_bytes()
+
+
+def test_export_at_another_size(tmp_path: Path) -> None:
+    spec = toy_spec()
+    save(tmp_path / "model.pth", Checkpoint(spec, toy_model(spec).state_dict(), 0))
+    arguments = ["export", str(tmp_path / "model.pth"), str(tmp_path / "model.onnx"), "--size", "128", "256"]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0 and "128 x 256" in result.stdout
+
+
+def test_ctrl_c_is_no_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("retinaserve.build_tools.repository.builder.build_repository", interrupted)
+    result = CliRunner().invoke(main, ["build", "x.onnx", "--output", "repo"])
+    assert result.exit_code == 130 and result.stderr == "\ninterrupted\n"
+
+
+def test_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
+    @click.group(cls=Verbs)
+    def group() -> None: ...
+
+    @group.command()
+    def verb() -> None:
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert CliRunner().invoke(group, ["verb"]).exit_code == 143
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) == before

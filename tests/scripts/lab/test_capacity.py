@@ -1,0 +1,116 @@
+import asyncio
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from retinaserve.scripts.drills.load import Shot
+from retinaserve.scripts.lab.capacity import (
+    CapacityOptions,
+    Measured,
+    Trial,
+    beside,
+    ceiling,
+    highest,
+    measure,
+    mix,
+    plot,
+    summary,
+    trial_of,
+)
+from tests.pictures import checker, encode
+
+
+@pytest.mark.parametrize(
+    ("limit", "start"),
+    [(10.0, 8.0), (10.0, 40.0), (10.0, 1.0), (10.0, 10.0)],
+    ids=["near", "above", "below", "at"],
+)
+def test_the_search_ends_just_below_the_limit(limit: float, start: float) -> None:
+    tried = []
+
+    async def attempt(rate: float) -> bool:
+        tried.append(rate)
+        return rate <= limit
+
+    found = asyncio.run(highest(attempt, start=start, resolution=0.05))
+    assert limit / 1.05 <= found <= limit and len(tried) < 20
+
+
+def test_a_service_that_bears_nothing_has_no_capacity() -> None:
+    async def attempt(rate: float) -> bool:
+        return False
+
+    assert asyncio.run(highest(attempt, start=5, resolution=0.05)) == 0
+
+
+@pytest.mark.parametrize(
+    ("trial", "holds"),
+    [
+        (Trial(5, 0, 0, 0, 0), False),
+        (Trial(5, 100, 0, 10, 500), True),
+        (Trial(5, 100, 0, 10, 501), False),
+        (Trial(5, 99, 1, 10, 20), False),
+    ],
+    ids=["nothing answered", "in time", "late", "one refused"],
+)
+def test_when_a_rate_holds(trial: Trial, holds: bool) -> None:
+    assert trial.holds(500) is holds
+
+
+def test_one_bad_load_of_three_does_not_decide() -> None:
+    def load(milliseconds: float, status: str = "ok") -> list[Shot]:
+        return [Shot(0.0, milliseconds / 1000, status)] * 10
+
+    assert trial_of(7, [load(90), load(2000), load(110)]) == Trial(7, 30, 0, 110, 110)
+    assert trial_of(7, [load(90), load(5, "unavailable"), load(110)]) == Trial(7, 20, 10, 90, 90)
+
+
+def test_the_summary_has_the_median_and_the_spread(tmp_path: Path) -> None:
+    trials = (Trial(5, 9, 0, 1, 2), Trial(9, 9, 0, 1, 700))
+    runs = [
+        Measured("web", number, 10 + number, 4.0, rate, trials, {}, {}) for number, rate in enumerate((8, 6, 9))
+    ]
+    found = summary(runs)
+    assert found["web"] == {"capacity": 8, "lowest": 6, "highest": 9, "peak": 11, "p50_alone_ms": 4.0}
+    plot(runs, CapacityOptions(), tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as picture:
+        assert picture.width > 800
+
+
+def test_services_are_compared_within_a_round() -> None:
+    def run(service: str, number: int, capacity: float) -> Measured:
+        return Measured(service, number, 1.0, 1.0, capacity, (), {}, {})
+
+    runs = [run("triton-grpc", 0, 12), run("web", 0, 8), run("triton-grpc", 1, 5), run("web", 1, 5)]
+    assert beside(runs) == {"triton-grpc": [1.5, 1.0]}
+    assert beside([*runs, run("triton-grpc", 2, 5), run("web", 2, 0)]) == {"triton-grpc": [1.5, 1.0]}
+    assert beside(runs[::2]) == {}
+
+
+def test_a_server_gains_at_most_what_the_network_leaves() -> None:
+    """By hand: 16 and 14 at best, so 15, over a web service's 12 and 13."""
+    runs = [Measured("web", number, 12 + number, 1.0, 9, (), {}, {}) for number in range(2)]
+    limits = [{"together": 13.0, "apart": 16.0}, {"together": 14.0, "apart": 11.0}]
+    assert ceiling(runs, limits) == 1.2
+    assert ceiling([Measured("triton-grpc", 0, 14.0, 1.0, 9, (), {}, {})], limits) is None
+
+
+def test_the_mix_tells_pictures_apart() -> None:
+    one, two = mix([encode(checker(64, 48)), encode(checker(30, 20), "PNG")])
+    assert one["width_height"] == (64, 48) and two["width_height"] == (30, 20)
+    assert len({one["sha256"], two["sha256"]}) == 2
+
+
+@pytest.mark.server
+def test_triton_and_the_web_service_are_measured(toy_onnx: Path, repository: Path) -> None:
+    pictures = [encode(checker(320, 200))]
+    options = CapacityOptions(bound_ms=300, seconds=0.4, resolution=1.0, warm_up=0.2, pause=0.1)
+    triton, web = measure(toy_onnx, repository, pictures, options, services=["triton-grpc", "web"])
+    assert (triton.service, web.service) == ("triton-grpc", "web")
+    for service in (triton, web):
+        held = [trial.rate for trial in service.trials if trial.holds(300)]
+        assert service.capacity == pytest.approx(max(held), abs=0.01) and service.peak > 1
+        assert any(not trial.holds(300) for trial in service.trials)
+    assert set(triton.memory_mb) == {"tritonserver", "preprocess 1", "preprocess 1 (2)", "retinanet 1"}
+    assert len(web.memory_mb) == 1 and min(web.memory_mb.values()) > 20

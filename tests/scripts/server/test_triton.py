@@ -1,0 +1,203 @@
+"""The embedded server as a process: it starts, explains itself, and leaves nothing behind."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from retinaserve.scripts.cli.main import main
+from retinaserve.scripts.server.installation import usable_cores
+from retinaserve.scripts.server.triton import ServerOptions, TritonServer, free_ports
+from retinaserve.training.errors import UserError
+
+pytestmark = pytest.mark.server
+FREE = ServerOptions(http_port=0, grpc_port=0, metrics_port=0)
+
+
+def group_members(group: int) -> list[int]:
+    """Return the live processes of a process group."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            found.append(int(status.parent.name))
+    return found
+
+
+def wait_for(condition: object, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (ServerOptions(http_port=8000, grpc_port=8000), "two of the three ports"),
+        (ServerOptions(host="203.0.113.7", http_port=0, grpc_port=0, metrics_port=0), "203.0.113.7"),
+    ],
+    ids=["same port twice", "foreign address"],
+)
+def test_unusable_options(repository: Path, options: ServerOptions, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        TritonServer(repository, options)
+
+
+def test_a_port_in_use_is_named_before_anything_starts(repository: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f":{port} can't be used") as caught:
+            TritonServer(repository, ServerOptions(http_port=0, grpc_port=port, metrics_port=0))
+    assert "--grpc-port" in caught.value.hint
+
+
+@pytest.mark.parametrize("content", [None, "empty"])
+def test_no_repository(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "repository"
+    if content:
+        path.mkdir()
+    with pytest.raises(UserError, match=str(path)):
+        TritonServer(path, FREE)
+
+
+@pytest.mark.parametrize("flags", [[], ["--restart"]], ids=["once", "restart"])
+def test_no_repository_is_said_before_a_port_in_use(tmp_path: Path, flags: list[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        words = ["serve", str(tmp_path / "nowhere"), "--http-port", str(taken.getsockname()[1]), *flags]
+        result = CliRunner().invoke(main, words)
+    assert result.exit_code == 3 and "nowhere: no such folder" in result.stderr, result.output
+
+
+def test_a_broken_model_is_explained_by_the_line_of_the_log(repository: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "it's a repository"  # the blanks and the quote are no reason
+    shutil.copytree(repository, broken)
+    (broken / "retinanet" / "1" / "model.onnx").write_bytes(b"garbage")
+    with TritonServer(broken, FREE, log=tmp_path / "log") as server:
+        with pytest.raises(UserError) as caught:
+            server.wait_until_ready(60)
+        group = server.process.pid
+    assert "retinanet" in caught.value.message and "Unable to read the model" in caught.value.message
+    assert str(broken) in caught.value.message and str(tmp_path / "log") in caught.value.hint
+    assert group_members(group) == []
+
+
+SERVE = [
+    sys.executable,
+    "-m",
+    "retinaserve",
+    "serve",
+    "--http-port",
+    "0",
+    "--grpc-port",
+    "0",
+    "--metrics-port",
+    "0",
+]
+
+
+def start_serve(repository: Path, *options: str) -> tuple[subprocess.Popen[str], list[str]]:
+    """Start `retinaserve serve` and return it with what it printed until it was ready."""
+    process = subprocess.Popen(
+        [*SERVE, str(repository), *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    return process, until_ready(process)
+
+
+def until_ready(process: subprocess.Popen[str]) -> list[str]:
+    """Return what `serve` prints until its next server is ready."""
+    assert process.stdout
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("EOF"):
+            return lines
+    raise AssertionError(f"serve ended: {lines}")
+
+
+def servers_of(parent: int) -> list[int]:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(pid) for pid in children]
+
+
+def test_serve_prints_commands_that_work_and_ends_on_ctrl_c(repository: Path, tmp_path: Path) -> None:
+    """From a folder whose name has a space and what else means something to the shell that Triton starts."""
+    process, lines = start_serve(Path(shutil.copytree(repository, tmp_path / "it's my $HOME & yours")))
+    text = "".join(lines)
+    picture = repository / "preprocess" / "warmup" / "picture.jpg"
+    curl = text[text.index('f="PICTURE.jpg"') : text.index("python - <<")].replace("PICTURE.jpg", str(picture))
+    answer = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, check=True).stdout
+    assert '"num_detections"' in answer and '"boxes"' in answer
+    python = text[text.index("python - <<") :].replace("PICTURE.jpg", str(picture))
+    command = f"cd {Path.cwd()} && PATH={Path(sys.executable).parent}:$PATH && {python}"
+    answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
+    assert re.match(r"\[.*?\] \[", answer), answer  # class names, then boxes
+    (server,) = servers_of(process.pid)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    assert process.stdout and group_members(server) == []
+    process.stdout.close()
+
+
+def test_a_killed_serve_takes_its_server_with_it(repository: Path) -> None:
+    process, _ = start_serve(repository)
+    (server,) = servers_of(process.pid)
+    assert len(group_members(server)) == 4  # the server and three python-backend processes
+    process.kill()
+    process.wait()
+    assert process.stdout
+    process.stdout.close()
+    wait_for(lambda: group_members(server) == [])
+
+
+def test_serve_restart_starts_a_killed_server_again_on_the_same_ports(repository: Path) -> None:
+    process, lines = start_serve(repository, "--restart")
+    (server,) = servers_of(process.pid)
+    os.kill(server, signal.SIGKILL)
+    again_said = until_ready(process)
+    for name in ("HTTP ", "gRPC "):
+        assert [line for line in again_said if line.startswith(name)] == [
+            line for line in lines if line.startswith(name)
+        ]
+    assert group_members(server) == [], "no python process is left of the dead one"
+    (again,) = servers_of(process.pid)
+    assert again != server
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert process.stdout and group_members(again) == []
+    process.stdout.close()
+
+
+def test_an_idle_connection_does_not_hold_up_the_stop(repository: Path) -> None:
+    with TritonServer(repository, FREE) as server:
+        server.wait_until_ready(60)
+        host, port = server.http_url.split(":")
+        with socket.create_connection((host, int(port))) as idle:
+            idle.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200 OK" in idle.recv(1000)
+            start = time.monotonic()
+            server.stop()
+            assert time.monotonic() - start < 15
+
+
+def test_free_ports_differ() -> None:
+    assert len(set(free_ports(50))) == 50
+
+
+def test_usable_cores_are_at_most_those_of_the_affinity() -> None:
+    assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))

@@ -1,0 +1,163 @@
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from retinaserve.training.data.augment import MODES, View, random_view
+from retinaserve.training.data.dataset import CocoDataset, Labels, letterbox
+from retinaserve.training.data.loaders import Batch, Stream, StreamSettings, Views, render, training_batches
+from retinaserve.training.errors import UserError
+from retinaserve.training.spec import DetectorSpec
+
+SPEC = DetectorSpec.create(["a", "b"], size=(64, 96), category_ids=[1, 4])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
+    folder = tmp_path_factory.mktemp("five")
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for number in range(5):
+        width, height = 50 + 20 * number, 60
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        images.append({"id": 10 + number, "file_name": f"{number}.png", "width": width, "height": height})
+        if number != 2:
+            annotations.append({"id": number, "image_id": 10 + number, "category_id": 4, "bbox": [10, 20, 20, 10]})
+    categories = [{"id": 1, "name": "a"}, {"id": 4, "name": "b"}]
+    path = folder / "annotations.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return CocoDataset(folder, path)
+
+
+def same(first: Batch, second: Batch) -> bool:
+    pairs = zip(first.targets, second.targets, strict=True)
+    return (
+        first.image_ids == second.image_ids
+        and torch.equal(first.images, second.images)
+        and all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
+    )
+
+
+def test_a_batch_is_pictures_and_targets(data: CocoDataset) -> None:
+    batch = next(training_batches(data, SPEC, StreamSettings(batch=3)))
+    assert batch.images.shape == (3, 3, 64, 96) and batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert len(batch.targets) == len(batch.image_ids) == 3
+    for target, image_id in zip(batch.targets, batch.image_ids, strict=True):
+        assert target.boxes.shape == (len(target.classes), 4) and target.boxes.dtype == torch.float32
+        if image_id == 12:
+            assert not len(target.boxes)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 12])
+def test_every_epoch_shows_every_picture_once(batch: int) -> None:
+    stream = Stream(5, StreamSettings(batch=batch))
+    flat = [key for keys in islice(stream, 30 // batch + 1) for key in keys][:30]
+    for epoch in range(6):
+        assert sorted(flat[5 * epoch : 5 * epoch + 5]) == [(epoch, index) for index in range(5)]
+    orders = {tuple(index for _, index in flat[5 * epoch : 5 * epoch + 5]) for epoch in range(6)}
+    assert len(orders) > 1, "never shuffled anew"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_stream_can_be_entered_anywhere(data: CocoDataset, workers: int) -> None:
+    whole = list(islice(training_batches(data, SPEC, StreamSettings(batch=3, seed=5)), 6))
+    late = training_batches(data, SPEC, StreamSettings(batch=3, seed=5, workers=workers), first=4)
+    assert all(same(a, b) for a, b in zip(whole[4:], islice(late, 2), strict=True))
+    other = list(islice(training_batches(data, SPEC, StreamSettings(batch=3, seed=6)), 6))
+    assert not any(same(a, b) for a, b in zip(whole, other, strict=True))
+
+
+def test_without_augmentation_training_sees_what_is_served(data: CocoDataset) -> None:
+    views = Views(data, SPEC, StreamSettings(batch=1, augment="none"))
+    for index in range(len(data)):
+        served, how = letterbox(data.load(index), SPEC.size, SPEC.fill)
+        for epoch in (0, 1):  # decoded, and from memory
+            sample = views[epoch, index]
+            assert not isinstance(sample, UserError)
+            pixels, target, image_id = sample
+            assert np.array_equal(pixels, served) and image_id == 10 + index
+            scale = torch.tensor([how[3] / how[1], how[2] / how[0]] * 2)
+            expected = torch.from_numpy(data.labels[index].boxes) * scale
+            assert torch.allclose(target.boxes, expected, atol=1e-4)
+
+
+def square(box: tuple[int, int, int, int], size: tuple[int, int] = (100, 50)) -> tuple[Image.Image, Labels]:
+    """A white rectangle on black, labelled with its own box."""
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    pixels[box[1] : box[3], box[0] : box[2]] = 255
+    labels = Labels(1, Path("x"), np.array([box], np.float32), np.zeros(1, np.int64), np.zeros(1, np.bool_))
+    return Image.fromarray(pixels), labels
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_boxes_move_with_the_pixels(seed: int) -> None:
+    spec = DetectorSpec.create(["a"], size=(120, 160))
+    picture, labels = square((30, 10, 60, 35))
+    drawn = random_view("basic", np.random.default_rng(seed))
+    # The colours would blur where the box ends.
+    view = View(drawn.flip, drawn.zoom, drawn.across, drawn.down)
+    pixels, target = render(picture, (50, 100), labels, view, spec)
+    rows, columns = np.nonzero(pixels.min(axis=2) > 127)
+    found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    assert target.boxes[0].tolist() == pytest.approx(found, abs=1.5)
+
+
+def test_a_flip_mirrors_by_hand() -> None:
+    spec = DetectorSpec.create(["a"], size=(50, 120))
+    picture, labels = square((10, 5, 30, 25))
+    _, target = render(picture, (50, 100), labels, View(flip=True), spec)
+    assert target.boxes.tolist() == [[70, 5, 90, 25]]  # within the picture, not the canvas
+
+
+@pytest.mark.parametrize(
+    ("across", "left"),
+    [
+        (0.0, [[80.0, 0.0, 100.0, 50.0]]),  # twice as large and cut at 100: 20 of 100 pixels wide are left
+        (1.0, [[0.0, 0.0, 80.0, 50.0]]),
+    ],
+)
+def test_what_is_cut_off_is_not_learnt(across: float, left: list[list[float]]) -> None:
+    spec = DetectorSpec.create(["a"], size=(50, 100))
+    picture, labels = square((40, 0, 90, 25), size=(100, 50))
+    _, target = render(picture, (50, 100), labels, View(zoom=2.0, across=across), spec)
+    # 20 x 50 of 100 x 50 is a fifth, below the quarter that is asked for; 80 x 50 is not.
+    assert target.boxes.tolist() == ([] if across == 0 else left)
+
+
+def test_an_image_without_boxes_stays_without() -> None:
+    picture, _ = square((0, 0, 1, 1))
+    empty = Labels(1, Path("x"), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_))
+    _, target = render(picture, (50, 100), empty, View(flip=True, zoom=1.2), SPEC)
+    assert target.boxes.shape == (0, 4) and target.crowd.dtype == torch.bool
+
+
+def test_views_by_mode() -> None:
+    rng = np.random.default_rng(0)
+    assert {random_view("none", rng) for _ in range(5)} == {View()}
+    assert {random_view("flip", rng) for _ in range(50)} == {View(), View(flip=True)}
+    views = [random_view("basic", rng) for _ in range(200)]
+    assert 0.69 < min(view.zoom for view in views) < 0.8 and 1.2 < max(view.zoom for view in views) < 1.36
+    assert 60 < sum(view.flip for view in views) < 140
+    assert MODES == ("none", "flip", "multiscale", "crop", "photometric", "basic")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_is_none_is_named_from_a_worker_too(tmp_path: Path, workers: int) -> None:
+    (tmp_path / "bad.png").write_text("no picture")
+    content = {
+        "images": [{"id": 1, "file_name": "bad.png"}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    dataset = CocoDataset(tmp_path, tmp_path / "annotations.json")
+    with pytest.raises(UserError) as caught:
+        next(training_batches(dataset, SPEC, StreamSettings(batch=1, workers=workers)))
+    assert caught.value.message.startswith(f"{tmp_path}/bad.png: the picture can't be read")
+    assert "\n" not in caught.value.message

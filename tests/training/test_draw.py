@@ -1,0 +1,130 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from retinaserve.training.detections import Detections
+from retinaserve.training.draw import colour_of, contact_sheet, contrast, draw, open_picture, text_colour
+
+GREY = (128, 128, 128)
+BLUE = (37, 99, 235)  # the first class
+
+
+def one(*box: float, index: int = 0) -> Detections:
+    return Detections(np.float32([box]), np.float32([0.9]), np.int32([index]))
+
+
+def test_no_detections_leave_the_picture_as_it_is() -> None:
+    picture = Image.effect_noise((640, 480), 50).convert("RGB")
+    assert np.array_equal(np.asarray(draw(picture, Detections.none(), ())), np.asarray(picture))
+
+
+# Size of the picture, box, and a place in the middle of its right line (half-open: x2 - 1 is the last column).
+LINES = {
+    "normal": ((640, 480), (100, 200, 400, 400), (399, 300)),
+    "huge": ((4000, 3000), (1000, 1000, 3000, 2000), (2999, 1500)),
+    "tiny, enlarged four times": ((80, 60), (20, 30, 60, 50), (239, 160)),
+    "to the very edge": ((640, 480), (0, 0, 640, 480), (639, 240)),
+    "over the edge": ((640, 480), (-50, -50, 900, 900), (639, 240)),
+    "a slit": ((1000, 20), (100, 0, 900, 20), (899, 18)),
+}
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_a_box_is_drawn_where_it_is(case: str) -> None:
+    size, box, (x, y) = LINES[case]
+    drawn = draw(Image.new("RGB", size, GREY), one(*box), ["cat"])
+    assert drawn.getpixel((x, y)) == BLUE
+    if x + 3 < drawn.width:
+        assert drawn.getpixel((x + drawn.width // 100, y)) == GREY
+
+
+LABELS = {
+    "room above": ((640, 480), (200, 200, 400, 400)),
+    "at the top": ((640, 480), (200, 0, 400, 400)),
+    "at the right": ((640, 480), (600, 200, 640, 400)),
+    "a box of no size": ((640, 480), (639.9, 479.9, 640, 480)),
+    "one pixel": ((1, 1), (0, 0, 1, 1)),
+    "lower than a letter": ((640, 8), (10, 0, 20, 8)),
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["cat", "ÄÖ Кошка 猫 قطة", "x" * 500, ""], ids=["plain", "scripts", "long", "empty"]
+)
+@pytest.mark.parametrize("case", LABELS)
+def test_a_label_is_readable_on_its_own_ground(case: str, name: str) -> None:
+    size, box = LABELS[case]
+    drawn = np.asarray(draw(Image.new("RGB", size, GREY), one(*box), [name]))
+    # The chip is the only place with letters: some pure text pixels beside many of the class colour.
+    assert (drawn == BLUE).all(axis=2).sum() > 20
+    assert (drawn == (255, 255, 255)).all(axis=2).any()
+
+
+def test_text_on_every_class_colour_passes_wcag_for_large_text() -> None:
+    colours = [colour_of(index) for index in range(36)]
+    assert len(set(colours)) == 36
+    assert min(contrast(text_colour(colour), colour) for colour in colours) >= 3.0
+    assert colour_of(36) == colour_of(0)
+
+
+def test_contrast_is_that_of_wcag() -> None:
+    assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
+    assert contrast((119, 119, 119), (255, 255, 255)) == pytest.approx(4.48, abs=0.005)  # WCAG's own example
+
+
+def test_labels_of_boxes_on_one_place_stay_apart() -> None:
+    boxes = Detections(np.float32([[200, 200, 420, 400]] * 3), np.float32([0.9, 0.8, 0.7]), np.int32([0, 1, 2]))
+    drawn = np.asarray(draw(Image.new("RGB", (640, 480), GREY), boxes, ["aaaa", "bbbb", "cccc"]))
+    for index in range(3):
+        assert (drawn == colour_of(index)).all(axis=2).sum() > 500, "its label is hidden"
+
+
+def jpeg(picture: Image.Image, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = io.BytesIO()
+    picture.save(data, "JPEG", exif=exif, quality=95)
+    return data.getvalue()
+
+
+def test_a_turned_photo_is_upright() -> None:
+    picture = Image.new("RGB", (60, 40), "white")
+    picture.paste((255, 0, 0), (0, 0, 20, 20))  # top left
+    upright = open_picture(jpeg(picture, 6))  # to be turned right by 90 degrees: it comes to the top right
+    assert upright.size == (40, 60)
+    red, _, blue = upright.getpixel((35, 5))
+    assert red > 200 and blue < 60
+
+
+MODES = {"L": 128, "RGBA": (10, 20, 30, 0), "P": 3, "CMYK": (0, 0, 0, 0), "1": 1, "LA": (5, 0)}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pictures_of_every_mode_open_as_rgb(mode: str) -> None:
+    data = io.BytesIO()
+    Image.new(mode, (5, 4), MODES[mode]).save(data, "TIFF" if mode == "CMYK" else "PNG")
+    opened = open_picture(data.getvalue())
+    assert (opened.mode, opened.size) == ("RGB", (5, 4))
+    if mode in ("RGBA", "LA"):
+        assert opened.getpixel((0, 0)) == (255, 255, 255), "nothing shows through but paper"
+
+
+def test_within_fits_before_drawing() -> None:
+    drawn = draw(Image.new("RGB", (4000, 1000), GREY), one(0, 0, 4000, 1000), ["cat"], within=(400, 300))
+    assert drawn.size == (400, 100)
+    assert drawn.getpixel((399, 50)) == BLUE and drawn.getpixel((399 - 5, 50)) == GREY
+
+
+SHEETS = {"one": (1, 4, 1, 1), "a row": (3, 4, 3, 1), "more rows": (9, 4, 4, 3)}
+
+
+@pytest.mark.parametrize("case", SHEETS)
+def test_a_sheet_has_room_for_all(case: str) -> None:
+    count, columns, wide, high = SHEETS[case]
+    pictures = [(Image.new("RGB", (50 + 100 * n, 200), BLUE), f"{n} " * 60) for n in range(count)]
+    sheet = contact_sheet(pictures, columns=columns, tile=(200, 150))
+    assert wide * 200 < sheet.width < wide * 220 and high * 150 < sheet.height < high * 200
+    last = np.asarray(sheet)[-sheet.height // high :]  # the last row has a picture too
+    assert (last == BLUE).all(axis=2).any()

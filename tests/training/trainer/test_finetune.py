@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from retinaserve.training.checkpoint import Backbone, Checkpoint, save, save_backbone
+from retinaserve.training.errors import UserError
+from retinaserve.training.model.retinanet import RetinaNet
+from retinaserve.training.spec import DetectorSpec
+from retinaserve.training.trainer.finetune import initialise
+
+
+def detector(*classes: str, seed: int = 0, width: int = 8, fpn_channels: int = 8) -> RetinaNet:
+    spec = DetectorSpec.create(
+        classes, size=(64, 64), backbone="resnet18", width=width, fpn_channels=fpn_channels, head_depth=1
+    )
+    torch.manual_seed(seed)
+    return RetinaNet(spec)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> tuple[Path, RetinaNet]:
+    model = detector("cat", "dog", "hen", seed=1)
+    torch.nn.init.normal_(model.cls_head.output.bias)
+    save(tmp_path / "source.pth", Checkpoint(model.spec, model.state_dict()))
+    return tmp_path / "source.pth", model
+
+
+def test_the_same_detector_is_kept_whole(source: tuple[Path, RetinaNet]) -> None:
+    path, old = source
+    model = detector("cat", "dog", "hen")
+    transfer = initialise(model, path)
+    assert not transfer.replaced and not transfer.dropped
+    assert all(torch.equal(value, old.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_other_classes_replace_the_class_output_but_for_those_it_knows(source: tuple[Path, RetinaNet]) -> None:
+    path, old = source
+    model = detector("hen", "fox")
+    fresh = model.cls_head.output.weight.detach().clone().view(9, 2, 8, 3, 3)
+    transfer = initialise(model, path)
+    assert transfer.replaced == ("cls_head.output.weight", "cls_head.output.bias")
+    assert transfer.classes == ("hen",) and len(transfer.kept) == len(old.state_dict()) - 2
+    now, before = model.cls_head.output.weight.view(9, 2, 8, 3, 3), old.cls_head.output.weight.view(9, 3, 8, 3, 3)
+    assert torch.equal(now[:, 0], before[:, 2]) and torch.equal(now[:, 1], fresh[:, 1])
+    bias, old_bias = model.cls_head.output.bias, old.cls_head.output.bias
+    assert bias is not None and old_bias is not None
+    assert torch.equal(bias.view(9, 2)[:, 0], old_bias.view(9, 3)[:, 2])
+    assert torch.equal(model.box_head.output.weight, old.box_head.output.weight)
+    text = str(transfer)
+    assert "2 replaced" in text and "cls_head.output (2)" in text and "outputs kept of: hen" in text
+
+
+def test_as_many_classes_of_other_names_don_t_fit(source: tuple[Path, RetinaNet]) -> None:
+    model = detector("a", "b", "c")
+    fresh = model.cls_head.output.weight.detach().clone()
+    assert "cls_head.output.weight" in initialise(model, source[0]).replaced
+    assert torch.equal(model.cls_head.output.weight, fresh)
+
+
+def test_classes_in_another_order_keep_their_meaning(source: tuple[Path, RetinaNet]) -> None:
+    path, old = source
+    model = detector("hen", "cat", "dog")
+    assert initialise(model, path).classes == ("hen", "cat", "dog")
+    now, before = (each.cls_head.output.weight.view(9, 3, 8, 3, 3) for each in (model, old))
+    assert torch.equal(now, before[:, [2, 0, 1]])
+
+
+def test_a_backbone_leaves_pyramid_and_heads(tmp_path: Path) -> None:
+    old, model = detector("a", seed=1), detector("b")
+    weights = {**old.backbone.state_dict(), "fc.weight": torch.zeros(3)}
+    save_backbone(tmp_path / "backbone.pth", Backbone("resnet18", 8, weights))
+    transfer = initialise(model, tmp_path / "backbone.pth")
+    assert {name.split(".")[0] for name in transfer.kept} == {"backbone"}
+    assert {name.split(".")[0] for name in transfer.replaced} == {"fpn", "cls_head", "box_head"}
+    assert transfer.dropped == ("backbone.fc.weight",) and "without a use: backbone.fc (1)" in str(transfer)
+    assert all(torch.equal(v, old.backbone.state_dict()[n]) for n, v in model.backbone.state_dict().items())
+
+
+def test_another_pyramid_leaves_the_backbone(source: tuple[Path, RetinaNet]) -> None:
+    model = detector("cat", fpn_channels=16)
+    transfer = initialise(model, source[0])
+    assert "fpn.p7.weight" in transfer.replaced and "backbone.conv1.weight" in transfer.kept
+    assert not transfer.classes
+
+
+def test_nothing_that_fits_is_a_mistake(tmp_path: Path) -> None:
+    save_backbone(tmp_path / "backbone.pth", Backbone("resnet18", 8, {"x": torch.zeros(1)}))
+    with pytest.raises(UserError, match="none of its weights fit"):
+        initialise(detector("a"), tmp_path / "backbone.pth")

@@ -1,0 +1,1 @@
+"""Labelled images: read, augmented and batched."""

@@ -1,0 +1,165 @@
+"""The stream of training/data/loaders.py by DALI: the same views of the same pictures, on CPU or GPU.
+
+    for batch in dali_batches(dataset, spec, settings, Stream(len(dataset), settings)): ...
+
+Python decides what is looked at and where it goes (placement.py); DALI decodes that part of the picture
+only, resizes, mirrors, recolours, cuts and pads it. It reads files from a callback and not with its COCO reader:
+that one can't be entered at any iteration, shuffles by its own rules in every process, and numbers classes itself.
+Formats that DALI can't decode are refused by name; the torch loader reads them.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from retinaserve.training.data.augment import View
+from retinaserve.training.data.dataset import CocoDataset, upright_size
+from retinaserve.training.data.loaders import Batch, Stream, StreamSettings
+from retinaserve.training.data.placement import Placement, place, place_labels
+from retinaserve.training.errors import UserError
+from retinaserve.training.model.losses import Target
+from retinaserve.training.spec import DetectorSpec
+
+PREFETCH = 2  # batches
+
+
+@dataclass(eq=False)
+class Feed:
+    """What DALI asks for: a batch's encoded files and the numbers that draw them; remembers their labels."""
+
+    dataset: CocoDataset
+    spec: DetectorSpec
+    settings: StreamSettings
+    stream: Iterator[list[tuple[int, int]]]
+    colours: bool  # whether the pipeline changes them
+    asked: deque[tuple[list[Target], list[int], list[int]]] = field(default_factory=deque)
+    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def __call__(self) -> tuple[list[Any], ...]:
+        """Return the next batch, a list an input of the pipeline."""
+        keys = next(self.stream)
+        drawn = [self._draw(key) for key in keys]
+        canvas = tuple(max(placement.canvas[axis] for _, placement in drawn) for axis in (0, 1))
+        labels = [self.dataset.labels[index] for _, index in keys]
+        targets = [place_labels(each, placement) for each, (_, placement) in zip(labels, drawn, strict=True)]
+        self.asked.append((targets, [each.image_id for each in labels], [index for _, index in keys]))
+        rows = [_numbers(view, placement, self.colours) for view, placement in drawn]
+        return (
+            [_read(each.path) for each in labels],
+            *(list(column) for column in zip(*rows, strict=True)),
+            [np.array(canvas, np.int32)] * len(keys),
+        )
+
+    def _draw(self, key: tuple[int, int]) -> tuple[View, Placement]:
+        _, index = key
+        if index not in self.sizes:
+            self.sizes[index] = upright_size(self.dataset.labels[index].path)
+        original, labels = self.sizes[index], self.dataset.labels[index]
+        view = self.settings.view(key, labels, original, self.spec)
+        return view, place(view, original, self.settings.frame(self.spec))
+
+
+def dali_batches(
+    dataset: CocoDataset, spec: DetectorSpec, settings: StreamSettings, stream: Stream
+) -> Iterator[Batch]:
+    """Give a stream's batches for ever. Raises UserError for a picture that can't be decoded, or without DALI."""
+    try:
+        from nvidia.dali import fn, pipeline_def, types
+    except ImportError:
+        raise UserError(
+            "the DALI loader needs nvidia-dali-cuda120", "pip install nvidia-dali-cuda120, or --loader torch"
+        ) from None
+    gpu = torch.cuda.is_available()
+    colours = settings.augment in ("photometric", "basic")
+    feed = Feed(dataset, spec, settings, iter(stream), colours)
+
+    @pipeline_def  # type: ignore[untyped-decorator]
+    def pipeline() -> Any:
+        encoded, start, extent, size, flip, corner, *colour, canvas = fn.external_source(
+            source=feed, num_outputs=7 + 2 * colours, batch=True
+        )
+        picture = fn.decoders.image_slice(
+            encoded,
+            device="mixed" if gpu else "cpu",
+            start=start,
+            shape=extent,
+            axis_names="HW",
+            output_type=types.RGB,
+        )
+        picture = fn.resize(picture, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        picture = fn.flip(picture, horizontal=flip)
+        if colours:
+            picture = fn.coord_transform(picture, M=colour[0], T=colour[1], dtype=types.UINT8)
+        return fn.slice(
+            picture,
+            start=corner,
+            shape=canvas,
+            axes=[0, 1],
+            out_of_bounds_policy="pad",
+            fill_values=list(spec.fill),
+        )
+
+    built = pipeline(
+        batch_size=settings.batch // settings.world,
+        num_threads=settings.workers or len(os.sched_getaffinity(0)),
+        device_id=torch.cuda.current_device() if gpu else None,
+        prefetch_queue_depth=PREFETCH,
+        exec_dynamic=True,
+    )
+    built.build()
+    while True:
+        try:
+            (pictures,) = built.run()
+        except RuntimeError as error:
+            raise _culprit(dataset, feed, error) from None
+        images = _on_gpu(pictures) if gpu else torch.from_numpy(np.array(pictures.as_array()))
+        targets, image_ids, _ = feed.asked.popleft()
+        yield Batch(images.permute(0, 3, 1, 2), targets, image_ids)  # (B, H, W, 3) -> (B, 3, H, W)
+
+
+def _on_gpu(pictures: Any) -> torch.Tensor:
+    """Copy DALI's batch, whose memory it will use again, into a tensor on torch's stream."""
+    from nvidia.dali.plugin.pytorch import feed_ndarray
+
+    whole = pictures.as_tensor()
+    images = torch.empty(tuple(whole.shape()), dtype=torch.uint8, device="cuda")
+    feed_ndarray(whole, images, cuda_stream=torch.cuda.current_stream())
+    return images
+
+
+def _numbers(view: View, placement: Placement, colours: bool) -> tuple[Any, ...]:
+    """Return what draws one picture, in the order of the pipeline's inputs."""
+    (x1, y1, x2, y2), (top, left) = placement.window, placement.corner
+    where = (
+        np.array((y1, x1), np.int32),
+        np.array((y2 - y1, x2 - x1), np.int32),
+        np.array(placement.size, np.float32),
+        np.array(int(placement.flip), np.int32),
+        np.array((-top, -left), np.int32),
+    )
+    return (*where, *(part.astype(np.float32) for part in view.colours())) if colours else where
+
+
+def _read(path: Any) -> Any:
+    try:
+        return np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise UserError(f"{path}: the picture can't be read: {error.strerror}") from None
+
+
+def _culprit(dataset: CocoDataset, feed: Feed, error: RuntimeError) -> UserError:
+    """Return which of the pictures that were asked for can't be decoded; DALI only says that one can't."""
+    asked = [index for _, _, indices in feed.asked for index in indices]
+    for index in asked:
+        try:
+            dataset.load(index)
+        except UserError as bad:
+            return bad
+    names = ", ".join(dataset.labels[index].path.name for index in asked[:4])
+    reason = str(error).strip().splitlines()[0]
+    return UserError(f"DALI can't decode one of {names}, ...: {reason}", "--loader torch reads more formats")

@@ -1,0 +1,100 @@
+"""RetinaNet: a backbone, a pyramid and two small heads shared over the levels, built from a spec alone.
+
+    model = RetinaNet(spec)
+    for logits, deltas in model(images): ...     # a level each: (B, A*C, h, w) and (B, A*4, h, w)
+
+The network ends at the raw heads: what makes boxes of them is postprocess.py in torch and the grafted
+graph when served. https://arxiv.org/abs/1708.02002
+"""
+
+import math
+from typing import Self
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from retinaserve.training.model.backbones import build_backbone
+from retinaserve.training.model.fpn import FeaturePyramid, make_norm
+from retinaserve.training.spec import DetectorSpec
+
+PRIOR = 0.01  # the score of every anchor at the start, so that the many negatives don't drown the first steps
+
+
+class RetinaNet(nn.Module):
+    """The network of a spec; its outputs follow `spec.head_names`."""
+
+    def __init__(self, spec: DetectorSpec) -> None:
+        super().__init__()
+        network, anchors, levels = spec.network, spec.anchors_per_cell, len(spec.strides)
+        channels, depth, norm = network.fpn_channels, network.head_depth, network.norm
+        self.spec = spec
+        self.frozen_stages = 0
+        self.backbone = build_backbone(network.backbone, network.width)
+        self.fpn = FeaturePyramid(
+            self.backbone.channels,
+            channels,
+            norm=norm if network.pyramid_norm else "none",
+            p6_from=network.p6_from,
+        )
+        self.cls_head = Head(channels, depth, anchors * len(spec.classes), norm=norm, levels=levels)
+        self.box_head = Head(channels, depth, anchors * 4, norm=norm, levels=levels)
+        assert self.cls_head.output.bias is not None
+        nn.init.constant_(self.cls_head.output.bias, -math.log((1 - PRIOR) / PRIOR))
+
+    def forward(self, images: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Return (class logits, box deltas) a level of normalised pictures (B, 3, H, W), any size from 32."""
+        levels = self.fpn(self.backbone(images))
+        return tuple((self.cls_head(x, level), self.box_head(x, level)) for level, x in enumerate(levels))
+
+    def freeze(self, stages: int) -> None:
+        """Keep the backbone's first `stages` as they are: 0 none, 1 the stem, 5 all of it. There is no thawing."""
+        self.frozen_stages = stages
+        for stage in self.backbone.stages[:stages]:
+            for module in stage:
+                module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training; frozen stages stay as at inference, so that their batch norms keep still too."""
+        super().train(mode)
+        for stage in self.backbone.stages[: self.frozen_stages]:
+            for module in stage:
+                module.eval()
+        return self
+
+
+class Head(nn.Module):
+    """`depth` 3x3 convolutions with ReLU and an output convolution, the same for every level.
+
+    With norm "batch" each level has norms of its own between the shared convolutions: features of different
+    levels have different statistics (https://arxiv.org/abs/1904.07392, section 4.1). Group norms keep none, and
+    are shared.
+    """
+
+    def __init__(self, channels: int, depth: int, outputs: int, *, norm: str = "none", levels: int = 1) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none") for _ in range(depth)
+        )
+        sets = {"none": 0, "batch": levels, "group": 1}[norm]
+        self.norms = nn.ModuleList(
+            nn.ModuleList(make_norm(norm, channels) for _ in range(depth)) for _ in range(sets)
+        )
+        self.output = nn.Conv2d(channels, outputs, 3, padding=1)
+        for convolution in (*self.convs, self.output):
+            assert isinstance(convolution, nn.Conv2d)
+            nn.init.normal_(convolution.weight, std=0.01)  # section 4.1 of the RetinaNet paper
+            if convolution.bias is not None:
+                nn.init.zeros_(convolution.bias)
+            else:  # a norm behind it undoes any scale, so small weights would only mean large steps
+                nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        """Return the maps of a level (B, outputs, h, w) from its features (B, channels, h, w)."""
+        for index, convolution in enumerate(self.convs):
+            x = convolution(x)
+            if self.norms:
+                x = self.norms[min(level, len(self.norms) - 1)][index](x)  # type: ignore[index]
+            x = functional.relu(x)
+        output: Tensor = self.output(x)
+        return output
