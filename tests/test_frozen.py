@@ -74,10 +74,17 @@ def parameter(each: click.Parameter) -> str:
     return json.dumps([words, kind, option], default=str, sort_keys=True)
 
 
+# What CHANGELOG.md tells of: verbs that serve this project alone became targets of make, and (verb, parameter) that changed.
+GONE = {"capacity", "efficiency", "model-table", "compile-check"}
+CHANGED: dict[tuple[str, str], str] = {}
+
+
 def test_every_verb_takes_what_it_took() -> None:
     now = verbs(main)
     for name, parameters in frozen("verbs.json", now).items():
-        assert now[name] == parameters, name
+        for parameter, shown in parameters.items():
+            if name not in GONE and (name, parameter) not in CHANGED:
+                assert now[name][parameter] == shown, (name, parameter)
 
 
 WRONG = {
