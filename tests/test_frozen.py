@@ -74,7 +74,7 @@ def parameter(each: click.Parameter) -> str:
     return json.dumps([words, kind, option], default=str, sort_keys=True)
 
 
-# What CHANGELOG.md tells of: verbs that are targets of make now, and parameters that changed, each with its reason.
+# What CHANGELOG.md tells of: verbs that are targets of make now, and parameters that changed, with the reason.
 GONE = {"capacity", "efficiency", "model-table", "compile-check"}
 CHANGED: dict[tuple[str, str], str] = {}
 
