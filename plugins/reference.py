@@ -11,7 +11,7 @@ library's sigmoid rounds a little differently, so the logit is the one order tha
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.floating[Any]]  # of any width: the arithmetic is float32
 IntArray = npt.NDArray[np.int32]
+Float = TypeVar("Float", bound=np.floating[Any])
 
 
 def decode(
@@ -38,7 +39,7 @@ def decode(
     (dx, dy, dw, dh); letterbox: (B, 4) original h, w, resized h, w; anchors: (levels, A, 4) xyxy from the
     cell's origin. N is the sum of min(topk, A*C*h*w) over the levels: each level has its own run of slots,
     best logit first, ties to the lower flat index. The slots behind the last logit above the threshold are
-    empty: logit -inf, the rest zero. Boxes are pixels of the letterboxed picture, clipped to the resized area.
+    empty: logit -inf, the rest zero. Boxes are pixels of the letterboxed image, clipped to the resized area.
     """
     levels = [
         _decode_level(
@@ -113,7 +114,7 @@ def nms(
 
     Candidates with a logit of -inf are empty slots. Best logit first, ties to the earlier candidate; one
     suppresses the later ones of its class whose IoU with it is above `iou`. The survivors' boxes are scaled
-    from the letterboxed picture to the original and clipped to it.
+    from the letterboxed image to the original and clipped to it.
     """
     batch = len(logits)
     counts = np.zeros((batch, 1), np.int32)
@@ -127,7 +128,7 @@ def nms(
         while len(waiting) and len(kept) < max_detections:
             best, rest = waiting[0], waiting[1:]
             kept.append(int(best))
-            overlap = pair_iou(boxes[image, best], boxes[image, rest]) > np.float32(iou)
+            overlap = iou_matrix(boxes[image, [best]], boxes[image, rest])[0] > np.float32(iou)
             waiting = rest[~(overlap & (classes[image, rest] == classes[image, best]))]
 
         original_h, original_w, resized_h, resized_w = letterbox[image].astype(np.float32)
@@ -140,15 +141,19 @@ def nms(
     return counts, out_boxes, out_scores, out_classes
 
 
-def pair_iou(box: FloatArray, others: FloatArray) -> FloatArray:
-    """Return the IoU of a box (4,) with others (N, 4); 0 where the union is empty."""
-    overlap = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    overlap = np.maximum(overlap, np.float32(0))
-    intersection = overlap[:, 0] * overlap[:, 1]
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    areas = (others[:, 2] - others[:, 0]) * (others[:, 3] - others[:, 1])
+def iou_matrix(boxes: npt.NDArray[Float], others: npt.NDArray[Float]) -> npt.NDArray[Float]:
+    """Return the IoU (N, M) of boxes (N, 4) with others (M, 4), in their own float type.
+
+    0 where the union is empty, so a box without area overlaps nothing, not even itself.
+    """
+    one, other = boxes[:, None], others[None]
+    overlap = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
+    overlap = np.maximum(overlap, 0)
+    intersection = overlap[..., 0] * overlap[..., 1]
+    area = (one[..., 2] - one[..., 0]) * (one[..., 3] - one[..., 1])
+    areas = (other[..., 2] - other[..., 0]) * (other[..., 3] - other[..., 1])
     union = area + areas - intersection
-    ratio: FloatArray = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+    ratio: npt.NDArray[Float] = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
     return ratio
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retinaserve.plugins import reference
-from retinaserve.plugins.reference import pair_iou
+from retinaserve.plugins.reference import iou_matrix
 from tests.plugins.libraries import DEVICES, kernels_on
 
 CLAMP = math.log(1000 / 16)
@@ -132,8 +132,15 @@ def test_float16_heads_are_computed_in_float32(engine):
     ],
 )
 def test_iou_by_hand(first, second, iou):
-    a, b = np.array(first, np.float32), np.array([second], np.float32)
-    assert pair_iou(a, b) == pytest.approx(iou)
+    for dtype in (np.float32, np.float64):
+        matrix = iou_matrix(np.array([first, (90, 90, 99, 99)], dtype), np.array([second], dtype))
+        assert matrix.dtype == dtype
+        assert matrix == pytest.approx(np.array([[iou], [0]]))
+
+
+def test_iou_of_no_boxes():
+    assert iou_matrix(np.zeros((0, 4)), np.zeros((3, 4))).shape == (0, 3)
+    assert iou_matrix(np.zeros((3, 4)), np.zeros((0, 4))).shape == (3, 0)
 
 
 BASE = (0.0, 0.0, 10.0, 10.0)
