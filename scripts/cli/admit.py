@@ -5,10 +5,10 @@ from pathlib import Path
 
 import click
 
-from retinaserve.scripts.cli.next_step import name_next
+from retinaserve.scripts.cli.options import PATH
+from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
 
-PATH = click.Path(path_type=Path)
 AROUND = range(80_000, 125_001)  # bytes of what counts as a JPEG of 100 kB
 
 

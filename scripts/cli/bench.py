@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from retinaserve.scripts.cli.next_step import name_next
-from retinaserve.scripts.cli.options import FILE, json_option, server_words, tls_options, wait_option, write_json
+from retinaserve.scripts.cli.options import FILE, json_option, server_words, tls_options, wait_option
+from retinaserve.scripts.cli.output import name_next, write_json
 from retinaserve.training.errors import Exit
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ import click
 
 from retinaserve.scripts.cli.export import (
     JSON,
-    PATH,
     calibration_options,
     export,
     int8_options,
@@ -18,7 +17,8 @@ from retinaserve.scripts.cli.export import (
     write_json,
 )
 from retinaserve.scripts.cli.gpu_options import GPU_OPTIONS, gpu_build_options, gpu_options, target_of
-from retinaserve.scripts.cli.next_step import name_next
+from retinaserve.scripts.cli.options import COUNT, PATH
+from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
 
 if TYPE_CHECKING:
@@ -50,10 +50,8 @@ if TYPE_CHECKING:
     help="CPU profile: requests that wait, at most; more are refused at once. 32, or two batches. A detector that "
     "takes a second a picture wants fewer: who waits 30 s is refused too.",
 )
-@click.option(
-    "--max-image-bytes", type=click.IntRange(min=1), default=32 * 1024 * 1024, help="Largest encoded picture."
-)
-@click.option("--max-image-pixels", type=click.IntRange(min=1), default=64_000_000, help="Largest picture.")
+@click.option("--max-image-bytes", type=COUNT, default=32 * 1024 * 1024, help="Largest encoded picture.")
+@click.option("--max-image-pixels", type=COUNT, default=64_000_000, help="Largest picture.")
 @gpu_options
 @JSON
 def build(

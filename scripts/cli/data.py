@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from retinaserve.scripts.cli.next_step import name_next
+from retinaserve.scripts.cli.options import COUNT, FOLDER, PATH
+from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
 
 if TYPE_CHECKING:
     from retinaserve.training.check import Report
-
-PATH = click.Path(path_type=Path)
 
 
 @click.group()
@@ -24,9 +23,9 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--train", type=click.IntRange(min=1), default=600, help="Pictures to train on.")
-@click.option("--val", type=click.IntRange(min=1), default=120, help="Pictures held out.")
+@click.argument("directory", type=FOLDER)
+@click.option("--train", type=COUNT, default=600, help="Pictures to train on.")
+@click.option("--val", type=COUNT, default=120, help="Pictures held out.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed draws the same bytes.")
 @click.option("--force", is_flag=True, help="Draw into a directory that is not empty.")
 def shapes(directory: Path, train: int, val: int, seed: int, force: bool) -> None:

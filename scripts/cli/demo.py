@@ -10,13 +10,14 @@ from pathlib import Path
 
 import click
 
-from retinaserve.scripts.cli.next_step import name_next
+from retinaserve.scripts.cli.options import FOLDER
+from retinaserve.scripts.cli.output import name_next
 
 
 @click.command()
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     help="Where it writes.  [default: runs/demo, or runs/quickstart with --quick]",
 )
 @click.option("--quick", is_flag=True, help="Train nothing: serve the small checkpoint that comes along.")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from retinaserve.scripts.cli.next_step import name_next
+from retinaserve.scripts.cli.options import PATH
+from retinaserve.scripts.cli.output import name_next
 from retinaserve.scripts.doctor import Check, Probe, Status, examine
 from retinaserve.training.errors import Exit, UserError
 
-PATH = click.Path(path_type=Path)
 COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
 PORTS = (8000, 8001, 8002)
 

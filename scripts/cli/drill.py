@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from retinaserve.scripts.cli.next_step import name_next
-from retinaserve.scripts.cli.options import FILE, write_json
+from retinaserve.scripts.cli.options import COUNT, FILE, FOLDER
+from retinaserve.scripts.cli.output import name_next, write_json
 from retinaserve.training.errors import Exit
 
 if TYPE_CHECKING:
     from retinaserve.scripts.drills.verdict import Verdict
 
-REPOSITORY = click.argument("repository", type=click.Path(path_type=Path, file_okay=False))
+REPOSITORY = click.argument("repository", type=FOLDER)
 JSON = click.option("--json", "json_file", type=FILE, help="Write every figure to this JSON file.")
 IMAGES = click.option("--images", multiple=True, help="Pictures to send; drawn ones if not given.")
 
@@ -30,7 +30,7 @@ def drill() -> None:
 @REPOSITORY
 @click.option("--factor", type=click.FloatRange(min=1.1), default=4.0, help="Times the peak that is offered.")
 @click.option("--seconds", type=click.FloatRange(min=1), default=20.0, help="Length of each load.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, help="Floods, each between two peaks.")
+@click.option("--rounds", type=COUNT, default=3, help="Floods, each between two peaks.")
 @click.option("--protocol", type=click.Choice(["grpc", "http"]), default="grpc", help="What is spoken.")
 @IMAGES
 @JSON
@@ -53,7 +53,7 @@ def overload(
 
 @drill.command()
 @REPOSITORY
-@click.option("--in-flight", type=click.IntRange(min=1), default=4, help="Requests under way all the time.")
+@click.option("--in-flight", type=COUNT, default=4, help="Requests under way all the time.")
 @click.option("--pause", type=click.FloatRange(min=0), default=1.0, help="Seconds between the steps.")
 @IMAGES
 @JSON
@@ -81,11 +81,9 @@ def faults(repository: Path, images: tuple[str, ...], json_file: Path | None) ->
 
 @drill.command()
 @REPOSITORY
-@click.option(
-    "--count", type=click.IntRange(min=1), default=10_000, help="Pictures to send, most of them damaged."
-)
+@click.option("--count", type=COUNT, default=10_000, help="Pictures to send, most of them damaged.")
 @click.option("--seed", type=int, default=0, help="Of the damage.")
-@click.option("--in-flight", type=click.IntRange(min=1), default=8, help="Requests under way.")
+@click.option("--in-flight", type=COUNT, default=8, help="Requests under way.")
 @JSON
 def fuzz(repository: Path, count: int, seed: int, in_flight: int, json_file: Path | None) -> None:
     """Send damaged, odd and huge pictures: none may harm the server or another, each is told its cause."""

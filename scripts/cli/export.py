@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from retinaserve.scripts.cli.export_plan import PlanChoices, export_plan, plan_options, tell_rounding
-from retinaserve.scripts.cli.next_step import name_next
+from retinaserve.scripts.cli.options import PATH
+from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from retinaserve.build_tools.quantize.int8 import Inputs, Int8Options
     from retinaserve.build_tools.quantize.ranges import Calibrator
 
-PATH = click.Path(path_type=Path)
 JSON = click.option("--json", "json_path", type=PATH, help="Also write what was done to this file.")
 CALIBRATORS = ("minmax", "percentile", "entropy")  # the default first
 SHOWN = 5

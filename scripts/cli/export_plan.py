@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from retinaserve.scripts.cli.next_step import name_next
+from retinaserve.scripts.cli.options import PATH
+from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from retinaserve.build_tools.engine.plan import BuiltPlan
     from retinaserve.build_tools.export import ExportOptions
 
-PATH = click.Path(path_type=Path)
 PLUGINS = Path("build/plugins/libretinaserve_plugins.so")
 SHOWN = 5
 Verb = TypeVar("Verb", bound=Callable[..., Any])

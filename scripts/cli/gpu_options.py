@@ -7,10 +7,11 @@ They say which server a repository is for; what a plan needs is in its manifest 
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from retinaserve.scripts.cli.options import PATH
 
 if TYPE_CHECKING:
     from retinaserve.build_tools.engine.manifest import Target
@@ -26,7 +27,7 @@ OPTIONS = (
     ),
     click.option(
         "--plugins",
-        type=click.Path(path_type=Path),
+        type=PATH,
         help="GPU profile: the plugin library the server will load, compared with the plan's.",
     ),
     click.option(

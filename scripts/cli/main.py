@@ -16,7 +16,6 @@ from contextlib import contextmanager
 import click
 
 from retinaserve.scripts.cli import build as build_commands
-from retinaserve.scripts.cli import predict as eval_commands
 from retinaserve.scripts.cli import train as training_commands
 from retinaserve.scripts.cli import verbs as script_commands
 from retinaserve.training.errors import UserError
@@ -88,7 +87,7 @@ for _verb in (
     *training_commands.VERBS,
     *build_commands.VERBS,
     *script_commands.VERBS_SERVER,
-    *eval_commands.VERBS,
+    *script_commands.VERBS_ASK,
     *script_commands.VERBS_AFTER,
 ):
     main.add_command(_verb)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from retinaserve.scripts.cli.next_step import name_next
-from retinaserve.scripts.cli.options import FILE, FOLDER, write_json
+from retinaserve.scripts.cli.options import COUNT, FILE, FOLDER
+from retinaserve.scripts.cli.output import name_next, write_json
 
 if TYPE_CHECKING:
     from retinaserve.scripts.server.rollout import Deployment
 
-VERSION = click.argument("version", type=click.IntRange(min=1))
+VERSION = click.argument("version", type=COUNT)
 
 
 def on_deployment(verb: Callable[..., list[str]]) -> Callable[..., None]:

@@ -1,29 +1,58 @@
-"""What the verbs of this folder share: options, progress and writing JSON."""
+"""The options that several verbs share, and the words that reach the same server again.
+
+@server_option
+@tls_options
+def verb(server: str, tls: TlsFiles | None) -> None: ...
+"""
 
 import functools
-import json
-import re
 import shlex
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from retinaserve.training.replacing import replacing
+from retinaserve.training.spec import DETECTOR
 
 if TYPE_CHECKING:
     from retinaserve.eval.client.transport import TlsFiles
 
-T = TypeVar("T")
+Protocol = Literal["grpc", "http"]
 
-NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n\s*\]")  # the innermost lists of indented JSON, without strings
+PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+COUNT = click.IntRange(min=1)
+SERVER_HELP = "The Triton server: HOST:PORT, or grpc://, http://, grpcs:// or https:// before it"
 
+server_option = click.option(
+    "--server",
+    metavar="HOST:PORT",
+    default="localhost:8001",
+    help=f"{SERVER_HELP}; equal ones with commas, and one of them may die.",
+)
+protocol_option = click.option(
+    "--protocol",
+    type=click.Choice(["grpc", "http"]),
+    help="What HOST:PORT speaks where --server does not say it: gRPC, or HTTP.",
+)
+model_option = click.option(
+    "--model", "ensemble", default=DETECTOR, help="The ensemble to ask: detector, or detector_canary beside it."
+)
+timeout_option = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.001),
+    default=60.0,
+    help="Seconds an image may take at the server, queueing included.",
+)
 wait_option = click.option(
     "--wait", type=click.FloatRange(min=0), default=0.0, help="Seconds to wait for the server to become ready."
+)
+images_option = click.option("--images", type=FOLDER, required=True, help="Directory of the images.")
+batch_option = click.option("--batch", type=COUNT, default=8, help="Images in a batch.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 takes all cores."
 )
 json_option = click.option("--json", "json_file", type=FILE, help="Write the numbers to this JSON file.")
 
@@ -54,16 +83,8 @@ def server_words(*servers: object, tls: "TlsFiles | None" = None) -> str:
     return shlex.join(words)
 
 
-def progress(items: Iterable[T], total: int) -> Iterator[T]:
-    """Yield the items, one a picture, and show on a terminal's stderr how many there were."""
-    from tqdm import tqdm
-
-    # `disable=None` shows the bar on a terminal only.
-    yield from tqdm(items, total=total, unit="image", file=sys.stderr, disable=None, dynamic_ncols=True)
-
-
 def report_options(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the options of the report on a labelled set; they arrive as `report_file` and so on."""
+    """Add the options of the report on a labelled set; `output.ReportOptions.of` takes them."""
     options = (
         click.option("--report", "report_file", type=FILE, help="Write the report to this HTML file."),
         click.option("--baseline", type=FILE, help="Compare with the --json FILE of an earlier report."),
@@ -83,12 +104,3 @@ def report_options(verb: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(options):
         verb = option(verb)
     return verb
-
-
-def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
-    """Write a JSON file, its directory too; it appears whole or not at all."""
-    with replacing(path) as partial:
-        text = json.dumps(value, indent=indent, ensure_ascii=False)
-        if indent:  # a row of numbers is a line; no line break is ever inside a string
-            text = NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
-        partial.write_text(text + "\n", encoding="utf-8")

@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from retinaserve.scripts.cli.export import CALIBRATORS, calibration_options, int8_options
-from retinaserve.scripts.cli.next_step import name_next
+from retinaserve.scripts.cli.options import PATH
+from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import UserError
 from retinaserve.training.spec import BACKBONES
 
-PATH = click.Path(path_type=Path)
 RANDOM_SIZE = (640, 640)
 PICTURES = 24
 

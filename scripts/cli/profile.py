@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from retinaserve.scripts.cli.next_step import name_next
+from retinaserve.scripts.cli.options import COUNT, PATH
+from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.data.augment import MODES
 from retinaserve.training.spec import BACKBONES
 
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
     from retinaserve.training.spec import DetectorSpec
     from retinaserve.training.trainer.settings import TrainConfig
 
-PATH = click.Path(path_type=Path)
 LOADERS, PRECISIONS, BATCHES = ("torch", "dali"), ("fp32", "bf16"), (1, 8, 32)
-COUNT = click.IntRange(min=1)
 
 
 @dataclass(frozen=True)

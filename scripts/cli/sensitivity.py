@@ -9,9 +9,8 @@ from typing import Any
 import click
 
 from retinaserve.scripts.cli.export import calibration_options, int8_options
-from retinaserve.scripts.cli.next_step import name_next
-
-PATH = click.Path(path_type=Path)
+from retinaserve.scripts.cli.options import PATH
+from retinaserve.scripts.cli.output import name_next
 
 
 @click.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from retinaserve.scripts.cli.options import FILE, PATH
 from retinaserve.scripts.server.protection import LOOPBACK, Tls, check_exposure, read_token
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer, check_repository, with_ports
 from retinaserve.training.errors import Exit, UserError
@@ -65,9 +66,6 @@ def ready_text(server: TritonServer) -> str:
     return READY.format(**urls, **examples, log=server.log)
 
 
-FILE = click.Path(path_type=Path, dir_okay=False)
-
-
 def tls_of(certificate: Path | None, key: Path | None, client_ca: Path | None) -> Tls | None:
     """Return what the three options mean together. Raises click.UsageError for half of a pair."""
     if certificate and key:
@@ -78,7 +76,7 @@ def tls_of(certificate: Path | None, key: Path | None, client_ca: Path | None) -
 
 
 @click.command()
-@click.argument("repository", type=click.Path(path_type=Path))
+@click.argument("repository", type=PATH)
 @click.option("--host", default="127.0.0.1", help="Address to listen on; another than loopback needs --expose.")
 @click.option(
     "--expose", is_flag=True, help="Allow others in, although the embedded Triton 2.51 lacks later fixes."
@@ -114,7 +112,7 @@ def tls_of(certificate: Path | None, key: Path | None, client_ca: Path | None) -
     metavar="SETTING",
     help="Triton's --trace-config, like level=TIMESTAMPS or opentelemetry,url=URL; may be repeated.",
 )
-@click.option("--log", type=click.Path(path_type=Path), help="Keep the server's log in this file.")
+@click.option("--log", type=PATH, help="Keep the server's log in this file.")
 @click.option("--verbose", is_flag=True, help="Let the server log every request.")
 def serve(
     repository: Path,

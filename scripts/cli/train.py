@@ -12,7 +12,8 @@ import click
 from click.core import ParameterSource
 
 from retinaserve.scripts.cli.import_weights import import_weights
-from retinaserve.scripts.cli.next_step import name_next
+from retinaserve.scripts.cli.options import COUNT, PATH
+from retinaserve.scripts.cli.output import name_next
 from retinaserve.scripts.cli.profile import profile
 from retinaserve.training.data.augment import MODES
 from retinaserve.training.errors import Exit, UserError
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
     from retinaserve.training.trainer.settings import TrainConfig
     from retinaserve.training.trainer.validate import Scores
 
-PATH = click.Path(path_type=Path)
-COUNT, SHARE = click.IntRange(min=1), click.FloatRange(min=0)
+SHARE = click.FloatRange(min=0)
 POSITIVE = click.FloatRange(min=0, min_open=True)
 DECAYS = {"adamw": 0.01, "sgd": 1e-4}
 

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from retinaserve.eval.verify.tolerances import PRECISIONS
-from retinaserve.scripts.cli.next_step import name_next
 from retinaserve.scripts.cli.options import (
+    COUNT,
     FILE,
     FOLDER,
+    batch_option,
+    images_option,
     json_option,
-    progress,
     server_words,
+    threads_option,
+    timeout_option,
     tls_options,
-    write_json,
 )
+from retinaserve.scripts.cli.output import name_next, progress, write_json
 from retinaserve.training.errors import Exit
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "--server", "servers", metavar="HOST:PORT", multiple=True, help="A Triton server to compare as well."
 )
-@click.option("--images", type=FOLDER, required=True, help="Directory of the pictures.")
+@images_option
 @click.option("--annotations", type=FILE, help="COCO annotations of the pictures; with them it compares AP too.")
 @click.option("--count", type=click.IntRange(min=0), default=0, help="Pictures, evenly spread; 0 takes all.")
 @click.option(
@@ -53,15 +56,13 @@ if TYPE_CHECKING:
     "--size", type=click.IntRange(min=32), nargs=2, metavar="H W", help="Input size of a reference that is a .pth."
 )
 @click.option("--plugins", type=FILE, help="Plugin library of .plan files; build/plugins/ if it is there.")
-@click.option("--batch", type=click.IntRange(min=1), default=8, help="Pictures in a batch.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 takes all cores.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0.001), default=60.0, help="Seconds a server may take for a picture."
-)
+@batch_option
+@threads_option
+@timeout_option
 @tls_options
 @json_option
 @click.option("--output", type=FOLDER, help="Write the worst pictures, side by side, into this directory.")
-@click.option("--worst", type=click.IntRange(min=1), default=6, help="With --output: how many.")
+@click.option("--worst", type=COUNT, default=6, help="With --output: how many.")
 def verify(
     reference: Path,
     others: tuple[Path, ...],

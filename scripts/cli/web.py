@@ -6,12 +6,12 @@ retinaserve web --server localhost:8001
 import contextlib
 import ipaddress
 import socket
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
-from retinaserve.scripts.cli.next_step import name_next
-from retinaserve.scripts.cli.options import tls_options
+from retinaserve.scripts.cli.options import SERVER_HELP, Protocol, protocol_option, timeout_option, tls_options
+from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
 
 if TYPE_CHECKING:
@@ -28,13 +28,9 @@ MOST_CONNECTIONS = 64
     "--server",
     metavar="HOST:PORT",
     default="localhost:8001",
-    help="The Triton server: HOST:PORT, or grpc://, http://, grpcs:// or https:// before it.",
+    help=f"{SERVER_HELP}.",
 )
-@click.option(
-    "--protocol",
-    type=click.Choice(["grpc", "http"]),
-    help="What HOST:PORT speaks where --server does not say it: gRPC, or HTTP.",
-)
+@protocol_option
 @click.option(
     "--metrics",
     metavar="HOST:PORT",
@@ -43,14 +39,12 @@ MOST_CONNECTIONS = 64
 @click.option("--host", default="127.0.0.1", help="Address the page listens on; it has no password.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, help="Port of the page; 0 takes a free one.")
 @click.option("--allow-host", "names", multiple=True, help="A name, besides localhost, the page may be called by.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0.001), default=60.0, help="Seconds a picture may take at the server."
-)
+@timeout_option
 @tls_options
 @click.option("--open", "show", is_flag=True, help="Open the page in the browser.")
 def web(
     server: str,
-    protocol: Literal["grpc", "http"] | None,
+    protocol: Protocol | None,
     metrics: str | None,
     host: str,
     port: int,

@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from retinaserve.scripts.cli.next_step import INNER
+from retinaserve.scripts.cli.output import INNER
 from retinaserve.scripts.demo.recipe import DEMO, Recipe
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.errors import Exit, UserError

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from retinaserve.scripts.cli.next_step import name_next
-from retinaserve.scripts.cli.options import FILE, json_option, write_json
+from retinaserve.scripts.cli.options import FILE, json_option
+from retinaserve.scripts.cli.output import name_next, write_json
 from retinaserve.training.errors import UserError
 
 

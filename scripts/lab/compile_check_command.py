@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 from retinaserve.scripts.cli.export_plan import percent_bar
-from retinaserve.scripts.cli.next_step import name_next
+from retinaserve.scripts.cli.options import PATH
+from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
 
 if TYPE_CHECKING:
     from retinaserve.scripts.lab.compile_check import Compiled
 
-PATH = click.Path(path_type=Path)
 GPUS = {"7.5": "T4", "8.0": "A100", "8.6": "A10", "8.9": "L4", "12.0": "RTX 50", "12.1": "GB10"}
 WIDTHS = (24, 14, 8, 20, 8, 9, 9)
 

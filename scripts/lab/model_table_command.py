@@ -5,10 +5,9 @@ from pathlib import Path
 
 import click
 
-from retinaserve.scripts.cli.next_step import name_next
+from retinaserve.scripts.cli.options import PATH
+from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.spec import BACKBONES
-
-PATH = click.Path(path_type=Path)
 
 
 @click.command("model-table")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from retinaserve.scripts.cli.options import write_json
+from retinaserve.scripts.cli.output import write_json
 from retinaserve.training.errors import UserError
 from retinaserve.training.replacing import replacing
 

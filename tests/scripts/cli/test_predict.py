@@ -78,7 +78,7 @@ def test_predict_draws_reports_the_bad_and_answers_the_rest(server: TritonServer
     assert [Path(image["file_name"]).name for image in data["images"]] == ["2.jpg", "10.jpg", "Ü b.png"]
     assert data["categories"][2] == {"id": 9, "name": "étoile filante"}
     assert "5.jpg: the image is empty" in result.stderr and "notes.jpg: the data is text" in result.stderr
-    assert "2 of 5 pictures failed" in result.stderr
+    assert "2 of 5 images failed" in result.stderr
     drawn = sorted(path.relative_to(folder / "out").as_posix() for path in (folder / "out").rglob("*.*"))
     assert drawn == ["10.jpg", "2.jpg", "more/Ü b.png"]
     with Image.open(folder / "out" / "more" / "Ü b.png") as picture:
@@ -151,7 +151,7 @@ def test_eval_counts_a_refused_picture_as_nothing_found(server: TritonServer, fo
     result = run("eval", "--server", server.grpc_url, "--images", folder / "images",
                  "--annotations", folder / "annotations.json")  # fmt: skip
     assert result.exit_code == 3
-    assert "2.jpg: the data is a GIF" in result.stderr and "1 of 3 pictures failed" in result.stderr
+    assert "2.jpg: the data is a GIF" in result.stderr and "1 of 3 images failed" in result.stderr
     assert result.stdout.splitlines()[0].split()[:2] == ["ap", "0.000"]
 
 

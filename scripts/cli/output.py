@@ -1,27 +1,65 @@
-"""How `eval` and `infer` tell what they found: the table, the JSON file, the page, and whether the check passed.
+"""What verbs print while they work and at their end: progress, predictions, the report, the next command.
 
     options = ReportOptions.of(json_file, report_file=..., baseline=..., max_drop=..., resamples=..., seed=...)
     options.read_baseline(truth)                # before the work, which a wrong file would waste
     passed = publish(report, options)
+    name_next(f"retinaserve serve {repository}")        # "next: retinaserve serve repository" on stderr
 
-The table goes to stdout, everything else to stderr. The analysis runs only when somebody asked for its results.
+Results go to stdout, everything else to stderr. The analysis runs only when somebody asked for its results.
 """
 
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 
-from retinaserve.scripts.cli.options import write_json
-from retinaserve.training.replacing import make_place
+from retinaserve.training.errors import Exit
+from retinaserve.training.replacing import make_place, replacing
 
 if TYPE_CHECKING:
     from retinaserve.eval.report.comparison import Baseline, Comparison
     from retinaserve.eval.report.report import Report
+    from retinaserve.training.detections import Detections, Detector
     from retinaserve.training.scores import Annotations
 
+T = TypeVar("T")
+
+INNER = "a step of another command"  # as the `obj` of a click context
 MOST_CLASSES = 10  # of those that changed, on the terminal
+NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n\s*\]")  # the innermost lists of indented JSON, without strings
+
+
+def name_next(command: str, *, where: str = "") -> None:
+    """Name the next useful command on stderr; `where` says on which machine, if not on this one.
+
+    Inside a command that runs others, such as `demo`, only the outer one knows what is left to do.
+    """
+    context = click.get_current_context(silent=True)
+    if context and context.find_root().obj == INNER:
+        return
+    click.secho(f"next, {where}: {command}" if where else f"next: {command}", dim=True, err=True)
+
+
+def progress(items: Iterable[T], total: int, title: str | None = None) -> Iterator[T]:
+    """Yield the items, one per image, and show on a terminal's stderr how many there were."""
+    from tqdm import tqdm
+
+    # `disable=None` shows the bar on a terminal only.
+    yield from tqdm(items, title, total, unit="image", file=sys.stderr, disable=None, dynamic_ncols=True)
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
+    """Write a JSON file, its directory too; it appears whole or not at all."""
+    with replacing(path) as partial:
+        text = json.dumps(value, indent=indent, ensure_ascii=False)
+        if indent:  # a row of numbers is a line; no line break is ever inside a string
+            text = NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 @dataclass
@@ -147,3 +185,53 @@ def _number(value: float | None) -> str:
 
 def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.4f}"
+
+
+def print_predictions(
+    files: Sequence[Path], detector: "Detector", *, score: float, style: str, output: Path | None = None
+) -> int:
+    """Print every answer as it comes, draw it into `output`, report the bad; return how many were bad."""
+    from retinaserve.eval.predictions import CocoBook, annotated_paths, json_line
+    from retinaserve.eval.report.report import read_files
+    from retinaserve.training.detections import ImageError
+
+    targets = annotated_paths(files, output) if output else [None] * len(files)
+    book, failed = CocoBook(detector.class_names, detector.category_ids), 0
+    for file, target, answer in zip(files, targets, detector.predict_many(read_files(files)), strict=True):
+        if isinstance(answer, ImageError):
+            failed += 1
+            click.secho(f"{file}: {answer.message}", fg="red", err=True)
+            continue
+        found = answer.above(score)
+        book.add(file, found)
+        if style == "jsonl":
+            click.echo(json_line(file, found, detector.class_names))
+        if target:
+            _draw(file, found, detector.class_names, target)
+    if style == "coco":
+        click.echo(json.dumps(book.to_dict(), ensure_ascii=False))
+    return failed
+
+
+def _draw(file: Path, found: "Detections", class_names: Sequence[str], target: Path) -> None:
+    from retinaserve.training.draw import draw, open_picture
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        picture = open_picture(file)
+    except OSError as error:  # Pillow is stricter than the server's decoder with what is damaged
+        click.secho(f"{file}: answered, but it can't be drawn: {error}", fg="yellow", err=True)
+        return
+    draw(picture, found, class_names).save(target, quality=92)
+
+
+def finish(failed: int, count: int, following: str, *, passed: bool = True) -> None:
+    """Say how many images failed and what to do next, unless nothing was answered; exit with what came of it."""
+    if failed:
+        click.secho(f"{failed} of {count} images failed", fg="red", err=True)
+    if failed < count or not count:
+        name_next(following)
+    if failed:
+        sys.exit(Exit.BAD_DATA)
+    if not passed:
+        sys.exit(Exit.CHECK_FAILED)
