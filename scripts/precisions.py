@@ -180,11 +180,11 @@ def random_checkpoint(backbone: str, path: Path, size: tuple[int, int]) -> None:
     import torch
 
     from retinaserve.training.checkpoint import Checkpoint, save
-    from retinaserve.training.model.retinanet import RetinaNet
+    from retinaserve.training.model import build_model
 
     spec = random_spec(backbone, size)
     torch.manual_seed(0)
-    save(path, Checkpoint(spec, RetinaNet(spec).state_dict()))
+    save(path, Checkpoint(spec, build_model(spec).state_dict()))
 
 
 def _export(checkpoint: Path, folder: Path, way: ExportOptions) -> Path:

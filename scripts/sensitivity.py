@@ -102,7 +102,7 @@ class _Judge:
         files = picture_files(truth, options.images)
         chosen = set(spread(list(files.values()), options.count))
         found = {image_id: path for image_id, path in files.items() if path in chosen}
-        results = Preprocessor(spec.size, spec.fill).run([path.read_bytes() for path in found.values()])
+        results = Preprocessor(spec.size, spec.pad_value).run([path.read_bytes() for path in found.values()])
         self.prepared = {
             image_id: result
             for image_id, result in zip(found, results, strict=True)

@@ -12,10 +12,10 @@ SPECS = {
     "3 classes 96x160, no multiple of 128": DetectorSpec.create(["a", "b", "c"], size=(96, 160)),
     "80 classes 256x256": DetectorSpec.create([f"c{i}" for i in range(80)], size=(256, 256)),
     "few candidates, other thresholds": DetectorSpec.create(
-        ["a", "b"], size=(200, 72), candidates_per_level=7, score_threshold=0.4, nms_iou=0.3, max_detections=9
+        ["a", "b"], size=(200, 72), topk_candidates=7, score_threshold=0.4, nms_iou=0.3, max_detections=9
     ),
     "fewer slots than detections": DetectorSpec.create(
-        ["a", "b"], size=(100, 60), strides=(32, 64), candidates_per_level=20, max_detections=50
+        ["a", "b"], size=(100, 60), strides=(32, 64), topk_candidates=20, max_detections=50
     ),
 }
 KINDS = ("none", "one", "few", "ties", "many", "crowd", "absurd")
@@ -69,9 +69,9 @@ def _picture(spec, kind, rng):
             "none": 0,
             "one": int(level == len(spec.strides) - 1),
             "few": 4,
-            "ties": spec.candidates_per_level,
-            "many": 3 * spec.candidates_per_level,
-            "crowd": 2 * spec.candidates_per_level,
+            "ties": spec.topk_candidates,
+            "many": 3 * spec.topk_candidates,
+            "crowd": 2 * spec.topk_candidates,
             "absurd": 30,
         }[kind]
         index = rng.permutation(count)[: min(above, count)]
@@ -98,7 +98,7 @@ def reference_candidates(spec, heads):
         anchors=spec.anchor_table,
         strides=spec.strides,
         threshold_logit=spec.score_threshold_logit,
-        topk=spec.candidates_per_level,
+        topk=spec.topk_candidates,
         delta_clamp=DELTA_CLAMP,
     )
 

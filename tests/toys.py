@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from retinaserve.build_tools.engine.manifest import Manifest
+from retinaserve.training.model import build_model
 from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import DetectorSpec
 
@@ -47,7 +48,7 @@ def toy_manifest() -> Manifest:
 def toy_model(spec: DetectorSpec) -> RetinaNet:
     """Return the network with weights chosen so that scores spread around the threshold."""
     torch.manual_seed(0)
-    model = RetinaNet(spec).eval()
+    model = build_model(spec).eval()
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d) and layer.bias is not None:
             nn.init.kaiming_normal_(layer.weight)

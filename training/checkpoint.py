@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from retinaserve.training.errors import UserError
+from retinaserve.training.model import build_model
 from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import DetectorSpec
 
@@ -132,7 +133,7 @@ def read(path: Path) -> object:
 def load_model(path: Path) -> tuple[DetectorSpec, RetinaNet]:
     """Read a checkpoint's spec and its network, ready to infer. Raises UserError as `load` does."""
     checkpoint = load(path)
-    model = RetinaNet(checkpoint.spec)
+    model = build_model(checkpoint.spec)
     try:
         model.load_state_dict(checkpoint.weights)
     except (RuntimeError, TypeError, AttributeError):

@@ -19,9 +19,8 @@ from retinaserve.training.anchors import FloatArray
 from retinaserve.training.checkpoint import Backbone
 from retinaserve.training.coco_names import COCO
 from retinaserve.training.errors import UserError
-from retinaserve.training.model.backbones import GROUPS, STAGES, Bottleneck
-from retinaserve.training.model.retinanet import RetinaNet
-from retinaserve.training.spec import STRIDES, Box, DetectorSpec, Network
+from retinaserve.training.model import build_model
+from retinaserve.training.spec import BACKBONES, STRIDES, Box, DetectorSpec, Network, ResNetLayout
 
 Weights = dict[str, Tensor]
 Categories = Mapping[int, str]  # id: name, in the order of the annotation file
@@ -201,17 +200,16 @@ def recognise_backbone(state: Mapping[str, Tensor]) -> tuple[str, int]:
         raise _not("a ResNet, ResNeXt or MobileNetV2 of torchvision", state)
     width, inner = state["conv1.weight"].shape[0], state["layer1.0.conv2.weight"]
     groups = inner.shape[0] // inner.shape[1]
-    for name, (block, published) in STAGES.items():
-        expected, group_width = GROUPS.get(name, (1, 64))
-        inner_width = width if groups == 1 else groups * max(1, width * group_width // 64)
-        bottleneck = "layer1.0.conv3.weight" in state
-        if (published, expected, inner_width) == (depths, groups, inner.shape[0]) and (
-            (block is Bottleneck) == bottleneck
-        ):
-            return name, width
+    bottleneck = "layer1.0.conv3.weight" in state
+    for name, layout in BACKBONES.items():
+        if isinstance(layout, ResNetLayout):
+            channels = layout.groups * max(1, width * layout.group_width // 64)
+            found = (depths, bottleneck, groups, inner.shape[0])
+            if found == (layout.blocks, layout.bottleneck, layout.groups, channels):
+                return name, width
     raise UserError(
         f"a ResNet with stages of {depths} blocks, {groups} groups and {inner.shape[0]} channels is not supported",
-        f"one of: {', '.join((*STAGES, 'mobilenet_v2'))}",
+        f"one of: {', '.join(BACKBONES)}",
     )
 
 
@@ -367,7 +365,7 @@ def _rows(table: FloatArray) -> tuple[tuple[Box, ...], ...]:
 def _checked(spec: DetectorSpec, weights: Weights, notes: tuple[str, ...]) -> Imported:
     """Return the detector if its weights are those of its network, to the last."""
     with torch.device("meta"):
-        expected = RetinaNet(spec).state_dict()
+        expected = build_model(spec).state_dict()
     for name in (*expected, *weights):
         if name not in weights or name not in expected:
             problem = "lack" if name in expected else "have an unexpected"

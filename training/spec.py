@@ -42,21 +42,56 @@ DELTA_CLAMP = math.log(1000.0 / 16)
 FIRST_LEVEL = 3  # P3
 STRIDES = (8, 16, 32, 64, 128)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BACKBONES = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "mobilenet_v2",
-)
 NORMS = ("none", "batch", "group")
 P6_SOURCES = ("c5", "p5")
 FORMAT = 1
 
+RENAMED = {"candidates_per_level": "topk_candidates"}  # in checkpoints and graphs that were written before
+
 Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class ResNetLayout:
+    """A ResNet or, with groups, a ResNeXt: https://arxiv.org/abs/1512.03385, https://arxiv.org/abs/1611.05431."""
+
+    blocks: tuple[int, int, int, int]  # of the four stages
+    bottleneck: bool = True
+    groups: int = 1
+    group_width: int = 64  # channels of a group in the first stage
+
+
+@dataclass(frozen=True)
+class MobileNetLayout:
+    """A MobileNetV2: https://arxiv.org/abs/1801.04381, table 2."""
+
+    stages: tuple[tuple[int, int, int, int], ...]  # expansion, channels, blocks, first stride
+    taps: tuple[int, int, int]  # the last blocks of strides 8, 16 and 32
+
+
+# What --backbone can name. Another ResNet is a line here; another architecture is a layout here, with a class in
+# model/backbones.py that builds it.
+BACKBONES: Mapping[str, ResNetLayout | MobileNetLayout] = {
+    "resnet18": ResNetLayout((2, 2, 2, 2), bottleneck=False),
+    "resnet34": ResNetLayout((3, 4, 6, 3), bottleneck=False),
+    "resnet50": ResNetLayout((3, 4, 6, 3)),
+    "resnet101": ResNetLayout((3, 4, 23, 3)),
+    "resnet152": ResNetLayout((3, 8, 36, 3)),
+    "resnext50_32x4d": ResNetLayout((3, 4, 6, 3), groups=32, group_width=4),
+    "resnext101_32x8d": ResNetLayout((3, 4, 23, 3), groups=32, group_width=8),
+    "mobilenet_v2": MobileNetLayout(
+        stages=(
+            (1, 16, 1, 1),
+            (6, 24, 2, 2),
+            (6, 32, 3, 2),
+            (6, 64, 4, 2),
+            (6, 96, 3, 1),
+            (6, 160, 3, 2),
+            (6, 320, 1, 1),
+        ),
+        taps=(6, 13, 17),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +135,7 @@ class DetectorSpec:
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of pixels in 0..1, RGB
     std: tuple[float, float, float] = IMAGENET_STD
     score_threshold: float = 0.05
-    candidates_per_level: int = 1000
+    topk_candidates: int = 1000
     nms_iou: float = 0.5
     max_detections: int = 100
 
@@ -123,7 +158,7 @@ class DetectorSpec:
             (min(self.size) > 0, f"size {self.size[0]} x {self.size[1]} is empty"),
             (0 < self.score_threshold < 1, f"score_threshold {self.score_threshold} is not between 0 and 1"),
             (0 < self.nms_iou <= 1, f"nms_iou {self.nms_iou} is not in (0, 1]"),
-            (self.candidates_per_level > 0, "candidates_per_level must be positive"),
+            (self.topk_candidates > 0, "topk_candidates must be positive"),
             (self.max_detections > 0, "max_detections must be positive"),
             (all(value > 0 for value in self.std), "std must be positive"),
         )
@@ -176,7 +211,7 @@ class DetectorSpec:
         return math.log(self.score_threshold / (1 - self.score_threshold))
 
     @property
-    def fill(self) -> tuple[int, int, int]:
+    def pad_value(self) -> tuple[int, int, int]:
         """The mean colour as RGB bytes: what the letterbox is padded with."""
         red, green, blue = (round(255 * value) for value in self.mean)
         return red, green, blue
@@ -210,6 +245,7 @@ class DetectorSpec:
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, Mapping) else None
             raise UserError(f"detector spec has format {found!r}", f"this version reads format {FORMAT}")
+        data = {RENAMED.get(name, name): value for name, value in data.items()}
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(data) - known - {"format"})
         if unknown:

@@ -10,7 +10,7 @@ checks a model (build_tools/graph/graft.py does) and uses no custom operators (p
 Three things keep OpenVINO's CPU plugin equal to the reference, for about half a millisecond a picture:
 
 - Its TopK orders equal values arbitrarily, so whatever must be in order is sorted by integers without ties.
-  (Which of equal logits make a level's cut stays its choice: only a level with more than `candidates_per_level`
+  (Which of equal logits make a level's cut stays its choice: only a level with more than `topk_candidates`
   logits above the threshold can tell.)
 - It divides integers in float32, which is wrong by one from 2^24 on: a P3 of 1280 x 1280 pixels and 80 classes
   has more logits than that.
@@ -62,7 +62,7 @@ class _Slots:
         cells = shapes.prod(axis=1)
         logits = cells * spec.anchors_per_cell * len(spec.classes)
         deltas = cells * spec.anchors_per_cell * 4
-        taken = np.minimum(logits, spec.candidates_per_level)
+        taken = np.minimum(logits, spec.topk_candidates)
         return cls(
             taken=tuple(map(int, taken)),
             sizes=tuple(map(int, logits)),

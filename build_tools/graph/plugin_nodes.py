@@ -31,7 +31,7 @@ def add_decode_plugin(
 ) -> Candidates:
     """Append the decode of all levels; empty slots are -inf and zeros. Raises UserError beyond its limits."""
     for name, value, most in (
-        ("candidates_per_level", spec.candidates_per_level, MOST_CANDIDATES),
+        ("topk_candidates", spec.topk_candidates, MOST_CANDIDATES),
         ("max_detections", spec.max_detections, MOST_DETECTIONS),
         ("anchors a cell", spec.anchors_per_cell, MOST_ANCHORS),
     ):
@@ -49,11 +49,11 @@ def add_decode_plugin(
         strides=list(spec.strides),
         threshold_logit=spec.score_threshold_logit,
         delta_clamp=DELTA_CLAMP,
-        topk=spec.candidates_per_level,
+        topk=spec.topk_candidates,
     )
     sizes = [spec.feature_size(level) for level in range(len(spec.strides))]
     channels = spec.anchors_per_cell * len(spec.classes)
-    count = sum(min(spec.candidates_per_level, channels * height * width) for height, width in sizes)
+    count = sum(min(spec.topk_candidates, channels * height * width) for height, width in sizes)
     return Candidates(logits, boxes, classes, count)
 
 

@@ -75,7 +75,7 @@ def draw_pictures(source: Path, spec: DetectorSpec, *, count: int, seed: int = 0
     files = picture_files(source)
     names = sorted(files)
     random.Random(seed).shuffle(names)  # before the cut: the first files of a folder are often of one kind
-    preprocessor = Preprocessor(spec.size, spec.fill, max_batch=DECODED_AT_ONCE)
+    preprocessor = Preprocessor(spec.size, spec.pad_value, max_batch=DECODED_AT_ONCE)
     images: list[npt.NDArray[np.uint8]] = []
     drawn: list[Picture] = []
     unreadable: dict[str, str] = {}

@@ -66,7 +66,7 @@ class _Warmup:
         Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8)).save(buffer, "JPEG", quality=90)
         jpeg = buffer.getvalue()
         spec = signature.spec
-        (prepared,) = Preprocessor(spec.size, spec.fill, threads=1, max_batch=1).run([jpeg])
+        (prepared,) = Preprocessor(spec.size, spec.pad_value, threads=1, max_batch=1).run([jpeg])
         assert isinstance(prepared, Prepared)
         return cls(
             {
@@ -166,7 +166,7 @@ def _write_pipeline(folder: Path, signature: Signature, configs: dict[str, Any])
     config, spec = configs[contract.PREPROCESS], signature.spec
     settings: dict[str, Any] = {
         "size": spec.size,
-        "fill": spec.fill,
+        "fill": spec.pad_value,
         "max_batch": config.max_batch_size,
         "threads": int(config.parameters["num_threads"].string_value),
         "decoder": "mixed",

@@ -108,7 +108,7 @@ def _parameters(
         "max_image_bytes": str(options.max_image_bytes),
         "max_image_pixels": str(options.max_image_pixels),
     }
-    preparation = {"size": json.dumps(spec.size), "fill": json.dumps(spec.fill)}
+    preparation = {"size": json.dumps(spec.size), "fill": json.dumps(spec.pad_value)}
     detector = {
         "classes": json.dumps(spec.classes, ensure_ascii=False),
         "category_ids": json.dumps(spec.category_ids),

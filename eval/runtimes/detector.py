@@ -75,7 +75,7 @@ class OfflineDetector(ABC):
     def _preprocessor(self) -> "Preprocessor":
         from retinaserve.build_tools.preprocess import Preprocessor
 
-        return Preprocessor(self.spec.size, self.spec.fill, threads=self.threads, max_batch=self.batch)
+        return Preprocessor(self.spec.size, self.spec.pad_value, threads=self.threads, max_batch=self.batch)
 
     @property
     def class_names(self) -> tuple[str, ...]:

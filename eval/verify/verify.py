@@ -238,8 +238,8 @@ def level_cuts(spec: DetectorSpec, heads: Heads, row: int) -> tuple[float, ...]:
     for name, _ in spec.head_names:
         logits = heads[name][row].ravel() if name in heads else np.empty(0, np.float32)
         above = logits[logits > spec.score_threshold_logit]
-        if len(above) > spec.candidates_per_level:
-            last = np.partition(above, -spec.candidates_per_level)[-spec.candidates_per_level]
+        if len(above) > spec.topk_candidates:
+            last = np.partition(above, -spec.topk_candidates)[-spec.topk_candidates]
             cuts.append(1 / (1 + math.exp(-float(last))))
     return tuple(cuts)
 

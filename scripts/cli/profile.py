@@ -36,7 +36,9 @@ class Timing:
 @click.command()
 @click.option("--images", type=PATH, default=Path(), help="Folder that the annotation file's names start from.")
 @click.option("--annotations", type=PATH, required=True, help="COCO annotation file.")
-@click.option("--backbone", type=click.Choice(BACKBONES), default="resnet18", help="What finds the features.")
+@click.option(
+    "--backbone", type=click.Choice(tuple(BACKBONES)), default="resnet18", help="What finds the features."
+)
 @click.option("--width", type=COUNT, default=64, help="Of the backbone; 64 is the published network.")
 @click.option("--fpn-channels", type=COUNT, default=256, help="Channels of pyramid and heads.")
 @click.option("--size", type=click.IntRange(min=32), nargs=2, default=(512, 512), metavar="H W", help="Input.")

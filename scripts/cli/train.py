@@ -62,7 +62,9 @@ class ManyMilestones(click.Command):
 @click.option("--val-annotations", type=PATH, help="COCO file to validate on while training.")
 @click.option("--val-iters", type=COUNT, default=1000, help="Iterations between validations.")
 @click.option("--classes", type=COUNT, help="How many classes the annotation file should have, as a check.")
-@click.option("--backbone", type=click.Choice(BACKBONES), default="resnet50", help="What finds the features.")
+@click.option(
+    "--backbone", type=click.Choice(tuple(BACKBONES)), default="resnet50", help="What finds the features."
+)
 @click.option("--width", type=COUNT, default=64, help="Of the backbone; 64 is the published network.")
 @click.option("--fpn-channels", type=COUNT, default=256, help="Channels of pyramid and heads.")
 @click.option(

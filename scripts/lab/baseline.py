@@ -49,7 +49,7 @@ class Detector:
         resized = image.resize(
             (round(image.width * ratio), round(image.height * ratio)), Image.Resampling.BILINEAR
         )
-        canvas = Image.new("RGB", (width, height), self.spec.fill)
+        canvas = Image.new("RGB", (width, height), self.spec.pad_value)
         canvas.paste(resized)
         pixels = np.asarray(canvas).transpose(2, 0, 1)[None]  # (1, 3, H, W)
         with self._turn:
@@ -71,10 +71,8 @@ class Detector:
             classes, (_, channels, h, w) = len(spec.classes), logits.shape
             flat = logits.reshape(channels // classes, classes, h, w)  # (A, C, h, w)
             index = np.flatnonzero(flat > spec.score_threshold_logit)
-            if len(index) > spec.candidates_per_level:
-                index = index[
-                    np.argpartition(-flat.ravel()[index], spec.candidates_per_level)[: spec.candidates_per_level]
-                ]
+            if len(index) > spec.topk_candidates:
+                index = index[np.argpartition(-flat.ravel()[index], spec.topk_candidates)[: spec.topk_candidates]]
             a, c, y, x = np.unravel_index(index, flat.shape)
             dx, dy, dw, dh = deltas.reshape(-1, 4, h, w)[a, :, y, x].T
             x1, y1, x2, y2 = (np.asarray(anchors, np.float32)[a] + stride * np.stack((x, y, x, y), 1)).T

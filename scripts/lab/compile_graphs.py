@@ -13,7 +13,7 @@ import torch
 
 from retinaserve.scripts.shapes.draw import draw_dataset
 from retinaserve.training.checkpoint import Checkpoint, save
-from retinaserve.training.model.retinanet import RetinaNet
+from retinaserve.training.model import build_model
 from retinaserve.training.spec import DetectorSpec
 
 SIZE, CLASSES = (640, 640), 80
@@ -29,7 +29,7 @@ def make_graphs(folder: Path, backbone: str, *, size: tuple[int, int] = SIZE) ->
     spec = DetectorSpec.create([f"class {number}" for number in range(CLASSES)], size=size, backbone=backbone)
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
         checkpoint, pictures = Path(scratch) / "model.pth", Path(scratch) / "pictures"
-        save(checkpoint, Checkpoint(spec, RetinaNet(spec).state_dict()))
+        save(checkpoint, Checkpoint(spec, build_model(spec).state_dict()))
         draw_dataset(pictures, images=PICTURES, seed=0)
         int8 = Int8Options(pictures / "images", count=PICTURES, calibrator="minmax")
         flavours = {

@@ -76,7 +76,7 @@ class PlainLoop:
 
         spec = read_signature(graph).spec
         self._pictures = pictures
-        self._preprocessor = Preprocessor(spec.size, spec.fill, threads=threads)
+        self._preprocessor = Preprocessor(spec.size, spec.pad_value, threads=threads)
         network = compile_for_cpu(str(graph), precision=precision, threads=threads)
         self._infer = network.create_infer_request()
 

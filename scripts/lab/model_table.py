@@ -169,10 +169,10 @@ def network_cost(spec: DetectorSpec) -> tuple[int, int]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from retinaserve.training.model.retinanet import RetinaNet
+    from retinaserve.training.model import build_model
 
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model = RetinaNet(spec).eval()
+        model = build_model(spec).eval()
         model(torch.empty(1, 3, *spec.size))
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops()
 

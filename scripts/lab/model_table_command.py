@@ -19,9 +19,9 @@ from retinaserve.training.spec import BACKBONES
 @click.option(
     "--backbone",
     "chosen",
-    type=click.Choice(BACKBONES),
+    type=click.Choice(tuple(BACKBONES)),
     multiple=True,
-    default=BACKBONES,
+    default=tuple(BACKBONES),
     show_default=False,
     help="A backbone to measure; can be repeated; all if not given.",
 )

@@ -57,7 +57,7 @@ def test_answers_equal_the_graph_run_offline(client: Client, toy_onnx: Path) -> 
     images = pictures(8)
     session = onnxruntime.InferenceSession(toy_onnx)
     spec = toy_spec()
-    prepared = [p for p in Preprocessor(spec.size, spec.fill).run(images) if isinstance(p, Prepared)]
+    prepared = [p for p in Preprocessor(spec.size, spec.pad_value).run(images) if isinstance(p, Prepared)]
     counts = set()
     for found, one in zip(client.predict(images), prepared, strict=True):
         number, boxes, scores, classes = session.run(

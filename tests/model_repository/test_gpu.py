@@ -139,7 +139,7 @@ def with_dali_backend(repository: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_real_dali_backend_loses_no_batch_to_a_damaged_picture(with_dali_backend: TritonServer) -> None:
     spec, good = toy_spec(), list(good_pictures().values())
     with grpc.InferenceServerClient(with_dali_backend.grpc_url) as direct:
-        for data, wanted in zip(good, Preprocessor(spec.size, spec.fill, threads=1).run(good), strict=True):
+        for data, wanted in zip(good, Preprocessor(spec.size, spec.pad_value, threads=1).run(good), strict=True):
             tensor = grpc.InferInput("image_bytes", [1, len(data)], "UINT8")
             tensor.set_data_from_numpy(np.frombuffer(data, np.uint8)[None])
             answer = direct.infer("preprocess", [tensor])

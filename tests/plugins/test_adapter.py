@@ -65,7 +65,7 @@ def decode_fields(spec):
         "strides": ("INT32", list(spec.strides)),
         "threshold_logit": ("FLOAT32", [spec.score_threshold_logit]),
         "delta_clamp": ("FLOAT32", [DELTA_CLAMP]),
-        "topk": ("INT32", [spec.candidates_per_level]),
+        "topk": ("INT32", [spec.topk_candidates]),
     }
 
 
@@ -121,7 +121,7 @@ def problem(name, dtype=np.float32):
     deltas = [level.astype(dtype) for level in heads.deltas]
     expected = reference.decode(
         logits, deltas, heads.letterbox, anchors=spec.anchor_table, strides=spec.strides,
-        threshold_logit=spec.score_threshold_logit, topk=spec.candidates_per_level, delta_clamp=DELTA_CLAMP,
+        threshold_logit=spec.score_threshold_logit, topk=spec.topk_candidates, delta_clamp=DELTA_CLAMP,
     )  # fmt: skip
     pairs = [array for pair in zip(logits, deltas, strict=True) for array in pair]
     return spec, [*pairs, heads.letterbox], expected

@@ -9,6 +9,7 @@ import torch
 
 from retinaserve.training.checkpoint import Checkpoint, load, load_model, save
 from retinaserve.training.errors import UserError
+from retinaserve.training.model import build_model
 from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import DetectorSpec
 
@@ -20,7 +21,7 @@ SPEC = DetectorSpec.create(
 @pytest.fixture(scope="module")
 def model() -> RetinaNet:
     torch.manual_seed(0)
-    return RetinaNet(SPEC)
+    return build_model(SPEC)
 
 
 def test_a_model_comes_back_as_it_was(tmp_path: Path, model: RetinaNet) -> None:

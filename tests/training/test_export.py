@@ -12,8 +12,8 @@ from retinaserve.build_tools.graph.graft import graft
 from retinaserve.build_tools.graph.onnx_io import read_spec
 from retinaserve.eval.runtimes.openvino import shared_core
 from retinaserve.training.export import export_heads
+from retinaserve.training.model import build_model
 from retinaserve.training.model.postprocess import detect
-from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import METADATA_CLASSES, NETWORK_INPUT, DetectorSpec
 from tests.heads import Heads, assert_equal_detections, reference_detections
 
@@ -44,7 +44,7 @@ class Broken(nn.Module):
 def trained():
     """Return a model whose batch statistics and heads are not those of a fresh one."""
     torch.manual_seed(0)
-    model = RetinaNet(SPEC)
+    model = build_model(SPEC)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.5, 0.5)
@@ -116,7 +116,7 @@ def test_exported_and_grafted_it_detects_what_torch_detects(exported, trained):
 
 def test_openvino_keeps_decode_and_nms_in_float32_at_bf16(exported):
     # all candidates: bf16 makes equal logits, and which of them make a cut is OpenVINO's choice
-    spec = replace(SPEC, candidates_per_level=3000)
+    spec = replace(SPEC, topk_candidates=3000)
     model = graft(exported, spec, keep_heads=True)
     compiled = shared_core().compile_model(
         shared_core().read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"}

@@ -27,8 +27,8 @@ from retinaserve.training.importers import (
     torchvision_anchors,
     with_eps,
 )
+from retinaserve.training.model import build_model
 from retinaserve.training.model.postprocess import detect
-from retinaserve.training.model.retinanet import RetinaNet
 from tests import torchvision_layout
 
 UNUSED_IDS = sorted(set(range(91)) - set(COCO))
@@ -80,7 +80,7 @@ def assert_same(state: dict[str, torch.Tensor], images: torch.Tensor, how: Any, 
     boxes, scores, labels, counts = torchvision_layout.detections(expected, size)
     assert max(counts) < 1000 and len(scores) < 300  # no limit decides
     detector = import_torchvision(state, size=size)
-    model = RetinaNet(detector.spec).eval()
+    model = build_model(detector.spec).eval()
     model.load_state_dict(detector.weights)
     heads = model(images)
     for (logits, deltas), (their_logits, their_deltas, (h, w)) in zip(heads, expected, strict=True):
@@ -121,7 +121,7 @@ def test_so_does_the_full_size(name: str) -> None:
     assert (detector.spec.network.width, detector.spec.network.fpn_channels) == (64, 256)
     # torchvision's published number of parameters, less the frozen norms' and unused classes' as they count.
     published = {"v1, published": 34_014_999, "v2": 38_198_935}[name]
-    model = RetinaNet(detector.spec)
+    model = build_model(detector.spec)
     norms = 2 * 26_560 if name == "v1, published" else 0  # buffers in torchvision
     dropped = 9 * 11 * (9 * 256 + 1)
     assert sum(each.numel() for each in model.parameters()) - norms + dropped == published
@@ -358,7 +358,7 @@ def test_a_missing_layer_is_named() -> None:
 
 
 def test_a_file_that_is_no_data_is_refused(tmp_path: Path) -> None:
-    torch.save(RetinaNet(import_odtk(odtk_checkpoint(), size=(64, 64)).spec), tmp_path / "whole_model.pth")
+    torch.save(build_model(import_odtk(odtk_checkpoint(), size=(64, 64)).spec), tmp_path / "whole_model.pth")
     error = run(tmp_path / "whole_model.pth", tmp_path / "model.pth", "--from", "odtk").exception
     assert isinstance(error, UserError) and "can't be read" not in error.message
     assert "not weights that can be read as data" in error.message and "state_dict()" in error.hint

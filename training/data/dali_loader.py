@@ -101,7 +101,7 @@ def dali_batches(
             shape=canvas,
             axes=[0, 1],
             out_of_bounds_policy="pad",
-            fill_values=list(spec.fill),
+            fill_values=list(spec.pad_value),
         )
 
     built = pipeline(

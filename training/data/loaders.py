@@ -95,7 +95,11 @@ class Views(Dataset["Sample | UserError"]):
         labels = self.dataset.labels[index]
         view = self.settings.view(key, labels, original, self.spec)
         placement = place(view, original, self.settings.frame(self.spec))
-        return paint(picture, placement, view, self.spec.fill), place_labels(labels, placement), labels.image_id
+        return (
+            paint(picture, placement, view, self.spec.pad_value),
+            place_labels(labels, placement),
+            labels.image_id,
+        )
 
     def _picture(self, index: int) -> tuple[Image.Image, tuple[int, int]]:
         """Return a picture, shrunk if it is cached, and its original (h, w)."""
@@ -118,7 +122,7 @@ def render(
     `picture` may have been shrunk already; `original` is the (h, w) that the labels' boxes are in.
     """
     placement = place(view, original, Frame(spec.size))
-    return paint(picture, placement, view, spec.fill), place_labels(labels, placement)
+    return paint(picture, placement, view, spec.pad_value), place_labels(labels, placement)
 
 
 def paint(picture: Image.Image, placement: Placement, view: View, fill: tuple[int, int, int]) -> Pixels:
@@ -176,7 +180,7 @@ def training_batches(
     loader: DataLoader[Sample | UserError] = DataLoader(
         Views(dataset, spec, settings),
         batch_sampler=Stream(len(dataset), settings, first),
-        collate_fn=Collate(spec.fill),
+        collate_fn=Collate(spec.pad_value),
         num_workers=settings.workers,
         worker_init_fn=_leave_interrupts_to_the_parent,
         pin_memory=torch.cuda.is_available(),

@@ -4,14 +4,17 @@
     c3, c4, c5 = backbone(images)     # strides 8, 16, 32; backbone.channels says how wide each is
     backbone.stages                   # five, from the stem on: what can be frozen
 
-There is no classifier. Bottlenecks stride in their 3x3 convolution, as torchvision's do ("ResNet v1.5"), and not
-in the first 1x1 of the paper. A width of 64 is the published network, whatever its stem measures.
+The names are those of spec.BACKBONES. Bottlenecks stride in their 3x3 convolution, as torchvision's do
+("ResNet v1.5"), and not in the first 1x1 of the paper. A width of 64 is the published network, whatever its stem
+measures.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from retinaserve.training.spec import BACKBONES, MobileNetLayout, ResNetLayout
 
 PUBLISHED_WIDTH = 64
 
@@ -21,7 +24,9 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, downsample: nn.Module | None) -> None:
+    def __init__(
+        self, inputs: int, width: int, stride: int, downsample: nn.Module | None, layout: ResNetLayout
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -44,21 +49,13 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(
-        self,
-        inputs: int,
-        width: int,
-        stride: int,
-        downsample: nn.Module | None,
-        *,
-        groups: int = 1,
-        group_width: int = PUBLISHED_WIDTH,
+        self, inputs: int, width: int, stride: int, downsample: nn.Module | None, layout: ResNetLayout
     ) -> None:
         super().__init__()
-        # https://arxiv.org/abs/1611.05431: "32x4d" is 32 groups of 4 channels in the first stage.
-        inner = max(1, width * group_width // PUBLISHED_WIDTH) * groups
+        inner = max(1, width * layout.group_width // PUBLISHED_WIDTH) * layout.groups
         self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=groups, bias=False)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=layout.groups, bias=False)
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, width * self.expansion, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
@@ -74,46 +71,21 @@ class Bottleneck(nn.Module):
         return torch.relu(y + shortcut)
 
 
-STAGES: Mapping[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-    "resnet152": (Bottleneck, (3, 8, 36, 3)),
-    "resnext50_32x4d": (Bottleneck, (3, 4, 6, 3)),
-    "resnext101_32x8d": (Bottleneck, (3, 4, 23, 3)),
-}
-GROUPS: Mapping[str, tuple[int, int]] = {"resnext50_32x4d": (32, 4), "resnext101_32x8d": (32, 8)}
-
-# MobileNetV2's table 2, https://arxiv.org/abs/1801.04381: expansion, channels, blocks, first stride.
-MOBILE_STAGES = (
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
-)
-MOBILE_TAPS = (6, 13, 17)  # the last blocks of strides 8, 16 and 32
-
-
 class ResNet(nn.Module):
     """A ResNet or ResNeXt without its classifier; `width` is the number of the stem's channels."""
 
-    def __init__(self, name: str, width: int = PUBLISHED_WIDTH) -> None:
+    def __init__(self, layout: ResNetLayout, width: int = PUBLISHED_WIDTH) -> None:
         super().__init__()
-        block, depths = STAGES[name]
+        block = Bottleneck if layout.bottleneck else BasicBlock
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         outputs = [width * 2**stage * block.expansion for stage in range(4)]
-        grouping = GROUPS.get(name)
-        self.layer1 = _stage(block, width, width, depths[0], stride=1, grouping=grouping)
-        self.layer2 = _stage(block, outputs[0], width * 2, depths[1], stride=2, grouping=grouping)
-        self.layer3 = _stage(block, outputs[1], width * 4, depths[2], stride=2, grouping=grouping)
-        self.layer4 = _stage(block, outputs[2], width * 8, depths[3], stride=2, grouping=grouping)
+        self.layer1 = _stage(layout, width, width, layout.blocks[0], stride=1)
+        self.layer2 = _stage(layout, outputs[0], width * 2, layout.blocks[1], stride=2)
+        self.layer3 = _stage(layout, outputs[1], width * 4, layout.blocks[2], stride=2)
+        self.layer4 = _stage(layout, outputs[2], width * 8, layout.blocks[3], stride=2)
         self.channels = (outputs[1], outputs[2], outputs[3])
         _initialise(self)
 
@@ -151,20 +123,21 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """MobileNetV2 up to its last block; channels scale with width / 64, in eights as published."""
 
-    def __init__(self, width: int = PUBLISHED_WIDTH) -> None:
+    def __init__(self, layout: MobileNetLayout, width: int = PUBLISHED_WIDTH) -> None:
         super().__init__()
+        self.taps = layout.taps
         scale = width / PUBLISHED_WIDTH
         inputs = _eights(32 * scale)
         features: list[nn.Module] = [_convolution(3, inputs, 3, stride=2)]
         widths = [inputs]
-        for expansion, channels, blocks, stride in MOBILE_STAGES:
+        for expansion, channels, blocks, stride in layout.stages:
             for block in range(blocks):
                 outputs = _eights(channels * scale)
                 features.append(InvertedResidual(inputs, outputs, stride if block == 0 else 1, expansion))
                 widths.append(outputs)
                 inputs = outputs
         self.features = nn.Sequential(*features)
-        self.channels = (widths[MOBILE_TAPS[0]], widths[MOBILE_TAPS[1]], widths[MOBILE_TAPS[2]])
+        self.channels = (widths[self.taps[0]], widths[self.taps[1]], widths[self.taps[2]])
         _initialise(self)
 
     @property
@@ -178,7 +151,7 @@ class MobileNetV2(nn.Module):
         taps = []
         for index, block in enumerate(self.features):
             x = block(x)
-            if index in MOBILE_TAPS:
+            if index in self.taps:
                 taps.append(x)
         c3, c4, c5 = taps
         return c3, c4, c5
@@ -186,25 +159,18 @@ class MobileNetV2(nn.Module):
 
 def build_backbone(name: str, width: int = PUBLISHED_WIDTH) -> ResNet | MobileNetV2:
     """Return a backbone of `spec.BACKBONES`, with random weights."""
-    return MobileNetV2(width) if name == "mobilenet_v2" else ResNet(name, width)
+    layout = BACKBONES[name]
+    return ResNet(layout, width) if isinstance(layout, ResNetLayout) else MobileNetV2(layout, width)
 
 
-def _stage(
-    block: type[BasicBlock] | type[Bottleneck],
-    inputs: int,
-    width: int,
-    depth: int,
-    *,
-    stride: int,
-    grouping: tuple[int, int] | None,
-) -> nn.Sequential:
+def _stage(layout: ResNetLayout, inputs: int, width: int, depth: int, *, stride: int) -> nn.Sequential:
+    block = Bottleneck if layout.bottleneck else BasicBlock
     outputs = width * block.expansion
     downsample = None
     if stride != 1 or inputs != outputs:
         downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-    extra = {} if grouping is None else {"groups": grouping[0], "group_width": grouping[1]}
-    blocks = [block(inputs, width, stride, downsample, **extra)]
-    blocks += [block(outputs, width, 1, None, **extra) for _ in range(depth - 1)]
+    blocks = [block(inputs, width, stride, downsample, layout)]
+    blocks += [block(outputs, width, 1, None, layout) for _ in range(depth - 1)]
     return nn.Sequential(*blocks)
 
 

@@ -62,7 +62,7 @@ def _decode_level(
     batch, _, height, width = logits.shape
     cells, device = height * width, logits.device
     flat = logits.float().reshape(batch, -1)
-    picks = [_best(row, spec.score_threshold_logit, spec.candidates_per_level) for row in flat]
+    picks = [_best(row, spec.score_threshold_logit, spec.topk_candidates) for row in flat]
     slots = max(len(pick) for pick in picks)
     filled = torch.zeros((batch, slots), dtype=torch.bool, device=device)
     index = torch.zeros((batch, slots), dtype=torch.int64, device=device)

@@ -22,6 +22,7 @@ from retinaserve.training.checkpoint import Checkpoint, load, save
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.data.loaders import Batch, training_batches
 from retinaserve.training.errors import UserError
+from retinaserve.training.model import build_model
 from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.trainer.distributed import Team, team
@@ -150,7 +151,7 @@ def _validate(run: Run, dataset: CocoDataset, iteration: int, files: _Files | No
     """Score the weights that are served, each process a part of the pictures."""
     us: Team = run.us
     with torch.random.fork_rng(devices=[]):  # validating changes nothing that training draws
-        model = RetinaNet(run.spec).to(run.device)
+        model = build_model(run.spec).to(run.device)
     model.load_state_dict(run.weights())
     part = range(us.rank, len(dataset), us.world)
     own = list(predictions(model.eval(), run.spec, dataset, part, precision=run.precision))

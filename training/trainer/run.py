@@ -20,6 +20,7 @@ from retinaserve.training.anchors import grid_anchors
 from retinaserve.training.checkpoint import Checkpoint
 from retinaserve.training.data.loaders import Batch
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.model import build_model
 from retinaserve.training.model.losses import Losses, Target, detection_loss
 from retinaserve.training.model.norms import with_batch_norms
 from retinaserve.training.model.retinanet import RetinaNet
@@ -56,7 +57,7 @@ class Run:
         self.spec, self.config, self.device, self.us = spec, config, device, us
         self.precision = precision_of(config.precision, device)
         torch.manual_seed(config.seed)
-        network = RetinaNet(spec)
+        network = build_model(spec)
         if prepare is not None:
             prepare(network)
         if config.freeze:

@@ -72,7 +72,7 @@ def predictions(
     for start in range(0, len(indices), BATCH):
         some = indices[start : start + BATCH]
         pictures, hows = zip(
-            *(letterbox(dataset.load(index), spec.size, spec.fill) for index in some), strict=True
+            *(letterbox(dataset.load(index), spec.size, spec.pad_value) for index in some), strict=True
         )
         pixels = (
             torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(device)

@@ -303,7 +303,7 @@ def test_the_plugins_attributes_are_the_spec_s():
 
 
 @pytest.mark.parametrize(
-    "change", [{"candidates_per_level": 4097}, {"max_detections": 4097}], ids=lambda change: next(iter(change))
+    "change", [{"topk_candidates": 4097}, {"max_detections": 4097}], ids=lambda change: next(iter(change))
 )
 def test_more_than_the_plugins_take(change):
     spec = replace(SPECS["1 class 64x64"], **change)

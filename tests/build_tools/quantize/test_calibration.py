@@ -50,7 +50,7 @@ def test_pictures_are_what_the_server_sees(folder: Path) -> None:
     spec = toy_spec()
     found = draw_pictures(folder, spec, count=5)
     encoded = [(folder / picture.name).read_bytes() for picture in found.drawn]
-    for image, prepared in zip(found.images, Preprocessor(spec.size, spec.fill).run(encoded), strict=True):
+    for image, prepared in zip(found.images, Preprocessor(spec.size, spec.pad_value).run(encoded), strict=True):
         np.testing.assert_array_equal(image, prepared.image)
 
 

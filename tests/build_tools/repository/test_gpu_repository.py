@@ -180,13 +180,13 @@ def test_with_its_decoder_on_the_cpu_it_gives_the_cpu_profiles_tensors() -> None
 
     spec, images = toy_spec(), list(good_pictures().values())
     loaded = Pipeline.deserialize(
-        serialise(size=spec.size, fill=spec.fill, max_batch=len(images), threads=1, decoder="cpu"),
+        serialise(size=spec.size, fill=spec.pad_value, max_batch=len(images), threads=1, decoder="cpu"),
         device_id=None,
         prefetch_queue_depth=1,
     )
     loaded.feed_input("image_bytes", [np.frombuffer(data, np.uint8) for data in images])
     outputs = dict(zip(OUTPUTS, (output.as_array() for output in loaded.run()), strict=True))
-    expected = Preprocessor(spec.size, spec.fill, threads=1).run(images)
+    expected = Preprocessor(spec.size, spec.pad_value, threads=1).run(images)
     for number, wanted in enumerate(expected):
         assert isinstance(wanted, Prepared)
         assert (outputs["image"][number] == wanted.image).all()
@@ -200,12 +200,12 @@ def test_decoded_on_the_gpu_pictures_are_the_cpus_within_a_few_levels() -> None:
     """nvJPEG and libjpeg-turbo differ in their IDCT and chroma upsampling; resize and letterbox are the same."""
     spec, images = toy_spec(), list(good_pictures().values())
     pipeline = preprocess_pipeline(
-        size=spec.size, fill=spec.fill, decoder="mixed", batch_size=len(images), num_threads=2, device_id=0
+        size=spec.size, fill=spec.pad_value, decoder="mixed", batch_size=len(images), num_threads=2, device_id=0
     )
     pipeline.build()
     pipeline.feed_input("image_bytes", [np.frombuffer(data, np.uint8) for data in images])
     pictures, letterboxes = (output.as_cpu().as_array() for output in pipeline.run())
-    for number, wanted in enumerate(Preprocessor(spec.size, spec.fill).run(images)):
+    for number, wanted in enumerate(Preprocessor(spec.size, spec.pad_value).run(images)):
         assert isinstance(wanted, Prepared)
         assert (letterboxes[number] == wanted.letterbox).all()
         assert np.abs(pictures[number].astype(int) - wanted.image).mean() < 3

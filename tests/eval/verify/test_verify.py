@@ -270,7 +270,7 @@ def test_a_checkpoint_runs_at_another_size(others: Path, toy_onnx: Path, run: Ru
 
 
 def test_level_cuts_by_hand() -> None:
-    spec = replace(toy_spec(), candidates_per_level=2)
+    spec = replace(toy_spec(), topk_candidates=2)
     first, second = (logits for logits, _ in spec.head_names[:2])
     full, other = np.full((2, 6), -9.0), np.full((2, 6), -9.0)
     full[1, :3], other[1, :2] = (1.0, 3.0, 0.0), 2.0  # three where two are taken, and two

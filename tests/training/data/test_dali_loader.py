@@ -76,7 +76,7 @@ def test_without_augmentation_dali_sees_what_is_served(data: CocoDataset) -> Non
     [batch] = batches(data, 1, batch=6, augment="none", loader="dali")
     assert batch.images.dtype == torch.uint8 and batch.images.is_contiguous(memory_format=torch.channels_last)
     for image, image_id in zip(batch.images, batch.image_ids, strict=True):
-        served, _ = letterbox(data.load(image_id), SPEC.size, SPEC.fill)
+        served, _ = letterbox(data.load(image_id), SPEC.size, SPEC.pad_value)
         difference = np.abs(image.permute(1, 2, 0).numpy().astype(int) - served)
         assert difference.mean() < MEAN_DIFFERENCE and difference.max() <= LARGEST
 

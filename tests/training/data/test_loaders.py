@@ -76,7 +76,7 @@ def test_the_stream_can_be_entered_anywhere(data: CocoDataset, workers: int) -> 
 def test_without_augmentation_training_sees_what_is_served(data: CocoDataset) -> None:
     views = Views(data, SPEC, StreamSettings(batch=1, augment="none"))
     for index in range(len(data)):
-        served, how = letterbox(data.load(index), SPEC.size, SPEC.fill)
+        served, how = letterbox(data.load(index), SPEC.size, SPEC.pad_value)
         for epoch in (0, 1):  # decoded, and from memory
             sample = views[epoch, index]
             assert not isinstance(sample, UserError)

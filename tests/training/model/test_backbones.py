@@ -7,8 +7,8 @@ from onnxruntime import InferenceSession
 from torch import nn
 
 from retinaserve.training.export import export_heads
-from retinaserve.training.model.backbones import ResNet, build_backbone
-from retinaserve.training.model.retinanet import RetinaNet
+from retinaserve.training.model import build_model
+from retinaserve.training.model.backbones import build_backbone
 from retinaserve.training.spec import BACKBONES, NETWORK_INPUT, DetectorSpec
 
 # torchvision's published parameter counts, less the classifier's 512 or 2048 x 1000 + 1000; of MobileNetV2 also
@@ -54,7 +54,7 @@ def test_names_are_torchvisions(name: str, blocks: tuple[int, ...], norms: int, 
             if block == 0 and f"layer{stage}" in shortcuts:
                 expected += [f"{prefix}.downsample.0.weight", *norm(f"{prefix}.downsample.1")]
     with torch.device("meta"):
-        assert list(ResNet(name).state_dict()) == expected
+        assert list(build_backbone(name).state_dict()) == expected
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_shapes_are_torchvisions(name: str, key: str, shape: tuple[int, ...]) ->
 
 def test_bottlenecks_stride_in_the_middle() -> None:
     with torch.device("meta"):
-        block = ResNet("resnet50").layer2[0]
+        block = build_backbone("resnet50").layer2[0]
     strides = {n: module.stride for n, module in block.named_modules() if isinstance(module, nn.Conv2d)}
     assert strides == {"conv1": (1, 1), "conv2": (2, 2), "conv3": (1, 1), "downsample.0": (2, 2)}
 
@@ -137,7 +137,7 @@ def test_exported_it_answers_as_in_torch(tmp_path: Path) -> None:
         p6_from="p5",
     )
     torch.manual_seed(0)
-    model = RetinaNet(spec).eval()
+    model = build_model(spec).eval()
     export_heads(model, spec, tmp_path / "heads.onnx")
     images = torch.rand(2, 3, 64, 96)
     found = InferenceSession(tmp_path / "heads.onnx").run(None, {NETWORK_INPUT: images.numpy()})

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from retinaserve.training.errors import UserError
+from retinaserve.training.model import build_model
 from retinaserve.training.model.fpn import FeaturePyramid, make_norm
-from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import NORMS, DetectorSpec
 
 
@@ -21,7 +21,7 @@ def small(size: tuple[int, int], depth: int = 1, norm: str = "none", **network: 
 def test_outputs_have_the_shapes_of_the_spec(size: tuple[int, int], norm: str) -> None:
     spec = small(size, norm=norm)
     with torch.inference_mode():
-        heads = RetinaNet(spec).eval()(torch.zeros(2, 3, *size))
+        heads = build_model(spec).eval()(torch.zeros(2, 3, *size))
     assert len(heads) == len(spec.head_names) == 5
     for level, (logits, deltas) in enumerate(heads):
         assert logits.shape == (2, 9 * 3, *spec.feature_size(level))
@@ -42,13 +42,13 @@ def test_the_published_network_has_its_published_size() -> None:
     )  # fmt: skip
     assert by_hand == 37_968_692  # "37.97 M"
     with torch.device("meta"):
-        model = RetinaNet(DetectorSpec.create([str(number) for number in range(80)]))
+        model = build_model(DetectorSpec.create([str(number) for number in range(80)]))
     assert sum(parameter.numel() for parameter in model.parameters()) == by_hand
 
 
 def test_every_anchor_starts_at_the_prior() -> None:
     torch.manual_seed(0)
-    model = RetinaNet(small((64, 64), depth=4)).eval()
+    model = build_model(small((64, 64), depth=4)).eval()
     with torch.inference_mode():
         heads = model(torch.rand(1, 3, 64, 64))
     for logits, deltas in heads:
@@ -57,12 +57,12 @@ def test_every_anchor_starts_at_the_prior() -> None:
 
 
 def test_depth_zero_leaves_the_output_convolutions() -> None:
-    model = RetinaNet(small((64, 64), depth=0))
+    model = build_model(small((64, 64), depth=0))
     assert [name for name, _ in model.cls_head.named_parameters()] == ["output.weight", "output.bias"]
 
 
 def test_the_heads_are_shared_over_the_levels() -> None:
-    model = RetinaNet(small((64, 64)))
+    model = build_model(small((64, 64)))
     names = {name.split(".")[0] for name, _ in model.named_parameters()}
     assert names == {"backbone", "fpn", "cls_head", "box_head"}
     heads = sum(p.numel() for name, p in model.named_parameters() if "head" in name)
@@ -87,7 +87,7 @@ def test_a_pyramid_adds_the_coarser_level_to_the_finer() -> None:
 
 
 def test_with_norms_the_convolutions_are_shared_and_the_statistics_are_not() -> None:
-    model = RetinaNet(small((64, 64), depth=2, norm="batch"))
+    model = build_model(small((64, 64), depth=2, norm="batch"))
     assert len(model.cls_head.convs) == 2 and [len(level) for level in model.cls_head.norms] == [2] * 5
     norms = [name for name, module in model.fpn.named_modules() if isinstance(module, nn.BatchNorm2d)]
     assert len(norms) == 3 + 3 + 2
@@ -99,13 +99,13 @@ def test_with_norms_the_convolutions_are_shared_and_the_statistics_are_not() -> 
 
 def test_norms_fold_away_at_inference() -> None:
     # Every norm follows a convolution directly, so an exporter can fold it: no other layer has statistics.
-    model = RetinaNet(small((64, 64), depth=1, norm="batch"))
+    model = build_model(small((64, 64), depth=1, norm="batch"))
     biased = {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.bias is not None}
     assert biased == {"cls_head.output", "box_head.output"}
 
 
 def test_group_norms_are_shared_by_the_levels_and_can_spare_the_pyramid() -> None:
-    model = RetinaNet(small((64, 64), depth=2, norm="group", pyramid_norm=False, fpn_channels=64))
+    model = build_model(small((64, 64), depth=2, norm="group", pyramid_norm=False, fpn_channels=64))
     assert [len(level) for level in model.cls_head.norms] == [2]
     assert isinstance(model.fpn.p6, nn.Conv2d) and model.fpn.p6.bias is not None
     norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
@@ -130,7 +130,7 @@ def test_p6_is_made_from_p5_where_the_spec_says_so() -> None:
 
 
 def test_frozen_stages_keep_still_in_training() -> None:
-    model = RetinaNet(small((64, 64), norm="batch"))
+    model = build_model(small((64, 64), norm="batch"))
     model.freeze(2)
     model.eval().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -15,8 +15,8 @@ from torch import nn
 from retinaserve.scripts.cli.train import train
 from retinaserve.training.checkpoint import load
 from retinaserve.training.errors import UserError
+from retinaserve.training.model import build_model
 from retinaserve.training.model.norms import FrozenBatchNorm, GlooBatchNorm, with_batch_norms
-from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.trainer.distributed import Team, found_team
 from retinaserve.training.trainer.progress import metrics_path
 from tests.training.squares import draw
@@ -57,7 +57,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
             assert two[key] == pytest.approx(one[key], rel=1e-4), key
     ours, theirs = load(alone), load(together)
     torch.manual_seed(0)
-    start = RetinaNet(ours.spec).state_dict()
+    start = build_model(ours.spec).state_dict()
     for first, second in ((ours.weights, theirs.weights), (ours.training["model"], theirs.training["model"])):
         # Sums are taken in another order, and what that rounds differently grows with every step: what is learnt
         # may differ by a hundredth of itself. Batch norms or losses of a half batch each differ by a third.

@@ -5,6 +5,7 @@ import torch
 
 from retinaserve.training.checkpoint import Backbone, Checkpoint, save, save_backbone
 from retinaserve.training.errors import UserError
+from retinaserve.training.model import build_model
 from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.trainer.finetune import initialise
@@ -15,7 +16,7 @@ def detector(*classes: str, seed: int = 0, width: int = 8, fpn_channels: int = 8
         classes, size=(64, 64), backbone="resnet18", width=width, fpn_channels=fpn_channels, head_depth=1
     )
     torch.manual_seed(seed)
-    return RetinaNet(spec)
+    return build_model(spec)
 
 
 @pytest.fixture

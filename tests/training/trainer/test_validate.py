@@ -8,7 +8,7 @@ import torch
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
-from retinaserve.training.model.retinanet import RetinaNet
+from retinaserve.training.model import build_model
 from retinaserve.training.scores import Annotations, evaluate
 from retinaserve.training.trainer.pictures import draw_predictions
 from retinaserve.training.trainer.validate import Found, check, judge, predictions
@@ -62,7 +62,7 @@ def test_the_annotations_themselves_are_perfect(data: CocoDataset) -> None:
 
 def test_every_picture_is_looked_at_once(data: CocoDataset) -> None:
     torch.manual_seed(0)
-    model = RetinaNet(SPEC).eval()
+    model = build_model(SPEC).eval()
     found = list(predictions(model, SPEC, data, [5, 0, 3]))
     assert [each.index for each in found] == [5, 0, 3]
     for each in found:
