@@ -1,21 +1,21 @@
-"""What the page shows of a server's Prometheus metrics: pictures refused, requests waiting, processor and memory.
+"""What the page shows of a server's Prometheus metrics: images refused, requests waiting, processor and memory.
 
-    read_metrics("http://127.0.0.1:8002/metrics")       # None where nothing answers
+    read_metrics("http://127.0.0.1:8002/metrics")       # None where no metrics answer
 
-Counts and times of the models are not taken from here: the statistics have them, at the address of the requests.
+Counts and times of the models come from the statistics instead, which are at the address of the requests.
 """
 
-import re
 import urllib.request
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from retinaserve.training.errors import Exit, UserError
 
 PORT = 8002  # Triton's own
 TIMEOUT = 1.0  # s
 MOST_BYTES = 4 * 1024 * 1024
-SAMPLE = re.compile(r"^(?P<name>[A-Za-z_:][\w:]*)(?:\{.*\})? (?P<value>\S+)(?: \d+)?$")
 # The page's name of a number: Triton's, and how several samples of it become one.
 SHOWN: Mapping[str, tuple[str, Callable[[list[float]], float]]] = {
     "bad_images": ("retinaserve_bad_images", sum),
@@ -38,7 +38,7 @@ def metrics_url(place: str) -> str:
 
 
 def read_metrics(url: str) -> dict[str, float] | None:
-    """Return what the page shows of the metrics, as far as they are there; None where nothing answers."""
+    """Return what the page shows of the metrics, as far as they are there; None where no metrics answer."""
     try:
         # Straight to the server: a proxy of the desktop seldom reaches it.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -49,10 +49,9 @@ def read_metrics(url: str) -> dict[str, float] | None:
 
 
 def shown(text: str) -> dict[str, float]:
-    """Return the shown numbers of a page in Prometheus' text format."""
-    samples: dict[str, list[float]] = {}
-    for line in text.splitlines():
-        match = SAMPLE.match(line)
-        if match:
-            samples.setdefault(match["name"], []).append(float(match["value"]))
-    return {ours: join(samples[name]) for ours, (name, join) in SHOWN.items() if name in samples}
+    """Return the shown numbers of a page in Prometheus' text format. Raises ValueError for another text."""
+    values: dict[str, list[float]] = {}
+    for family in text_string_to_metric_families(text):
+        # The family's name, because the parser appends _total to the samples of a counter.
+        values.setdefault(family.name, []).extend(sample.value for sample in family.samples)
+    return {ours: join(values[name]) for ours, (name, join) in SHOWN.items() if values.get(name)}

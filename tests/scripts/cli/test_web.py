@@ -95,8 +95,15 @@ nv_inference_pending_request_count{model="detector",version="1"} 3
 nv_inference_pending_request_count{model="retinanet",version="1"} 2
 nv_cpu_utilization 0.25 1700000000000
 nv_inference_count{model="x"} 12
+# HELP retinaserve_bad_images Images refused
+# TYPE retinaserve_bad_images counter
+retinaserve_bad_images{model="preprocess",version="1"} 4
+retinaserve_bad_images{model="preprocess",version="2"} 1
 """
-    assert shown(text) == {"gpu_memory_used": 2e9, "pending": 3, "cpu_utilization": 0.25}
+    expected = {"bad_images": 5, "gpu_memory_used": 2e9, "pending": 3, "cpu_utilization": 0.25}
+    assert shown(text) == expected
+    with pytest.raises(ValueError):
+        shown("<html>another server</html>")
 
 
 def test_a_wheel_carries_the_page() -> None:

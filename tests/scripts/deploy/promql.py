@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import promql_parser
+from prometheus_client.parser import text_string_to_metric_families
 from promql_parser import AggregateExpr, BinaryExpr, Call, MatchOp, MatrixSelector, VectorSelector
 
-SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$")
-LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 # What Prometheus adds to everything it scrapes.
 TARGET_LABELS = ("instance", "job")
 # Exported only where there is a GPU (Triton's metrics.md, "GPU Metrics"; all have the label gpu_uuid).
@@ -35,16 +34,14 @@ class Scrape:
         """Read the text format of /metrics."""
         labels: dict[str, dict[str, set[str]]] = {}
         samples = {}
-        for line in text.splitlines():
-            if not line or line.startswith("#"):
-                continue
-            match = SAMPLE.match(line)
-            assert match, line
-            pairs = LABEL.findall(match["labels"] or "")
-            known = labels.setdefault(match["name"], defaultdict(set))
-            for name, value in pairs:
-                known[name].add(value)
-            samples[match["name"], frozenset(pairs)] = float(match["value"])
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                # The parser appends _total to the samples of a counter; Triton and Prometheus do not.
+                name = family.name if family.type == "counter" else sample.name
+                known = labels.setdefault(name, defaultdict(set))
+                for label, value in sample.labels.items():
+                    known[label].add(value)
+                samples[name, frozenset(sample.labels.items())] = float(sample.value)
         return cls(labels, samples)
 
     def total(self, name: str, **labels: str) -> float:
