@@ -57,10 +57,10 @@ format: $(STAMP) ## Rewrite the code in the house format
 	@$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: $(STAMP) ## What serving costs: ResNet18 at 512 x 512 through Triton against a plain loop (writes runs/bench)
-	@$(BIN)/retinaserve efficiency --output $(RUNS)/bench
+	@$(BIN)/python -m retinaserve.scripts.lab.efficiency_command --output $(RUNS)/bench
 
 compile-check: $(STAMP) ## NVIDIA's compiler on ResNet18 and ResNet50 in FP32, FP16, INT8, no GPU needed (writes runs/compile)
-	@$(BIN)/retinaserve compile-check --output $(RUNS)/compile --json $(RUNS)/compile/compile.json
+	@$(BIN)/python -m retinaserve.scripts.lab.compile_check_command --output $(RUNS)/compile --json $(RUNS)/compile/compile.json
 
 plugins: ## CUDA kernels and TensorRT plugins (writes build/plugins; needs nvcc, and TENSORRT_ROOT for the headers)
 	@cmake -S plugins -B build/plugins $(CMAKE_ARGS)

@@ -57,7 +57,10 @@ def frozen(name: str, facts: Any) -> Any:
 def verbs(group: click.Group, prefix: str = "") -> dict[str, Any]:
     """Return the parameters of every verb: what can be typed, and what happens if it is not."""
     found: dict[str, Any] = {}
-    for name, verb in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        verb = group.get_command(context, name)
+        assert verb
         if isinstance(verb, click.Group):
             found |= verbs(verb, f"{prefix}{name} ")
         else:

@@ -10,7 +10,6 @@ import click
 from retinaserve.scripts.cli.export import (
     JSON,
     calibration_options,
-    export,
     int8_options,
     progress,
     tell_calibration,
@@ -109,6 +108,3 @@ def build(
         name_next(f"serve {built.repository} in NVIDIA's container: docs/deployment.md")
     else:
         name_next(f"retinaserve serve {shlex.quote(str(built.repository))}")
-
-
-VERBS: tuple[click.Command, ...] = (export, build)

@@ -1,12 +1,12 @@
-"""The `retinaserve` command: joins the folders' verbs into one group and prints what a user should see.
+"""The `retinaserve` command: one group of verbs, and what a user sees when one of them fails.
 
     retinaserve --help
 
-A UserError becomes one or two lines on stderr and its exit code; Ctrl-C exits with 130, SIGTERM with 143.
-Everything else is a bug and keeps its traceback. Verbs import what is heavy inside themselves, so that `--help`
-stays quick.
+A UserError becomes one or two lines on stderr and its exit code, and so does a package that is not installed;
+Ctrl-C exits with 130, SIGTERM with 143. Everything else is a bug and keeps its traceback.
 """
 
+import importlib
 import signal
 import sys
 import threading
@@ -15,52 +15,89 @@ from contextlib import contextmanager
 
 import click
 
-from retinaserve.scripts.cli import build as build_commands
-from retinaserve.scripts.cli import train as training_commands
-from retinaserve.scripts.cli import verbs as script_commands
-from retinaserve.training.errors import UserError
+from retinaserve.training.errors import Exit, UserError
 
+# The verbs as they are typed, and their modules in this folder; the function in it has the module's name.
 SECTIONS = {
-    "To begin": ("demo", "doctor"),
-    "From labelled pictures to a checkpoint": ("data", "train", "import", "profile"),
-    "From a checkpoint to a server": ("export", "build", "serve", "models"),
-    "Ask it, and judge what it answers": ("predict", "web", "eval", "bench", "infer", "verify"),
-    "Look closer": ("precisions", "sensitivity", "admit", "efficiency", "capacity", "drill"),
-    "For this project's own tables and checks": ("model-table", "compile-check"),
+    "To begin": {"demo": "demo", "doctor": "doctor"},
+    "From labelled images to a checkpoint": {
+        "data": "data",
+        "train": "train",
+        "import": "import_weights",
+        "profile": "profile",
+    },
+    "From a checkpoint to a server": {"export": "export", "build": "build", "serve": "serve", "models": "models"},
+    "Ask it, and judge what it answers": {
+        "predict": "predict",
+        "web": "web",
+        "eval": "evaluate",
+        "bench": "bench",
+        "infer": "infer",
+        "verify": "verify",
+    },
+    "Look closer": {
+        "precisions": "precisions",
+        "sensitivity": "sensitivity",
+        "admit": "admit",
+        "drill": "drill",
+    },
 }
+VERBS = {name: place for verbs in SECTIONS.values() for name, place in verbs.items()}
 
 
 class Verbs(click.Group):
-    """A click group that answers a UserError without a traceback and lists the verbs in the order of use."""
+    """A group whose verbs are imported when they are asked for, and whose errors are one or two lines."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs in the order of use."""
+        return [*VERBS, *self.commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the verb's module; None for a name that is no verb."""
+        if cmd_name not in VERBS:
+            return super().get_command(ctx, cmd_name)
+        name = VERBS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(f"retinaserve.scripts.cli.{name}"), name)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the verbs by what they are for, each with its whole first sentence."""
-        for section, names in SECTIONS.items():
+        for section, verbs in SECTIONS.items():
             with formatter.section(section):
-                rows = [(name, self.commands[name].get_short_help_str(limit=200)) for name in names]
-                formatter.write_dl(rows)
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the verbs from labelled images to boxes, rather than by the alphabet."""
-        return list(self.commands)
+                commands = {name: self.get_command(ctx, name) for name in verbs}
+                formatter.write_dl(
+                    [(name, verb.get_short_help_str(limit=200)) for name, verb in commands.items() if verb]
+                )
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the verb; print a UserError and leave with its code."""
         try:
-            with _ended_in_order():
+            with _sigterm_unwinds():
                 return super().invoke(ctx)
-        except UserError as error:
-            click.secho(f"error: {error.message}", fg="red", err=True)
-            if error.hint:
-                click.echo(f"       {error.hint}", err=True)
-            sys.exit(error.code)
+        except (UserError, ModuleNotFoundError) as error:
+            shown = error if isinstance(error, UserError) else _not_installed(error, ctx.invoked_subcommand)
+            click.secho(f"error: {shown.message}", fg="red", err=True)
+            if shown.hint:
+                click.echo(f"       {shown.hint}", err=True)
+            sys.exit(shown.code)
         except (KeyboardInterrupt, click.Abort):
             click.echo("\ninterrupted", err=True)
             sys.exit(128 + signal.SIGINT)
 
 
+def _not_installed(error: ModuleNotFoundError, verb: str | None) -> UserError:
+    """Say which extra brings the missing package; raise the error again where none of ours does."""
+    from retinaserve.scripts.doctor.packages import providing
+
+    package, extra = providing(error.name or "")
+    if package is None:
+        raise error
+    install = f"retinaserve[{extra}]" if extra else "retinaserve"
+    return UserError(f"{verb} needs {package}: pip install '{install}'", code=Exit.USAGE)
+
+
 @contextmanager
-def _ended_in_order() -> Iterator[None]:
+def _sigterm_unwinds() -> Iterator[None]:
     """Let SIGTERM, of `timeout` or a container's stop, unwind as Ctrl-C does: servers stop, temporary files go."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -81,16 +118,6 @@ def main() -> None:
     page for each task.
     """
 
-
-for _verb in (
-    *script_commands.VERBS_BEFORE,
-    *training_commands.VERBS,
-    *build_commands.VERBS,
-    *script_commands.VERBS_SERVER,
-    *script_commands.VERBS_ASK,
-    *script_commands.VERBS_AFTER,
-):
-    main.add_command(_verb)
 
 if __name__ == "__main__":
     main()

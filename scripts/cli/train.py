@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from retinaserve.scripts.cli.import_weights import import_weights
 from retinaserve.scripts.cli.options import COUNT, PATH
 from retinaserve.scripts.cli.output import name_next
-from retinaserve.scripts.cli.profile import profile
 from retinaserve.training.data.augment import MODES
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.spec import BACKBONES, NORMS
@@ -367,6 +365,3 @@ def _board(folder: Path | None) -> Callable[[int, dict[str, float]], None] | Non
         writer.flush()
 
     return write
-
-
-VERBS: tuple[click.Command, ...] = (train, profile, import_weights)

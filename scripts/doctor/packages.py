@@ -18,6 +18,15 @@ from retinaserve.scripts.doctor.check import Check, Status
 PROJECT = "retinaserve"
 CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"  # in a checkout; an installed wheel has none
 MOST_NAMED = 4
+# Packages whose modules are called otherwise: an uninstalled package can't be asked what it would bring.
+PACKAGES = {
+    "PIL": "pillow",
+    "google": "protobuf",
+    "nvidia": "nvidia-dali-cuda120",
+    "pytriton": "nvidia-pytriton",
+    "yaml": "pyyaml",
+}
+REQUIREMENT = re.compile(r"([\w.-]+)[^;]*(?:;.*extra == ['\"]([\w-]+)['\"])?")
 
 
 def python() -> Check:
@@ -39,6 +48,19 @@ def packages(extra: str) -> Check:
     if problems:
         return Check("packages", Status.FAIL, _some(problems), f"pip install 'retinaserve[{extra}]'")
     return Check("packages", Status.OK, f"{len(wanted)} packages are in their ranges ({extra})")
+
+
+def providing(module: str) -> tuple[str | None, str]:
+    """Return the package that a module comes from, and the first extra that brings it, "" for none.
+
+    The package is None where this project does not ask for it.
+    """
+    top = module.split(".")[0]
+    package = PACKAGES.get(top, top.replace("_", "-"))
+    lines = importlib.metadata.requires(PROJECT) or ()
+    found = [match for line in lines if (match := REQUIREMENT.match(line)) and match[1] == package]
+    # The extras name the project itself too, to bring each other.
+    return (package, found[0][2] or "") if found and package != PROJECT else (None, "")
 
 
 def unmet(wanted: Iterable[Requirement]) -> Iterable[str]:

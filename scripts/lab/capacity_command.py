@@ -148,3 +148,7 @@ def _network_alone(model: Path, precision: str, seconds: float) -> dict[str, flo
 
 def _tell(text: str) -> None:
     click.echo(text, err=True)
+
+
+if __name__ == "__main__":
+    capacity()

@@ -129,3 +129,7 @@ def _record(compiled: "Compiled") -> dict[str, object]:
             "build_seconds": round(compiled.seconds, 2),
         }
     return record
+
+
+if __name__ == "__main__":
+    compile_check()

@@ -41,3 +41,7 @@ def efficiency(
         share = f"{found['efficiency']:.3f} of the plain loop's rate with {concurrency} requests in flight"
         click.echo(f"{protocol}: {share}, {found['added_ms']:+.2f} ms on a lone request ({what})")
     click.echo(f"all turns: {output / f'efficiency_{precision}.json'}", err=True)
+
+
+if __name__ == "__main__":
+    efficiency()

@@ -94,3 +94,7 @@ def _write(output: Path | None, text: str) -> None:
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
+
+
+if __name__ == "__main__":
+    model_table()

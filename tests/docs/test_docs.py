@@ -72,7 +72,9 @@ def test_every_verb_explains_itself() -> None:
     """Help has a sentence for the verb and for each of its options."""
 
     def verbs(group: click.Group) -> list[click.Command]:
-        nested = [verbs(each) if isinstance(each, click.Group) else [each] for each in group.commands.values()]
+        context = click.Context(group)
+        found = [group.get_command(context, name) for name in group.list_commands(context)]
+        nested = [verbs(each) if isinstance(each, click.Group) else [each] for each in found if each]
         return [each for some in nested for each in some]
 
     for verb in verbs(main):

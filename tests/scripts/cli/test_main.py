@@ -1,7 +1,9 @@
 """The command as a user meets it: exit codes, one-line errors, results on stdout and nothing else there."""
 
+import importlib
 import json
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from retinaserve.scripts.cli.main import SECTIONS, Verbs, main
+from retinaserve.scripts.cli.main import VERBS, Verbs, main
 from retinaserve.training.checkpoint import Checkpoint, save
 from tests.toys import toy_model, toy_spec
 
@@ -27,7 +29,7 @@ from tests.toys import toy_model, toy_spec
         (["export", "nothing.pth", "model.onnx"], 3, "nothing.pth"),
         (["export", "nothing.pth", "model.engine"], 2, "ends in .onnx"),
         (["serve", "nowhere"], 3, "nowhere: no such folder"),
-        (["efficiency", "--rounds", "0"], 2, "--rounds"),
+        (["bench", "--seconds", "0"], 2, "--seconds"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -42,10 +44,37 @@ def test_mistakes(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_has_every_verb_once_with_its_whole_sentence() -> None:
-    assert sorted(name for names in SECTIONS.values() for name in names) == sorted(main.commands)
+def test_help_has_every_verb_with_its_whole_sentence() -> None:
     shown = CliRunner().invoke(main, ["--help"]).stdout.split("Options:")[1]
     assert "..." not in shown and "MODEL that is there." in " ".join(shown.split())
+    assert set(VERBS) <= {line.split()[0] for line in shown.splitlines() if line.strip()}
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("starlette", "error: verb needs starlette: pip install 'retinaserve[web]'\n"),
+        ("click.nothing", "error: verb needs click: pip install 'retinaserve'\n"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(
+    module: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @click.group(cls=Verbs)
+    def group() -> None: ...
+
+    @group.command()
+    def verb() -> None:
+        importlib.import_module(module)
+
+    monkeypatch.setitem(sys.modules, module, None)
+    result = CliRunner().invoke(group, ["verb"])
+    assert result.exit_code == 2 and result.stderr == message
+
+
+def test_a_missing_module_of_nobody_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "retinaserve.scripts.cli.demo", None)
+    assert isinstance(CliRunner().invoke(main, ["demo"]).exception, ModuleNotFoundError)
 
 
 def test_a_file_is_no_repository(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.lab.model_table import (
     Flavour,
     Options,
@@ -17,6 +16,7 @@ from retinaserve.scripts.lab.model_table import (
     network_cost,
     score,
 )
+from retinaserve.scripts.lab.model_table_command import model_table
 from retinaserve.scripts.lab.model_table_page import command, cost_lines, page
 from retinaserve.scripts.precisions import random_spec
 from retinaserve.scripts.shapes.draw import draw_dataset
@@ -111,9 +111,10 @@ def test_other_results_are_not_mixed_in(tmp_path: Path, text: str | None, option
 
 
 def test_a_missing_file_is_said_before_the_long_work(tmp_path: Path) -> None:
-    words = ["model-table", "--work", str(tmp_path), "--trained", "cells", str(tmp_path / "no.pth"), *"xyz"]
-    result = CliRunner().invoke(main, words)
-    assert result.exit_code == 2 and "--trained cells" in result.output and "no.pth: no such file" in result.output
+    words = ["--work", str(tmp_path), "--trained", "cells", str(tmp_path / "no.pth"), *"xyz"]
+    error = CliRunner().invoke(model_table, words).exception
+    assert isinstance(error, UserError) and error.message.startswith("--trained cells: ")
+    assert "no.pth: no such file" in error.message
 
 
 @pytest.mark.server
