@@ -30,7 +30,16 @@ from retinaserve.eval.runtimes.openvino import compile_for_cpu
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from retinaserve.training.scores import Annotations, evaluate, match_classes
-from retinaserve.training.spec import IMAGE, LETTERBOX, OUTPUTS, DetectorSpec
+from retinaserve.training.spec import (
+    BOXES,
+    CLASSES,
+    IMAGE,
+    LETTERBOX,
+    NUM_DETECTIONS,
+    OUTPUTS,
+    SCORES,
+    DetectorSpec,
+)
 
 if TYPE_CHECKING:
     from retinaserve.build_tools.quantize.layers import Layer
@@ -129,8 +138,10 @@ class _Judge:
             request.infer({IMAGE: picture.image[None], LETTERBOX: picture.letterbox[None]})
             maps.append([request.get_tensor(name).data[0].copy() for pair in self._names for name in pair])
             # Copies: the next picture is answered in the same memory.
-            count, boxes, scores, classes = (request.get_tensor(name).data[0].copy() for name in OUTPUTS)
-            detections[image_id] = Detections.from_slots(int(count[0]), boxes, scores, classes)
+            found = {name: request.get_tensor(name).data[0].copy() for name in OUTPUTS}
+            detections[image_id] = Detections.from_slots(
+                int(found[NUM_DETECTIONS][0]), found[BOXES], found[SCORES], found[CLASSES]
+            )
         return maps, evaluate(self.truth, detections, self._categories).ap or 0.0
 
     def compare(self, name: str, heads: onnx.ModelProto, expected: Sequence[Heads]) -> Finding:

@@ -27,7 +27,23 @@ IMAGE_BYTES = "image_bytes"  # UINT8 [-1], one encoded picture
 IMAGE = "image"  # UINT8 [3, H, W] RGB, letterboxed
 LETTERBOX = "letterbox"  # FP32 [4]: original h, original w, resized h, resized w
 NUM_DETECTIONS, BOXES, SCORES, CLASSES = "num_detections", "boxes", "scores", "classes"
-OUTPUTS = (NUM_DETECTIONS, BOXES, SCORES, CLASSES)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a served model: NumPy's name of its type, and its dimensions without the batch."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+SLOTS = -1  # a dimension of OUTPUTS that is the spec's max_detections
+OUTPUTS: Mapping[str, Tensor] = {
+    NUM_DETECTIONS: Tensor("int32", (1,)),
+    BOXES: Tensor("float32", (SLOTS, 4)),
+    SCORES: Tensor("float32", (SLOTS,)),
+    CLASSES: Tensor("int32", (SLOTS,)),
+}
 
 # The raw network between training and graft: normalised picture in, one pair of maps a level out.
 NETWORK_INPUT = "input"  # FP32 [B, 3, H, W], (pixel/255 - mean) / std
@@ -221,6 +237,21 @@ class DetectorSpec:
         """(logits, deltas) a level: FP32 [B, A*C, h, w] (channel a*C + c) and [B, A*4, h, w] (a*4 + i)."""
         levels = range(FIRST_LEVEL, FIRST_LEVEL + len(self.strides))
         return tuple((f"cls_logits_p{level}", f"box_deltas_p{level}") for level in levels)
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The tensors that the deployed graph takes."""
+        return {IMAGE: Tensor("uint8", (3, *self.size)), LETTERBOX: Tensor("float32", (4,))}
+
+    @property
+    def outputs(self) -> dict[str, Tensor]:
+        """The tensors that the deployed graph gives: OUTPUTS with as many slots as there are detections."""
+        return {
+            name: replace(
+                tensor, shape=tuple(self.max_detections if side == SLOTS else side for side in tensor.shape)
+            )
+            for name, tensor in OUTPUTS.items()
+        }
 
     def feature_size(self, level: int) -> tuple[int, int]:
         """Return (h, w) of the feature map of a level, counted from 0: every stride-2 layer rounds up."""

@@ -19,11 +19,10 @@ import onnx
 
 from retinaserve.build_tools.engine.layers import LayerReport, parse_inspector, parse_listing
 from retinaserve.build_tools.engine.listeners import Progress, interruptible, message_log, progress_monitor, tidy
-from retinaserve.build_tools.graph.onnx_io import load_graph
+from retinaserve.build_tools.graph.onnx_io import load_graph, read_spec
 from retinaserve.build_tools.graph.plugin_nodes import DECODE, DOMAIN, NMS, VERSION
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import whole
-from retinaserve.training.spec import METADATA_SPEC
 
 OLDEST = (10, 12)  # the first TensorRT whose strongly typed networks take all of our graphs
 RTX = "tensorrt_rtx"
@@ -138,11 +137,7 @@ def load_plugins(trt: Any, registry: Any, library: Path, log: Any) -> None:
 
 def _check(model: onnx.ModelProto, graph: Path, options: EngineOptions, trt: Any) -> None:
     """Refuse what TensorRT would answer with a riddle, or TensorRT for RTX by ending the process."""
-    if METADATA_SPEC not in {entry.key for entry in model.metadata_props}:
-        raise UserError(
-            f"{graph} has no {METADATA_SPEC!r} in its metadata",
-            "a model written by `retinaserve export` is expected",
-        )
+    read_spec(model, str(graph))
     custom = sorted({node.op_type for node in model.graph.node if node.domain == DOMAIN})
     if custom and trt.__name__ == RTX:
         raise UserError(f"{graph} needs the plugins {' and '.join(custom)}, TensorRT for RTX takes none")

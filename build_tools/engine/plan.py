@@ -7,7 +7,6 @@ A plan runs on one kind of GPU and one release of TensorRT: it is built where it
 serves it. What it was built from and for is in the manifest, which `build` and `doctor` check.
 """
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -16,17 +15,13 @@ from hashlib import sha256 as hashed
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from retinaserve.build_tools.engine.builder import Engine, EngineOptions, build_engine, load_tensorrt
 from retinaserve.build_tools.engine.gpu import find_gpus, tensorrt_cuda
-from retinaserve.build_tools.engine.layers import stated_precisions
 from retinaserve.build_tools.engine.listeners import Progress
 from retinaserve.build_tools.engine.manifest import Manifest, write_plan
-from retinaserve.build_tools.graph.onnx_io import load_graph, read_spec
+from retinaserve.build_tools.graph.onnx_io import calibration_sha256, load_graph, precision_of, read_spec
 from retinaserve.training.errors import UserError
 from retinaserve.training.files import sha256
-from retinaserve.training.spec import METADATA_CALIBRATION
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,7 @@ def build_plan(
     engine = build_engine(trt, graph, options, progress=progress)
     manifest = Manifest(
         spec=spec,
-        precision=precision_of_graph(model),
+        precision=precision_of(model),
         batch=options.batch,
         tensorrt=trt.__version__,
         cuda=tensorrt_cuda(),
@@ -66,25 +61,12 @@ def build_plan(
         plan_sha256=hashed(engine.data).hexdigest(),
         onnx_sha256=sha256(graph),
         plugins_sha256=sha256(options.plugins) if options.plugins else "",
-        calibration_sha256=calibration_of(model),
+        calibration_sha256=calibration_sha256(model),
         builder=trt.__name__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     write_plan(plan, engine.data, manifest)
     return BuiltPlan(manifest, engine)
-
-
-def precision_of_graph(model: onnx.ModelProto) -> str:
-    """Return the narrowest type that a graph's convolutions compute in: "int8", "fp16" or "fp32"."""
-    stated = set(stated_precisions(model).values())
-    return next((name for name in ("int8", "fp16") if name in stated), "fp32")
-
-
-def calibration_of(model: onnx.ModelProto) -> str:
-    """Return the hash of the pictures that a graph was calibrated with, or nothing."""
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    found: str = json.loads(metadata.get(METADATA_CALIBRATION, "{}")).get("pictures_sha256", "")
-    return found
 
 
 def _device(options: EngineOptions) -> tuple[str, str]:

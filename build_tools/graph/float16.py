@@ -23,7 +23,7 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from retinaserve.build_tools.graph.onnx_io import load_graph
+from retinaserve.build_tools.graph.onnx_io import DEQUANTIZE, QUANTIZE, load_graph, metadata_of
 from retinaserve.training.errors import UserError
 from retinaserve.training.spec import METADATA_PRECISION
 
@@ -36,7 +36,6 @@ HALF = frozenset({
 ANY = frozenset({"Shape", "Size"})  # operators that read no values
 FIXED = {"Resize": (1, 2)}  # inputs (region, scales) that ONNX wants in float whatever the others are
 METADATA_ROUNDING = "retinaserve.rounding"  # ONNX metadata_props: a Rounding as JSON
-QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 QUANTIZED_OPSET = 19  # the first that quantizes from half
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST_NORMAL = float(np.finfo(np.float16).tiny)
@@ -55,8 +54,7 @@ class Rounding:
     @classmethod
     def read(cls, model: onnx.ModelProto) -> "Rounding":
         """Return what a graph's metadata says; nothing for one that is not in half."""
-        metadata = {entry.key: entry.value for entry in model.metadata_props}
-        return cls(**json.loads(metadata.get(METADATA_ROUNDING, "{}")))
+        return cls(**json.loads(metadata_of(model).get(METADATA_ROUNDING, "{}")))
 
     def of(self, array: npt.NDArray[np.float32]) -> "Rounding":
         """Return this with the values of an array added."""
@@ -92,7 +90,7 @@ def to_float16(raw: onnx.ModelProto | Path, *, source: str = "") -> tuple[onnx.M
     for domain in converted.opset_import:
         if quantized and domain.domain in ("", "ai.onnx"):
             domain.version = max(domain.version, QUANTIZED_OPSET)
-    metadata = {METADATA_PRECISION: "fp16"} | {entry.key: entry.value for entry in model.metadata_props}
+    metadata = {METADATA_PRECISION: "fp16"} | metadata_of(model)
     onnx.helper.set_model_props(converted, metadata | {METADATA_ROUNDING: json.dumps(asdict(rounding))})
     onnx.checker.check_model(converted, full_check=True)
     return converted, rounding

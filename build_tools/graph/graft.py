@@ -19,21 +19,18 @@ import onnx_graphsurgeon as gs
 
 from retinaserve.build_tools.graph.detection_nodes import Candidates, add_decode, add_nms
 from retinaserve.build_tools.graph.nodes import NodeBuilder
-from retinaserve.build_tools.graph.onnx_io import load_graph, read_spec
+from retinaserve.build_tools.graph.onnx_io import load_graph, metadata_of, read_spec
 from retinaserve.build_tools.graph.plugin_nodes import add_decode_plugin, add_nms_plugin
 from retinaserve.training.errors import UserError
 from retinaserve.training.files import whole
 from retinaserve.training.spec import (
-    BOXES,
-    CLASSES,
     IMAGE,
     LETTERBOX,
     METADATA_CLASSES,
     METADATA_SPEC,
     NETWORK_INPUT,
-    NUM_DETECTIONS,
-    SCORES,
     DetectorSpec,
+    Tensor,
 )
 
 BATCH = "batch"
@@ -74,16 +71,20 @@ def graft(
         candidates = add_decode_plugin(nodes, spec, heads, letterbox)
     else:
         candidates = add_decode(nodes, spec, heads, letterbox, by_index=until == "detections")
-    count, kept = candidates.count, spec.max_detections
     if until == "candidates":
+        count = candidates.count
         outputs = _candidate_outputs(nodes, spec, candidates, flavour)
-        shapes = {CANDIDATE_LOGITS: [count], CANDIDATE_BOXES: [count, 4], CANDIDATE_CLASSES: [count]}
+        stated = {
+            CANDIDATE_LOGITS: Tensor("float32", (count,)),
+            CANDIDATE_BOXES: Tensor("float32", (count, 4)),
+            CANDIDATE_CLASSES: Tensor("int32", (count,)),
+        }
     else:
         outputs = (add_nms_plugin if flavour == "tensorrt" else add_nms)(nodes, spec, candidates, letterbox)
-        shapes = {NUM_DETECTIONS: [1], BOXES: [kept, 4], SCORES: [kept], CLASSES: [kept]}
+        stated = spec.outputs
     for name, tensor in outputs.items():
-        tensor.name, tensor.shape = name, [BATCH, *shapes[name]]
-        tensor.dtype = np.dtype(np.int32 if name in (NUM_DETECTIONS, CLASSES, CANDIDATE_CLASSES) else np.float32)
+        tensor.name, tensor.shape = name, [BATCH, *stated[name].shape]
+        tensor.dtype = np.dtype(stated[name].dtype)
     graph.outputs = [*outputs.values(), *(tensor for pair in heads for tensor in pair if keep_heads)]
     graph.cleanup().toposort()
     return _finish(gs.export_onnx(graph), model, spec)
@@ -174,8 +175,7 @@ def _candidate_outputs(
 
 
 def _finish(model: onnx.ModelProto, raw: onnx.ModelProto, spec: DetectorSpec) -> onnx.ModelProto:
-    metadata = {entry.key: entry.value for entry in raw.metadata_props}
-    metadata |= {METADATA_SPEC: spec.to_json(), METADATA_CLASSES: json.dumps(spec.classes)}
+    metadata = metadata_of(raw) | {METADATA_SPEC: spec.to_json(), METADATA_CLASSES: json.dumps(spec.classes)}
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
     return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from retinaserve.build_tools.graph.onnx_io import metadata_of
 from retinaserve.training.errors import UserError
 
 SPLITTER = np.float32(2**13 + 1)  # 24 bits less 11; T. J. Dekker, Numerische Mathematik 18 (1971)
@@ -45,7 +46,7 @@ def emulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.cleanup().toposort()
     emulated: onnx.ModelProto = gs.export_onnx(graph)
     del emulated.graph.value_info[:]  # inferred for the types there were
-    onnx.helper.set_model_props(emulated, {entry.key: entry.value for entry in model.metadata_props})
+    onnx.helper.set_model_props(emulated, metadata_of(model))
     onnx.checker.check_model(emulated, full_check=True)
     return emulated
 

@@ -1,48 +1,114 @@
-"""What a grafted ONNX file says of itself: its spec, and the tensors that a Triton config must agree with.
+"""Reads the ONNX files of detectors: the spec they carry, their tensors, their precision, their raw heads.
 
-graph = read_signature(Path("model.onnx"))
-graph.spec.classes, graph.inputs["image"]      # Tensor("TYPE_UINT8", (3, 512, 512))
+graph = OnnxGraph.read(Path("model.onnx"))
+graph.spec.classes, graph.precision, graph.outputs["boxes"]      # Tensor("float32", (100, 4))
+graph.with_heads().SerializeToString()      # the detections, then the heads
 """
 
-import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import json
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import onnx
 from onnx import TensorProto
 
-from retinaserve.training import spec as contract
 from retinaserve.training.errors import UserError
-from retinaserve.training.spec import DetectorSpec
+from retinaserve.training.files import sha256
+from retinaserve.training.spec import (
+    METADATA_CALIBRATION,
+    METADATA_CHECKPOINT,
+    METADATA_PRECISION,
+    METADATA_SPEC,
+    DetectorSpec,
+    Tensor,
+)
 
-TRITON_TYPES: dict[int, str] = {
-    TensorProto.UINT8: "TYPE_UINT8",
-    TensorProto.FLOAT: "TYPE_FP32",
-    TensorProto.FLOAT16: "TYPE_FP16",
-    TensorProto.INT32: "TYPE_INT32",
-    TensorProto.INT64: "TYPE_INT64",
-}
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor as Triton's configs state it: its type and its dimensions without the batch."""
-
-    data_type: str
-    dims: tuple[int, ...]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+STANDARD = frozenset({"", "ai.onnx"})  # the operator sets that every runtime has
 
 
-@dataclass(frozen=True)
-class Signature:
-    """The spec and the tensors of a grafted graph."""
+@dataclass(frozen=True, eq=False)
+class OnnxGraph:
+    """A grafted detector: its inputs have the names of its spec's, its outputs may be others."""
 
+    path: Path
+    model: onnx.ModelProto
     spec: DetectorSpec
+    precision: Precision
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
-    custom_operators: tuple[str, ...] = ()  # those of no ONNX operator set: TensorRT plugins
-    precision: str = "fp32"  # of the network: fp32, fp16, or int8 with Q/DQ nodes
-    identity: dict[str, str] = field(default_factory=dict)  # SHA-256 of the file and of what it was made from
+
+    @classmethod
+    def read(cls, path: Path) -> "OnnxGraph":
+        """Read a file. Raises UserError for one that is no ONNX file or no grafted detector."""
+        model = load_graph(path)
+        spec = read_spec(model, str(path))
+        graph = cls(
+            path, model, spec, precision_of(model), _tensors(model.graph.input), _tensors(model.graph.output)
+        )
+        if graph.inputs.keys() != spec.inputs.keys():
+            graph._expect("input", graph.inputs, spec.inputs)
+        return graph
+
+    def check_served(self) -> None:
+        """Raise UserError unless the tensors are the spec's and the batch is of any size, as a server needs it."""
+        self._expect("input", self.inputs, self.spec.inputs)
+        self._expect("output", self.outputs, self.spec.outputs)
+        for value in (*self.model.graph.input, *self.model.graph.output):
+            batch = value.type.tensor_type.shape.dim[0]
+            if batch.HasField("dim_value"):
+                raise UserError(
+                    f"{self.path}: {value.name} has a fixed batch of {batch.dim_value}, "
+                    "a batch of any size is expected",
+                    "the server batches requests: retinaserve export MODEL.pth MODEL.onnx",
+                )
+
+    def _expect(self, kind: str, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+        if found != wanted:
+            raise UserError(
+                f"{self.path}: the graph's {kind}s are {_text(found)}, but its spec calls for {_text(wanted)}",
+                "a graph of raw heads has to be grafted first: retinaserve export MODEL.pth MODEL.onnx",
+            )
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """The raw heads by the names of the spec, or none where the graph lacks one of them."""
+        tensors = {name for node in self.model.graph.node for name in node.output}
+        heads = tuple(name for pair in self.spec.head_names for name in pair)
+        return heads if tensors.issuperset(heads) else ()
+
+    def custom_operators(self, known: Collection[str] = STANDARD) -> tuple[str, ...]:
+        """Return the operators of other sets than the known ones, such as TensorRT's plugins."""
+        return tuple(sorted({node.op_type for node in self.model.graph.node if node.domain not in known}))
+
+    def identity(self) -> dict[str, str]:
+        """Return the SHA-256 of the file, and of the checkpoint it was made from where that is known."""
+        checkpoint = metadata_of(self.model).get(METADATA_CHECKPOINT)
+        return {"graph_sha256": sha256(self.path)} | ({"checkpoint_sha256": checkpoint} if checkpoint else {})
+
+    def with_heads(self) -> onnx.ModelProto:
+        """Return the graph with the heads behind its own outputs."""
+        opened = onnx.ModelProto()
+        opened.CopyFrom(self.model)
+        known = {value.name: value for value in onnx.shape_inference.infer_shapes(opened).graph.value_info}
+        for name in self.head_names:
+            if name not in self.outputs:
+                value = known.get(name) or onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+                opened.graph.output.append(value)
+        return opened
+
+    def up_to_heads(self) -> onnx.ModelProto:
+        """Return the graph from the image to the heads, without what stands behind them."""
+        import onnx_graphsurgeon as gs
+
+        graph = gs.import_onnx(self.with_heads())
+        graph.outputs = [tensor for tensor in graph.outputs if tensor.name in self.head_names]
+        graph.cleanup(remove_unused_graph_inputs=True).toposort()
+        cut: onnx.ModelProto = gs.export_onnx(graph)
+        return cut
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
@@ -60,69 +126,38 @@ def load_graph(path: Path) -> onnx.ModelProto:
     return model
 
 
+def metadata_of(model: onnx.ModelProto) -> dict[str, str]:
+    """Return a model's metadata_props."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
 def read_spec(model: onnx.ModelProto, source: str = "the ONNX model") -> DetectorSpec:
     """Return the spec a model carries. Raises UserError, which begins with `source`, where it carries none."""
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    if contract.METADATA_SPEC not in metadata:
+    text = metadata_of(model).get(METADATA_SPEC)
+    if text is None:
         raise UserError(
-            f"{source} has no {contract.METADATA_SPEC!r} in its metadata",
+            f"{source} has no {METADATA_SPEC!r} in its metadata",
             "a model written by `retinaserve export` is expected",
         )
-    return DetectorSpec.from_json(metadata[contract.METADATA_SPEC])
+    return DetectorSpec.from_json(text)
 
 
-def read_signature(path: Path) -> Signature:
-    """Read a grafted ONNX file. Raises UserError for a file that is not one, or that lacks decode and NMS."""
-    model = load_graph(path)
-    spec = read_spec(model, str(path))
-    custom = sorted({node.op_type for node in model.graph.node if node.domain not in ("", "ai.onnx")})
-    precision = {entry.key: entry.value for entry in model.metadata_props}.get(contract.METADATA_PRECISION, "fp32")
-    identity = {"graph_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **_made_from(model)}
-    signature = Signature(
-        spec, _tensors(model.graph.input), _tensors(model.graph.output), tuple(custom), precision, identity
-    )
-    expected = expected_signature(spec)
-    for kind, found, wanted in (
-        ("input", signature.inputs, expected.inputs),
-        ("output", signature.outputs, expected.outputs),
-    ):
-        if found != wanted:
-            raise UserError(
-                f"{path}: the graph's {kind}s are {_text(found)}, but its spec calls for {_text(wanted)}",
-                "a graph of raw heads has to be grafted first: retinaserve export MODEL.pth MODEL.onnx",
-            )
-    for value in (*model.graph.input, *model.graph.output):
-        batch = value.type.tensor_type.shape.dim[0]
-        if batch.HasField("dim_value"):
-            raise UserError(
-                f"{path}: {value.name} has a fixed batch of {batch.dim_value}, a batch of any size is expected",
-                "the server batches requests: retinaserve export MODEL.pth MODEL.onnx",
-            )
-    return signature
+def precision_of(model: onnx.ModelProto) -> Precision:
+    """Return what a network computes in: by its metadata, else int8 with Q/DQ nodes, else its narrowest float."""
+    stated = metadata_of(model).get(METADATA_PRECISION)
+    if stated == "int8" or any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in model.graph.node):
+        return "int8"
+    attributes = (item for node in model.graph.node if node.op_type == "Constant" for item in node.attribute)
+    kinds = {item.data_type for item in model.graph.initializer} | {item.t.data_type for item in attributes}
+    if stated == "fp16" or TensorProto.FLOAT16 in kinds:
+        return "fp16"
+    return "bf16" if TensorProto.BFLOAT16 in kinds else "fp32"
 
 
-def _made_from(model: onnx.ModelProto) -> dict[str, str]:
-    known = {contract.METADATA_CHECKPOINT: "checkpoint_sha256"}
-    return {known[entry.key]: entry.value for entry in model.metadata_props if entry.key in known}
-
-
-def expected_signature(spec: DetectorSpec) -> Signature:
-    """Return the tensors of the `retinanet` model of a detector."""
-    height, width = spec.size
-    slots = spec.max_detections
-    return Signature(
-        spec,
-        {
-            contract.IMAGE: Tensor("TYPE_UINT8", (3, height, width)),
-            contract.LETTERBOX: Tensor("TYPE_FP32", (4,)),
-        },
-        {
-            contract.NUM_DETECTIONS: Tensor("TYPE_INT32", (1,)),
-            contract.BOXES: Tensor("TYPE_FP32", (slots, 4)),
-            contract.SCORES: Tensor("TYPE_FP32", (slots,)),
-            contract.CLASSES: Tensor("TYPE_INT32", (slots,)),
-        },
-    )
+def calibration_sha256(model: onnx.ModelProto) -> str:
+    """Return the hash of the images that a graph was calibrated with, or nothing."""
+    found: str = json.loads(metadata_of(model).get(METADATA_CALIBRATION, "{}")).get("pictures_sha256", "")
+    return found
 
 
 def _tensors(values: Iterable[onnx.ValueInfoProto]) -> dict[str, Tensor]:
@@ -132,8 +167,9 @@ def _tensors(values: Iterable[onnx.ValueInfoProto]) -> dict[str, Tensor]:
 def _tensor(value: onnx.ValueInfoProto) -> Tensor:
     kind = value.type.tensor_type
     dims = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim)
-    return Tensor(TRITON_TYPES.get(kind.elem_type, TensorProto.DataType.Name(kind.elem_type)), dims[1:])
+    name = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name if kind.elem_type else "untyped"
+    return Tensor(name, dims[1:])
 
 
 def _text(tensors: dict[str, Tensor]) -> str:
-    return ", ".join(f"{name} {t.data_type} {list(t.dims)}" for name, t in tensors.items()) or "none"
+    return ", ".join(f"{name} {tensor.dtype} {list(tensor.shape)}" for name, tensor in tensors.items()) or "none"

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from retinaserve.build_tools.graph.onnx_io import metadata_of
 from retinaserve.build_tools.quantize.calibration import Pictures, draw_pictures
 from retinaserve.build_tools.quantize.layers import Layer
 from retinaserve.build_tools.quantize.qdq import layers_of, quantize, tensors_of
@@ -127,7 +128,6 @@ def to_int8(
         "quantized": len(layers),
         "excluded": [layer.name for layer in calibrated.layers if layer.name not in kept],
     }
-    metadata = {entry.key: entry.value for entry in quantized.metadata_props}
-    metadata |= {METADATA_PRECISION: "int8", METADATA_CALIBRATION: json.dumps(how)}
+    metadata = metadata_of(quantized) | {METADATA_PRECISION: "int8", METADATA_CALIBRATION: json.dumps(how)}
     onnx.helper.set_model_props(quantized, metadata)
     return Quantized(quantized, {**how, "layers": [layer.name for layer in layers], "pictures": pictures.record()})

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
+from retinaserve.build_tools.graph.onnx_io import DEQUANTIZE, QUANTIZE, metadata_of, precision_of
 from retinaserve.build_tools.quantize.layers import PASSING, Layer, find_layers, without
 from retinaserve.training.errors import UserError
 from retinaserve.training.spec import DetectorSpec
@@ -43,7 +44,7 @@ def quantize(
 
     Batch norms behind quantized convolutions are folded into them. Raises UserError for a model that is quantized.
     """
-    if is_quantized(model):
+    if precision_of(model) == "int8":
         raise UserError("the graph is quantized already", "quantization starts from a float checkpoint")
     graph = gs.import_onnx(model)
     nodes = {node.name: node for node in graph.nodes}
@@ -60,14 +61,9 @@ def quantize(
             node.inputs[1] = weights.halved(node)
     graph.cleanup().toposort()
     exported: onnx.ModelProto = gs.export_onnx(graph)
-    onnx.helper.set_model_props(exported, {entry.key: entry.value for entry in model.metadata_props})
+    onnx.helper.set_model_props(exported, metadata_of(model))
     onnx.checker.check_model(exported)
     return exported
-
-
-def is_quantized(model: onnx.ModelProto) -> bool:
-    """Say whether a graph has Q/DQ nodes."""
-    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
 
 
 def _source(tensor: gs.Variable) -> gs.Variable:
@@ -103,8 +99,8 @@ class _Activations:
         ]
         quantized = gs.Variable(f"{name}/int8", np.int8, tensor.shape)
         restored = gs.Variable(f"{name}/restored", np.float32, tensor.shape)
-        self._graph.nodes.append(gs.Node("QuantizeLinear", f"{name}/q", {}, [tensor, *shared], [quantized]))
-        self._graph.nodes.append(gs.Node("DequantizeLinear", f"{name}/dq", {}, [quantized, *shared], [restored]))
+        self._graph.nodes.append(gs.Node(QUANTIZE, f"{name}/q", {}, [tensor, *shared], [quantized]))
+        self._graph.nodes.append(gs.Node(DEQUANTIZE, f"{name}/dq", {}, [quantized, *shared], [restored]))
         return restored
 
 
@@ -153,7 +149,7 @@ class _Weights:
             gs.Constant(f"{prefix}/scale", scales),
             gs.Constant(f"{prefix}/zero", np.zeros(len(scales), np.int8)),
         ]
-        self._graph.nodes.append(gs.Node("DequantizeLinear", f"{prefix}/dq", {"axis": 0}, inputs, [restored]))
+        self._graph.nodes.append(gs.Node(DEQUANTIZE, f"{prefix}/dq", {"axis": 0}, inputs, [restored]))
         return restored
 
     def halved(self, node: gs.Node) -> gs.Variable:

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from retinaserve.build_tools.engine.manifest import Manifest, Target, check_plan, manifest_path
-from retinaserve.build_tools.graph.onnx_io import Signature, expected_signature, read_signature
+from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor
 from retinaserve.build_tools.preprocess.pipeline import serialise
 from retinaserve.build_tools.repository.config_schema import read_config, write_config
@@ -29,6 +29,7 @@ from retinaserve.build_tools.repository.configs import MODELS, TEMPLATES, BuildO
 from retinaserve.build_tools.repository.versions import keep_pins
 from retinaserve.training import spec as contract
 from retinaserve.training.errors import UserError
+from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.staging import disk_errors
 
 __all__ = ["Built", "build_repository"]
@@ -59,13 +60,12 @@ class _Warmup:
     files: dict[str, dict[str, bytes]]
 
     @classmethod
-    def draw(cls, signature: Signature) -> Self:
+    def draw(cls, spec: DetectorSpec) -> Self:
         y, x = np.mgrid[0:480, 0:640]
         waves = [127 + 127 * np.sin(x / 17 + shift) * np.cos(y / 23 - shift) for shift in (0.0, 1.0, 2.0)]
         buffer = io.BytesIO()
         Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8)).save(buffer, "JPEG", quality=90)
         jpeg = buffer.getvalue()
-        spec = signature.spec
         (prepared,) = Preprocessor(spec.size, spec.pad_value, threads=1, max_batch=1).run([jpeg])
         assert isinstance(prepared, Prepared)
         return cls(
@@ -86,16 +86,13 @@ class _Warmup:
 
 @dataclass(frozen=True)
 class _Model:
-    """What is served: its tensors, its file or files by the names they get, and a plan's manifest."""
+    """What is served: a graph or a plan, and its file or files by the names they get."""
 
-    signature: Signature
+    spec: DetectorSpec
+    precision: str
+    identity: dict[str, str]  # SHA-256 of the files, and of what they were made from
     files: dict[str, Path]
-    manifest: Manifest | None = None
-
-    @property
-    def precision(self) -> str:
-        """Of the graph or the plan."""
-        return self.manifest.precision if self.manifest else self.signature.precision
+    manifest: Manifest | None = None  # of a plan
 
     @classmethod
     def read(cls, path: Path, profile: Profile, target: Target) -> Self:
@@ -109,20 +106,22 @@ class _Model:
             manifest = check_plan(path, target)
             files = {"model.plan": path, "model.plan.json": manifest_path(path)}
             identity = {"graph_sha256": manifest.onnx_sha256, "plan_sha256": manifest.plan_sha256}
-            return cls(replace(expected_signature(manifest.spec), identity=identity), files, manifest)
+            return cls(manifest.spec, manifest.precision, identity, files, manifest)
         if path.suffix == ".plan":
             raise UserError(f"{path}: the cpu profile serves an ONNX model", "or build with --profile gpu")
-        signature = read_signature(path)
-        if signature.custom_operators:
+        graph = OnnxGraph.read(path)
+        graph.check_served()
+        custom = graph.custom_operators()
+        if custom:
             raise UserError(
-                f"{path} has operators that the cpu profile can't run: {', '.join(signature.custom_operators)}",
+                f"{path} has operators that the cpu profile can't run: {', '.join(custom)}",
                 "export it with --flavour standard",
             )
         files = {"model.onnx": path}
         record = path.with_suffix(".calibration.json")
-        if record.is_file() and signature.precision == "int8":
+        if record.is_file() and graph.precision == "int8":
             files["model.calibration.json"] = record
-        return cls(signature, files)
+        return cls(graph.spec, graph.precision, graph.identity(), files)
 
 
 def build_repository(
@@ -141,9 +140,15 @@ def build_repository(
     options = options or BuildOptions()
     served = _Model.read(model, profile, replace(target or Target(), max_batch=options.max_batch or 0))
     version = _next_version(repository, profile)
-    warmup = _Warmup.draw(served.signature)
+    warmup = _Warmup.draw(served.spec)
     configs = specialise(
-        served.signature, profile, options, picture_bytes=warmup.picture_bytes, manifest=served.manifest
+        served.spec,
+        profile,
+        options,
+        picture_bytes=warmup.picture_bytes,
+        precision=served.precision,
+        identity=served.identity,
+        manifest=served.manifest,
     )
     if version > 1:
         _check_same_contract(repository, configs)
@@ -153,7 +158,7 @@ def build_repository(
         for name, source in served.files.items():
             shutil.copyfile(source, stage / contract.RETINANET / str(version) / name)
         if profile == "gpu":
-            _write_pipeline(stage / contract.PREPROCESS / str(version), served.signature, configs)
+            _write_pipeline(stage / contract.PREPROCESS / str(version), served.spec, configs)
         if version == 1:
             _appear(stage, repository)
         else:
@@ -161,9 +166,9 @@ def build_repository(
     return Built(repository, version, served.precision, MODELS[profile])
 
 
-def _write_pipeline(folder: Path, signature: Signature, configs: dict[str, Any]) -> None:
+def _write_pipeline(folder: Path, spec: DetectorSpec, configs: dict[str, Any]) -> None:
     """Write the DALI pipeline for the backend, and what its source dali.py needs to write it again."""
-    config, spec = configs[contract.PREPROCESS], signature.spec
+    config = configs[contract.PREPROCESS]
     settings: dict[str, Any] = {
         "size": spec.size,
         "fill": spec.pad_value,

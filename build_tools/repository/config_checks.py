@@ -1,6 +1,6 @@
 """Holds the configs of a repository together: with the graph, the DALI pipeline, the plan and each other.
 
-    check_configs(configs, signature, manifest=manifest)    # raises UserError with the first thing that is wrong
+    check_configs(configs, spec, manifest=manifest)    # raises UserError with the first thing that is wrong
 
 What Triton would say only at load, or never: swapped outputs of the dali backend are served under each other's
 names, and requests of different length silently run one by one without `allow_ragged_batch`.
@@ -12,42 +12,42 @@ from typing import Any
 from nvidia.dali import types as dali
 
 from retinaserve.build_tools.engine.manifest import Manifest
-from retinaserve.build_tools.graph.onnx_io import Signature, Tensor
 from retinaserve.build_tools.preprocess import pipeline
 from retinaserve.build_tools.repository.config_schema import tensor_of
 from retinaserve.training import spec as contract
 from retinaserve.training.errors import UserError
+from retinaserve.training.spec import DetectorSpec, Tensor
 
-ENCODED = Tensor("TYPE_UINT8", (-1,))
-DALI_TYPES = {dali.UINT8: "TYPE_UINT8", dali.FLOAT: "TYPE_FP32", dali.INT32: "TYPE_INT32"}
+ENCODED = Tensor("uint8", (-1,))
+DALI_TYPES = {dali.UINT8: "uint8", dali.FLOAT: "float32", dali.INT32: "int32"}
 
 
-def check_configs(configs: Mapping[str, Any], signature: Signature, *, manifest: Manifest | None = None) -> None:
+def check_configs(configs: Mapping[str, Any], spec: DetectorSpec, *, manifest: Manifest | None = None) -> None:
     """Raise UserError unless the configs agree with the graph, the pipeline, the plan and the ensemble's map."""
-    for problem in problems(configs, signature, manifest):
+    for problem in problems(configs, spec, manifest):
         raise UserError(problem)
 
 
-def problems(configs: Mapping[str, Any], signature: Signature, manifest: Manifest | None) -> Iterator[str]:
+def problems(configs: Mapping[str, Any], spec: DetectorSpec, manifest: Manifest | None) -> Iterator[str]:
     """Give what is wrong with the configs of a repository, a sentence each that begins with the file."""
-    yield from _tensors(configs, signature)
+    yield from _tensors(configs, spec)
     yield from _batching(configs)
     yield from _ensemble(configs)
     for name, config in configs.items():
         if config.backend == "dali":
             yield from (f"{name}/config.pbtxt: {problem}" for problem in _pipeline(config))
         if config.backend == "tensorrt":
-            yield from (f"{name}/config.pbtxt: {problem}" for problem in _plan(config, signature, manifest))
+            yield from (f"{name}/config.pbtxt: {problem}" for problem in _plan(config, spec, manifest))
 
 
-def _tensors(configs: Mapping[str, Any], signature: Signature) -> Iterator[str]:
+def _tensors(configs: Mapping[str, Any], spec: DetectorSpec) -> Iterator[str]:
     encoded = {contract.IMAGE_BYTES: ENCODED}
-    letterbox = {contract.LETTERBOX: signature.inputs[contract.LETTERBOX]}
+    letterbox = {contract.LETTERBOX: spec.inputs[contract.LETTERBOX]}
     expected = {
         contract.ADMISSION: (encoded, encoded),
-        contract.PREPROCESS: (encoded, signature.inputs),
-        contract.RETINANET: (signature.inputs, signature.outputs),
-        contract.DETECTOR: (encoded, {**signature.outputs, **letterbox}),
+        contract.PREPROCESS: (encoded, spec.inputs),
+        contract.RETINANET: (spec.inputs, spec.outputs),
+        contract.DETECTOR: (encoded, {**spec.outputs, **letterbox}),
     }
     for name, config in configs.items():
         for kind, wanted in zip(("input", "output"), expected[name], strict=True):
@@ -117,13 +117,13 @@ def _pipeline(config: Any) -> Iterator[str]:
         return
     for tensor, kind, rank in zip(config.output, pipeline.OUTPUT_TYPES, pipeline.OUTPUT_RANKS, strict=True):
         found, wanted = tensor_of(tensor), (DALI_TYPES[kind], rank)
-        if (found.data_type, len(found.dims)) != wanted:
+        if (found.dtype, len(found.shape)) != wanted:
             yield f"its output {tensor.name} is {found}; the pipeline returns {wanted[0]} of rank {wanted[1]}"
 
 
-def _plan(config: Any, signature: Signature, manifest: Manifest | None) -> Iterator[str]:
+def _plan(config: Any, spec: DetectorSpec, manifest: Manifest | None) -> Iterator[str]:
     """Compare with what a plan fixes: its batch sizes and, for a CUDA graph, every dimension."""
-    if manifest and manifest.spec != signature.spec:
+    if manifest and manifest.spec != spec:
         yield "the plan was built for another detector"
     most = manifest.batch[2] if manifest else config.max_batch_size
     if config.max_batch_size > most:
@@ -133,7 +133,7 @@ def _plan(config: Any, signature: Signature, manifest: Manifest | None) -> Itera
         yield f"the plan takes no batch below {low}, and a lone request makes a batch of 1"
     for graph in config.optimization.cuda.graph_spec:
         found = {name: tuple(shape.dim) for name, shape in graph.input.items()}
-        wanted = {name: tensor.dims for name, tensor in signature.inputs.items()}
+        wanted = {name: tensor.shape for name, tensor in spec.inputs.items()}
         if found != wanted:
             yield f"the CUDA graph of batch {graph.batch_size} is for {found}, the graph's inputs are {wanted}"
         if not 1 <= graph.batch_size <= config.max_batch_size:

@@ -10,11 +10,13 @@ and that we set. Reading goes by it, so that what Triton would refuse fails here
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from tritonclient.grpc import model_config_pb2
+from tritonclient.utils import triton_to_np_dtype
 
-from retinaserve.build_tools.graph.onnx_io import Tensor
 from retinaserve.training.errors import UserError
+from retinaserve.training.spec import Tensor
 
 UINT32 = descriptor_pb2.FieldDescriptorProto.TYPE_UINT32
 OPTIONAL = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL
@@ -57,4 +59,5 @@ def write_config(path: Path, config: Any) -> None:
 
 def tensor_of(tensor: Any) -> Tensor:
     """Return an input or output of a config as a Tensor."""
-    return Tensor(model_config_pb2.DataType.Name(tensor.data_type), tuple(tensor.dims))
+    name = model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_")
+    return Tensor(np.dtype(triton_to_np_dtype(name)).name, tuple(tensor.dims))

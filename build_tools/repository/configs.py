@@ -1,6 +1,6 @@
 """The `config.pbtxt` of each model of a profile, specialised for one detector and checked against it.
 
-    configs = specialise(read_signature(path), "cpu", BuildOptions(), picture_bytes=20_000)
+    configs = specialise(spec, "cpu", BuildOptions(), source, picture_bytes=20_000)
 
 They are read and changed through Triton's own protobuf classes, so that what Triton would refuse fails here, and
 nothing is left to the server's auto-completion.
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retinaserve.build_tools.engine.manifest import Manifest
-from retinaserve.build_tools.graph.onnx_io import Signature, Tensor
 from retinaserve.build_tools.preprocess import MAX_BYTES, MAX_PIXELS
 from retinaserve.build_tools.repository.config_checks import check_configs
 from retinaserve.build_tools.repository.config_schema import read_config, write_config
 from retinaserve.build_tools.repository.triton_release import EMBEDDED, PRODUCTION, TritonRelease
 from retinaserve.training import spec as contract
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.spec import DetectorSpec, Tensor
 
 __all__ = [
     "MODELS",
@@ -57,22 +57,27 @@ class BuildOptions:
 
 
 def specialise(
-    signature: Signature,
+    spec: DetectorSpec,
     profile: Profile,
     options: BuildOptions,
     *,
     picture_bytes: int,
+    precision: str = "fp32",
+    identity: Mapping[str, str] | None = None,
     manifest: Manifest | None = None,
 ) -> dict[str, Any]:
     """Return the profile's configs (ModelConfig by model name) made for one detector, and checked against it.
 
-    `picture_bytes` is the length of the encoded warm-up picture, which Triton wants as a dimension. The GPU
-    profile needs the plan's manifest. Raises UserError where configs, model and target do not fit together.
+    `picture_bytes` is the length of the encoded warm-up picture, which Triton wants as a dimension, `precision`
+    the graph's, `identity` the hashes that a client is told. The GPU profile needs the plan's manifest. Raises
+    UserError where configs, model and target do not fit together.
     """
     max_batch = options.max_batch or (manifest.batch[2] if manifest else DEFAULT_BATCH)
-    picture = Tensor("TYPE_UINT8", (picture_bytes,))
-    tensors = {**signature.inputs, **signature.outputs}
-    parameters = _parameters(signature, profile, options, manifest)
+    picture = Tensor("uint8", (picture_bytes,))
+    tensors = spec.inputs | spec.outputs
+    parameters = _parameters(spec, profile, options, precision, manifest)
+    for key, text in (identity or {}).items():
+        parameters[contract.DETECTOR][key] = text
     configs = {}
     for name in MODELS[profile]:
         config = read_config(TEMPLATES / profile / name / "config.pbtxt")
@@ -83,27 +88,26 @@ def specialise(
             policy.max_queue_size = options.max_queue or max(policy.max_queue_size, 2 * max_batch)
         for tensor in (*config.input, *config.output):
             if tensor.name in tensors:
-                tensor.dims[:] = tensors[tensor.name].dims
+                tensor.dims[:] = tensors[tensor.name].shape
         for sample in config.model_warmup:
             for key, value in sample.inputs.items():
-                value.dims[:] = (picture if key == contract.IMAGE_BYTES else tensors[key]).dims
+                value.dims[:] = (picture if key == contract.IMAGE_BYTES else tensors[key]).shape
         for key, text in parameters[name].items():
             config.parameters[key].string_value = text
         if config.optimization.cuda.graphs:
-            _write_graph_specs(config, signature)
+            _write_graph_specs(config, spec)
         configs[name] = config
     if options.max_inflight:
         configs[contract.DETECTOR].ensemble_scheduling.max_inflight_requests = options.max_inflight
-    check_configs(configs, signature, manifest=manifest)
+    check_configs(configs, spec, manifest=manifest)
     _check_release(configs, profile, options)
     return configs
 
 
 def _parameters(
-    signature: Signature, profile: Profile, options: BuildOptions, manifest: Manifest | None
+    spec: DetectorSpec, profile: Profile, options: BuildOptions, precision: str, manifest: Manifest | None
 ) -> dict[str, dict[str, str]]:
     """Return the parameters that depend on the detector, by model."""
-    spec = signature.spec
     limits = {
         "max_image_bytes": str(options.max_image_bytes),
         "max_image_pixels": str(options.max_image_pixels),
@@ -114,13 +118,12 @@ def _parameters(
         "category_ids": json.dumps(spec.category_ids),
         "size": json.dumps(spec.size),
         "score_threshold": repr(spec.score_threshold),
-        **signature.identity,
         **limits,
     }
     if profile == "cpu":
         return {
             contract.PREPROCESS: preparation | limits,
-            contract.RETINANET: {"precision": options.precision, "graph": signature.precision},
+            contract.RETINANET: {"precision": options.precision, "graph": precision},
             contract.DETECTOR: detector,
         }
     if manifest is None:
@@ -134,7 +137,7 @@ def _parameters(
     }
 
 
-def _write_graph_specs(config: Any, signature: Signature) -> None:
+def _write_graph_specs(config: Any, spec: DetectorSpec) -> None:
     """Write a CUDA graph for each power of two up to the largest batch, and for that one.
 
     Each serves the sizes between it and the one before, so that no batch runs without a graph.
@@ -147,9 +150,9 @@ def _write_graph_specs(config: Any, signature: Signature) -> None:
         bounds = [graph] if before + 1 == size else [graph, graph.graph_lower_bound]
         if before + 1 < size:
             graph.graph_lower_bound.batch_size = before + 1
-        for name, tensor in signature.inputs.items():
+        for name, tensor in spec.inputs.items():
             for bound in bounds:
-                bound.input[name].dim[:] = tensor.dims
+                bound.input[name].dim[:] = tensor.shape
 
 
 def _check_release(configs: Mapping[str, Any], profile: Profile, options: BuildOptions) -> None:

@@ -25,7 +25,16 @@ from retinaserve.eval.runtimes.openvino import compile_for_cpu
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.identity import Identity
-from retinaserve.training.spec import IMAGE, LETTERBOX, OUTPUTS, DetectorSpec
+from retinaserve.training.spec import (
+    BOXES,
+    CLASSES,
+    IMAGE,
+    LETTERBOX,
+    NUM_DETECTIONS,
+    OUTPUTS,
+    SCORES,
+    DetectorSpec,
+)
 
 if TYPE_CHECKING:
     from retinaserve.build_tools.preprocess import Prepared, Preprocessor
@@ -108,18 +117,18 @@ class OfflineDetector(ABC):
             return [], {}
         letterboxes = np.stack([item.letterbox for item in prepared])
         outputs = self._run(np.stack([item.image for item in prepared]), letterboxes)
-        counts, boxes, scores, classes = outputs[:4]
+        tensors = dict(zip((*OUTPUTS, *self.head_names), outputs, strict=True))
         found = [
             Detections.from_slots(
-                int(counts[row, 0]),
-                boxes[row],
-                scores[row],
-                classes[row],
+                int(tensors[NUM_DETECTIONS][row, 0]),
+                tensors[BOXES][row],
+                tensors[SCORES][row],
+                tensors[CLASSES][row],
                 size=(int(letterboxes[row, 0]), int(letterboxes[row, 1])),
             )
             for row in range(len(prepared))
         ]
-        return found, dict(zip(self.head_names, outputs[4:], strict=True))
+        return found, {name: tensors[name] for name in self.head_names}
 
     def predict(self, images: Sequence[bytes]) -> list[Detections]:
         """Return the detections of each encoded picture, in order. Raises UserError for the first bad one."""
@@ -203,20 +212,21 @@ class OnnxDetector(OfflineDetector):
         super().__init__(path, **settings)
 
     def _load(self, path: Path) -> DetectorSpec:
-        from retinaserve.build_tools.graph.onnx_graph import OnnxGraph
+        from retinaserve.build_tools.graph.onnx_io import STANDARD, OnnxGraph
 
         graph = OnnxGraph.read(path)
         self.precision = graph.precision
-        self._heads_only = bool(graph.custom)
+        custom = ", ".join(graph.custom_operators(known=STANDARD | {"com.microsoft"}))  # ONNX Runtime's own
+        self._heads_only = bool(custom)
         if self._heads_only and not graph.head_names:
             raise UserError(
-                f"{path} has operators that only TensorRT runs: {', '.join(graph.custom)}",
+                f"{path} has operators that only TensorRT runs: {custom}",
                 "and no heads of the names in its spec, up to which it could run here",
             )
         source: bytes | str = str(path)
         if self._heads_only:
             source = graph.up_to_heads().SerializeToString()
-            self.note = f"{', '.join(graph.custom)} need TensorRT; decode and NMS are torch's here"
+            self.note = f"{custom} need TensorRT; decode and NMS are torch's here"
         elif self.keep_heads and graph.head_names:
             source = graph.with_heads().SerializeToString()
         if self.keep_heads:

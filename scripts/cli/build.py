@@ -72,7 +72,7 @@ def build(
     target.
     """
     from retinaserve.build_tools.export import ExportOptions, export_detector
-    from retinaserve.build_tools.graph.onnx_io import read_signature
+    from retinaserve.build_tools.graph.onnx_io import OnnxGraph
     from retinaserve.build_tools.repository.builder import build_repository
     from retinaserve.build_tools.repository.configs import INT8_ARITHMETIC, BuildOptions
 
@@ -91,7 +91,7 @@ def build(
             record = export_detector(model, graph, ExportOptions(int8=int8), progress=progress)
             if record:
                 tell_calibration(record)
-        if profile == "cpu" and precision == "int8" and read_signature(graph).precision != "int8":
+        if profile == "cpu" and precision == "int8" and OnnxGraph.read(graph).precision != "int8":
             raise UserError(
                 f"{model} is a float graph; INT8 is made from the checkpoint",
                 "retinaserve export MODEL.pth MODEL.onnx --precision int8 --calibration-images DIR",

@@ -138,7 +138,7 @@ def export(
     if output.suffix not in (".onnx", ".plan"):
         raise UserError(f"{output}: a file name that ends in .onnx or .plan is expected", code=Exit.USAGE)
     from retinaserve.build_tools.export import ExportOptions, export_detector, record_path
-    from retinaserve.build_tools.graph.onnx_io import load_graph, read_signature
+    from retinaserve.build_tools.graph.onnx_io import OnnxGraph, load_graph
 
     flavour = flavour or ("tensorrt" if output.suffix == ".plan" else "standard")
     precision = precision or "fp32"
@@ -152,7 +152,7 @@ def export(
         export_plan(model, output, options, PlanChoices(batch, timing_cache, plugins), json_path, progress)
         return
     record = export_detector(model, output, options, progress=progress)
-    spec = read_signature(output).spec
+    spec = OnnxGraph.read(output).spec
     megabytes = output.stat().st_size / 1e6
     report: dict[str, object] = {
         "onnx": str(output),

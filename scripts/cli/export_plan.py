@@ -70,7 +70,7 @@ def export_plan(
     from retinaserve.build_tools.engine.builder import EngineOptions, load_tensorrt
     from retinaserve.build_tools.engine.plan import build_plan
     from retinaserve.build_tools.export import export_detector, record_path
-    from retinaserve.build_tools.graph.onnx_io import read_signature
+    from retinaserve.build_tools.graph.onnx_io import OnnxGraph
     from retinaserve.training.files import whole
 
     engine = EngineOptions(choices.batch, choices.plugins, choices.timing_cache)
@@ -82,8 +82,7 @@ def export_plan(
         if model.suffix != ".onnx":
             graph = Path(scratch) / "model.onnx"
             record = export_detector(model, graph, options, progress=calibration_progress)
-        signature = read_signature(graph)
-        if not signature.custom_operators:
+        if not OnnxGraph.read(graph).custom_operators():
             engine = EngineOptions(choices.batch, None, choices.timing_cache)
         with percent_bar() as show:
             built = build_plan(graph, plan, engine, trt=trt, progress=show)

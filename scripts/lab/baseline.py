@@ -32,9 +32,9 @@ class Detector:
     """Bytes to boxes in one call; calls may come from several threads, and infer one after the other."""
 
     def __init__(self, graph: Path, *, threads: int, precision: str = "f32") -> None:
-        from retinaserve.build_tools.graph.onnx_io import read_signature
+        from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 
-        self.spec = read_signature(graph).spec
+        self.spec = OnnxGraph.read(graph).spec
         heads, names = _cut_at_heads(graph, self.spec)
         network = compile_for_cpu(heads, precision=precision, threads=threads)
         self._infer = network.create_infer_request()

@@ -27,7 +27,7 @@ from retinaserve.build_tools.engine.builder import (
 from retinaserve.build_tools.engine.layers import LayerReport
 from retinaserve.build_tools.engine.listeners import Progress
 from retinaserve.build_tools.graph.graft import save
-from retinaserve.build_tools.graph.onnx_io import load_graph, read_spec
+from retinaserve.build_tools.graph.onnx_io import load_graph, metadata_of, read_spec
 from retinaserve.build_tools.graph.plugin_nodes import DECODE, DOMAIN
 from retinaserve.training.errors import UserError
 
@@ -119,7 +119,7 @@ def compilable(path: Path) -> tuple[onnx.ModelProto, str]:
     graph.outputs = list({tensor.name: tensor for tensor in ends}.values())
     graph.cleanup(remove_unused_graph_inputs=True).toposort()
     cut = gs.export_onnx(graph)
-    onnx.helper.set_model_props(cut, {entry.key: entry.value for entry in model.metadata_props})
+    onnx.helper.set_model_props(cut, metadata_of(model))
     onnx.checker.check_model(cut)
     return cut, lacking[0].op
 

@@ -71,10 +71,10 @@ class PlainLoop:
     """Decode and infer in this process, with the server's settings."""
 
     def __init__(self, graph: Path, pictures: Sequence[bytes], *, precision: str, threads: int) -> None:
-        from retinaserve.build_tools.graph.onnx_io import read_signature
+        from retinaserve.build_tools.graph.onnx_io import OnnxGraph
         from retinaserve.build_tools.preprocess import Preprocessor
 
-        spec = read_signature(graph).spec
+        spec = OnnxGraph.read(graph).spec
         self._pictures = pictures
         self._preprocessor = Preprocessor(spec.size, spec.pad_value, threads=threads)
         network = compile_for_cpu(str(graph), precision=precision, threads=threads)

@@ -24,10 +24,10 @@ class Network:
     """A graph compiled as it is served; `streams` pictures at a time share the threads."""
 
     def __init__(self, graph: Path, *, threads: int, precision: str, streams: int, profile: bool = False) -> None:
-        from retinaserve.build_tools.graph.onnx_io import read_signature
+        from retinaserve.build_tools.graph.onnx_io import OnnxGraph
         from retinaserve.eval.runtimes.openvino import compile_for_cpu
 
-        height, width = read_signature(graph).spec.size
+        height, width = OnnxGraph.read(graph).spec.size
         # Noise, so nothing is detected and decode and NMS cost their least.
         self._inputs = {
             "image": np.random.default_rng(0).integers(0, 256, (1, 3, height, width), dtype=np.uint8),

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 
-from retinaserve.build_tools.graph.onnx_io import read_signature
+from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 from retinaserve.build_tools.repository.configs import read_config
 from retinaserve.scripts.cli.main import main
 from retinaserve.training.checkpoint import Checkpoint, save
@@ -64,7 +64,7 @@ def test_int8_from_checkpoint_to_repository(checkpoint: Path, pictures: Path, tm
     # Another calibrator is answered from the same ranges.
     result = run("build", checkpoint, "--output", tmp_path / "one", *int8, "--calibrator", "minmax")
     assert result.exit_code == 0 and len(list(cache.iterdir())) == 1
-    assert read_signature(tmp_path / "one" / "retinanet" / "1" / "model.onnx").precision == "int8"
+    assert OnnxGraph.read(tmp_path / "one" / "retinanet" / "1" / "model.onnx").precision == "int8"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from retinaserve.build_tools.graph.graft import graft
-from retinaserve.build_tools.graph.onnx_io import read_signature
+from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 from retinaserve.build_tools.repository.builder import build_repository
 from retinaserve.build_tools.repository.configs import BuildOptions
 from retinaserve.training.errors import UserError
@@ -44,7 +44,7 @@ def test_another_detector_needs_another_repository(toy_onnx: Path, tmp_path: Pat
         build_repository(tmp_path / "other.onnx", tmp_path / "repository")
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(UserError, match="spec calls for"):
-        read_signature(heads)
+        OnnxGraph.read(heads)
 
 
 @pytest.mark.parametrize(

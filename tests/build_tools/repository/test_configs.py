@@ -11,7 +11,6 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from retinaserve.build_tools.engine.manifest import Manifest
-from retinaserve.build_tools.graph.onnx_io import expected_signature
 from retinaserve.build_tools.repository.config_checks import check_configs
 from retinaserve.build_tools.repository.config_schema import read_config, write_config
 from retinaserve.build_tools.repository.configs import MODELS, TEMPLATES, BuildOptions, Profile, specialise
@@ -26,8 +25,8 @@ PROFILES: tuple[Profile, ...] = ("cpu", "gpu")
 def configs_of(profile: Profile, *, manifest: Manifest | None = None, **options: Any) -> dict[str, Any]:
     if profile == "gpu":
         manifest = manifest or toy_manifest()
-    signature = expected_signature(manifest.spec if manifest else toy_spec())
-    return specialise(signature, profile, BuildOptions(**options), picture_bytes=1234, manifest=manifest)
+    spec = manifest.spec if manifest else toy_spec()
+    return specialise(spec, profile, BuildOptions(**options), picture_bytes=1234, manifest=manifest)
 
 
 @pytest.mark.parametrize(("profile", "name"), EVERY)
@@ -161,7 +160,7 @@ def spoil_batching(configs: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (spoil_type, r"retinanet/config.pbtxt: its outputs are .*TYPE_FP32', dims=\(1,\)"),
+        (spoil_type, r"retinanet/config.pbtxt: its outputs are .*float32', shape=\(1,\)"),
         (spoil_dims, r"preprocess/config.pbtxt: its outputs are .*\(3, 1, 1\)"),
         (spoil_map, r"step retinanet maps inputs \['image'\], the model has \['image', 'letterbox'\]"),
         (spoil_step, "step 'retina' is not in the repository"),
@@ -178,11 +177,10 @@ def spoil_batching(configs: dict[str, Any]) -> None:
 )
 def test_configs_that_disagree_are_refused(profile: Profile, spoil: Callable[..., None], words: str) -> None:
     configs = configs_of(profile)
-    signature = expected_signature(toy_spec())
-    check_configs(configs, signature)
+    check_configs(configs, toy_spec())
     spoil(configs)
     with pytest.raises(UserError, match=words):
-        check_configs(configs, signature)
+        check_configs(configs, toy_spec())
 
 
 def spoil_swap(configs: dict[str, Any]) -> None:
@@ -216,7 +214,7 @@ def test_gpu_configs_that_disagree_are_refused(spoil: Callable[..., None], words
     configs = configs_of("gpu")
     spoil(configs)
     with pytest.raises(UserError, match=words):
-        check_configs(configs, expected_signature(toy_spec()), manifest=toy_manifest())
+        check_configs(configs, toy_spec(), manifest=toy_manifest())
 
 
 @pytest.mark.parametrize(
@@ -229,9 +227,7 @@ def test_gpu_configs_that_disagree_are_refused(spoil: Callable[..., None], words
 )
 def test_a_plan_that_disagrees_is_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        check_configs(
-            configs_of("gpu"), expected_signature(toy_spec()), manifest=replace(toy_manifest(), **change)
-        )
+        check_configs(configs_of("gpu"), toy_spec(), manifest=replace(toy_manifest(), **change))
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,8 @@ def test_what_is_no_model_is_named(tmp_path: Path, toy_onnx: Path) -> None:
         "gone.onnx": r"gone\.onnx: no such file",
         "model.txt": r"model\.txt: not a model that runs here",
         "model.plan": r"model\.plan has no manifest",
-        "text.onnx": r"text\.onnx is not an ONNX file",
-        "bare.onnx": r"bare\.onnx is not a deployable detector",
+        "text.onnx": r"text\.onnx is not an ONNX model",
+        "bare.onnx": r"bare\.onnx has no 'retinaserve\.spec'",
     }.items():
         with pytest.raises(UserError, match=message):
             open_detector(tmp_path / name)

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from retinaserve.build_tools.graph.graft import graft, save
-from retinaserve.build_tools.graph.onnx_graph import OnnxGraph
+from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 from retinaserve.eval.verify.verify import level_cuts, spread
 from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.server.triton import TritonServer

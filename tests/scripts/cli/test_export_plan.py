@@ -11,7 +11,7 @@ from retinaserve.build_tools.engine.gpu import find_gpus, tensorrt_version, this
 from retinaserve.build_tools.engine.manifest import check_plan
 from retinaserve.build_tools.engine.plan import build_plan
 from retinaserve.build_tools.graph.graft import graft, save
-from retinaserve.build_tools.graph.onnx_io import read_signature
+from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 from retinaserve.scripts.cli.export import export
 from retinaserve.scripts.cli.export_plan import tell_plan
 from retinaserve.training.checkpoint import Checkpoint
@@ -34,7 +34,7 @@ def test_fp16_says_what_it_did_to_the_weights(checkpoint: Path, tmp_path: Path) 
     assert result.exit_code == 0, result.output
     assert "fp16" in result.stdout and "became zero" in result.stderr
     written = json.loads(report.read_text())
-    assert written["precision"] == read_signature(output).precision == "fp16"
+    assert written["precision"] == OnnxGraph.read(output).precision == "fp16"
     assert 200_000 < written["rounding"]["values"] < 220_000
     assert written["megabytes"] < 0.6 * checkpoint.stat().st_size / 1e6 + 0.4  # the rest are tables of the decode
 
