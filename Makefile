@@ -13,7 +13,7 @@ RUNS ?= runs
 CMAKE_ARGS ?=
 JOBS ?= 2
 TEST_PROCESSES ?= 2
-CXX_FILES = $(wildcard $(foreach suffix,h cpp cuh cu,plugins/*/*.$(suffix) plugins/include/*/*.$(suffix)))
+CXX_FILES = $(wildcard $(foreach suffix,h cpp cuh cu,$(addsuffix .$(suffix),plugins/*/* plugins/include/*/* tests/plugins/*/*)))
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart demo checkpoint test lint format bench compile-check plugins clean

@@ -2,12 +2,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! \file device.cuh
-//! \brief What the kernels need of CUDA, so that the same bodies also run on a CPU (harness/cpu_shim.h).
+//! \brief What the kernels need of CUDA, so that the same bodies can run on something else.
 
 #pragma once
 
-#ifdef RETINASERVE_CPU
-#include "../harness/cpu_shim.h"
+#ifdef RETINASERVE_CUDA
+#include RETINASERVE_CUDA // a header that defines all of what follows: the tests emulate it on a CPU
 #else
 
 #include <cstddef>

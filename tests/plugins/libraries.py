@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from retinaserve.plugins.native import FOLDER, KERNELS, Kernels, compile_for_cpu
+from tests.plugins.emulator.native import HERE, KERNELS, PLUGINS, Kernels, compile_for_cpu
 
 ROOT = Path(__file__).parents[2]
 BUILT = Path(os.environ.get("RETINASERVE_PLUGINS_BUILD", ROOT / "build" / "plugins"))
 DEVICES = ("cpu", pytest.param("gpu", marks=pytest.mark.gpu))
-ADAPTER = tuple(sorted((FOLDER / "adapter").glob("*.cpp")))
+ADAPTER = tuple(sorted((PLUGINS / "adapter").glob("*.cpp")))
 
 
 @cache
@@ -109,7 +109,7 @@ def harness_on(device: str) -> Path:
     if device == "gpu":
         require_gpu()
         return built("libretinaserve_harness.so")
-    sources = (FOLDER / "harness" / "harness.cpp", FOLDER / "capi" / "memory.cpp")
+    sources = (HERE / "harness.cpp", HERE / "memory.cpp")
     return compile_for_cpu(
         Path(_folder().name, "libretinaserve_harness.so"), sources, [*require_headers(), "-ldl"]
     )

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from retinaserve.plugins import reference
-from retinaserve.plugins.native import FOLDER, garbage
 from retinaserve.training.spec import DELTA_CLAMP
 from tests.heads import KINDS, SPECS, random_heads
+from tests.plugins.emulator.native import PLUGINS, garbage
 from tests.plugins.libraries import (
     ADAPTER,
     built,
@@ -49,7 +49,7 @@ class Field(ctypes.Structure):
 
 
 class Tensor(ctypes.Structure):
-    """HarnessTensor of harness/harness.cpp."""
+    """HarnessTensor of emulator/harness.cpp."""
 
     _fields_ = (("type", c_int32), ("nbDims", c_int32), ("dims", c_int64 * 8), ("data", c_void_p))
 
@@ -271,7 +271,7 @@ def rtx_python():
 
 
 def registry(library, cases):
-    probe = Path(__file__).with_name("registry_probe.py")
+    probe = Path(__file__).parent / "emulator" / "registry_probe.py"
     command = [rtx_python(), str(probe), str(library), str(harness_on("cpu"))]
     done = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -304,7 +304,7 @@ def test_the_adapter_compiles_with_every_version_of_the_headers():
     if not found:
         pytest.skip("needs TensorRT's headers: set TENSORRT_ROOT to one or more folders that have include/")
     for folder in found:
-        flags = ["-isystem", str(folder), "-isystem", str(cuda_headers()), f"-I{FOLDER / 'include'}"]
+        flags = ["-isystem", str(folder), "-isystem", str(cuda_headers()), f"-I{PLUGINS / 'include'}"]
         command = ["g++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", *flags, *map(str, ADAPTER)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0 and not done.stderr, f"{folder}: {done.stderr}"
@@ -321,7 +321,7 @@ def test_the_kernels_compile_for_all_architectures_without_warnings(name, tmp_pa
     newest = f"-gencode=arch=compute_{ours[-1]},code=compute_{ours[-1]}"
     command = [
         nvcc, "-std=c++17", "--Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror", *targets, newest,
-        f"-I{FOLDER / 'include'}", "-c", str(FOLDER / "kernels" / f"{name}.cu"), "-o", str(tmp_path / "out.o"),
+        f"-I{PLUGINS / 'include'}", "-c", str(PLUGINS / "kernels" / f"{name}.cu"), "-o", str(tmp_path / "out.o"),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "warning" not in done.stderr, done.stderr

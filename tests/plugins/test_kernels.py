@@ -11,7 +11,8 @@ import math
 import numpy as np
 import pytest
 
-from retinaserve.plugins import native, reference
+from retinaserve.plugins import reference
+from tests.plugins.emulator import native
 from tests.plugins.libraries import DEVICES, kernels_on, require_compiler
 
 CLAMP = math.log(1000 / 16)
@@ -274,7 +275,7 @@ def test_scratch_grows_with_topk_and_not_with_the_maps():
 
 
 FAULTY = """
-#include "harness/cpu_shim.h"
+#include "cuda_on_cpu.h"
 
 struct Arguments
 {
@@ -315,7 +316,7 @@ def test_the_emulation_notices_barriers_that_are_missing_or_skipped(tmp_path):
     require_compiler()
     source = tmp_path / "faulty.cpp"
     source.write_text(FAULTY)
-    library = ctypes.CDLL(native.compile_for_cpu(tmp_path / "faulty.so", [source], [f"-I{native.FOLDER}"]))
+    library = ctypes.CDLL(native.compile_for_cpu(tmp_path / "faulty.so", [source]))
     out = (ctypes.c_int32 * 64)()
     passed_on = [*range(1, 64), 0]
     for schedule in (0, 1, 2, 3):

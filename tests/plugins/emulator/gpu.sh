@@ -4,18 +4,18 @@
 #
 # All that a GPU is needed for, in one command: build for it, test, compute-sanitizer, benchmark.
 #
-#   TENSORRT_ROOT=/opt/tensorrt plugins/harness/gpu.sh [build folder]
-#   STEPS="tests bench" plugins/harness/gpu.sh          some of: tests memcheck racecheck initcheck synccheck bench
+#   TENSORRT_ROOT=/opt/tensorrt tests/plugins/emulator/gpu.sh [build folder]
+#   STEPS="tests bench" tests/plugins/emulator/gpu.sh      some of: tests memcheck racecheck initcheck synccheck bench
 #
-# Needs nvcc, cmake, and a Python with numpy, click, pytest and pytest-timeout (PYTHON; torch and torchvision for the
+# Needs nvcc, cmake, and a Python with numpy, pytest and pytest-timeout (PYTHON; torch and torchvision for the
 # comparison with torchvision). Without TensorRT's headers everything but the plugins' life in the harness runs.
 
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 python=${PYTHON:-python3}
 build=${1:-build/gpu}
 steps=${STEPS:-tests memcheck racecheck initcheck synccheck bench}
-export RETINASERVE_PLUGINS_BUILD=$PWD/$build PYTHONPATH=$PWD
+export RETINASERVE_PLUGINS_BUILD=$PWD/$build PYTHONPATH=$PWD:$PWD/src
 
 cmake -S plugins -B "$build" -DCMAKE_CUDA_ARCHITECTURES=native
 cmake --build "$build" --parallel
@@ -29,7 +29,7 @@ for step in $steps; do
     echo "== $step"
     case $step in
     tests) "${tests[@]}" ;;
-    bench) "$python" -m retinaserve.plugins.harness.bench --library "$build/libretinaserve_kernels.so" --json "$build/bench.json" ;;
+    bench) "$python" -m tests.plugins.emulator.bench --library "$build/libretinaserve_kernels.so" --json "$build/bench.json" ;;
     *) compute-sanitizer --tool "$step" --target-processes all --error-exitcode 9 "${tests[@]}" -k "$few" ;;
     esac
 done

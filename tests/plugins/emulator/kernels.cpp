@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! \file kernels.cpp
-//! \brief The kernels behind plain C functions, for plugins/native.py: no TensorRT, no C++ types.
+//! \brief The kernels behind plain C functions, for native.py: no TensorRT, no C++ types.
 
 #include "retinaserve/decode.h"
 #include "retinaserve/nms.h"

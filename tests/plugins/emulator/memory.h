@@ -2,15 +2,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! \file memory.h
-//! \brief Memory where the kernels run, with a guard behind it; see capi/memory.cpp.
+//! \brief Memory where the kernels run (memory.cpp), with a guard behind it, and what happens where one is not met.
 
 #pragma once
-
-#include "expectation.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 extern "C"
@@ -25,6 +25,14 @@ int32_t retinaserveToHost(void* host, void const* device, size_t bytes);
 
 namespace retinaserve
 {
+
+inline void expect(bool condition, std::string const& message)
+{
+    if (!condition)
+    {
+        throw std::runtime_error(message);
+    }
+}
 
 constexpr uint8_t kGARBAGE = 0xA5;
 constexpr size_t kGUARD = 256;

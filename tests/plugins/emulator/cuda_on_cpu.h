@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: Copyright (c) 2026 the retinaserve authors
 // SPDX-License-Identifier: Apache-2.0
 
-//! \file cpu_shim.h
-//! \brief Enough of CUDA for the kernels of plugins/kernels to run on a CPU, compiled by g++ with RETINASERVE_CPU.
+//! \file cuda_on_cpu.h
+//! \brief Enough of CUDA for the kernels of plugins/kernels to run on a CPU, compiled by g++ (native.py).
 //!
 //! Blocks run one after another, the threads of a block as fibers that switch at barriers only. The order of blocks
 //! and, between two barriers, of threads is forwards, backwards or shuffled (setSchedule), so that a missing barrier

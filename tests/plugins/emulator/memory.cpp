@@ -2,14 +2,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! \file memory.cpp
-//! \brief Memory where the kernels run, for plugins/native.py: a GPU's, or the host's with RETINASERVE_CPU.
+//! \brief Memory where the kernels run, for native.py: a GPU's, or the host's with RETINASERVE_CUDA.
 
 #include <cstddef>
 #include <cstdint>
 
-#ifdef RETINASERVE_CPU
+#ifdef RETINASERVE_CUDA
 
-#include "../harness/cpu_shim.h"
+#include RETINASERVE_CUDA
 
 #include <cstdlib>
 

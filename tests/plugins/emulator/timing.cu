@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! \file timing.cu
-//! \brief Times on the GPU for plugins/harness/bench.py: reading memory once, and decode and NMS in a CUDA graph.
+//! \brief Times on the GPU for bench.py: reading memory once, and decode and NMS in a CUDA graph.
 
 #include "retinaserve/decode.h"
 #include "retinaserve/nms.h"

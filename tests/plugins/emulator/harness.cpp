@@ -6,7 +6,7 @@
 //!
 //! Find its creator, create, negotiate formats and shapes, configure, clone, serialise, create again from what was
 //! serialised, attach, enqueue: plainly, or captured in a CUDA graph that is launched twice. Compiled with
-//! RETINASERVE_CPU it does the same with a plugin library whose kernels are emulated. Called from
+//! RETINASERVE_CUDA it does the same with a plugin library whose kernels are emulated. Called from
 //! tests/plugins/test_adapter.py through harnessRun.
 
 #include "memory.h"
@@ -23,7 +23,7 @@
 #include <utility>
 #include <vector>
 
-#ifndef RETINASERVE_CPU
+#ifndef RETINASERVE_CUDA
 #include <cuda_runtime_api.h>
 #endif
 
@@ -208,7 +208,7 @@ private:
         return std::make_pair(first, collect());
     }
 
-#ifdef RETINASERVE_CPU
+#ifdef RETINASERVE_CUDA
     template <typename Enqueue, typename Collect>
     static TwoResults runGraph(Enqueue const&, Collect const&)
     {

@@ -6,7 +6,7 @@
 
 #pragma once
 
-#include "expectation.h"
+#include "memory.h"
 
 #include <NvInferRuntime.h>
 

@@ -1,6 +1,6 @@
 """How long decode and NMS take on a GPU, against reading the logits once and against torchvision.
 
-    python -m retinaserve.plugins.harness.bench --library build/gpu/libretinaserve_kernels.so --json bench.json
+    python -m tests.plugins.emulator.bench --library build/gpu/libretinaserve_kernels.so --json bench.json
 
 FP16 heads of levels P3 to P7, 9 anchors a cell. Times are medians of runs from a cold L2 cache, decode and NMS in
 one CUDA graph. "Read" is the logits' bytes at the bandwidth that this GPU reads 1 GiB with, measured in the same
@@ -8,19 +8,16 @@ run. torchvision's own `RetinaNet.postprocess_detections` runs on the same value
 them, where torch and torchvision are there. No TensorRT: the engine around the plugins is not part of it.
 """
 
+import argparse
 import json
-from collections.abc import Callable, Sequence
 from ctypes import POINTER, byref, c_float, c_int32, c_size_t, c_void_p
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import click
 import numpy as np
-import numpy.typing as npt
 
-from retinaserve.plugins.native import DecodeProblem, Kernels, Memory, NmsProblem, garbage
+from tests.plugins.emulator.native import DecodeProblem, Kernels, Memory, NmsProblem, garbage
 
 STRIDES = (8, 16, 32, 64, 128)
 ANCHORS, TOPK, DETECTIONS, IOU = 9, 1000, 100, 0.5
@@ -28,7 +25,10 @@ THRESHOLD, CLAMP = 0.05, float(np.log(1000 / 16))
 LOGIT = float(np.log(THRESHOLD / (1 - THRESHOLD)))
 FLUSH_BYTES, READ_BYTES = 1 << 28, 1 << 30
 DECODE_ONLY, NMS_ONLY, BOTH = 1, 2, 3
-Halves = npt.NDArray[np.float16]
+HEADER = (
+    "| size | batch | network | read, ms | decode | NMS | both | both / read | torchvision | faster |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
+)
 
 
 @dataclass(frozen=True)
@@ -37,51 +37,39 @@ class Row:
 
     size: int
     batch: int
-    picture: str
+    network: str
     read: float
     decode: float
     nms: float
     both: float
     torchvision: float | None
 
-    def text(self) -> str:
-        """Return the line in Markdown."""
+    def text(self):
         other = f"{self.torchvision:.2f} | {self.torchvision / self.both:.0f}x" if self.torchvision else "- | -"
         times = f"{self.read:.4f} | {self.decode:.4f} | {self.nms:.4f} | {self.both:.4f}"
         return (
-            f"| {self.size} | {self.batch} | {self.picture} | {times} | {self.both / self.read:.2f}x | {other} |"
+            f"| {self.size} | {self.batch} | {self.network} | {times} | {self.both / self.read:.2f}x | {other} |"
         )
 
 
-HEADER = (
-    "| size | batch | picture | read, ms | decode | NMS | both | both / read | torchvision | faster |\n"
-    "|---|---|---|---|---|---|---|---|---|---|"
-)
-
-
-def anchor_table() -> npt.NDArray[np.float32]:
+def anchor_table():
     """Return (5, 9, 4): 3 scales and 3 ratios of 4 strides, centred half a stride into the cell."""
     sides = [(2 ** (scale / 3), ratio) for scale in range(3) for ratio in (0.5, 1.0, 2.0)]
-    table = [
-        [
-            (s / 2 - w, s / 2 - h, s / 2 + w, s / 2 + h)
-            for w, h in ((2 * s * k / r**0.5, 2 * s * k * r**0.5) for k, r in sides)
-        ]
-        for s in STRIDES
-    ]
-    return np.array(table, np.float32)
+    half = np.array([(2 * scale / ratio**0.5, 2 * scale * ratio**0.5) for scale, ratio in sides])  # in strides
+    table = np.concatenate((0.5 - half, 0.5 + half), axis=1) * np.array(STRIDES)[:, None, None]
+    return table.astype(np.float32)
 
 
-def heads(size: int, batch: int, classes: int, picture: str) -> tuple[list[Halves], list[Halves]]:
+def heads(size, batch, classes, network):
     """Return logits and deltas a level. "trained": a few thousand logits above the threshold, around 60 objects;
     "untrained": a third of all logits are above it."""
     rng = np.random.default_rng(0)
     logits, deltas = [], []
     for level, stride in enumerate(STRIDES):
         side = -(-size // stride)
-        centre, spread = (-9, 1) if picture == "trained" else (-3.5, 1)
-        one = rng.standard_normal((ANCHORS, classes, side, side), np.float32) * spread + centre
-        if picture == "trained":
+        one = rng.standard_normal((ANCHORS, classes, side, side), np.float32)
+        one += -9 if network == "trained" else -3.5
+        if network == "trained":
             one = np.minimum(one, LOGIT - 0.01)
             for _ in range(60 if level == 0 else 20):
                 y, x = rng.integers(0, side, 2)
@@ -97,7 +85,7 @@ def heads(size: int, batch: int, classes: int, picture: str) -> tuple[list[Halve
 class Bench:
     """Times on one GPU."""
 
-    def __init__(self, library: Path, repeats: int) -> None:
+    def __init__(self, library, repeats):
         self.kernels = Kernels(library)
         self.repeats = repeats
         self.flush = Memory(self.kernels, garbage((FLUSH_BYTES,), np.uint8), is_scratch=True)
@@ -108,53 +96,39 @@ class Bench:
             POINTER(c_void_p), c_void_p, c_size_t, c_int32, POINTER(c_float),
         )  # fmt: skip
 
-    def bandwidth(self) -> float:
+    def bandwidth(self):
         """Return the bytes a second at which this GPU reads."""
         data = Memory(self.kernels, np.zeros(READ_BYTES, np.uint8))
-        native = self.kernels.library
-        median = self._median(
-            lambda out: native.retinaserveTimeRead(
-                data.address, READ_BYTES, self.flush.address, FLUSH_BYTES, self.repeats, out
-            )
-        )
+        median = self._median(self.kernels.library.retinaserveTimeRead, data.address, READ_BYTES)
         data.free()
         return READ_BYTES / (median / 1000)
 
-    def detect(
-        self, logits: Sequence[Halves], deltas: Sequence[Halves], classes: int
-    ) -> tuple[float, float, float]:
+    def detect(self, logits, deltas, classes):
         """Return the milliseconds of decode, of NMS, and of both."""
-        batch = len(logits[0])
-        sizes = [(level.shape[2], level.shape[3]) for level in logits]
+        batch, levels = len(logits[0]), len(logits)
+        sizes = [level.shape[2:] for level in logits]
         decode = DecodeProblem.create(
             batch, sizes, classes=classes, anchors=anchor_table(), strides=STRIDES, threshold_logit=LOGIT,
             topk=TOPK, delta_clamp=CLAMP, half_precision=True,
         )  # fmt: skip
-        slots = sum(min(TOPK, ANCHORS * classes * height * width) for height, width in sizes)
+        slots = self.kernels.library.retinaserveDecodeSlots(byref(decode))
         nms = NmsProblem(batch, slots, DETECTIONS, IOU)
-        side = STRIDES[0] * sizes[0][0]
-        letterbox = np.full((batch, 4), side, np.float32)
-        arrays: tuple[npt.NDArray[Any], ...] = (*logits, *deltas, letterbox)
-        inputs = [Memory(self.kernels, array) for array in arrays]
-        spaces: tuple[tuple[int, ...], ...] = (
+        letterbox = np.full((batch, 4), STRIDES[0] * sizes[0][0], np.float32)
+        inputs = [Memory(self.kernels, array) for array in (*logits, *deltas, letterbox)]
+        spaces = (
             (batch, slots), (batch, slots, 4), (batch, slots),
             (batch,), (batch, DETECTIONS, 4), (batch, DETECTIONS), (batch, DETECTIONS),
+            *((self.kernels.scratch_bytes(problem) // 4,) for problem in (decode, nms)),
         )  # fmt: skip
         buffers = [Memory(self.kernels, garbage(shape, np.float32), is_scratch=True) for shape in spaces]
-        for problem in (decode, nms):
-            scratch = garbage((self.kernels.scratch_bytes(problem),), np.uint8)
-            buffers.append(Memory(self.kernels, scratch, is_scratch=True))
-        levels = len(logits)
-        pointers = (c_void_p * levels)(*(memory.address for memory in inputs[:levels]))
-        others = (c_void_p * levels)(*(memory.address for memory in inputs[levels:-1]))
-        places = (c_void_p * len(buffers))(*(memory.address for memory in buffers))
 
-        def time(parts: int) -> float:
+        def addresses(memories):
+            return (c_void_p * len(memories))(*(each.address for each in memories))
+
+        def time(parts):
             return self._median(
-                lambda out: self.kernels.library.retinaserveTimeDetect(
-                    byref(decode), byref(nms), parts, pointers, others, inputs[-1].address, places,
-                    self.flush.address, FLUSH_BYTES, self.repeats, out,
-                )
+                self.kernels.library.retinaserveTimeDetect, byref(decode), byref(nms), parts,
+                addresses(inputs[:levels]), addresses(inputs[levels:-1]), inputs[-1].address, addresses(buffers),
             )  # fmt: skip
 
         both = time(BOTH)  # first: NMS alone works on its candidates
@@ -163,17 +137,15 @@ class Bench:
             memory.free()
         return times
 
-    def _median(self, call: Callable[[Any], int]) -> float:
+    def _median(self, call, *arguments):
         """Return the median of a second run; the first one warms up."""
         out = (c_float * self.repeats)()
         for _ in range(2):
-            self.kernels.check(call(out))
+            self.kernels.check(call(*arguments, self.flush.address, FLUSH_BYTES, self.repeats, out))
         return float(np.median(np.array(out)))
 
 
-def torchvision_milliseconds(
-    logits: Sequence[Halves], deltas: Sequence[Halves], classes: int, repeats: int
-) -> float | None:
+def torchvision_milliseconds(logits, deltas, classes, repeats):
     """Return the time of torchvision's post-processing, or None where it is not installed."""
     try:
         import torch
@@ -183,7 +155,7 @@ def torchvision_milliseconds(
     except ImportError:
         return None
 
-    def rows(level: Halves, width: int) -> Any:
+    def rows(level, width):
         batch, _, height, across = level.shape
         maps = torch.from_numpy(level).cuda().view(batch, ANCHORS, width, height, across)
         return maps.permute(0, 3, 4, 1, 2).reshape(batch, -1, width)  # (B, A*C, h, w) -> (B, h*w*A, C)
@@ -206,7 +178,7 @@ def torchvision_milliseconds(
     )  # fmt: skip
     times = []
     for _ in range(2 + max(3, repeats // 10)):
-        start, stop = (Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start, stop = (Event(enable_timing=True) for _ in range(2))
         start.record()
         RetinaNet.postprocess_detections(settings, outputs, [anchors] * batch, [(side, side)] * batch)
         stop.record()
@@ -215,35 +187,36 @@ def torchvision_milliseconds(
     return float(np.median(times[2:]))
 
 
-@click.command()
-@click.option(
-    "--library", type=click.Path(path_type=Path, exists=True), required=True, help="The kernels' library."
-)
-@click.option("--sizes", default="640,1280", help="Sides of the square input, separated by commas.")
-@click.option("--batches", default="1,8,32", help="Batches, separated by commas.")
-@click.option("--classes", default=80, help="Classes.")
-@click.option("--repeats", default=50, help="Runs of which the median counts.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file.")
-def main(library: Path, sizes: str, batches: str, classes: int, repeats: int, json_path: Path | None) -> None:
+def main():
     """Print the table of docs/benchmarks.md."""
-    bench = Bench(library, repeats)
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--library", type=Path, required=True, help="the kernels' library")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[640, 1280], help="sides of the square input")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--classes", type=int, default=80)
+    parser.add_argument("--repeats", type=int, default=50, help="runs of which the median counts")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    asked = parser.parse_args()
+    bench = Bench(asked.library, asked.repeats)
     bandwidth = bench.bandwidth()
-    click.echo(f"reads {bandwidth / 1e12:.2f} TB/s; {classes} classes, FP16, medians of {repeats}\n\n{HEADER}")
+    print(
+        f"reads {bandwidth / 1e12:.2f} TB/s; {asked.classes} classes, FP16, medians of {asked.repeats}\n\n{HEADER}"
+    )
     rows = []
-    for size in map(int, sizes.split(",")):
-        for batch in map(int, batches.split(",")):
-            for picture in ("trained", "untrained"):
-                logits, deltas = heads(size, batch, classes, picture)
+    for size in asked.sizes:
+        for batch in asked.batches:
+            for network in ("trained", "untrained"):
+                logits, deltas = heads(size, batch, asked.classes, network)
                 read = sum(level.nbytes for level in logits) / bandwidth * 1000
-                times = bench.detect(logits, deltas, classes)
-                other = (
-                    torchvision_milliseconds(logits, deltas, classes, repeats) if picture == "trained" else None
-                )
-                rows.append(Row(size, batch, picture, read, *times, other))
-                click.echo(rows[-1].text())
-    if json_path:
-        report = {"bytes_a_second": bandwidth, "classes": classes, "rows": [asdict(row) for row in rows]}
-        json_path.write_text(json.dumps(report, indent=2) + "\n")
+                times = bench.detect(logits, deltas, asked.classes)
+                other = None
+                if network == "trained":
+                    other = torchvision_milliseconds(logits, deltas, asked.classes, asked.repeats)
+                rows.append(Row(size, batch, network, read, *times, other))
+                print(rows[-1].text(), flush=True)
+    if asked.json:
+        report = {"bytes_a_second": bandwidth, "classes": asked.classes, "rows": [asdict(row) for row in rows]}
+        asked.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
