@@ -21,7 +21,7 @@ from retinaserve.training.errors import UserError
 
 __all__ = ["DetectorSpec", "Network"]
 
-# Models of the Triton repository and their tensors (docs/protocol.md). `admission` is the GPU profile's alone.
+# Models of the Triton repository and their tensors (docs/serving.md). `admission` is the GPU profile's alone.
 ADMISSION, PREPROCESS, RETINANET, DETECTOR = "admission", "preprocess", "retinanet", "detector"
 IMAGE_BYTES = "image_bytes"  # UINT8 [-1], one encoded picture
 IMAGE = "image"  # UINT8 [3, H, W] RGB, letterboxed

@@ -3,7 +3,7 @@
     limits = limits_for("int8", {"ap-loss": 0.01})
     limits["score-max"]
 
-Tight enough that a changed weight shows, loose enough that another runtime's arithmetic passes; docs/verify.md has
+Tight enough that a changed weight shows, loose enough that another runtime's arithmetic passes; docs/evaluation.md has
 the measurements behind them.
 """
 

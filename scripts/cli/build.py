@@ -105,6 +105,6 @@ def build(
     report = {"repository": str(built.repository), "version": built.version, "profile": profile}
     write_json(json_path, {**report, "graph": built.precision, "precision": arithmetic})
     if profile == "gpu":
-        name_next(f"serve {built.repository} in NVIDIA's container: docs/deployment.md")
+        name_next(f"serve {built.repository} in NVIDIA's container: docs/serving.md")
     else:
         name_next(f"retinaserve serve {shlex.quote(str(built.repository))}")

@@ -22,7 +22,7 @@ IMAGES = click.option("--images", multiple=True, help="Pictures to send; drawn o
 def drill() -> None:
     """Start REPOSITORY's server, put it through hardship, and say which promises held.
 
-    Works on a copy, on free ports. Exit code 1 when a promise did not hold; docs/reliability.md explains each.
+    Works on a copy, on free ports. Exit code 1 when a promise did not hold; docs/operations.md explains each.
     """
 
 

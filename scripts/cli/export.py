@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 JSON = click.option("--json", "json_path", type=PATH, help="Also write what was done to this file.")
 CALIBRATORS = ("minmax", "percentile", "entropy")  # the default first
 SHOWN = 5
-FEW_PICTURES = 100  # to calibrate with: docs/quantization.md has what few cost
+FEW_PICTURES = 100  # to calibrate with: docs/benchmarks.md has what few cost
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 _CALIBRATION = (
@@ -42,7 +42,7 @@ _CALIBRATION = (
         "--calibrator",
         type=click.Choice(CALIBRATORS),
         default=CALIBRATORS[0],
-        help="INT8: where ranges are cut off: docs/quantization.md.",
+        help="INT8: where ranges are cut off: docs/export.md.",
     ),
     click.option("--seed", type=click.IntRange(0), default=0, help="INT8: of the draw."),
     click.option(

@@ -96,7 +96,7 @@ def tls_of(certificate: Path | None, key: Path | None, client_ca: Path | None) -
 @click.option(
     "--restart",
     is_flag=True,
-    help="Start the server again when it dies or answers no picture; see reliability.md.",
+    help="Start the server again when it dies or answers no picture; see docs/operations.md.",
 )
 @click.option(
     "--tls-cert", type=FILE, help="PEM certificate: gRPC is encrypted, HTTP and metrics stay on loopback."

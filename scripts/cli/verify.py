@@ -125,7 +125,7 @@ def verify(
     if not result.passed:
         words = shlex.join([str(reference), *map(str, others)]) + f" {server_words(*servers, tls=tls)}".rstrip()
         again = f"retinaserve verify {words} --images {shlex.quote(str(images))} --output DIR"
-        name_next("docs/verify.md says what each number points at" if output else again)
+        name_next("docs/evaluation.md says what each number points at" if output else again)
         sys.exit(Exit.CHECK_FAILED)
     if servers:
         name_next(f"retinaserve bench {server_words(servers[0], tls=tls)} --images {shlex.quote(str(images))}")

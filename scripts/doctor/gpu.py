@@ -58,7 +58,7 @@ def container(versions: Path = VERSIONS, *, built_by: str | None = None) -> Chec
     detail = f"{wanted['tag']}: {content}; driver {wanted['driver']} or later"
     found = built_by or installed("tensorrt")
     if found and found.split(".")[:3] != str(wanted["tensorrt"]).split(".")[:3]:
-        remedy = "plans built here will not load there: build them in the container's TensorRT, docs/deployment.md"
+        remedy = "plans built here will not load there: build them in the container's TensorRT, docs/serving.md"
         return Check("container", Status.WARN, f"{detail}; this machine has TensorRT {found}", remedy)
     return Check("container", Status.OK, detail)
 

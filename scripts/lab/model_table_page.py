@@ -27,7 +27,7 @@ What each backbone costs, and what the detectors trained here reach. Written by 
 
 A RetinaNet of the published sizes (pyramid of 256 channels, four convolutions a head, 9 anchors) with 80 classes
 at {size} x {size}. **The weights are random**: times are those of a trained one but for NMS, which has little to
-do here; accuracy has to be trained, or [imported](training.md#start-from-weights-that-exist).
+do here; accuracy has to be trained, or [imported](training.md#start-from-existing-weights).
 
 - **GFLOPs**: of one picture up to the heads' outputs, a multiplication and an addition counted as two.
 - **file**: the ONNX file that is served. bf16 is the float file, computed otherwise.

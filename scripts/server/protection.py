@@ -4,7 +4,7 @@
 
 The flags are tritonserver's own and the same for 2.51 and 26.x, so the container's start script passes them too
 (scripts/deploy/container/start.sh; a test compares both). Triton itself has no TLS on HTTP, no users and no rate
-limits: docs/security.md says who does that.
+limits: docs/operations.md says who does that.
 """
 
 import re
@@ -97,6 +97,6 @@ def check_exposure(host: str, *, expose: bool) -> None:
     if host not in LOOPBACK and not expose:
         raise UserError(
             f"--host {host} opens a server to others that lacks Triton's security fixes since 2.51",
-            "add --expose if that network is trusted; docs/deployment.md has the server for others",
+            "add --expose if that network is trusted; docs/serving.md has the server for others",
             code=Exit.USAGE,
         )

@@ -93,9 +93,10 @@ NOT_OURS = (
 
 
 def messages() -> list[str]:
-    """Return the messages that troubleshooting explains."""
-    heads = re.findall(r"^\*\*(`.+`.*)\*\*", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
-    return [message for head in heads for message in re.findall(r"`([^`]+)`", head)]
+    """Return the messages that the table of troubleshooting explains."""
+    section = (ROOT / "docs" / "operations.md").read_text().split("## Troubleshooting")[1]
+    rows = re.findall(r"^\| (`.+?`) \| ", section, re.MULTILINE)
+    return [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
 
 
 @pytest.mark.parametrize("message", messages())

@@ -1,4 +1,4 @@
-"""The requests of docs/protocol.md, run as they stand on the real server: every language gets the same answer."""
+"""The requests of docs/serving.md, run as they stand on the real server: every language gets the same answer."""
 
 import json
 import re
@@ -15,7 +15,8 @@ from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.detections import Detections
 from tests.pictures import checker, encode
 
-PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+REQUESTS = PAGE.split("## Send requests")[1].split("## ")[0]
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def expected(server: TritonServer, picture: Path) -> Detections:
 
 def block(language: str, server: TritonServer, picture: str) -> str:
     """Return a page's code with this server's ports and a picture that exists."""
-    (code,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    code = re.findall(rf"```{language}\n(.*?)```", REQUESTS, re.DOTALL)[0]
     assert "127.0.0.1:800" in code
     # The toy detector, which was never trained, is sure of nothing.
     code = code.replace("above(0.3)", "above(0)").replace("< 0.3)", "< 0)")

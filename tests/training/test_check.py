@@ -219,7 +219,7 @@ def test_every_code_has_a_case_and_a_line_in_the_docs() -> None:
     covered = {code for _, expected in MISTAKES.values() for code in expected}
     between_splits = {code for code in CODES if code.startswith("split-")}
     assert covered | between_splits == set(CODES)
-    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     assert [code for code in CODES if f"`{code}`" not in page] == []
 
 

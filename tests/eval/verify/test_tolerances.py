@@ -36,7 +36,7 @@ def test_names_of_precisions(name: str, known: str) -> None:
 
 
 def test_the_page_states_these_limits() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "verify.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text()
     for name, (what, values) in TABLE.items():
         assert f"| `{name}`: {what} | {' | '.join(f'{value:g}' for value in values)} |\n" in page
 

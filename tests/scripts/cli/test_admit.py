@@ -38,7 +38,7 @@ def test_the_drawn_jpegs_are_of_the_size_that_is_claimed() -> None:
 def test_the_costs_are_those_of_work_done() -> None:
     jpegs = draw_jpegs(4)
     alone = definition_cost(jpegs, rounds=3)
-    assert 1 < alone < 1000  # microseconds: 16 on the machine of docs/gpu.md
+    assert 1 < alone < 1000  # microseconds: 16 on the machine of docs/export.md
     step = step_cost(jpegs, requests=600, concurrency=8)
     assert alone < step.microseconds < 5000
     assert 1 <= step.mean_batch <= 8
