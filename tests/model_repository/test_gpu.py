@@ -1,7 +1,7 @@
 """The GPU profile's admission and ensemble on the embedded server, in front of the CPU profile's other two models.
 
-With Triton's dali backend at hand (docs/export.md) its `preprocess` runs too, on a CPU instance. The rest, decoding
-on a GPU and the tensorrt backend, docs/export.md lists.
+With Triton's dali backend at hand (docs/export.md) its `preprocess` runs too, on a CPU instance. The rest,
+decoding on a GPU and the tensorrt backend, is in docs/not-run.md.
 """
 
 import json

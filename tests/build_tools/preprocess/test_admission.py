@@ -36,7 +36,7 @@ def test_good_pictures_are_admitted_with_the_size_that_pillow_reads(name: str) -
 
 
 def test_what_passes_the_gpu_profiles_admission_decodes(decoder: Preprocessor) -> None:
-    """The claim of docs/export.md: behind admission, the dali backend loses no batch."""
+    """Behind admission, the dali backend loses no batch."""
     verdicts: Counter[str] = Counter()
     missed = []
     for name, data in damaged(per_kind=PER_KIND):
