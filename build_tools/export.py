@@ -8,7 +8,6 @@ Triton repository (build_tools/repository/builder.py).
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,8 +16,6 @@ from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.spec import METADATA_CHECKPOINT, DetectorSpec
 
 if TYPE_CHECKING:
-    import onnx
-
     from retinaserve.build_tools.graph.graft import Flavour
     from retinaserve.build_tools.quantize.int8 import Int8Options, Progress
     from retinaserve.training.model.retinanet import RetinaNet
@@ -65,17 +62,18 @@ def export_detector(
     from retinaserve.build_tools.graph.graft import graft
     from retinaserve.build_tools.graph.half_emulation import emulate_half
     from retinaserve.build_tools.quantize.int8 import draw, to_int8
-    from retinaserve.training.files import sha256
-    from retinaserve.training.staging import staging
+    from retinaserve.training.export import heads_graph
+    from retinaserve.training.files import sha256, whole
 
     options = options or ExportOptions()
     record: dict[str, Any] = {}
     spec, network = load_network(checkpoint, options.size)
     # Before the heads are traced: pictures are what a user gets wrong first.
     pictures = draw(spec, options.int8) if options.int8 else None
-    with staging(output) as folder:
+    stored = record_path(output)
+    with whole(output, *([stored] if pictures else [])) as (partial, *partial_record):
         origin = {METADATA_CHECKPOINT: sha256(checkpoint)}
-        raw = raw_heads(spec, network, folder / "heads.onnx", metadata=origin)
+        raw = heads_graph(network, spec, metadata=origin)
         if options.int8 and pictures:
             quantized = to_int8(raw, spec, pictures, options.int8, progress=progress)
             raw, record = quantized.model, quantized.record
@@ -83,15 +81,11 @@ def export_detector(
             raw, _ = to_float16(raw, source=str(checkpoint))
         if options.emulate:
             raw = emulate_half(raw)
-        onnx.save(graft(raw, flavour=options.flavour), folder / output.name)
-        stored = record_path(output)
-        if record:
-            (folder / stored.name).write_text(json.dumps(record, indent=2) + "\n")
-        (folder / output.name).replace(output)
-        if record:
-            (folder / stored.name).replace(stored)
-        else:
-            stored.unlink(missing_ok=True)  # of an INT8 graph that was here before
+        onnx.save(graft(raw, flavour=options.flavour), partial)
+        for file in partial_record:
+            file.write_text(json.dumps(record, indent=2) + "\n")
+    if not record:
+        stored.unlink(missing_ok=True)  # of an INT8 graph that was here before
     return record
 
 
@@ -104,18 +98,6 @@ def load_network(checkpoint: Path, size: tuple[int, int] | None = None) -> tuple
         check_size(spec, size)
         spec = spec.with_size(*size)
     return spec, network
-
-
-def raw_heads(
-    spec: DetectorSpec, network: "RetinaNet", path: Path, *, metadata: Mapping[str, str] | None = None
-) -> "onnx.ModelProto":
-    """Return the network's raw heads in ONNX, by way of the file `path`; `metadata` is added to the spec's."""
-    import onnx
-
-    from retinaserve.training.export import export_heads
-
-    export_heads(network, spec, path, metadata=metadata)
-    return onnx.load(path)
 
 
 def check_size(spec: DetectorSpec, size: tuple[int, int]) -> None:

@@ -9,7 +9,6 @@ tells layers apart long before AP does, which moves by chance. OpenVINO computes
 artefact.
 """
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from retinaserve.build_tools.export import load_network, raw_heads
+from retinaserve.build_tools.export import load_network
 from retinaserve.build_tools.graph.graft import graft
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor
 from retinaserve.build_tools.quantize.int8 import Calibrated, Int8Options, calibrate, draw
@@ -29,6 +28,7 @@ from retinaserve.eval.report.report import picture_files
 from retinaserve.eval.runtimes.openvino import compile_for_cpu
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
+from retinaserve.training.export import heads_graph
 from retinaserve.training.scores import Annotations, evaluate, match_classes
 from retinaserve.training.spec import (
     BOXES,
@@ -158,8 +158,7 @@ def analyse(checkpoint: Path, options: Options, *, say: Callable[[str], None]) -
     spec, network = load_network(checkpoint)
     judge = _Judge(spec, options)
     pictures = draw(spec, options.int8)
-    with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
-        model = raw_heads(spec, network, Path(scratch) / "heads.onnx")
+    model = heads_graph(network, spec)
     calibrated = calibrate(model, spec, pictures, options.int8)
     expected, float_ap = judge.run(model)
     layers = layers_of(model, spec, options.int8.exclude)

@@ -9,8 +9,6 @@ no code. It replaces the file at its path in one step: a reader, or a crash, see
 """
 
 import argparse
-import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor
 
 from retinaserve.training.errors import UserError
+from retinaserve.training.files import whole
 from retinaserve.training.model import build_model
 from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import DetectorSpec
@@ -68,21 +67,9 @@ def save_backbone(path: Path, backbone: Backbone) -> None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder: a rename is one step only within a file system.
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).chmod(0o666 & ~_umask())  # temporary files are private, checkpoints aren't
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise UserError(f"{path}: the checkpoint can't be written: {error.strerror}") from None
+    # Given a path, torch.save raises RuntimeError where the disk is full.
+    with whole(path) as (partial,), partial.open("wb") as file:
+        torch.save(content, file)
 
 
 def load(path: Path) -> Checkpoint:
@@ -146,9 +133,3 @@ def _not_a_checkpoint(path: Path) -> UserError:
         f"{path}: not a checkpoint of retinaserve",
         "a file written by `retinaserve train` is expected; `retinaserve import` converts others",
     )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

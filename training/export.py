@@ -9,7 +9,6 @@ gives the same bytes on every machine. It adds no decode, no NMS and no normalis
 import copy
 import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,18 +18,25 @@ import onnx
 import torch
 from torch import nn
 
+from retinaserve.training.files import whole
 from retinaserve.training.spec import METADATA_CLASSES, METADATA_SPEC, NETWORK_INPUT, DetectorSpec
 
 OPSET = 18  # the exporter's own; ONNX Runtime, OpenVINO and TensorRT 10 and later all parse it
 
 
-def export_heads(
-    model: nn.Module, spec: DetectorSpec, path: Path, *, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write `model` at the spec's size; the file appears whole or not at all, and the model is left as it is.
+def export_heads(model: nn.Module, spec: DetectorSpec, path: Path) -> None:
+    """Write `model` at the spec's size; the file appears whole or not at all, and the model is left as it is."""
+    with whole(path) as (partial,):
+        onnx.save(heads_graph(model, spec), partial)
+
+
+def heads_graph(
+    model: nn.Module, spec: DetectorSpec, *, metadata: Mapping[str, str] | None = None
+) -> onnx.ModelProto:
+    """Return what `export_heads` writes; the model is left as it is.
 
     model: FP32 (B, 3, H, W) to a pair (class logits, box deltas) a level, as spec.head_names describes them.
-    metadata: further metadata_props of the file.
+    metadata: further metadata_props of the graph.
     """
     model = copy.deepcopy(model).cpu().eval()
     with _quiet(), torch.no_grad():
@@ -50,10 +56,7 @@ def export_heads(
     described = {METADATA_SPEC: spec.to_json(), METADATA_CLASSES: json.dumps(spec.classes)}
     onnx.helper.set_model_props(proto, {**(metadata or {}), **described})
     onnx.checker.check_model(proto, full_check=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        partial = Path(scratch) / path.name
-        onnx.save(proto, partial)
-        partial.replace(path)
+    return proto
 
 
 def _forget_origin(proto: onnx.ModelProto) -> None:

@@ -1,28 +1,34 @@
-"""Files that appear whole or not at all, and the hashes that tell them apart.
+"""Files and folders that appear whole or not at all, and the hashes that tell files apart.
 
-    with whole(Path("model.onnx")) as partial:
-        onnx.save(model, partial)
-    sha256(Path("model.onnx"))
+    write_json(Path("report.json"), report)
+    with whole(Path("model.plan"), Path("model.plan.json")) as (plan, manifest):
+        plan.write_bytes(engine)
+        manifest.write_text(text)              # both appear when the block ends
 
-It knows no format. Checkpoints are written by training/checkpoint.py, repositories by build_tools/repository.
+What is half written lies in a folder beside the target, whose name begins with a dot, and is renamed from there.
+A full disk, a missing right or Ctrl-C leave neither a new target nor that folder; a killed process does leave it.
 """
 
 import hashlib
+import json
 import os
+import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from retinaserve.training.errors import UserError
-from retinaserve.training.staging import staging
+from retinaserve.training.errors import Exit, UserError
+
+NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n\s*\]")  # the innermost lists of indented JSON, without strings
 
 
 @contextmanager
 def whole(*paths: Path) -> Iterator[list[Path]]:
     """Give a file to write for each of `paths`, all in one folder; they take their places together at the end.
 
-    Whatever goes wrong before that, a full disk or Ctrl-C, leaves the folder as it was. Raises UserError where the
-    system refuses.
+    Whatever goes wrong before that leaves the folder as it was. Raises UserError where the system refuses.
     """
     with staging(paths[0]) as scratch:
         partial = [scratch / path.name for path in paths]
@@ -32,6 +38,54 @@ def whole(*paths: Path) -> Iterator[list[Path]]:
                 os.fsync(written.fileno())
         for file, path in zip(partial, paths, strict=True):
             file.replace(path)
+
+
+@contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """Give a folder beside the target, on its file system, to write what will be renamed to it.
+
+    Makes the target's directory. Raises UserError where the system refuses to write.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise UserError(
+            f"{target} could not be written: {error.strerror or error}", "nothing of it was left behind"
+        ) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, its directory too. Raises UserError where it can't be written."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(content)  # a terminal or a pipe, such as /dev/stdout, has no place to be renamed to
+        return
+    with whole(path.resolve() if path.is_symlink() else path) as (partial,):  # a link stays
+        partial.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as UTF-8. Raises UserError as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
+    """Write a JSON file, a row of numbers on a line. Raises UserError as `write_bytes` does."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    if indent:  # no line break is ever inside a string
+        text = NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
+    write_text(path, text + "\n")
+
+
+def make_place(path: Path) -> None:
+    """Make the directory of a file that will be written after long work. Raises UserError where it can't be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror or error}", code=Exit.USAGE) from None
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path} can't be written: no permission for its directory", code=Exit.USAGE)
 
 
 def sha256(path: Path) -> str:

@@ -8,7 +8,6 @@ so the network runs once for all three, and a cache of them serves every later c
 """
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy.typing as npt
 import onnx
 
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import whole
 from retinaserve.training.spec import NETWORK_INPUT, DetectorSpec
 
 Calibrator = Literal["minmax", "percentile", "entropy"]
@@ -162,9 +162,7 @@ def cached(
             rows = zip(stored["names"].tolist(), stored["counts"], tops, largest, strict=True)
             return {name: Histogram(counts, top, most) for name, counts, top, most in rows}
     found = run()
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".") as scratch:
-        partial = Path(scratch) / path.name
+    with whole(path) as (partial,):
         np.savez_compressed(
             partial,
             names=list(found),
@@ -172,5 +170,4 @@ def cached(
             top=[each.top for each in found.values()],
             largest=[each.largest for each in found.values()],
         )
-        partial.replace(path)
     return found

@@ -10,9 +10,6 @@ the ensemble's last, and the configs follow, so a server never reads half of a m
 import io
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -29,8 +26,8 @@ from retinaserve.build_tools.repository.configs import MODELS, TEMPLATES, BuildO
 from retinaserve.build_tools.repository.versions import keep_pins
 from retinaserve.training import spec as contract
 from retinaserve.training.errors import UserError
+from retinaserve.training.files import staging
 from retinaserve.training.spec import DetectorSpec
-from retinaserve.training.staging import disk_errors
 
 __all__ = ["Built", "build_repository"]
 
@@ -153,7 +150,8 @@ def build_repository(
     if version > 1:
         _check_same_contract(repository, configs)
         keep_pins(repository, configs)
-    with disk_errors(repository), _staging(repository) as stage:
+    with staging(repository) as scratch:
+        stage = scratch / repository.name
         _stage(stage, profile, configs, warmup, version)
         for name, source in served.files.items():
             shutil.copyfile(source, stage / contract.RETINANET / str(version) / name)
@@ -230,18 +228,6 @@ def _stage(stage: Path, profile: Profile, configs: dict[str, Any], warmup: _Warm
             stage / name / str(version) / package.name,
             ignore=shutil.ignore_patterns("__pycache__"),
         )
-
-
-@contextmanager
-def _staging(repository: Path) -> Iterator[Path]:
-    """Give a folder beside the repository (same file system, out of a polling server's sight)."""
-    repository.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{repository.name}-", dir=repository.parent))
-    stage.chmod(0o755)
-    try:
-        yield stage
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _appear(stage: Path, repository: Path) -> None:

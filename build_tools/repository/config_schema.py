@@ -16,6 +16,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import triton_to_np_dtype
 
 from retinaserve.training.errors import UserError
+from retinaserve.training.files import write_text
 from retinaserve.training.spec import Tensor
 
 UINT32 = descriptor_pb2.FieldDescriptorProto.TYPE_UINT32
@@ -52,9 +53,7 @@ def read_config(path: Path) -> Any:
 
 def write_config(path: Path, config: Any) -> None:
     """Write a config as text, as Triton reads it; a server that looks meanwhile sees the old one."""
-    fresh = path.with_name(f".{path.name}")
-    fresh.write_text(text_format.MessageToString(config, as_utf8=True))
-    fresh.replace(path)
+    write_text(path, text_format.MessageToString(config, as_utf8=True))
 
 
 def tensor_of(tensor: Any) -> Tensor:

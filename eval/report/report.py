@@ -8,7 +8,6 @@ The detector may be a server or a file; it only sees encoded pictures. A picture
 without detections, so that failures lower the scores instead of hiding in them.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from PIL import Image
 from retinaserve.training.detections import Detections, Detector, ImageError
 from retinaserve.training.draw import contact_sheet, draw, open_picture
 from retinaserve.training.errors import UserError
+from retinaserve.training.files import write_json
 from retinaserve.training.scores import (
     IOU_50,
     IOU_75,
@@ -100,7 +100,7 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         plot_curves(self.scores, folder / "curves.png")
         self.sheet().save(folder / "contact_sheet.jpg", quality=90)
-        (folder / "detections.json").write_text(json.dumps(self.coco_results()))
+        write_json(folder / "detections.json", self.coco_results(), indent=None)
 
     def sheet(self) -> Image.Image:
         """Return a sheet of pictures spread over the set: what was drawn by hand beside what was found."""

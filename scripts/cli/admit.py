@@ -1,6 +1,5 @@
 """`admit`: which pictures the server would refuse before decoding, and what asking costs."""
 
-import json
 from pathlib import Path
 
 import click
@@ -8,6 +7,7 @@ import click
 from retinaserve.scripts.cli.options import PATH
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import write_json
 
 AROUND = range(80_000, 125_001)  # bytes of what counts as a JPEG of 100 kB
 
@@ -37,7 +37,7 @@ def admit(images: tuple[str, ...], trial: bool, cost: bool, served: bool, json_p
     if cost or served:
         report |= _time(paths, served)
     if json_path:
-        json_path.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(json_path, report)
     if refused:
         raise click.exceptions.Exit(Exit.CHECK_FAILED)
     name_next("retinaserve build MODEL.plan --profile gpu --output repository")

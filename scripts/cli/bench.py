@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from retinaserve.scripts.cli.options import FILE, json_option, server_words, tls_options, wait_option
-from retinaserve.scripts.cli.output import name_next, write_json
+from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit
+from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
     from retinaserve.eval.bench.perf_analyzer import Demand

@@ -13,12 +13,12 @@ from retinaserve.scripts.cli.export import (
     int8_options,
     progress,
     tell_calibration,
-    write_json,
 )
 from retinaserve.scripts.cli.gpu_options import GPU_OPTIONS, gpu_build_options, gpu_options, target_of
 from retinaserve.scripts.cli.options import COUNT, PATH
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
     from retinaserve.build_tools.repository.configs import Profile
@@ -103,7 +103,8 @@ def build(
         what = f"{profile}, {built.precision} graph, {arithmetic} where it is float"
     click.echo(f"{built.repository}: version {built.version} of {', '.join(built.models)} ({what})")
     report = {"repository": str(built.repository), "version": built.version, "profile": profile}
-    write_json(json_path, {**report, "graph": built.precision, "precision": arithmetic})
+    if json_path:
+        write_json(json_path, {**report, "graph": built.precision, "precision": arithmetic})
     if profile == "gpu":
         name_next(f"serve {built.repository} in NVIDIA's container: docs/serving.md")
     else:

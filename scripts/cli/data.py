@@ -1,6 +1,5 @@
 """`data`: make a data set (`data shapes`), or find what is wrong with one (`data check`)."""
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import click
 from retinaserve.scripts.cli.options import COUNT, FOLDER, PATH
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
     from retinaserve.training.check import Report
@@ -74,8 +74,7 @@ def check(
         val = val_annotations and read_split("val", val_images or images, val_annotations, on_image=bar.update)
     report = check_data(train, val or None)
     if json_path:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_json(json_path, report.to_dict())
     show(report)
     if report.errors:
         sys.exit(Exit.BAD_DATA)

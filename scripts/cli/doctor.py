@@ -1,6 +1,5 @@
 """`doctor`: what is installed, what is missing, what does not fit together."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -12,6 +11,7 @@ from retinaserve.scripts.cli.options import PATH
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.scripts.doctor import Check, Probe, Status, examine
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import write_json
 
 COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
 PORTS = (8000, 8001, 8002)
@@ -44,7 +44,7 @@ def doctor(profile: str, plugins: Path, plan: Path | None, quick: bool, json_pat
     counts = {status: sum(check.status is status for check in done) for status in Status}
     if json_path:
         report = {"profile": profile, "checks": [asdict(check) for check in done], "counts": counts}
-        json_path.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(json_path, report)
     if counts[Status.FAIL]:
         raise UserError(
             f"{counts[Status.FAIL]} of {len(done)} checks failed",

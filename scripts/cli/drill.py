@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from retinaserve.scripts.cli.options import COUNT, FILE, FOLDER
-from retinaserve.scripts.cli.output import name_next, write_json
+from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit
+from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
     from retinaserve.scripts.drills.verdict import Verdict

@@ -1,6 +1,5 @@
 """`export`, from a checkpoint to the graph that is deployed, and the options of calibration that verbs share."""
 
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from retinaserve.scripts.cli.export_plan import PlanChoices, export_plan, plan_o
 from retinaserve.scripts.cli.options import PATH
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
     from retinaserve.build_tools.graph.graft import Flavour
@@ -170,7 +170,8 @@ def export(
         click.echo(f"{record_path(output)}: the pictures it was calibrated with", err=True)
     if half:
         report["rounding"] = tell_rounding(load_graph(output))
-    write_json(json_path, report)
+    if json_path:
+        write_json(json_path, report)
     if flavour == "tensorrt":
         name_next(
             shlex.join(["retinaserve", "export", str(output), str(output.with_suffix(".plan"))]),
@@ -210,9 +211,3 @@ def progress(inputs: "Inputs", total: int) -> "Inputs":
 
     # `disable=None` shows the bar on a terminal only.
     yield from tqdm(inputs, "calibrating", total, unit="image", file=sys.stderr, disable=None, dynamic_ncols=True)
-
-
-def write_json(path: Path | None, report: dict[str, object]) -> None:
-    """Write a report, where one is asked for."""
-    if path:
-        path.write_text(json.dumps(report, indent=2) + "\n")

@@ -15,6 +15,7 @@ import click
 from retinaserve.scripts.cli.options import PATH
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
     import onnx
@@ -71,7 +72,6 @@ def export_plan(
     from retinaserve.build_tools.engine.plan import build_plan
     from retinaserve.build_tools.export import export_detector, record_path
     from retinaserve.build_tools.graph.onnx_io import OnnxGraph
-    from retinaserve.training.files import whole
 
     engine = EngineOptions(choices.batch, choices.plugins, choices.timing_cache)
     if model.suffix == ".onnx":
@@ -87,13 +87,12 @@ def export_plan(
         with percent_bar() as show:
             built = build_plan(graph, plan, engine, trt=trt, progress=show)
     if record:
-        with whole(record_path(plan)) as (partial,):
-            partial.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(record_path(plan), record)
     tell_plan(plan, built)
     if json_path:
         report = {"plan": str(plan), "seconds": round(built.engine.seconds, 1), **asdict(built.engine.report)}
         report["manifest"] = json.loads(built.manifest.to_json())
-        json_path.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(json_path, report)
     name_next(f"retinaserve build {shlex.quote(str(plan))} --profile gpu --output repository")
 
 

@@ -15,7 +15,8 @@ from retinaserve.scripts.cli.options import (
     report_options,
     threads_option,
 )
-from retinaserve.scripts.cli.output import ReportOptions, finish, print_predictions, progress, publish, write_json
+from retinaserve.scripts.cli.output import ReportOptions, finish, print_predictions, progress, publish
+from retinaserve.training.files import write_json
 
 
 @click.command()

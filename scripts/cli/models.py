@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from retinaserve.scripts.cli.options import COUNT, FILE, FOLDER
-from retinaserve.scripts.cli.output import name_next, write_json
+from retinaserve.scripts.cli.output import name_next
+from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
     from retinaserve.scripts.server.rollout import Deployment

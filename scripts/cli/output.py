@@ -9,17 +9,16 @@ Results go to stdout, everything else to stderr. The analysis runs only when som
 """
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import click
 
 from retinaserve.training.errors import Exit
-from retinaserve.training.replacing import make_place, replacing
+from retinaserve.training.files import make_place, write_json
 
 if TYPE_CHECKING:
     from retinaserve.eval.report.comparison import Baseline, Comparison
@@ -31,7 +30,6 @@ T = TypeVar("T")
 
 INNER = "a step of another command"  # as the `obj` of a click context
 MOST_CLASSES = 10  # of those that changed, on the terminal
-NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n\s*\]")  # the innermost lists of indented JSON, without strings
 
 
 def name_next(command: str, *, where: str = "") -> None:
@@ -51,15 +49,6 @@ def progress(items: Iterable[T], total: int, title: str | None = None) -> Iterat
 
     # `disable=None` shows the bar on a terminal only.
     yield from tqdm(items, title, total, unit="image", file=sys.stderr, disable=None, dynamic_ncols=True)
-
-
-def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
-    """Write a JSON file, its directory too; it appears whole or not at all."""
-    with replacing(path) as partial:
-        text = json.dumps(value, indent=indent, ensure_ascii=False)
-        if indent:  # a row of numbers is a line; no line break is ever inside a string
-            text = NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
-        partial.write_text(text + "\n", encoding="utf-8")
 
 
 @dataclass

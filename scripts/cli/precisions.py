@@ -1,6 +1,5 @@
 """`precisions`: what INT8 costs in accuracy and brings in speed, on your data."""
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from retinaserve.scripts.cli.export import CALIBRATORS, calibration_options, int
 from retinaserve.scripts.cli.options import PATH
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import UserError
+from retinaserve.training.files import write_json
 from retinaserve.training.spec import BACKBONES
 
 RANDOM_SIZE = (640, 640)
@@ -67,7 +67,7 @@ def precisions(
     rows = compare(checkpoint, options, say=lambda text: click.echo(text, err=True))
     click.echo(markdown(rows))
     target = output / "precisions.json"
-    target.write_text(json.dumps(to_dict(rows, shlex.join(sys.argv)), indent=2) + "\n")
+    write_json(target, to_dict(rows, shlex.join(sys.argv)))
     click.echo(f"all numbers: {target}", err=True)
     if annotations:
         words = ["retinaserve", "sensitivity", model, "--images", str(images), "--annotations", str(annotations)]

@@ -1,6 +1,5 @@
 """`profile`: where a training's time goes on this machine, before days are spent on it."""
 
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import click
 from retinaserve.scripts.cli.options import COUNT, PATH
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.data.augment import MODES
+from retinaserve.training.files import write_json
 from retinaserve.training.spec import BACKBONES
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def profile(
             choice = {"loader": loader, "batch": train_batch, "precision": precision}
             show(_train(dataset, spec, replace(config, **choice), seconds))
     if json_path:
-        json_path.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+        write_json(json_path, [asdict(row) for row in rows])
     name_next("retinaserve train MODEL.pth --loader ... --precision ...")
 
 

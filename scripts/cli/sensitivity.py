@@ -1,6 +1,5 @@
 """`sensitivity`: which layers INT8 hurts."""
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import click
 from retinaserve.scripts.cli.export import calibration_options, int8_options
 from retinaserve.scripts.cli.options import PATH
 from retinaserve.scripts.cli.output import name_next
+from retinaserve.training.files import write_json
 
 
 @click.command()
@@ -47,7 +47,7 @@ def sensitivity(
     click.echo(report.table())
     click.echo(f"{report.pictures} pictures, AP in float {100 * report.float_ap:.2f}", err=True)
     if json_path:
-        json_path.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+        write_json(json_path, report.to_dict())
     if output:
         plot(report, output)
         click.echo(f"picture: {output}", err=True)

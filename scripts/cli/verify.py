@@ -21,8 +21,9 @@ from retinaserve.scripts.cli.options import (
     timeout_option,
     tls_options,
 )
-from retinaserve.scripts.cli.output import name_next, progress, write_json
+from retinaserve.scripts.cli.output import name_next, progress
 from retinaserve.training.errors import Exit
+from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
     from retinaserve.eval.client.transport import TlsFiles

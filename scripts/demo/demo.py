@@ -26,6 +26,7 @@ from retinaserve.scripts.cli.output import INNER
 from retinaserve.scripts.demo.recipe import DEMO, Recipe
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import write_json
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nvidia-dali-cuda120", "nvidia-pytriton", "tritonclient")
 PICTURES = 12  # of the contact sheet
@@ -130,7 +131,7 @@ def run_demo(root: Path, recipe: Recipe = DEMO) -> dict[str, Any]:
             to = ("--json", root / "bench.json", "--plot", root / "bench.png")
             demo.run("bench", "--server", f"grpc://{grpc}", "--server", http, "--images", images, *flags, *to)
     summary = _summary(demo)
-    (root / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(root / "summary.json", summary)
     return summary
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 
 from retinaserve.scripts.cli.options import FILE, json_option
-from retinaserve.scripts.cli.output import name_next, write_json
+from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import UserError
+from retinaserve.training.files import write_json
 
 
 @click.command()

@@ -1,6 +1,5 @@
 """`compile-check`: NVIDIA's compiler on our graphs, without a GPU."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from retinaserve.scripts.cli.export_plan import percent_bar
 from retinaserve.scripts.cli.options import PATH
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
     from retinaserve.scripts.lab.compile_check import Compiled
@@ -72,9 +72,7 @@ def compile_check(
             done.append(compiled)
             click.echo(_told(compiled))
     if json_path:
-        json_path.write_text(
-            json.dumps({"batch": batch, "results": [_record(each) for each in done]}, indent=2) + "\n"
-        )
+        write_json(json_path, {"batch": batch, "results": [_record(each) for each in done]})
     problems = [each for each in done if each.problem]
     for each in problems:
         click.secho(f"{each.graph} on {each.compute_capability}: {each.problem}", fg="red", err=True)

@@ -7,7 +7,6 @@ a time and nothing around it: 1 / (decode + engine time) is its rate. Loop and s
 taken within a turn, because machines drift. The weights are random: only time is measured, no accuracy.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from retinaserve.eval.client.transport import Endpoint
 from retinaserve.eval.runtimes.openvino import compile_for_cpu
 from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+from retinaserve.training.files import write_json
 
 PICTURES = 24
 
@@ -128,9 +128,7 @@ def measure(output: Path, options: EfficiencyOptions) -> Iterator[Turn]:
                 full = analyzer.run(endpoint, Demand(options.concurrency), seconds=options.seconds)
                 turns.append(Turn(endpoint.protocol, plain, full.throughput_ips, alone.p50))
                 yield turns[-1]
-    (output / f"efficiency_{options.precision}.json").write_text(
-        json.dumps(report(turns, options), indent=2) + "\n"
-    )
+    write_json(output / f"efficiency_{options.precision}.json", report(turns, options))
 
 
 def report(turns: Sequence[Turn], options: EfficiencyOptions) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from retinaserve.scripts.precisions import compare, random_checkpoint
 from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer, ask_to_stop
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import write_json
 from retinaserve.training.spec import RETINANET, DetectorSpec
 from retinaserve.training.trainer.config import git_commit
 
@@ -145,10 +146,7 @@ class Table:
 
     def save(self) -> None:
         """Write the file by one rename."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / ".model_table.json"
-        partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        partial.replace(self.path)
+        write_json(self.path, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything for JSON."""

@@ -1,12 +1,12 @@
 """`model-table`: docs/model_zoo.md, by one command."""
 
-import json
 from pathlib import Path
 
 import click
 
 from retinaserve.scripts.cli.options import PATH
 from retinaserve.scripts.cli.output import name_next
+from retinaserve.training.files import write_json, write_text
 from retinaserve.training.spec import BACKBONES
 
 
@@ -77,7 +77,7 @@ def model_table(
     else:
         click.echo(page(table), nl=False)
     if json_path:
-        json_path.write_text(json.dumps(table.to_dict(), indent=2) + "\n")
+        write_json(json_path, table.to_dict())
     click.echo(f"every round's numbers: {table.path}; remove it to measure anew", err=True)
     name_next("retinaserve precisions CHECKPOINT --images DIR --annotations FILE.json")
 
@@ -85,11 +85,7 @@ def model_table(
 def _write(output: Path | None, text: str) -> None:
     """Replace the page in one step, after every row: an interrupted run leaves what it has measured."""
     if output:
-        from retinaserve.training.staging import staging
-
-        with staging(output) as folder:
-            (folder / output.name).write_text(text)
-            (folder / output.name).replace(output)
+        write_text(output, text)
 
 
 def _say(text: str) -> None:

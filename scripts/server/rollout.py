@@ -27,6 +27,7 @@ from retinaserve.build_tools.repository.versions import (
 )
 from retinaserve.eval.client.transport import Endpoint, ServerError, Transport, open_transport
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import write_bytes
 from retinaserve.training.spec import DETECTOR
 
 T = TypeVar("T")
@@ -183,7 +184,7 @@ def _restore(repository: Path, configs: dict[Path, bytes]) -> None:
         shutil.rmtree(canary.parent, ignore_errors=True)
     for path, content in configs.items():
         if path.parent.is_dir():
-            path.write_bytes(content)
+            write_bytes(path, content)
 
 
 def _explained(endpoint: Endpoint, error: ServerError) -> UserError:

@@ -8,7 +8,6 @@ of the whole outline within the picture, as for an object that stands behind ano
 `VISIBLE` is seen has none. There are no crowds and no segmentations.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from PIL import Image, ImageDraw
 
 from retinaserve.scripts.shapes.textures import Colour, contrasting, random_colour, texture
 from retinaserve.training.errors import UserError
+from retinaserve.training.files import write_json
 
 # Category ids leave gaps, as COCO's do: code that takes an id for an index fails here first.
 CATEGORIES: Mapping[str, int] = {
@@ -125,7 +125,7 @@ def draw_dataset(
         ]
         on_image()
     annotations = directory / "annotations.json"
-    annotations.write_text(json.dumps(coco) + "\n")
+    write_json(annotations, coco, indent=None)
     return DataSet(folder, annotations, images, len(coco["annotations"]))
 
 

@@ -118,5 +118,5 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, model: RetinaNet
 
 def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="can't be written"):
+    with pytest.raises(UserError, match="could not be written"):
         save(tmp_path / "file" / "model.pth", Checkpoint(SPEC, {}))

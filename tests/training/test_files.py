@@ -1,12 +1,14 @@
 """Files appear whole, together, or not at all."""
 
 import hashlib
+import json
+import os
 from pathlib import Path
 
 import pytest
 
 from retinaserve.training.errors import UserError
-from retinaserve.training.files import sha256, whole
+from retinaserve.training.files import sha256, whole, write_json, write_text
 from tests.disk import files_no_larger_than
 
 
@@ -37,11 +39,41 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     assert (a.read_text(), names(tmp_path)) == ("old", ["a"])
 
 
-def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), whole(tmp_path / "a") as (partial,):
+@pytest.mark.parametrize("before", [None, "old"])
+def test_ctrl_c_leaves_what_was_there(tmp_path: Path, before: str | None) -> None:
+    path = tmp_path / "a"
+    if before:
+        path.write_text(before)
+    with pytest.raises(KeyboardInterrupt), whole(path) as (partial,):
         partial.write_text("half")
         raise KeyboardInterrupt
-    assert names(tmp_path) == []
+    assert [file.read_text() for file in tmp_path.iterdir()] == ([before] if before else [])
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path, reason in ((tmp_path / "file" / "a.txt", "Not a directory|File exists"), (tmp_path, "")):
+        with pytest.raises(UserError, match=rf"{path.name} could not be written: ({reason})"):
+            write_text(path, "")
+
+
+def test_a_link_stays_and_a_pipe_is_written_to(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    link, file = tmp_path / "link", tmp_path / "folder" / "file"
+    link.symlink_to(file)
+    write_text(link, "text")
+    assert link.is_symlink() and file.read_text() == "text"
+    reader, writer = os.pipe()
+    write_text(Path(f"/dev/fd/{writer}"), "text")
+    assert os.read(reader, 9) == b"text"
+
+
+def test_json_has_a_row_of_numbers_on_a_line(tmp_path: Path) -> None:
+    values = {"rows": [[1, 2.5], [], [None, -3e-9]], "text": ["[\n1,\n2\n]"], "name": "a [ 1 ]"}
+    write_json(tmp_path / "a.json", values)
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == values
+    assert "    [1, 2.5],\n" in text and "[null, -3e-09]" in text
 
 
 def test_hashes(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ is MODEL.config.yaml, which --config reads again, and MODEL.environment.json.
 
 import difflib
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 import click
 
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import write_json, write_text
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NOT_IN_A_FILE = ("config", "override", "help")
@@ -89,9 +89,9 @@ def save_record(model: Path, context: click.Context, extra: Mapping[str, Any]) -
         if value is not None and name not in (*NOT_IN_A_FILE, "model") and value != ()
     }
     text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True, default_flow_style=None)
-    _write(model.with_suffix(".config.yaml"), f"# retinaserve train MODEL.pth --config THIS_FILE\n{text}")
+    write_text(model.with_suffix(".config.yaml"), f"# retinaserve train MODEL.pth --config THIS_FILE\n{text}")
     record = {**environment(), **extra}
-    _write(model.with_suffix(".environment.json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_json(model.with_suffix(".environment.json"), record)
 
 
 def environment() -> dict[str, Any]:
@@ -173,14 +173,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
 
 
 def _cpu_model() -> str:

@@ -9,7 +9,6 @@ Nothing here prints; the command shows a `Progress` as it likes.
 """
 
 import json
-import os
 import resource
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from retinaserve.training.files import write_text
 from retinaserve.training.model.losses import Losses
 
 
@@ -101,10 +101,7 @@ class Metrics:
         """Open the file and drop what lies beyond iteration `keep`: it will be done again."""
         self.path = path
         lines = [line for line in _lines(path) if line["iteration"] <= keep]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        partial.replace(path)  # killed in between, the run keeps its history
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def append(self, progress: Progress) -> None:
         """Write one report."""

@@ -21,7 +21,7 @@ from typing import Any
 from retinaserve.eval.report.page.gallery import changed, worst
 from retinaserve.eval.report.page.pictures import Album
 from retinaserve.eval.report.summary import Analysis
-from retinaserve.training.replacing import replacing
+from retinaserve.training.files import write_text
 from retinaserve.training.scores import NUMBERS
 
 RESOURCES = files(__package__)
@@ -29,8 +29,7 @@ RESOURCES = files(__package__)
 
 def write_page(analysis: Analysis, path: Path) -> None:
     """Write the page; the file appears whole or not at all."""
-    with replacing(path) as partial:
-        partial.write_text(page(analysis), encoding="utf-8")
+    write_text(path, page(analysis))
 
 
 def page(analysis: Analysis) -> str:

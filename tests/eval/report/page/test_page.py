@@ -9,7 +9,7 @@ import pytest
 from retinaserve.eval.report.comparison import read_baseline
 from retinaserve.eval.report.page.page import page, write_page
 from retinaserve.eval.report.summary import Analysis
-from retinaserve.scripts.cli.output import write_json
+from retinaserve.training.files import write_json
 from tests.browser import open_browser
 from tests.eval.scenes import ANSWERS, CATEGORIES, LABELS, Row, label, report_on
 from tests.pictures import checker
