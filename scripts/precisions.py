@@ -202,7 +202,7 @@ def _build(graph: Path, folder: Path, arithmetic: str) -> Path:
 
 
 def _free() -> ServerOptions:
-    return ServerOptions(http_port=0, grpc_port=0, metrics_port=0, threads=usable_cores())
+    return ServerOptions.free_ports(threads=usable_cores())
 
 
 def _score(row: Row, server: TritonServer, annotations: Path, images: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from retinaserve.build_tools.graph.graft import graft, save
 from retinaserve.build_tools.repository.builder import build_repository
-from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+from retinaserve.scripts.server.triton import Server, TritonServer
 from retinaserve.training.export import export_heads
 from tests.toys import toy_model, toy_spec
 
@@ -55,6 +55,5 @@ def repository(toy_onnx: Path) -> Path:
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[TritonServer]:
     """A tritonserver on free ports that serves the toy detector."""
-    with TritonServer(repository, ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) as running:
-        running.wait_until_ready(60)
+    with Server(repository) as running:
         yield running

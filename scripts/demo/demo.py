@@ -71,7 +71,7 @@ class Demo:
         with contextlib.ExitStack() as stack:
             with self.step("serve", "Start Triton"):
                 click.secho(f"    $ retinaserve serve {shlex.quote(str(repository))}", fg="cyan", err=True)
-                options = ServerOptions(http_port=0, grpc_port=0, metrics_port=0)
+                options = ServerOptions.free_ports()
                 server = stack.enter_context(TritonServer(repository, options))
                 server.wait_until_ready()
             click.echo(f"    HTTP {server.http_url}, gRPC {server.grpc_url}", err=True)

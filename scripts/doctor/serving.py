@@ -40,7 +40,7 @@ def embedded_triton() -> Check:
     """Start the server with a small model on free ports, ask it, stop it."""
     import tritonclient.http as triton
 
-    from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+    from retinaserve.scripts.server.triton import Server
 
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
@@ -48,8 +48,7 @@ def embedded_triton() -> Check:
         (model / "1").mkdir(parents=True)
         (model / "config.pbtxt").write_text(CONFIG)
         (model / "1" / "model.py").write_text(MODEL)
-        with TritonServer(Path(scratch), ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) as server:
-            server.wait_until_ready(60)
+        with Server(Path(scratch)) as server:
             client = triton.InferenceServerClient(server.http_url)
             version = client.get_server_metadata()["version"]
             asked = triton.InferInput("x", [1], "FP32")

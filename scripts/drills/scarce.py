@@ -97,7 +97,7 @@ def scarce_disk(repository: Path, folder: Path) -> dict[str, Any]:
         except OSError:
             pass
     picture = (repository / "preprocess" / "warmup" / "picture.jpg").read_bytes()
-    options = with_ports(ServerOptions(http_port=0, grpc_port=0, metrics_port=0, verbose=True))
+    options = with_ports(ServerOptions.free_ports(verbose=True))
     scene = Scene(folder, options, [picture])
     with TritonServer(repository, options, log=folder / "server.log") as server:
         server.wait_until_ready()

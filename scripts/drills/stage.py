@@ -72,10 +72,7 @@ def stage(
     check_repository(repository)
     with tempfile.TemporaryDirectory(prefix="retinaserve-drill-") as scratch:
         shutil.copytree(repository, Path(scratch) / "repository")
-        free = ServerOptions(
-            http_port=0, grpc_port=0, metrics_port=0, reload=reload, admin_token=secrets.token_hex()
-        )
-        options = with_ports(free)
+        options = with_ports(ServerOptions.free_ports(reload=reload, admin_token=secrets.token_hex()))
         scene = Scene(Path(scratch), options, pictures or drawn(Path(scratch)))
         if not start:
             yield scene

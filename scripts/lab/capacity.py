@@ -229,7 +229,7 @@ def _running(name: str, graph: Path, repository: Path, precision: str) -> Iterat
         with _web(graph, precision) as (port, pid):
             yield Target(name, lambda connections: Web(port, connections), pid, "none")
         return
-    options = ServerOptions(http_port=0, grpc_port=0, metrics_port=0, threads=usable_cores())
+    options = ServerOptions.free_ports(threads=usable_cores())
     with TritonServer(repository, options) as server:
         server.wait_until_ready()
         spoken = name.removeprefix("triton-")

@@ -114,7 +114,7 @@ def measure(output: Path, options: EfficiencyOptions) -> Iterator[Turn]:
     threads = usable_cores()
     loop = PlainLoop(graph, pictures, precision=_arithmetic(options), threads=threads)
     turns = []
-    free = ServerOptions(http_port=0, grpc_port=0, metrics_port=0, threads=threads)
+    free = ServerOptions.free_ports(threads=threads)
     with TritonServer(repository, free) as server, PerfAnalyzer("detector", pictures) as analyzer:
         server.wait_until_ready()
         loop.run()

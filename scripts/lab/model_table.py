@@ -289,4 +289,4 @@ def _about() -> dict[str, Any]:
 
 
 def _free() -> ServerOptions:
-    return ServerOptions(http_port=0, grpc_port=0, metrics_port=0, threads=usable_cores())
+    return ServerOptions.free_ports(threads=usable_cores())

@@ -33,7 +33,7 @@ def open_page(repository: Path, **options: Any) -> Iterator[Any]:
     browser = next((path for path in map(shutil.which, BROWSERS) if path), None)
     if browser is None:
         raise UserError("no Chromium is installed", "apt-get install chromium")
-    free = ServerOptions(http_port=0, grpc_port=0, metrics_port=0)
+    free = ServerOptions.free_ports()
     with TritonServer(repository, free) as server:
         server.wait_until_ready()
         command = [

@@ -19,7 +19,7 @@ def readme_picture(demo: Path, output: Path, count: int = 8) -> None:
 
     files = sorted((demo / "data" / "val" / "images").iterdir())
     wide = [path for path in files if open_picture(path).width > open_picture(path).height]
-    free = ServerOptions(http_port=0, grpc_port=0, metrics_port=0)
+    free = ServerOptions.free_ports()
     with TritonServer(demo / "repository", free) as server:
         server.wait_until_ready()
         with Client(server.grpc_url) as client:

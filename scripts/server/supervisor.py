@@ -16,8 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import psutil
+
 from retinaserve.eval.client.client import Client
-from retinaserve.scripts.server.children import dead_children
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import Exit, UserError
@@ -69,7 +70,7 @@ class Supervisor:
             self._wait_or_give_up(cause, stop)
 
     def _serve_once(self, stop: threading.Event) -> str:
-        """Return why the server is no longer of use; whatever is left of it is stopped."""
+        """Return why the server is of no use any more; what is left of it is stopped."""
         try:
             server = self._start()
         except UserError as error:
@@ -91,7 +92,7 @@ class Supervisor:
                 return server.explain()[0]
             # One of two instances may be dead while the other answers. What a model that is unloaded leaves for a
             # moment is gone at the next look.
-            before, dead = dead, set(dead_children(server.process.pid))
+            before, dead = dead, _dead_children(server.process.pid)
             if before & dead:
                 return "a python-backend process died"
             health, count, why = self._look(server, answered)
@@ -136,3 +137,12 @@ class Supervisor:
         pause = min(policy.longest_pause, policy.first_pause * 2 ** (count - 1))
         self._tell(f"{cause}; starting it again in {pause:g} s ({count} of {policy.failures} failures)")
         stop.wait(pause)
+
+
+def _dead_children(server: int) -> set[int]:
+    """Return the server's zombies: it doesn't collect a python-backend process that was killed."""
+    try:
+        children = psutil.Process(server).children()
+        return {child.pid for child in children if child.status() == psutil.STATUS_ZOMBIE}
+    except psutil.NoSuchProcess:  # the server, or a child just collected: the next look tells
+        return set()

@@ -1,14 +1,14 @@
 """The embedded tritonserver: the real binary out of the nvidia-pytriton wheel, as a child process.
 
-    with TritonServer(Path("repository"), ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) as server:
-        server.wait_until_ready(60)
+    with Server(Path("repository")) as server:      # on free ports; ready when the block begins
         print(server.grpc_url)
 
-A port 0 takes a free one. `close` stops the server and its python-backend processes and waits until they are gone.
-It does not restart a server that died, and it is not what serves in production: that is NVIDIA's container.
+`TritonServer` is the same without the waiting, on the ports of its options. `close` stops the server and its
+python-backend processes and waits until they are gone. In production NVIDIA's container serves.
 """
 
 import ctypes
+import fcntl
 import os
 import re
 import shlex
@@ -19,25 +19,27 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 from retinaserve.scripts.server.installation import Installation, usable_cores
 from retinaserve.scripts.server.protection import Tls, admin_flags
-from retinaserve.scripts.server.scratch import SHARED_MEMORY, Scratch
 from retinaserve.training.errors import Exit, UserError
 
-__all__ = ["ServerOptions", "TritonServer"]
+__all__ = ["Server", "ServerOptions", "TritonServer"]
+
+PREFIX, LOCK = "retinaserve-", "owner.lock"  # of temporary folders; the file in them that their owner holds locked
+SHARED_MEMORY = Path("/dev/shm")
+PORTS = ("http_port", "grpc_port", "metrics_port")
 
 # Lines that a machine without a GPU always causes; they say nothing about the repository.
 HARMLESS = re.compile(r"cuda|nvml|dcgm|pinned", re.IGNORECASE)
 RELOAD, NO_RELOAD = ("--model-control-mode=explicit", "--load-model=*"), ("--model-control-mode=none",)
 # The server's log: I1122 17:49:01.123456 pid file.cc:123] "text"
-LOG_LINE = re.compile(r'^[IWE]\d{4} [\d:.]+ \d+ [^\]]+\] "?(?P<text>.*?)"?$')
+LOG_LINE = re.compile(r'^(?P<kind>[IWE])\d{4} [\d:.]+ \d+ [^\]]+\] "?(?P<text>.*?)"?$')
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,19 @@ class ServerOptions:
     admin_token: str | None = None  # None closes the administrative calls to everybody
     trace: tuple[str, ...] = ()  # values of --trace-config
 
+    @classmethod
+    def free_ports(cls, **others: Any) -> Self:
+        """Return options with three free ports."""
+        return cls(**{**dict.fromkeys(PORTS, 0), **others})
+
 
 class TritonServer:
     """A running tritonserver over one repository; a context manager that leaves no process behind."""
 
     def __init__(self, repository: Path, options: ServerOptions | None = None, *, log: Path | None = None) -> None:
-        """Start the server; `log` keeps its output (a temporary file otherwise). Raises UserError at once when the
-        repository or a port can't be used.
+        """Start the server; `log` keeps its output, a temporary file otherwise.
+
+        Raises UserError at once when the repository or a port can't be used.
         """
         check_repository(repository)
         self.repository = repository
@@ -163,14 +171,10 @@ class TritonServer:
 
     def errors(self) -> list[str]:
         """Return the log's lines that name a problem, without those a machine without a GPU always has."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        picked = []
-        for line in lines:
-            match = LOG_LINE.match(line)
-            text = match["text"] if match else line
-            if line.startswith("E") and match and not HARMLESS.search(text):
-                picked.append(text)
-        return picked
+        lines = map(LOG_LINE.match, self.log.read_text(errors="replace").splitlines())
+        return [
+            line["text"] for line in lines if line and line["kind"] == "E" and not HARMLESS.search(line["text"])
+        ]
 
     def ask_to_stop(self) -> None:
         """Ask the server to finish its requests and exit, and don't wait: of several, all can end at once."""
@@ -187,8 +191,7 @@ class TritonServer:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         code = self.process.wait()
-        for left in SHARED_MEMORY.glob(f"{self.shared_memory}*"):  # of what did not end by itself
-            left.unlink(missing_ok=True)
+        _remove_shared_memory(self.shared_memory)  # of what did not end by itself
         return code
 
     def close(self) -> None:
@@ -201,9 +204,7 @@ class TritonServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _without_blanks(self, repository: Path) -> Path:
@@ -237,6 +238,64 @@ class TritonServer:
         return kept
 
 
+class Server(TritonServer):
+    """A server for programs: on free ports where its options name none, and ready when its block begins."""
+
+    def __init__(self, repository: Path | str, options: ServerOptions | None = None) -> None:
+        super().__init__(Path(repository), options or ServerOptions.free_ports())
+
+    def __enter__(self) -> Self:
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+
+class Scratch:
+    """A server's temporary folder, and a name for what belongs to it in shared memory.
+
+    The owner holds a lock on a file inside, which the system gives back however the owner ends: the next server
+    removes what it finds unlocked. Folders without such a file are not touched.
+    """
+
+    def __init__(self) -> None:
+        """Make the folder; remove what dead owners left."""
+        sweep()
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self.shared_memory = _shared_memory(self.path)
+        # Locked before it has its name: under that, nobody may find it unlocked.
+        unnamed = self.path / "lock"
+        self._lock = unnamed.open("wb")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        unnamed.rename(self.path / LOCK)
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+def sweep() -> None:
+    """Remove the folders and the shared memory of owners that are no more."""
+    for file in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
+        with suppress(OSError), file.open("wb") as lock:  # another user's, or still locked
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_shared_memory(_shared_memory(file.parent))
+            shutil.rmtree(file.parent, ignore_errors=True)
+
+
+def _shared_memory(folder: Path) -> str:
+    """Return what names in shared memory begin with: two servers', and a crashed one's leftovers, never meet."""
+    return f"retinaserve_{folder.name.removeprefix(PREFIX)}_"
+
+
+def _remove_shared_memory(prefix: str) -> None:
+    for left in SHARED_MEMORY.glob(f"{prefix}*"):
+        left.unlink(missing_ok=True)
+
+
 def ask_to_stop(servers: Iterable[TritonServer]) -> None:
     """Let all of them end at once before each is waited for: it takes seconds, most of them asleep."""
     for server in servers:
@@ -260,24 +319,20 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGINT)
 
 
-def free_ports(count: int) -> Iterator[int]:
-    """Give ports that were free a moment ago, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
+def free_ports(count: int) -> list[int]:
+    """Return ports that were free a moment ago, all different."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
-        yield from [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+        return [each.getsockname()[1] for each in sockets]
 
 
 def with_ports(options: ServerOptions) -> ServerOptions:
     """Replace zeros by free ports, and refuse a port that is taken before anything is started."""
-    names = ("http_port", "grpc_port", "metrics_port")
-    free = list(free_ports(len(names)))
-    ports: dict[str, int] = {name: getattr(options, name) or port for name, port in zip(names, free, strict=True)}
-    if len(set(ports.values())) < len(names):
+    free = free_ports(len(PORTS))
+    ports: dict[str, int] = {name: getattr(options, name) or port for name, port in zip(PORTS, free, strict=True)}
+    if len(set(ports.values())) < len(PORTS):
         raise UserError(
             "two of the three ports are the same", "HTTP, gRPC and metrics need one each", code=Exit.USAGE
         )
@@ -304,9 +359,8 @@ def check_repository(repository: Path) -> None:
             f"{repository} is a file, and a repository is a folder",
             f"make it with: retinaserve build {model} --output repository",
         )
+    hint = "make it with: retinaserve build MODEL --output REPO"
     if not repository.is_dir():
-        raise UserError(f"{repository}: no such folder", "make it with: retinaserve build MODEL --output REPO")
+        raise UserError(f"{repository}: no such folder", hint)
     if not list(repository.glob("*/config.pbtxt")):
-        raise UserError(
-            f"{repository} holds no Triton model", "make it with: retinaserve build MODEL --output REPO"
-        )
+        raise UserError(f"{repository} holds no Triton model", hint)

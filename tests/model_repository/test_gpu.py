@@ -24,7 +24,7 @@ from retinaserve.build_tools.repository.config_schema import read_config, write_
 from retinaserve.build_tools.repository.configs import DEFAULT_BATCH, BuildOptions
 from retinaserve.eval.client.client import Client
 from retinaserve.scripts.server.installation import Installation
-from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+from retinaserve.scripts.server.triton import Server, TritonServer
 from retinaserve.training.detections import Detections, ImageError
 from tests.counted import counted
 from tests.damage import damaged, good_pictures
@@ -56,8 +56,7 @@ def gated(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(gated: Path) -> Iterator[TritonServer]:
-    with TritonServer(gated, ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) as running:
-        running.wait_until_ready(60)
+    with Server(gated) as running:
         yield running
 
 
@@ -130,8 +129,7 @@ def with_dali_backend(repository: Path, tmp_path: Path, monkeypatch: pytest.Monk
         return folder
 
     monkeypatch.setattr(Installation, "backends", backends)
-    with TritonServer(gpu, ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) as running:
-        running.wait_until_ready(60)
+    with Server(gpu) as running:
         yield running
 
 

@@ -144,7 +144,7 @@ def narrow(repository: Path, tmp_path: Path) -> Iterator[TritonServer]:
         config = read_config(path)
         config.dynamic_batching.default_queue_policy.max_queue_size = 2
         write_config(path, config)
-    options = ServerOptions(http_port=0, grpc_port=0, metrics_port=0)
+    options = ServerOptions.free_ports()
     with TritonServer(tmp_path / "repository", options) as running:
         running.wait_until_ready(60)
         yield running

@@ -20,7 +20,7 @@ from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from tests.pictures import checker, encode
 
-FREE = ServerOptions(http_port=0, grpc_port=0, metrics_port=0)
+FREE = ServerOptions.free_ports()
 PICTURES = [encode(checker(40 + n, 30, cell=10)) for n in range(16)]
 
 

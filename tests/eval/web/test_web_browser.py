@@ -17,7 +17,7 @@ from retinaserve.eval.client.client import Client
 from retinaserve.eval.predictions import CocoBook, json_line
 from retinaserve.eval.web.app import MOST_UPLOADS
 from retinaserve.eval.web.gateway import Gateway
-from retinaserve.scripts.server.triton import ServerOptions, TritonServer, free_ports
+from retinaserve.scripts.server.triton import Server, ServerOptions, TritonServer, free_ports
 from retinaserve.training.export import export_heads
 from tests.browser import open_browser
 from tests.eval.web.web_page import (
@@ -56,8 +56,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(browser: Any, repository: Path) -> Iterator[TritonServer]:
     """A server of this module's own; without a browser nothing is started."""
-    with TritonServer(repository, ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) as running:
-        running.wait_until_ready(60)
+    with Server(repository) as running:
         yield running
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageChops
 from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.demo.quickstart import quickstart
 from retinaserve.scripts.lab.example_checkpoint import example_checkpoint
-from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+from retinaserve.scripts.server.triton import Server
 from retinaserve.training.checkpoint import Checkpoint, load, save
 from retinaserve.training.errors import UserError
 from tests.toys import toy_model, toy_spec
@@ -43,8 +43,7 @@ def _try_what_it_says(said: str, output: Path) -> None:
     commands = [shlex.split(line, comments=True)[1:] for line in lines]
     assert [words[0] for words in commands] == ["serve", "predict", "web", "data", "train"]
     (_, repository), predict, web, *helps = commands
-    with TritonServer(Path(repository), ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) as server:
-        server.wait_until_ready()
+    with Server(Path(repository)) as server:
         answered = CliRunner().invoke(main, [*predict, "--server", server.grpc_url])
         assert answered.exit_code == 0 and len(list((output / "annotated").iterdir())) == 12, answered.output
     for words in ([*web, "--help"], *helps):

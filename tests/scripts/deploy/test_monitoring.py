@@ -19,7 +19,7 @@ import yaml
 from retinaserve.build_tools.repository.configs import read_config, write_config
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.transport import Endpoint, ServerError, open_transport
-from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+from retinaserve.scripts.server.triton import Server, ServerOptions, TritonServer
 from tests.pictures import checker, encode
 from tests.scripts.deploy.promql import Scrape, problems
 
@@ -113,8 +113,7 @@ def narrow(repository: Path, tmp_path: Path) -> Iterator[TritonServer]:
         config = read_config(path)
         config.dynamic_batching.default_queue_policy.max_queue_size = 2
         write_config(path, config)
-    with TritonServer(tmp_path / "repository", ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) as running:
-        running.wait_until_ready(60)
+    with Server(tmp_path / "repository") as running:
         yield running
 
 
@@ -187,7 +186,7 @@ def test_a_request_leaves_a_trace_with_its_steps(repository: Path) -> None:
             "rate=1",
             "level=TIMESTAMPS",
         )
-        options = ServerOptions(http_port=0, grpc_port=0, metrics_port=0, trace=trace)
+        options = ServerOptions.free_ports(trace=trace)
         try:
             with TritonServer(repository, options) as server:
                 server.wait_until_ready(60)

@@ -23,7 +23,7 @@ from tests.pictures import checker, encode
 
 CONFIG = Path(__file__).parents[3] / "scripts" / "deploy" / "proxy" / "haproxy.cfg"
 PICTURES = [encode(checker(40 + n, 30, cell=10)) for n in range(16)] + [encode(checker(400, 300, cell=4), "PNG")]
-FREE = ServerOptions(http_port=0, grpc_port=0, metrics_port=0, admin_token="an-administrators-token-0123")
+FREE = ServerOptions.free_ports(admin_token="an-administrators-token-0123")
 HAPROXY = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 pytestmark = [
     pytest.mark.server,

@@ -69,13 +69,8 @@ def stranger(folder: Path) -> Pair:
 @pytest.fixture(scope="module")
 def mutual(repository: Path, authority: Pair, own: Pair) -> Iterator[TritonServer]:
     """A server that speaks only to clients of the authority, and whose administrators have a token."""
-    options = ServerOptions(
-        http_port=0,
-        grpc_port=0,
-        metrics_port=0,
-        tls=Tls(own.certificate, own.key, authority.certificate),
-        admin_token=TOKEN,
-    )
+    tls = Tls(own.certificate, own.key, authority.certificate)
+    options = ServerOptions.free_ports(tls=tls, admin_token=TOKEN)
     with TritonServer(repository, options) as running:
         running.wait_until_ready(60)
         yield running
@@ -144,9 +139,7 @@ def test_others_are_not_served(
 def test_without_client_certificates_the_server_is_still_checked(
     repository: Path, authority: Pair, own: Pair, stranger: Pair
 ) -> None:
-    options = ServerOptions(
-        host="0.0.0.0", http_port=0, grpc_port=0, metrics_port=0, tls=Tls(own.certificate, own.key)
-    )
+    options = ServerOptions.free_ports(host="0.0.0.0", tls=Tls(own.certificate, own.key))
     with TritonServer(repository, options) as server:
         server.wait_until_ready(60)
         with Client(server.grpc_url, tls=TlsFiles(authority.certificate)) as client:

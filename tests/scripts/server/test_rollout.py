@@ -21,7 +21,7 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 @pytest.fixture(scope="module")
 def administered(repository: Path) -> Iterator[TritonServer]:
     """A server that lets the token's owner administrate, and was not started to change its models."""
-    options = ServerOptions(http_port=0, grpc_port=0, metrics_port=0, admin_token=TOKEN)
+    options = ServerOptions.free_ports(admin_token=TOKEN)
     with TritonServer(repository, options) as running:
         running.wait_until_ready(60)
         yield running

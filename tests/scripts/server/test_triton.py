@@ -8,30 +8,29 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
 from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.server.installation import usable_cores
-from retinaserve.scripts.server.triton import ServerOptions, TritonServer, free_ports
+from retinaserve.scripts.server.triton import Server, ServerOptions, TritonServer, free_ports
 from retinaserve.training.errors import UserError
 
 pytestmark = pytest.mark.server
-FREE = ServerOptions(http_port=0, grpc_port=0, metrics_port=0)
+FREE = ServerOptions.free_ports()
 
 
 def group_members(group: int) -> list[int]:
     """Return the live processes of a process group."""
     found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[2]) == group and fields[0] != "Z":
-            found.append(int(status.parent.name))
+    for process in psutil.process_iter(["status"]):
+        with suppress(ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
     return found
 
 
@@ -46,7 +45,7 @@ def wait_for(condition: object, seconds: float = 20) -> None:
     ("options", "words"),
     [
         (ServerOptions(http_port=8000, grpc_port=8000), "two of the three ports"),
-        (ServerOptions(host="203.0.113.7", http_port=0, grpc_port=0, metrics_port=0), "203.0.113.7"),
+        (ServerOptions.free_ports(host="203.0.113.7"), "203.0.113.7"),
     ],
     ids=["same port twice", "foreign address"],
 )
@@ -61,7 +60,7 @@ def test_a_port_in_use_is_named_before_anything_starts(repository: Path) -> None
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f":{port} can't be used") as caught:
-            TritonServer(repository, ServerOptions(http_port=0, grpc_port=port, metrics_port=0))
+            TritonServer(repository, ServerOptions.free_ports(grpc_port=port))
     assert "--grpc-port" in caught.value.hint
 
 
@@ -88,6 +87,8 @@ def test_a_broken_model_is_explained_by_the_line_of_the_log(repository: Path, tm
     broken = tmp_path / "it's a repository"  # the blanks and the quote are no reason
     shutil.copytree(repository, broken)
     (broken / "retinanet" / "1" / "model.onnx").write_bytes(b"garbage")
+    with pytest.raises(UserError, match="did not load"), Server(broken):
+        raise AssertionError("the block of a server that is not ready is not entered")
     with TritonServer(broken, FREE, log=tmp_path / "log") as server:
         with pytest.raises(UserError) as caught:
             server.wait_until_ready(60)
@@ -97,18 +98,8 @@ def test_a_broken_model_is_explained_by_the_line_of_the_log(repository: Path, tm
     assert group_members(group) == []
 
 
-SERVE = [
-    sys.executable,
-    "-m",
-    "retinaserve",
-    "serve",
-    "--http-port",
-    "0",
-    "--grpc-port",
-    "0",
-    "--metrics-port",
-    "0",
-]
+PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+SERVE = [sys.executable, "-m", "retinaserve", "serve", *PORTS]
 
 
 def start_serve(repository: Path, *options: str) -> tuple[subprocess.Popen[str], list[str]]:
@@ -131,8 +122,7 @@ def until_ready(process: subprocess.Popen[str]) -> list[str]:
 
 
 def servers_of(parent: int) -> list[int]:
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return [int(pid) for pid in children]
+    return [child.pid for child in psutil.Process(parent).children()]
 
 
 def test_serve_prints_commands_that_work_and_ends_on_ctrl_c(repository: Path, tmp_path: Path) -> None:
@@ -184,8 +174,7 @@ def test_serve_restart_starts_a_killed_server_again_on_the_same_ports(repository
 
 
 def test_an_idle_connection_does_not_hold_up_the_stop(repository: Path) -> None:
-    with TritonServer(repository, FREE) as server:
-        server.wait_until_ready(60)
+    with Server(repository) as server:
         host, port = server.http_url.split(":")
         with socket.create_connection((host, int(port))) as idle:
             idle.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from retinaserve.scripts.server.scratch import SHARED_MEMORY, Scratch
-from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+from retinaserve.scripts.server.triton import SHARED_MEMORY, Scratch, ServerOptions, TritonServer
 from retinaserve.training.errors import UserError
 
 OWNER = """
 import tempfile
-from retinaserve.scripts.server.scratch import Scratch
+from retinaserve.scripts.server.triton import Scratch
 scratch = Scratch()
 print(scratch.path, scratch.shared_memory, flush=True)
 input()
@@ -52,7 +51,7 @@ def test_a_killed_owners_folder_goes_when_the_next_server_starts(temporary: Path
 
 @pytest.mark.server
 def test_a_server_that_could_not_start_leaves_nothing(repository: Path, temporary: Path) -> None:
-    options = ServerOptions(http_port=0, grpc_port=0, metrics_port=0)
+    options = ServerOptions.free_ports()
     with pytest.raises(UserError, match=r"log can't be written: No such file"):
         TritonServer(repository, options, log=temporary / "nowhere" / "log")
     assert list(temporary.iterdir()) == []
