@@ -20,12 +20,12 @@ import onnx
 
 from retinaserve.build_tools.export import load_network
 from retinaserve.build_tools.graph.graft import graft
+from retinaserve.build_tools.openvino_cpu import compile_for_cpu
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor
 from retinaserve.build_tools.quantize.int8 import Calibrated, Int8Options, calibrate, draw
 from retinaserve.build_tools.quantize.qdq import layers_of
 from retinaserve.eval.bench.bench import spread
 from retinaserve.eval.report.report import picture_files
-from retinaserve.eval.runtimes.openvino import compile_for_cpu
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from retinaserve.training.export import heads_graph

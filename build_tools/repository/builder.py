@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
+from retinaserve.build_tools import openvino_cpu
 from retinaserve.build_tools.engine.manifest import Manifest, Target, check_plan, manifest_path
 from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor
@@ -34,8 +35,8 @@ __all__ = ["Built", "build_repository"]
 PREPROCESS_PACKAGE = Path(__file__).parents[1] / "preprocess"
 ADMISSION_PACKAGE = PREPROCESS_PACKAGE / "admission"
 # What each model directory gets a copy of: a Triton model imports nothing of ours.
-PACKAGES = {
-    "cpu": {contract.PREPROCESS: PREPROCESS_PACKAGE},
+COPIED = {
+    "cpu": {contract.PREPROCESS: PREPROCESS_PACKAGE, contract.RETINANET: Path(openvino_cpu.__file__)},
     "gpu": {contract.PREPROCESS: PREPROCESS_PACKAGE, contract.ADMISSION: ADMISSION_PACKAGE},
 }
 
@@ -222,12 +223,12 @@ def _stage(stage: Path, profile: Profile, configs: dict[str, Any], warmup: _Warm
         for file, content in warmup.files.get(name, {}).items():
             (stage / name / "warmup").mkdir(exist_ok=True)
             (stage / name / "warmup" / file).write_bytes(content)
-    for name, package in PACKAGES[profile].items():
-        shutil.copytree(
-            package,
-            stage / name / str(version) / package.name,
-            ignore=shutil.ignore_patterns("__pycache__"),
-        )
+    for name, source in COPIED[profile].items():
+        target = stage / name / str(version) / source.name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, target)
 
 
 def _appear(stage: Path, repository: Path) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from retinaserve.eval.runtimes.openvino import compile_for_cpu
+from retinaserve.build_tools.openvino_cpu import compile_for_cpu
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.identity import Identity

@@ -90,7 +90,7 @@ def openvino() -> Check:
     """Compile and run the least network."""
     import openvino as ov
 
-    from retinaserve.eval.runtimes.openvino import shared_core
+    from retinaserve.build_tools.openvino_cpu import shared_core
 
     x = ov.opset13.parameter([1], np.float32)
     network = shared_core().compile_model(ov.Model([ov.opset13.add(x, x)], [x], "double"), "CPU")

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from aiohttp import web
 from PIL import Image, ImageOps
 
-from retinaserve.eval.runtimes.openvino import compile_for_cpu
+from retinaserve.build_tools.openvino_cpu import compile_for_cpu
 from retinaserve.training.spec import DELTA_CLAMP, DetectorSpec
 
 FloatArray = npt.NDArray[np.float32]

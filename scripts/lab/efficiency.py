@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from retinaserve.build_tools.openvino_cpu import compile_for_cpu
 from retinaserve.eval.bench.bench import machine
 from retinaserve.eval.bench.perf_analyzer import Demand, PerfAnalyzer
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.transport import Endpoint
-from retinaserve.eval.runtimes.openvino import compile_for_cpu
 from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.files import write_json

@@ -25,7 +25,7 @@ class Network:
 
     def __init__(self, graph: Path, *, threads: int, precision: str, streams: int, profile: bool = False) -> None:
         from retinaserve.build_tools.graph.onnx_io import OnnxGraph
-        from retinaserve.eval.runtimes.openvino import compile_for_cpu
+        from retinaserve.build_tools.openvino_cpu import compile_for_cpu
 
         height, width = OnnxGraph.read(graph).spec.size
         # Noise, so nothing is detected and decode and NMS cost their least.

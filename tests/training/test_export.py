@@ -10,7 +10,7 @@ from torch import nn
 
 from retinaserve.build_tools.graph.graft import graft
 from retinaserve.build_tools.graph.onnx_io import read_spec
-from retinaserve.eval.runtimes.openvino import shared_core
+from retinaserve.build_tools.openvino_cpu import shared_core
 from retinaserve.training.export import export_heads
 from retinaserve.training.model import build_model
 from retinaserve.training.model.postprocess import detect

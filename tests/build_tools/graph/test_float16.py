@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from retinaserve.build_tools.graph.float16 import Rounding, to_float16
 from retinaserve.build_tools.graph.graft import graft
 from retinaserve.build_tools.graph.half_emulation import emulate_half
-from retinaserve.eval.runtimes.openvino import shared_core
+from retinaserve.build_tools.openvino_cpu import shared_core
 from retinaserve.training.errors import UserError
 from retinaserve.training.spec import METADATA_PRECISION, METADATA_SPEC
 from tests.toys import toy_model, toy_spec

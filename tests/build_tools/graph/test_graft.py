@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from retinaserve.build_tools.graph.graft import graft, save
 from retinaserve.build_tools.graph.onnx_io import read_spec
-from retinaserve.eval.runtimes.openvino import shared_core
+from retinaserve.build_tools.openvino_cpu import shared_core
 from retinaserve.training.errors import UserError
 from retinaserve.training.spec import METADATA_CLASSES, METADATA_SPEC, NETWORK_INPUT, OUTPUTS, DetectorSpec
 from tests.heads import (

@@ -1,7 +1,8 @@
 """Triton python-backend model `retinanet`: the grafted ONNX beside this file, run by OpenVINO on the CPU.
 
 Decode, NMS and the undoing of the letterbox are in the graph; this file only moves tensors, and chooses how the
-cores share what there is to do.
+cores share what there is to do. `openvino_cpu.py` beside it is a copy of the project's one place for OpenVINO's
+settings, put there by `retinaserve build`.
 """
 
 import json
@@ -14,86 +15,79 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import triton_python_backend_utils as pb_utils
+from openvino_cpu import compile_for_cpu
 
 INPUTS = ("image", "letterbox")
 OUTPUTS = ("num_detections", "boxes", "scores", "classes")
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
-Picture = tuple[np.ndarray, np.ndarray]  # image (1, 3, H, W) and letterbox (1, 4)
-Found = list[np.ndarray] | Exception  # OUTPUTS of a picture, one row each
+Image = tuple[np.ndarray, np.ndarray]  # image (1, 3, H, W) and letterbox (1, 4)
+Found = list[np.ndarray] | Exception  # OUTPUTS of an image, one row each
 
 
 class Engine:
-    """The graph compiled twice: all cores on one picture, and a core a picture.
+    """The graph compiled twice: all cores on one image, and one core on each.
 
-    Cores that share a picture wait for each other at every layer. So a picture that is alone gets all of them, and
-    otherwise each core takes the next picture as soon as it is free.
+    Cores that share an image wait for each other at every layer. So an image that is alone gets all of them, and
+    otherwise each core takes the next image as soon as it is free.
     """
 
     def __init__(self, model: Path, *, threads: int, precision: str) -> None:
-        core = ov.Core()
-        # Without the processor's help OpenVINO would emulate bf16, many times slower.
-        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            precision = "f32"
-        graph = core.read_model(str(model))
-        settings = {"INFERENCE_NUM_THREADS": str(threads), "INFERENCE_PRECISION_HINT": precision}
-        shared = {**settings, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
-        self._shared = core.compile_model(graph, "CPU", shared).create_infer_request()
+        compiled = compile_for_cpu(str(model), precision=precision, threads=threads)
+        self._shared = compiled.create_infer_request()
         self._cores = threads
-        self._free: SimpleQueue[Any] = SimpleQueue()  # an infer request for each core without a picture
+        self._free: SimpleQueue[Any] = SimpleQueue()  # an infer request for each core without an image
         self._workers = ThreadPoolExecutor(threads)
         if threads > 1:
-            apart = {**settings, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": str(threads)}
-            compiled = core.compile_model(graph, "CPU", apart)
+            compiled = compile_for_cpu(str(model), precision=precision, threads=threads, streams=threads)
             for _ in range(threads):
                 self._free.put(compiled.create_infer_request())
 
-    def run(self, pictures: Sequence[Picture], done: Callable[[int, Found], None]) -> None:
-        """Call `done(number, found)` for each picture, in any order; return as soon as a core is free.
+    def run(self, images: Sequence[Image], done: Callable[[int, Found], None]) -> None:
+        """Call `done(number, found)` for each image, in any order; return as soon as a core is free.
 
-        Other cores may be at the last pictures still: they have copies, as Triton takes its tensors back.
+        Other cores may be at the last images still: they have copies, as Triton takes its tensors back.
         """
-        alone = len(pictures) == 1 and self._free.qsize() == self._cores
+        alone = len(images) == 1 and self._free.qsize() == self._cores
         if alone or self._cores == 1:
-            for number, picture in enumerate(pictures):
-                done(number, _infer(self._shared, picture))
+            for number, image in enumerate(images):
+                done(number, _infer(self._shared, image))
             return
-        for number, (image, letterbox) in enumerate(pictures):
+        for number, (image, letterbox) in enumerate(images):
             request = self._free.get()
             self._workers.submit(self._apart, request, (image.copy(), letterbox.copy()), number, done)
         self._free.put(self._free.get())
 
-    def _apart(self, request: Any, picture: Picture, number: int, done: Callable[[int, Found], None]) -> None:
-        found = _infer(request, picture)
+    def _apart(self, request: Any, image: Image, number: int, done: Callable[[int, Found], None]) -> None:
+        found = _infer(request, image)
         self._free.put(request)  # before the answer goes out: the core must not wait for that
         done(number, found)
 
     def close(self) -> None:
-        """Return when the last picture is done."""
+        """Return when the last image is done."""
         self._workers.shutdown()
 
 
-def _infer(request: Any, picture: Picture) -> Found:
+def _infer(request: Any, image: Image) -> Found:
     try:
-        request.infer(dict(zip(INPUTS, picture, strict=True)), share_inputs=True)
+        request.infer(dict(zip(INPUTS, image, strict=True)), share_inputs=True)
         return [request.get_tensor(name).data.copy() for name in OUTPUTS]
     except Exception as error:
         return error
 
 
 class Answer:
-    """The answer to one request, sent when all of its pictures are done."""
+    """The answer to one request, sent when all of its images are done."""
 
-    def __init__(self, sender: Any, pictures: int) -> None:
+    def __init__(self, sender: Any, images: int) -> None:
         self._sender = sender
-        self._found: list[Found | None] = [None] * pictures
-        self._missing = pictures
+        self._found: list[Found | None] = [None] * images
+        self._missing = images
         self._lock = Lock()
 
     def put(self, row: int, found: Found) -> None:
-        """Take what became of a picture."""
+        """Take what became of an image."""
         with self._lock:
             self._found[row] = found
             self._missing -= 1
@@ -117,7 +111,7 @@ class Answer:
 
 
 class TritonPythonModel:
-    """One engine over all cores; each picture of a dynamic batch is answered as soon as it is done."""
+    """One engine over all cores; each image of a dynamic batch is answered as soon as it is done."""
 
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
@@ -130,22 +124,22 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         """Return when a core is free for the next batch; what is not done then is answered later."""
-        pictures: list[Picture] = []
+        images: list[Image] = []
         owners: list[tuple[Answer, int]] = []
         for request in requests:
-            rows = list(_pictures(request))
+            rows = list(_images(request))
             answer = Answer(request.get_response_sender(), len(rows))
             owners += [(answer, row) for row in range(len(rows))]
-            pictures += rows
+            images += rows
 
         def done(number: int, found: Found) -> None:
             answer, row = owners[number]
             answer.put(row, found)
 
-        self._engine.run(pictures, done)
+        self._engine.run(images, done)
 
 
-def _pictures(request: Any) -> Iterator[Picture]:
+def _images(request: Any) -> Iterator[Image]:
     images, letterboxes = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS)
     for row in range(len(images)):
         yield images[row : row + 1], letterboxes[row : row + 1]

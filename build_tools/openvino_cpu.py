@@ -1,16 +1,18 @@
-"""OpenVINO on the CPU with the settings that are served: all cores share one picture, or each has its own.
+"""OpenVINO on the CPU with the settings that are served: all cores share one image, or each has its own.
 
     network = compile_for_cpu("model.onnx", precision="bf16", threads=2)
     network.create_infer_request().infer({"image": image[None], "letterbox": letterbox[None]})
 
-What is served sets the same by itself, as a model directory imports nothing of ours
-(model_repository/cpu/retinanet/1/model.py); tests hold the two together. OpenVINO is imported by the call.
+The module imports nothing of ours: `build` copies it into the Triton model directory `retinanet`, where `model.py`
+imports it as `openvino_cpu`. OpenVINO is imported by the calls.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["compile_for_cpu", "shared_core"]
+# The CPU's arithmetic, and OpenVINO's INFERENCE_PRECISION_HINT for it, which a repository's config holds.
+HINTS: Mapping[str, str] = {"fp32": "f32", "bf16": "bf16"}
 
 
 def shared_core() -> Any:
@@ -31,23 +33,24 @@ def _only(kind: Any) -> Any:
 
 
 def compile_for_cpu(
-    source: str | bytes, *, precision: str = "f32", threads: int = 0, streams: int = 1, profile: bool = False
+    source: str | bytes, *, precision: str = "fp32", threads: int = 0, streams: int = 1, profile: bool = False
 ) -> Any:
     """Return OpenVINO's compiled model of an ONNX file or its content; `threads` 0 takes all cores.
 
-    More than one of `streams` share the threads, and each has a picture of its own. With `profile` each request
+    More than one of `streams` share the threads, and each has an image of its own. With `profile` each request
     tells how long every operator took, at some cost.
 
-    `precision` is f32 or bf16, and f32 where the processor has no bf16: OpenVINO would emulate it, many times
-    slower.
+    `precision` is a key or a value of HINTS; fp32 where the processor has no bf16: OpenVINO would emulate it,
+    many times slower.
     """
     core = shared_core()
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        precision = "f32"
+    hint = HINTS.get(precision, precision)
+    if hint == HINTS["bf16"] and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        hint = HINTS["fp32"]
     settings = {
         "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
         "NUM_STREAMS": str(streams),
-        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_PRECISION_HINT": hint,
     }
     if threads:
         settings["INFERENCE_NUM_THREADS"] = str(threads)

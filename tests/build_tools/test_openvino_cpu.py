@@ -9,7 +9,7 @@ import numpy as np
 import openvino
 import pytest
 
-from retinaserve.eval.runtimes.openvino import compile_for_cpu
+from retinaserve.build_tools.openvino_cpu import HINTS, compile_for_cpu
 from tests.model_repository.served import load_retinanet
 
 
@@ -33,12 +33,12 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     return load_retinanet(monkeypatch).Engine
 
 
-@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_they_are_the_served_ones(
     settings: list[dict[str, str]], engine: Any, toy_onnx: Path, precision: str, threads: int
 ) -> None:
-    engine(toy_onnx, threads=threads, precision=precision)
+    engine(toy_onnx, threads=threads, precision=HINTS[precision])  # as a config has it
     served = list(settings)
     assert len(served) == threads, "with two cores, the second network of it has a core a picture"
     settings.clear()
@@ -59,7 +59,7 @@ def test_a_file_and_its_content_are_the_same(toy_onnx: Path) -> None:
 
 OUT_OF_ORDER = """
 import faulthandler, gc, os, signal, sys
-from retinaserve.eval.runtimes.openvino import compile_for_cpu
+from retinaserve.build_tools.openvino_cpu import compile_for_cpu
 faulthandler.enable()  # with a stack of its own for signals, as pytest does
 first, second = compile_for_cpu(sys.argv[1]), compile_for_cpu(sys.argv[1])
 del first
