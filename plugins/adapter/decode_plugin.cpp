@@ -3,10 +3,7 @@
 
 #include "decode_plugin.h"
 
-#include "errors.h"
-
 #include <algorithm>
-#include <memory>
 
 namespace retinaserve
 {
@@ -54,18 +51,6 @@ DecodePlugin::DecodePlugin(FieldReader const& fields)
 {
 }
 
-DecodePlugin::DecodePlugin(DecodePlugin const& other)
-    : IPluginV3(other)
-    , IPluginV3OneCore(other)
-    , IPluginV3OneBuild(other)
-    , IPluginV3OneRuntime(other)
-    , mAttributes(other.mAttributes)
-    , mSizes(other.mSizes.size())
-    , mLogits(other.mLogits.size())
-    , mDeltas(other.mDeltas.size())
-{
-}
-
 int32_t DecodePlugin::levels() const noexcept
 {
     return static_cast<int32_t>(mAttributes.strides.size());
@@ -103,42 +88,6 @@ DecodeProblem DecodePlugin::problem(DimsOf const& dimsOf, DataType type, std::ve
     char const* const fault = decodeFault(made);
     expect(fault == nullptr, fault);
     return made;
-}
-
-IPluginCapability* DecodePlugin::getCapabilityInterface(PluginCapabilityType type) noexcept
-{
-    switch (type)
-    {
-    case PluginCapabilityType::kCORE: return static_cast<IPluginV3OneCore*>(this);
-    case PluginCapabilityType::kBUILD: return static_cast<IPluginV3OneBuild*>(this);
-    case PluginCapabilityType::kRUNTIME: return static_cast<IPluginV3OneRuntime*>(this);
-    }
-    return nullptr;
-}
-
-IPluginV3* DecodePlugin::clone() noexcept
-{
-    return guarded<IPluginV3*>(kNAME, nullptr, [this] { return std::make_unique<DecodePlugin>(*this).release(); });
-}
-
-char const* DecodePlugin::getPluginName() const noexcept
-{
-    return kNAME;
-}
-
-char const* DecodePlugin::getPluginVersion() const noexcept
-{
-    return "1";
-}
-
-char const* DecodePlugin::getPluginNamespace() const noexcept
-{
-    return "";
-}
-
-int32_t DecodePlugin::getNbOutputs() const noexcept
-{
-    return kOUTPUTS;
 }
 
 bool DecodePlugin::supportsFormatCombination(
@@ -248,20 +197,11 @@ int32_t DecodePlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDes
                 mLogits[level] = inputs[2 * level];
                 mDeltas[level] = inputs[2 * level + 1];
             }
-            int32_t const error = decode(now, mLogits.data(), mDeltas.data(),
-                static_cast<float const*>(inputs[2 * levels()]), static_cast<float*>(outputs[0]),
-                static_cast<float*>(outputs[1]), static_cast<int32_t*>(outputs[2]), workspace, stream);
-            if (error != 0)
-            {
-                throw std::runtime_error("launch failed with cudaError_t " + std::to_string(error));
-            }
+            checkLaunch(decode(now, mLogits.data(), mDeltas.data(), static_cast<float const*>(inputs[2 * levels()]),
+                static_cast<float*>(outputs[0]), static_cast<float*>(outputs[1]), static_cast<int32_t*>(outputs[2]),
+                workspace, stream));
             return 0;
         });
-}
-
-IPluginV3* DecodePlugin::attachToContext(IPluginResourceContext*) noexcept
-{
-    return clone();
 }
 
 PluginFieldCollection const* DecodePlugin::getFieldsToSerialize() noexcept

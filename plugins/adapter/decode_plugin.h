@@ -7,6 +7,7 @@
 #pragma once
 
 #include "fields.h"
+#include "plugin.h"
 
 #include "retinaserve/decode.h"
 
@@ -32,10 +33,7 @@ struct DecodeAttributes
 };
 
 //! Inputs: logits and deltas, level by level, then letterbox. Outputs: logits, boxes, classes.
-class DecodePlugin final : public nvinfer1::IPluginV3,
-                           public nvinfer1::IPluginV3OneCore,
-                           public nvinfer1::IPluginV3OneBuild,
-                           public nvinfer1::IPluginV3OneRuntime
+class DecodePlugin final : public Plugin<DecodePlugin>
 {
 public:
     static constexpr char const* kNAME = "RetinaNetDecode";
@@ -49,20 +47,8 @@ public:
     }};
 
     explicit DecodePlugin(FieldReader const& fields);
-    DecodePlugin(DecodePlugin const& other);
-    DecodePlugin& operator=(DecodePlugin const&) = delete;
-
-    // IPluginV3
-    nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
-    nvinfer1::IPluginV3* clone() noexcept override;
-
-    // IPluginV3OneCore
-    char const* getPluginName() const noexcept override;
-    char const* getPluginVersion() const noexcept override;
-    char const* getPluginNamespace() const noexcept override;
 
     // IPluginV3OneBuild
-    int32_t getNbOutputs() const noexcept override;
     bool supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut, int32_t nbInputs,
         int32_t nbOutputs) noexcept override;
     int32_t getOutputDataTypes(nvinfer1::DataType* outputTypes, int32_t nbOutputs, nvinfer1::DataType const* inputTypes,
@@ -80,7 +66,6 @@ public:
         int32_t nbOutputs) noexcept override;
     int32_t enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const* outputDesc,
         void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
-    nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* context) noexcept override;
     nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
 
 private:

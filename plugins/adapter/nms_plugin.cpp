@@ -3,10 +3,6 @@
 
 #include "nms_plugin.h"
 
-#include "errors.h"
-
-#include <memory>
-
 namespace retinaserve
 {
 namespace
@@ -34,15 +30,6 @@ NmsPlugin::NmsPlugin(FieldReader const& fields)
 {
 }
 
-NmsPlugin::NmsPlugin(NmsPlugin const& other)
-    : IPluginV3(other)
-    , IPluginV3OneCore(other)
-    , IPluginV3OneBuild(other)
-    , IPluginV3OneRuntime(other)
-    , mAttributes(other.mAttributes)
-{
-}
-
 template <typename DimsOf>
 NmsProblem NmsPlugin::problem(DimsOf const& dimsOf) const
 {
@@ -62,42 +49,6 @@ NmsProblem NmsPlugin::problem(DimsOf const& dimsOf) const
     char const* const fault = nmsFault(made);
     expect(fault == nullptr, fault);
     return made;
-}
-
-IPluginCapability* NmsPlugin::getCapabilityInterface(PluginCapabilityType type) noexcept
-{
-    switch (type)
-    {
-    case PluginCapabilityType::kCORE: return static_cast<IPluginV3OneCore*>(this);
-    case PluginCapabilityType::kBUILD: return static_cast<IPluginV3OneBuild*>(this);
-    case PluginCapabilityType::kRUNTIME: return static_cast<IPluginV3OneRuntime*>(this);
-    }
-    return nullptr;
-}
-
-IPluginV3* NmsPlugin::clone() noexcept
-{
-    return guarded<IPluginV3*>(kNAME, nullptr, [this] { return std::make_unique<NmsPlugin>(*this).release(); });
-}
-
-char const* NmsPlugin::getPluginName() const noexcept
-{
-    return kNAME;
-}
-
-char const* NmsPlugin::getPluginVersion() const noexcept
-{
-    return "1";
-}
-
-char const* NmsPlugin::getPluginNamespace() const noexcept
-{
-    return "";
-}
-
-int32_t NmsPlugin::getNbOutputs() const noexcept
-{
-    return kOUTPUTS;
 }
 
 bool NmsPlugin::supportsFormatCombination(
@@ -180,21 +131,12 @@ int32_t NmsPlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc c
         [&]
         {
             NmsProblem const now = problem([inputDesc](int32_t input) { return inputDesc[input].dims; });
-            int32_t const error = nms(now, static_cast<float const*>(inputs[0]), static_cast<float const*>(inputs[1]),
+            checkLaunch(nms(now, static_cast<float const*>(inputs[0]), static_cast<float const*>(inputs[1]),
                 static_cast<int32_t const*>(inputs[2]), static_cast<float const*>(inputs[3]),
                 static_cast<int32_t*>(outputs[0]), static_cast<float*>(outputs[1]), static_cast<float*>(outputs[2]),
-                static_cast<int32_t*>(outputs[3]), workspace, stream);
-            if (error != 0)
-            {
-                throw std::runtime_error("launch failed with cudaError_t " + std::to_string(error));
-            }
+                static_cast<int32_t*>(outputs[3]), workspace, stream));
             return 0;
         });
-}
-
-IPluginV3* NmsPlugin::attachToContext(IPluginResourceContext*) noexcept
-{
-    return clone();
 }
 
 PluginFieldCollection const* NmsPlugin::getFieldsToSerialize() noexcept

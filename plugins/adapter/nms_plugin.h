@@ -7,6 +7,7 @@
 #pragma once
 
 #include "fields.h"
+#include "plugin.h"
 
 #include "retinaserve/nms.h"
 
@@ -29,10 +30,7 @@ struct NmsAttributes
 };
 
 //! Inputs: logits, boxes, classes, letterbox. Outputs: num_detections, boxes, scores, classes.
-class NmsPlugin final : public nvinfer1::IPluginV3,
-                        public nvinfer1::IPluginV3OneCore,
-                        public nvinfer1::IPluginV3OneBuild,
-                        public nvinfer1::IPluginV3OneRuntime
+class NmsPlugin final : public Plugin<NmsPlugin>
 {
 public:
     static constexpr char const* kNAME = "RetinaNetNMS";
@@ -44,20 +42,8 @@ public:
     }};
 
     explicit NmsPlugin(FieldReader const& fields);
-    NmsPlugin(NmsPlugin const& other);
-    NmsPlugin& operator=(NmsPlugin const&) = delete;
-
-    // IPluginV3
-    nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
-    nvinfer1::IPluginV3* clone() noexcept override;
-
-    // IPluginV3OneCore
-    char const* getPluginName() const noexcept override;
-    char const* getPluginVersion() const noexcept override;
-    char const* getPluginNamespace() const noexcept override;
 
     // IPluginV3OneBuild
-    int32_t getNbOutputs() const noexcept override;
     bool supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut, int32_t nbInputs,
         int32_t nbOutputs) noexcept override;
     int32_t getOutputDataTypes(nvinfer1::DataType* outputTypes, int32_t nbOutputs, nvinfer1::DataType const* inputTypes,
@@ -75,7 +61,6 @@ public:
         int32_t nbOutputs) noexcept override;
     int32_t enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const* outputDesc,
         void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
-    nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* context) noexcept override;
     nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
 
 private:
