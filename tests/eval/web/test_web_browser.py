@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-import torch
+from onnx import numpy_helper
 from PIL import Image
 
 from retinaserve.build_tools.graph.graft import graft, save
@@ -18,8 +19,6 @@ from retinaserve.eval.predictions import CocoBook, json_line
 from retinaserve.eval.web.app import MOST_UPLOADS
 from retinaserve.eval.web.gateway import Gateway
 from retinaserve.scripts.server.triton import Server, ServerOptions, TritonServer, free_ports
-from retinaserve.training.export import export_heads
-from tests.browser import open_browser
 from tests.eval.web.web_page import (
     DROP,
     IMAGE,
@@ -36,19 +35,18 @@ from tests.eval.web.web_page import (
 )
 from tests.eval.web.web_server import page_of, stuck_uploads
 from tests.pictures import bad_pictures, checker, encode
-from tests.toys import toy_model, toy_spec
 
 pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A toy detector whose boxes are nearly its anchors, so that their sizes and places differ."""
-    folder, spec = tmp_path_factory.mktemp("page"), toy_spec()
-    model = toy_model(spec)
-    with torch.no_grad():
-        model.box_head.output.weight.mul_(0.05)
-    export_heads(model, spec, folder / "heads.onnx")
+def repository(toy_heads: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy detector with boxes that are nearly its anchors, so that their sizes and places differ."""
+    folder = tmp_path_factory.mktemp("page")
+    heads = onnx.load(toy_heads)
+    (weight,) = (each for each in heads.graph.initializer if each.name == "box_head.output.weight")
+    weight.CopyFrom(numpy_helper.from_array(0.05 * numpy_helper.to_array(weight), weight.name))
+    onnx.save(heads, folder / "heads.onnx")
     save(graft(folder / "heads.onnx"), folder / "model.onnx")
     return build_repository(folder / "model.onnx", folder / "repository").repository
 
@@ -57,12 +55,6 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(browser: Any, repository: Path) -> Iterator[TritonServer]:
     """A server of this module's own; without a browser nothing is started."""
     with Server(repository) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as running:
         yield running
 
 

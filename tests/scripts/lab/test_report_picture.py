@@ -7,13 +7,12 @@ from retinaserve.eval.report.page.page import write_page
 from retinaserve.eval.report.summary import Analysis
 from retinaserve.scripts.lab.report_picture import report_picture
 from retinaserve.training.errors import UserError
-from tests.browser import open_browser
+from tests.browser import need_browser
 from tests.eval.scenes import label, report_on
 
 
 def test_the_picture_ends_where_the_images_begin(tmp_path: Path) -> None:
-    with open_browser():  # skips where there is none
-        pass
+    need_browser()
     write_page(Analysis.of(report_on(label(tmp_path)), resamples=50), tmp_path / "report.html")
     report_picture(tmp_path / "report.html", tmp_path / "report.png")
     with Image.open(tmp_path / "report.png") as picture:

@@ -1,6 +1,5 @@
 """The page in a real browser: it shows the numbers, follows the threshold, runs nothing foreign, loads nothing."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,11 @@ from retinaserve.eval.report.comparison import read_baseline
 from retinaserve.eval.report.page.page import page, write_page
 from retinaserve.eval.report.summary import Analysis
 from retinaserve.training.files import write_json
-from tests.browser import open_browser
 from tests.eval.scenes import ANSWERS, CATEGORIES, LABELS, Row, label, report_on
 from tests.pictures import checker
 
 EVIL = "</script><script>alert('1')</script>\"'&\u2028é {{data}}"
 EVIL_FILE = '"><img src=x onerror=alert(2)>{{style}}.png'
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as opened:
-        yield opened
 
 
 class Opened:
