@@ -34,7 +34,6 @@ class ExportOptions:
     flavour: "Flavour" = "standard"
     int8: "Int8Options | None" = None  # float if None
     half: bool = False  # what is in float otherwise, in FP16; on GPUs, INT8 too stands best among FP16
-    emulate: bool = False  # FP16 by rounding in FP32, to measure on a CPU
 
     @property
     def precision(self) -> Precision:
@@ -60,7 +59,6 @@ def export_detector(
 
     from retinaserve.build_tools.graph.float16 import to_float16
     from retinaserve.build_tools.graph.graft import graft
-    from retinaserve.build_tools.graph.half_emulation import emulate_half
     from retinaserve.build_tools.quantize.int8 import draw, to_int8
     from retinaserve.training.export import heads_graph
     from retinaserve.training.files import sha256, whole
@@ -79,8 +77,6 @@ def export_detector(
             raw, record = quantized.model, quantized.record
         if options.half:
             raw, _ = to_float16(raw, source=str(checkpoint))
-        if options.emulate:
-            raw = emulate_half(raw)
         onnx.save(graft(raw, flavour=options.flavour), partial)
         for file in partial_record:
             file.write_text(json.dumps(record, indent=2) + "\n")

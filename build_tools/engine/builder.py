@@ -19,8 +19,8 @@ import onnx
 
 from retinaserve.build_tools.engine.layers import LayerReport, parse_inspector, parse_listing
 from retinaserve.build_tools.engine.listeners import Progress, interruptible, message_log, progress_monitor, tidy
+from retinaserve.build_tools.graph.detection import DECODE, DOMAIN, NMS, VERSION
 from retinaserve.build_tools.graph.onnx_io import load_graph, read_spec
-from retinaserve.build_tools.graph.plugin_nodes import DECODE, DOMAIN, NMS, VERSION
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import whole
 

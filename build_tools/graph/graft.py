@@ -4,8 +4,7 @@
     save(graft(Path("heads.onnx"), flavour="tensorrt"), Path("detector.onnx"))    # the two plugins of plugins/
 
 The input becomes UINT8 `image` with a second input `letterbox`; the outputs become spec.OUTPUTS. The spec is read
-from the model's metadata and stays there. It leaves the network's arithmetic alone and quantises nothing;
-the nodes behind the heads are in build_tools/graph/detection_nodes.py and build_tools/graph/plugin_nodes.py.
+from the model's metadata and stays there.
 """
 
 import json
@@ -17,10 +16,15 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from retinaserve.build_tools.graph.detection_nodes import Candidates, add_decode, add_nms
+from retinaserve.build_tools.graph.detection import (
+    Candidates,
+    add_decode,
+    add_decode_plugin,
+    add_nms,
+    add_nms_plugin,
+)
 from retinaserve.build_tools.graph.nodes import NodeBuilder
 from retinaserve.build_tools.graph.onnx_io import load_graph, metadata_of, read_spec
-from retinaserve.build_tools.graph.plugin_nodes import add_decode_plugin, add_nms_plugin
 from retinaserve.training.errors import UserError
 from retinaserve.training.files import whole
 from retinaserve.training.spec import (

@@ -1,17 +1,25 @@
-"""Appends ONNX nodes to a graph by calls: what is built with it reads like arithmetic.
+"""Appends ONNX nodes to a graph by calls, and top-k and division out of such nodes.
 
     nodes = NodeBuilder(graph)
     half = nodes("Mul", nodes("Add", a, b), 0.5)
+    values, index = top_k(nodes, logits, total=2949120, count=1000)      # of (B, ...), flattened to (B, total)
+    values, index = stable_top_k(nodes, logits, total=4500, count=100)    # of (B, total), ties to the lower index
 
-It infers no shapes and checks nothing: the graft does, once, at its end (build_tools/graph/graft.py).
+The functions work round three things of OpenVINO: its TopK over all logits of a level takes longer than anything
+else behind the network, it orders equal values arbitrarily, and it divides integers in float32.
 """
 
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 PREFIX = "detect"  # of the names of all nodes and tensors made here
+FLOAT32_INTEGERS = 2**24  # float32 holds every integer up to here
+LONGEST_TOPK = 3840  # TensorRT's limit
+FEW = 128  # values for each one taken: up to here one TopK is as fast as three small ones
+LANES = 16  # float32 values in a vector of AVX-512: what a group's length is best a multiple of
 
 
 class NodeBuilder:
@@ -39,3 +47,77 @@ class NodeBuilder:
         array = np.asarray(value)
         kind = {np.dtype(np.float64): np.float32, np.dtype(np.int32): np.int64}.get(array.dtype, array.dtype)
         return gs.Constant(f"{name}_const_{self._count}", np.ascontiguousarray(array, kind))
+
+
+def top_k(nodes: NodeBuilder, values: Any, *, total: int, count: int) -> tuple[Any, Any]:
+    """Return the best `count` of (B, ...), flattened to (B, total), and their flat indices: both (B, count).
+
+    Best first; ties to the lower index where the runtime's own TopK does so (ONNX Runtime's and TensorRT's).
+
+    Where there are many values, the maximum of every run of `length` neighbours is found first, and only the best
+    `count` runs are looked into. No other run can hold one of the best: each of these has a value that is as
+    large, and stands before it if it is equal, because the runs keep their order.
+    """
+    length = run_length(total, count)
+    if length == 1:
+        best, index = nodes("TopK", nodes("Reshape", values, [0, -1]), [count], axis=1, outputs=2)
+        return best, index
+    runs = total // length
+    table = nodes("Reshape", values, [-1, length])  # (B*runs, length)
+    peaks = nodes("Reshape", _reduce_max(nodes, table), [-1, runs])
+    _, chosen = nodes("TopK", peaks, [count], axis=1, outputs=2)
+    chosen, _ = nodes("TopK", chosen, [count], axis=1, largest=0, outputs=2)  # into their order
+    images = nodes("Range", 0, nodes("Gather", nodes("Shape", chosen), 0, axis=0), 1)
+    rows = nodes("Add", chosen, nodes("Unsqueeze", nodes("Mul", images, runs), [1]))
+    inside = nodes("Gather", table, rows, axis=0)  # (B, count, length)
+    best, place = nodes("TopK", nodes("Reshape", inside, [0, -1]), [count], axis=1, outputs=2)
+    run, offset = divide(nodes, place, length)
+    index = nodes("Add", nodes("Mul", nodes("GatherElements", chosen, run, axis=1), length), offset)
+    return best, index
+
+
+def run_length(total: int, count: int) -> int:
+    """Return the divisor of `total` for which runs and values inside `count` runs are fewest together.
+
+    A multiple of a vector's lanes if there is one: the maximum over other lengths takes up to half as long again.
+    1 says that a single TopK will do.
+    """
+    if total <= FEW * count:
+        return 1
+    divisors = [length for length in range(2, total // count + 1) if total % length == 0]
+    even = [length for length in divisors if length % LANES == 0]
+    return min(even or divisors or [1], key=lambda length: total // length + count * length)
+
+
+def _reduce_max(nodes: NodeBuilder, table: Any) -> Any:
+    """Return the maximum of each row; the axes became an input with opset 18."""
+    if nodes.graph.opset < 18:
+        return nodes("ReduceMax", table, axes=[1], keepdims=0)
+    return nodes("ReduceMax", table, [1], keepdims=0)
+
+
+def stable_top_k(nodes: NodeBuilder, values: Any, *, total: int, count: int) -> tuple[Any, Any]:
+    """Return the best `count` of (B, total) values and their indices, ties to the lower index in any runtime.
+
+    The sorted values fall into runs of equal ones; (number of the run, index) has no ties left.
+    """
+    length = min(total, max(count, LONGEST_TOPK))  # beyond it only thousands of equal values could tell
+    ranked, index = nodes("TopK", values, [length], axis=1, outputs=2)
+    previous = nodes("Gather", ranked, np.maximum(np.arange(length) - 1, 0), axis=1)
+    starts = nodes("Cast", nodes("Not", nodes("Equal", ranked, previous)), to=onnx.TensorProto.INT64)
+    run = nodes("CumSum", starts, np.int64(1))
+    key = nodes("Add", nodes("Mul", run, total), index)
+    _, pick = nodes("TopK", key, [count], axis=1, largest=0, outputs=2)
+    return nodes("GatherElements", ranked, pick, axis=1), nodes("GatherElements", index, pick, axis=1)
+
+
+def divide(nodes: NodeBuilder, value: Any, by: Any, *, below: int = 0) -> tuple[Any, Any]:
+    """Return quotient and remainder of integers under `below`, also where a runtime divides in float32."""
+    quotient = nodes("Div", value, by)
+    remainder = nodes("Sub", value, nodes("Mul", quotient, by))
+    if below > FLOAT32_INTEGERS:
+        over = nodes("Cast", nodes("GreaterOrEqual", remainder, by), to=onnx.TensorProto.INT64)
+        under = nodes("Cast", nodes("Less", remainder, 0), to=onnx.TensorProto.INT64)
+        quotient = nodes("Add", quotient, nodes("Sub", over, under))
+        remainder = nodes("Sub", value, nodes("Mul", quotient, by))
+    return quotient, remainder

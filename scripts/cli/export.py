@@ -106,11 +106,6 @@ def int8_options(
     show_default="fp32",
     help="What the network computes in; decode and NMS are float always. For TensorRT, int8 stands among fp16.",
 )
-@click.option(
-    "--emulate",
-    is_flag=True,
-    help="FP16: an .onnx that rounds as a GPU does, in FP32, to measure its accuracy on a CPU.",
-)
 @calibration_options
 @plan_options
 @JSON
@@ -120,7 +115,6 @@ def export(
     size: tuple[int, int] | None,
     flavour: "Flavour | None",
     precision: str | None,
-    emulate: bool,
     batch: tuple[int, int, int],
     timing_cache: Path | None,
     plugins: Path,
@@ -143,11 +137,7 @@ def export(
     flavour = flavour or ("tensorrt" if output.suffix == ".plan" else "standard")
     precision = precision or "fp32"
     half = precision == "fp16" or (precision == "int8" and flavour == "tensorrt")
-    options = ExportOptions(
-        size, flavour, int8_options(**calibration) if precision == "int8" else None, half, emulate
-    )
-    if emulate and (precision != "fp16" or output.suffix == ".plan"):
-        raise UserError("--emulate is for an .onnx of --precision fp16", code=Exit.USAGE)
+    options = ExportOptions(size, flavour, int8_options(**calibration) if precision == "int8" else None, half)
     if output.suffix == ".plan":
         export_plan(model, output, options, PlanChoices(batch, timing_cache, plugins), json_path, progress)
         return

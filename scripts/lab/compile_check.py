@@ -26,9 +26,9 @@ from retinaserve.build_tools.engine.builder import (
 )
 from retinaserve.build_tools.engine.layers import LayerReport
 from retinaserve.build_tools.engine.listeners import Progress
+from retinaserve.build_tools.graph.detection import DECODE, DOMAIN
 from retinaserve.build_tools.graph.graft import save
 from retinaserve.build_tools.graph.onnx_io import load_graph, metadata_of, read_spec
-from retinaserve.build_tools.graph.plugin_nodes import DECODE, DOMAIN
 from retinaserve.training.errors import UserError
 
 # T4; A10; L4; RTX 50

@@ -11,8 +11,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from retinaserve.build_tools.graph.float16 import Rounding, to_float16
 from retinaserve.build_tools.graph.graft import graft
-from retinaserve.build_tools.graph.half_emulation import emulate_half
-from retinaserve.build_tools.openvino_cpu import shared_core
 from retinaserve.training.errors import UserError
 from retinaserve.training.spec import METADATA_PRECISION, METADATA_SPEC
 from tests.toys import toy_model, toy_spec
@@ -167,37 +165,3 @@ def test_a_scale_that_half_has_not_is_refused() -> None:
     with pytest.raises(UserError, match=r"the scale .* is nothing in FP16") as caught:
         to_float16(quantized(1e-8))
     assert "--exclude" in caught.value.hint
-
-
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_the_emulation_rounds_as_half_does(runtime: str) -> None:
-    constants = {"k": np.float32(1.1), "zero": np.float32(0.0)}
-    nodes = [
-        helper.make_node("Mul", ["x", "k"], ["a"]),
-        helper.make_node("Relu", ["a"], ["b"]),
-        helper.make_node("Mul", ["b", "k"], ["y"]),
-    ]
-    model = emulate_half(to_float16(small(nodes, constants))[0])
-    x = np.random.default_rng(0).uniform(0.1, 1000, (500, 2, 4, 4)).astype(np.float32)
-    if runtime == "onnxruntime":
-        (found,) = run(model, {"x": x})
-    else:
-        settings = {"INFERENCE_PRECISION_HINT": "f32"}
-        core = shared_core()
-        found = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)([x])[0]
-    half = x.astype(np.float16) * np.float16(1.1)
-    assert (found == (half * np.float16(1.1)).astype(np.float32)).all()
-
-
-def test_the_emulated_network_rounds_every_convolution(heads: Path) -> None:
-    half = to_float16(heads)[0]
-    emulated = emulate_half(half)
-    assert not any(item.data_type == TensorProto.FLOAT16 for item in emulated.graph.initializer)
-    picture = np.random.default_rng(0).normal(0, 1, (1, 3, *toy_spec().size)).astype(np.float32)
-    rounded, exact = run(emulated, {"input": picture}), run(onnx.load(heads), {"input": picture})
-    logits = rounded[0][np.abs(rounded[0]) > 1e-4]
-    assert (logits == logits.astype(np.float16)).all()
-    for a, b in zip(rounded, exact, strict=True):
-        assert 0 < np.abs(a - b).max() < 1e-2 * np.abs(b).max()
-    with pytest.raises(UserError, match="nothing to emulate"):
-        emulate_half(onnx.load(heads))

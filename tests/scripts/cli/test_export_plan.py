@@ -43,8 +43,6 @@ def test_fp16_says_what_it_did_to_the_weights(checkpoint: Path, tmp_path: Path) 
     ("model", "output", "words", "message", "code"),
     [
         ("toy.pth", "toy.engine", [], "ends in .onnx or .plan", 2),
-        ("toy.pth", "toy.onnx", ["--emulate"], "--emulate is for an .onnx of --precision fp16", 2),
-        ("toy.pth", "toy.plan", ["--emulate", "--precision", "fp16"], "--emulate is for", 2),
         ("toy.pth", "toy.plan", ["--precision", "int8"], "INT8 needs --calibration-images", 2),
         ("toy.pth", "toy.plan", ["--batch", "4", "2", "1"], "batch sizes 4 2 1", 2),
     ],

@@ -1,13 +1,13 @@
-"""Decode, NMS and letterbox undo as standard ONNX operators: the part of a graft behind the heads.
+"""Decode, NMS and letterbox undo behind the heads, as standard ONNX operators or as the plugins of plugins/.
 
     nodes = NodeBuilder(graph)
-    candidates = add_decode(nodes, spec, heads, letterbox)
-    outputs = add_nms(nodes, spec, candidates, letterbox)
+    candidates = add_decode(nodes, spec, heads, letterbox)    # or add_decode_plugin
+    outputs = add_nms(nodes, spec, candidates, letterbox)    # or add_nms_plugin
 
-The arithmetic is that of `plugins/reference.py`, operator by operator, for any batch size. It neither reads nor
-checks a model (build_tools/graph/graft.py does) and uses no custom operators (plugins/ has the CUDA ones).
+The arithmetic is that of `plugins/reference.py`, operator by operator, for any batch size. A graph with the two
+TensorRT plugins runs in TensorRT with libretinaserve_plugins.so loaded, and nowhere else.
 
-Three things keep OpenVINO's CPU plugin equal to the reference, for about half a millisecond a picture:
+Three things keep OpenVINO's CPU plugin equal to the reference, for about half a millisecond an image:
 
 - Its TopK orders equal values arbitrarily, so whatever must be in order is sorted by integers without ties.
   (Which of equal logits make a level's cut stays its choice: only a level with more than `topk_candidates`
@@ -26,9 +26,15 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from retinaserve.build_tools.graph.nodes import NodeBuilder
-from retinaserve.build_tools.graph.top_k import divide, stable_top_k, top_k
+from retinaserve.build_tools.graph.nodes import NodeBuilder, divide, stable_top_k, top_k
+from retinaserve.training.errors import UserError
 from retinaserve.training.spec import BOXES, CLASSES, DELTA_CLAMP, NUM_DETECTIONS, SCORES, DetectorSpec
+
+DECODE, NMS = "RetinaNetDecode", "RetinaNetNMS"
+DOMAIN = "trt.plugins"  # TensorRT's parser goes by the operator's name; tools go by this domain
+VERSION = "1"
+MOST_CANDIDATES = MOST_DETECTIONS = 4096  # kMAX_TOPK and kMAX_DETECTIONS of plugins/include
+MOST_ANCHORS = 128
 
 
 @dataclass(frozen=True)
@@ -175,4 +181,55 @@ def add_nms(
         boxes = nodes("Pad", boxes, [0, 0, 0, 0, missing, 0])
         scores = nodes("Pad", scores, [0, 0, 0, missing])
         labels = nodes("Pad", labels, [0, 0, 0, missing])
+    return {NUM_DETECTIONS: found, BOXES: boxes, SCORES: scores, CLASSES: labels}
+
+
+def add_decode_plugin(
+    nodes: NodeBuilder,
+    spec: DetectorSpec,
+    heads: Sequence[tuple[gs.Variable, gs.Variable]],
+    letterbox: gs.Variable,
+) -> Candidates:
+    """Append the decode of all levels; empty slots are -inf and zeros. Raises UserError beyond its limits."""
+    for name, value, most in (
+        ("topk_candidates", spec.topk_candidates, MOST_CANDIDATES),
+        ("max_detections", spec.max_detections, MOST_DETECTIONS),
+        ("anchors a cell", spec.anchors_per_cell, MOST_ANCHORS),
+    ):
+        if value > most:
+            raise UserError(f"detector spec: {name} is {value}", f"the TensorRT plugins take {most} at most")
+    logits, boxes, classes = nodes(
+        DECODE,
+        *(tensor for pair in heads for tensor in pair),
+        letterbox,
+        outputs=3,
+        domain=DOMAIN,
+        plugin_version=VERSION,
+        plugin_namespace="",
+        anchors=spec.anchor_table.ravel().tolist(),
+        strides=list(spec.strides),
+        threshold_logit=spec.score_threshold_logit,
+        delta_clamp=DELTA_CLAMP,
+        topk=spec.topk_candidates,
+    )
+    return Candidates(logits, boxes, classes, sum(_Slots.of(spec).taken))
+
+
+def add_nms_plugin(
+    nodes: NodeBuilder, spec: DetectorSpec, candidates: Candidates, letterbox: gs.Variable
+) -> dict[str, gs.Variable]:
+    """Append NMS, the undo of the letterbox and the clip; return the tensors of spec.OUTPUTS."""
+    found, boxes, scores, labels = nodes(
+        NMS,
+        candidates.logits,
+        candidates.boxes,
+        candidates.classes,
+        letterbox,
+        outputs=4,
+        domain=DOMAIN,
+        plugin_version=VERSION,
+        plugin_namespace="",
+        iou=spec.nms_iou,
+        max_detections=spec.max_detections,
+    )
     return {NUM_DETECTIONS: found, BOXES: boxes, SCORES: scores, CLASSES: labels}

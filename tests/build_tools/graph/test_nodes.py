@@ -2,8 +2,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from retinaserve.build_tools.graph.nodes import NodeBuilder
-from retinaserve.build_tools.graph.top_k import FEW, LANES, run_length, stable_top_k, top_k
+from retinaserve.build_tools.graph.nodes import FEW, LANES, NodeBuilder, run_length, stable_top_k, top_k
 from tests.build_tools.graph.test_graft import runner_of
 
 RUNTIMES = ("onnxruntime", "openvino")
