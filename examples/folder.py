@@ -1,9 +1,9 @@
-"""A folder of pictures becomes a table of boxes; a bad picture costs a line of complaint and nothing else.
+"""Write the detections of a folder of images to a CSV table; a bad image is reported and skipped.
 
     python examples/folder.py FOLDER boxes.csv [localhost:8001]
 
-Eight requests are in flight at a time, which is what lets the server work in batches, and pictures are read only
-as they are sent, so the folder may be as large as you like.
+Eight requests are in flight at a time, so that the server can form batches. Images are read as they are sent, so
+memory does not grow with the folder.
 """
 
 import csv
@@ -17,7 +17,7 @@ from retinaserve.training.images import find_images
 
 
 def main(folder: Path, table: Path, server: str = "localhost:8001") -> int:
-    """Write a row a box, weak ones too: choose by the score later. Return how many pictures had no answer."""
+    """Write one row per box, whatever its score. Return how many images had no answer."""
     files, failed = find_images([folder]), 0
     with Client(server, wait=30) as client, table.open("w", newline="") as target:
         rows = csv.writer(target)
@@ -39,5 +39,5 @@ if __name__ == "__main__":
         sys.exit(f"usage: {sys.argv[0]} FOLDER TABLE.csv [SERVER]")
     try:
         sys.exit(3 if main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]) else 0)
-    except (UserError, OSError) as error:  # no server, no such folder, or a table that can't be written
+    except (UserError, OSError) as error:  # no server, no such folder, or a table that cannot be written
         sys.exit(f"error: {error}")

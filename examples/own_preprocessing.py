@@ -1,9 +1,9 @@
-"""Pixels that are in memory already, such as a camera's frames, go to the model `retinanet` without being encoded.
+"""Send pixels that are already decoded, such as a camera's frames, to the model `retinanet`.
 
-    python examples/own_preprocessing.py PICTURE.jpg [localhost:8001 [0.3]]
+    python examples/own_preprocessing.py IMAGE.jpg [localhost:8001 [0.3]]
 
-What `preprocess` does for encoded pictures is then yours: scale to fit, top left, pad with the mean colour. Boxes
-come back in the frame's own pixels all the same. Other scaling than `preprocess` does costs accuracy.
+The caller then does what `preprocess` does for encoded images: scale to fit, place at the top left, pad with the
+mean colour. Boxes come back in the frame's own pixels. Any other scaling costs accuracy.
 """
 
 import json
@@ -27,8 +27,8 @@ def fit(frame: np.ndarray, size: tuple[int, int], fill: tuple[int, int, int]) ->
     return canvas.transpose(2, 0, 1), letterbox
 
 
-def main(picture: str, server: str = "localhost:8001", lowest: str = "0.3") -> None:
-    """Print a line a box: class, score, and x1 y1 x2 y2 in the frame's own pixels."""
+def main(path: str, server: str = "localhost:8001", lowest: str = "0.3") -> None:
+    """Print one line per box: class, score, and x1 y1 x2 y2 in pixels of the frame."""
     client = InferenceServerClient(server)
 
     def parameter(model: str, name: str) -> list:
@@ -37,7 +37,7 @@ def main(picture: str, server: str = "localhost:8001", lowest: str = "0.3") -> N
 
     names = parameter("detector", "classes")
     size, fill = parameter("preprocess", "size"), parameter("preprocess", "fill")
-    frame = np.asarray(ImageOps.exif_transpose(Image.open(picture)).convert("RGB"))  # stands for a camera's frame
+    frame = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))  # stands for a camera's frame
 
     image, letterbox = fit(frame, tuple(size), tuple(fill))
     inputs = [InferInput("image", [1, *image.shape], "UINT8"), InferInput("letterbox", [1, 4], "FP32")]
@@ -48,14 +48,14 @@ def main(picture: str, server: str = "localhost:8001", lowest: str = "0.3") -> N
     boxes, scores, classes = (answer.as_numpy(name)[0, :count] for name in ("boxes", "scores", "classes"))
     for box, score, index in zip(boxes, scores, classes, strict=True):
         if score < float(lowest):
-            break  # the strongest come first
+            break  # sorted by score
         print(f"{names[index]:<12}{score:6.2f}  " + " ".join(f"{side:7.1f}" for side in box))
 
 
 if __name__ == "__main__":
     if not 2 <= len(sys.argv) <= 4:
-        sys.exit(f"usage: {sys.argv[0]} PICTURE [SERVER [SCORE]]")
+        sys.exit(f"usage: {sys.argv[0]} IMAGE [SERVER [SCORE]]")
     try:
         main(*sys.argv[1:])
-    except (InferenceServerException, OSError) as error:  # no server, or no such picture
+    except (InferenceServerException, OSError) as error:  # no server, or no such file
         sys.exit(f"error: {error}")
