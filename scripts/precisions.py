@@ -23,7 +23,8 @@ from retinaserve.eval.bench.bench import MOST_PICTURES, machine, spread
 from retinaserve.eval.bench.perf_analyzer import Demand, LoadError, PerfAnalyzer
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.transport import Endpoint
-from retinaserve.eval.report.report import judge, picture_files, read_files
+from retinaserve.eval.image_files import annotated_files, read_files
+from retinaserve.eval.report.report import evaluate_detector
 from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer, ask_to_stop
 from retinaserve.training.errors import UserError
@@ -207,7 +208,7 @@ def _free() -> ServerOptions:
 
 def _score(row: Row, server: TritonServer, annotations: Path, images: Path) -> None:
     with Client(server.grpc_url, timeout=300) as client:
-        report = judge(client, Annotations.load(annotations), images, progress=lambda answers, _: answers)
+        report = evaluate_detector(client, Annotations.load(annotations), images)
     row.ap, row.ap50 = report.scores.ap, report.scores.ap50
 
 
@@ -233,7 +234,7 @@ def _rate(analyzer: PerfAnalyzer, server: TritonServer, seconds: float) -> float
 
 def _pictures(options: Options) -> list[bytes]:
     if options.annotations:
-        files = list(picture_files(Annotations.load(options.annotations), options.images).values())
+        files = list(annotated_files(Annotations.load(options.annotations), options.images).values())
     else:
         from retinaserve.training.images import find_images
 

@@ -25,7 +25,7 @@ from retinaserve.build_tools.preprocess import Prepared, Preprocessor
 from retinaserve.build_tools.quantize.int8 import Calibrated, Int8Options, calibrate, draw
 from retinaserve.build_tools.quantize.qdq import layers_of
 from retinaserve.eval.bench.bench import spread
-from retinaserve.eval.report.report import picture_files
+from retinaserve.eval.image_files import annotated_files
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from retinaserve.training.export import heads_graph
@@ -108,7 +108,7 @@ class _Judge:
 
     def __init__(self, spec: DetectorSpec, options: Options) -> None:
         truth = Annotations.load(options.annotations)
-        files = picture_files(truth, options.images)
+        files = annotated_files(truth, options.images)
         chosen = set(spread(list(files.values()), options.count))
         found = {image_id: path for image_id, path in files.items() if path in chosen}
         results = Preprocessor(spec.size, spec.pad_value).run([path.read_bytes() for path in found.values()])

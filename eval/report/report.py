@@ -1,15 +1,15 @@
 """A detector judged on a labelled set: its scores, what failed, tables, curves and a sheet to look at.
 
-    report = judge(client, truth, images, progress=tqdm)
+    report = evaluate_detector(client, truth, images, progress=tqdm)
     print(report.table())
-    report.write_pictures(Path("report"))       # curves.png, contact_sheet.jpg, detections.json
+    report.write_images(Path("report"))       # curves.png, contact_sheet.jpg, detections.json
 
 The detector may be a server or a file; it only sees encoded pictures. A picture without an answer counts as one
 without detections, so that failures lower the scores instead of hiding in them.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from retinaserve.eval.image_files import annotated_files, read_files
 from retinaserve.training.detections import Detections, Detector, ImageError
 from retinaserve.training.draw import contact_sheet, draw, open_picture
-from retinaserve.training.errors import UserError
 from retinaserve.training.files import write_json
 from retinaserve.training.scores import (
     IOU_50,
@@ -95,7 +95,7 @@ class Report:
         """Return all detections as a COCO result list."""
         return list(to_coco(self.results, self.category_ids))
 
-    def write_pictures(self, folder: Path) -> None:
+    def write_images(self, folder: Path) -> None:
         """Write curves.png, contact_sheet.jpg and detections.json into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         plot_curves(self.scores, folder / "curves.png")
@@ -127,39 +127,18 @@ class Report:
         return names, of_category, of_class
 
 
-def picture_files(truth: Annotations, images: Path) -> dict[int, Path]:
-    """Return the file of each picture of an annotation file. Raises UserError when some are not there."""
-    if not images.is_dir():
-        raise UserError(f"{images}: no such directory", f"the pictures that {truth.path} names are expected there")
-    files = {image_id: images / name for image_id, name in truth.images.items()}
-    if not files:
-        raise UserError(f"{truth.path} names no images")
-    missing = [name for image_id, name in truth.images.items() if not files[image_id].is_file()]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of the {len(files)} images named in {truth.path} are not in {images}",
-            f"the first are: {', '.join(missing[:3])}",
-        )
-    return files
-
-
-def read_files(files: Iterable[Path]) -> Iterator[bytes | ImageError]:
-    """Yield what is in the files, one at a time; a file that can't be read gives its ImageError."""
-    for path in files:
-        try:
-            yield path.read_bytes()
-        except OSError as error:
-            yield ImageError(f"the file can't be read: {error.strerror or error}")
-
-
-def judge(
-    detector: Detector, truth: Annotations, images: Path, *, progress: Callable[[Answers, int], Answers]
+def evaluate_detector(
+    detector: Detector,
+    truth: Annotations,
+    images: Path,
+    *,
+    progress: Callable[[Answers, int], Answers] = lambda answers, _: answers,
 ) -> Report:
-    """Ask a detector for every picture of an annotation file and score the answers.
+    """Ask a detector for every image of an annotation file and score the answers.
 
     `progress(answers, total)` passes the answers on and may show how many there were.
     """
-    files = picture_files(truth, images)
+    files = annotated_files(truth, images)
     match = match_classes(detector.class_names, truth.categories)
     results: dict[int, Detections] = {}
     errors: dict[int, ImageError] = {}

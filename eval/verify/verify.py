@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retinaserve.eval.report.report import read_files
+from retinaserve.eval.image_files import read_files
 from retinaserve.eval.runtimes.detector import Heads, OfflineDetector
 from retinaserve.eval.verify.matching import Edges, Pairs, match
 from retinaserve.eval.verify.sources import Candidate

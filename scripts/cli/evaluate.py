@@ -70,7 +70,7 @@ def evaluate(
     """
     from retinaserve.eval.client.client import Client
     from retinaserve.eval.client.traffic import Traffic
-    from retinaserve.eval.report.report import judge
+    from retinaserve.eval.report.report import evaluate_detector
     from retinaserve.training.scores import Annotations
 
     options = ReportOptions.of(json_file, **report_choices)
@@ -81,12 +81,12 @@ def evaluate(
     ) as client:
         where, model = client.servers, client.identity().to_dict()
         traffic = Traffic.watch(client)
-        report = judge(client, truth, images, progress=progress)
+        report = evaluate_detector(client, truth, images, progress=progress)
         busy, latency = traffic.busy(report.seconds), traffic.latency()
     report = replace(report, model=model, latency_ms=latency, busy=busy)
     passed = publish(report, options)
     if output:
-        report.write_pictures(output)
+        report.write_images(output)
         click.echo(f"curves, contact sheet and detections: {output}", err=True)
     following = (
         f"retinaserve bench {server_words(where.split(',')[0], tls=tls)} --images {shlex.quote(str(images))}"

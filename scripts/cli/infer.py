@@ -44,7 +44,7 @@ def infer(
 
     With --annotations it prints the scores that `eval` prints for a server, otherwise a JSON line a image.
     """
-    from retinaserve.eval.report.report import judge
+    from retinaserve.eval.report.report import evaluate_detector
     from retinaserve.eval.runtimes.detector import open_detector
     from retinaserve.training.images import find_images
     from retinaserve.training.scores import Annotations
@@ -60,7 +60,7 @@ def infer(
     detector = open_detector(model, threads=threads, batch=batch)
     passed = True
     if truth:
-        report = judge(detector, truth, images, progress=progress)
+        report = evaluate_detector(detector, truth, images, progress=progress)
         passed = publish(replace(report, model=detector.identity().to_dict()), options)
         failed, count = len(report.errors), len(report.files)
         if output:

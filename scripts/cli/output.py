@@ -115,7 +115,7 @@ def publish(report: "Report", options: ReportOptions) -> bool:
     if not options.wanted:
         return True
 
-    from retinaserve.eval.report.summary import Analysis
+    from retinaserve.eval.report.analysis import Analysis
 
     click.echo("sorting the errors and resampling ...", err=True)
     analysis = Analysis.of(report, options.baseline, resamples=options.resamples, seed=options.seed)
@@ -180,8 +180,8 @@ def print_predictions(
     files: Sequence[Path], detector: "Detector", *, score: float, style: str, output: Path | None = None
 ) -> int:
     """Print every answer as it comes, draw it into `output`, report the bad; return how many were bad."""
+    from retinaserve.eval.image_files import read_files
     from retinaserve.eval.predictions import CocoBook, annotated_paths, json_line
-    from retinaserve.eval.report.report import read_files
     from retinaserve.training.detections import ImageError
 
     targets = annotated_paths(files, output) if output else [None] * len(files)

@@ -89,7 +89,7 @@ def verify(
     Models are checkpoints (.pth), exported graphs (.onnx) and TensorRT plans (.plan). The exit code is 1 when a
     number is beyond its limit, 3 when they are not the same detector or pictures can't be read.
     """
-    from retinaserve.eval.report.report import picture_files
+    from retinaserve.eval.image_files import annotated_files
     from retinaserve.eval.verify.sources import RUNTIMES, check_same, open_file, open_reference, open_server
     from retinaserve.eval.verify.tolerances import parse_overrides
     from retinaserve.eval.verify.verify import spread
@@ -103,7 +103,7 @@ def verify(
         raise click.UsageError("--ca, --client-cert and --client-key are for a --server, and none is named")
     overrides = parse_overrides(limits)
     truth = Annotations.load(annotations) if annotations else None
-    files = picture_files(truth, images) if truth else dict(enumerate(find_images([images]), 1))
+    files = annotated_files(truth, images) if truth else dict(enumerate(find_images([images]), 1))
     runtimes = [name for name in RUNTIMES if runtime in (name, "both")]
     settings: dict[str, Any] = {"threads": threads, "batch": batch, "plugins": plugins}
     with ExitStack() as stack:

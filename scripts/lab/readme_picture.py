@@ -6,7 +6,7 @@ python -m retinaserve.scripts.lab.readme_picture runs/demo docs/detections.jpg
 import sys
 from pathlib import Path
 
-from retinaserve.eval.report.report import read_files
+from retinaserve.eval.image_files import read_files
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.draw import contact_sheet, draw, open_picture
 

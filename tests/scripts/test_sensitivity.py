@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from retinaserve.eval.report.report import judge
+from retinaserve.eval.report.report import evaluate_detector
 from retinaserve.eval.runtimes.detector import TorchDetector
 from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.sensitivity import Finding, Sensitivity, noise
@@ -82,9 +82,7 @@ def test_the_culprit_is_found(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["sensitivity", *map(str, arguments)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "report.json").read_text())
-    expected = judge(
-        detector, Annotations.load(tmp_path / "truth.json"), tmp_path, progress=lambda found, _: found
-    )
+    expected = evaluate_detector(detector, Annotations.load(tmp_path / "truth.json"), tmp_path)
     assert report["float_ap"] == pytest.approx(expected.scores.ap, abs=0.01) and report["float_ap"] > 0.1
     assert report["layers"][0]["name"] == "backbone.layer1.0.conv2"
     assert report["left_out"][0]["class_noise"] > 5 * report["left_out"][1]["class_noise"]

@@ -10,10 +10,10 @@ from html import escape
 
 import numpy as np
 
+from retinaserve.eval.report.analysis import Analysis
 from retinaserve.eval.report.comparison import ImageChange
 from retinaserve.eval.report.outcomes import CORRECT, KINDS, Outcomes
 from retinaserve.eval.report.page.pictures import Album, Box, panel
-from retinaserve.eval.report.summary import Analysis
 from retinaserve.eval.report.thresholds import steps
 
 WORST, CHANGED = 24, 8

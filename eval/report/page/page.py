@@ -18,9 +18,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from retinaserve.eval.report.analysis import Analysis
 from retinaserve.eval.report.page.gallery import changed, worst
 from retinaserve.eval.report.page.pictures import Album
-from retinaserve.eval.report.summary import Analysis
 from retinaserve.training.files import write_text
 from retinaserve.training.scores import NUMBERS
 

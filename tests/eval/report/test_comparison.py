@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from retinaserve.eval.report.analysis import Analysis
 from retinaserve.eval.report.comparison import ImageChange, read_baseline
-from retinaserve.eval.report.summary import Analysis
 from retinaserve.training.errors import UserError
 from retinaserve.training.scores import Annotations
 from tests.eval.scenes import ANSWERS, Row, label, report_on

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinaserve.eval.report.report import Report, judge
+from retinaserve.eval.report.report import Report, evaluate_detector
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import UserError
 from retinaserve.training.scores import Annotations
@@ -69,7 +69,7 @@ def box(index: int, score: float = 0.9) -> Detections:
 
 
 def run(oracle: Oracle, tmp_path: Path, names: Iterable[str]) -> Report:
-    return judge(oracle, load(tmp_path, names), tmp_path / "images", progress=lambda answers, total: answers)
+    return evaluate_detector(oracle, load(tmp_path, names), tmp_path / "images")
 
 
 NAMES_IN_ORDER = ("a.png", "b.png", "c.png", "empty.png")
@@ -117,7 +117,7 @@ def test_the_table_names_every_number_and_class(tmp_path: Path, images: dict[str
 def test_pictures_are_written(tmp_path: Path, images: dict[str, int], count: int) -> None:
     none = dict.fromkeys(images.values(), Detections.none())
     report = run(Oracle(perfect(images) if count else none), tmp_path, NAMES_IN_ORDER)
-    report.write_pictures(tmp_path / "report")
+    report.write_images(tmp_path / "report")
     with Image.open(tmp_path / "report" / "contact_sheet.jpg") as sheet:
         assert sheet.width > 4 * 400 and sheet.height > 2 * 300  # four pairs, two in a row
     with Image.open(tmp_path / "report" / "curves.png") as curves:

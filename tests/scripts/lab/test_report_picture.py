@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from retinaserve.eval.report.analysis import Analysis
 from retinaserve.eval.report.page.page import write_page
-from retinaserve.eval.report.summary import Analysis
 from retinaserve.scripts.lab.report_picture import report_picture
 from retinaserve.training.errors import UserError
 from tests.browser import need_browser

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from retinaserve.eval.report.analysis import Analysis
 from retinaserve.eval.report.comparison import read_baseline
 from retinaserve.eval.report.page.page import page, write_page
-from retinaserve.eval.report.summary import Analysis
 from retinaserve.training.files import write_json
 from tests.eval.scenes import ANSWERS, CATEGORIES, LABELS, Row, label, report_on
 from tests.pictures import checker
