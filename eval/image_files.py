@@ -7,9 +7,9 @@ answers = detector.predict_many(read_files(files.values()))
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import UserError
-from retinaserve.training.scores import Annotations
 
 
 def annotated_files(truth: Annotations, folder: Path) -> dict[int, Path]:

@@ -27,8 +27,8 @@ from retinaserve.eval.image_files import annotated_files, read_files
 from retinaserve.eval.report.report import evaluate_detector
 from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer, ask_to_stop
+from retinaserve.training.coco import Annotations
 from retinaserve.training.errors import UserError
-from retinaserve.training.scores import Annotations
 from retinaserve.training.spec import DetectorSpec
 
 if TYPE_CHECKING:

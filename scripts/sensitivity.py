@@ -26,10 +26,11 @@ from retinaserve.build_tools.quantize.int8 import Calibrated, Int8Options, calib
 from retinaserve.build_tools.quantize.qdq import layers_of
 from retinaserve.eval.bench.bench import spread
 from retinaserve.eval.image_files import annotated_files
+from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from retinaserve.training.export import heads_graph
-from retinaserve.training.scores import Annotations, evaluate, match_classes
+from retinaserve.training.scores import evaluate, match_classes
 from retinaserve.training.spec import (
     BOXES,
     CLASSES,

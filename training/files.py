@@ -6,13 +6,16 @@
         manifest.write_text(text)              # both appear when the block ends
 
 What is half written lies in a folder beside the target, whose name begins with a dot, and is renamed from there.
-A full disk, a missing right or Ctrl-C leave neither a new target nor that folder; a killed process does leave it.
+A full disk, a missing right or Ctrl-C leave neither a new target nor that folder; a killed process leaves the
+folder, which `remove_leftovers` finds.
 """
 
+import glob
 import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +57,12 @@ def staging(target: Path) -> Iterator[Path]:
         raise UserError(
             f"{target} could not be written: {error.strerror or error}", "nothing of it was left behind"
         ) from error
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what processes that were killed while they wrote `target` have left beside it."""
+    for folder in target.parent.glob(f".{glob.escape(target.name)}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -10,21 +10,17 @@ has no ground truth to stand on is None, not -1.
 """
 
 import contextlib
-import hashlib
 import io
-import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
-from retinaserve.training.errors import UserError
 from retinaserve.training.matches import Matches
 
 MAX_DETECTIONS = (1, 10, 100)  # of COCO; AP counts the best hundred of an image
@@ -46,52 +42,6 @@ NUMBERS: Mapping[str, str] = {
     "ar_medium": "area 32 x 32 to 96 x 96 px",
     "ar_large": "area over 96 x 96 px",
 }
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """A COCO annotation file: the pictures, the categories and the boxes somebody drew."""
-
-    path: Path
-    images: Mapping[int, str]  # id: file name
-    categories: Mapping[int, str]  # id: name, in the file's order
-    boxes: tuple[Mapping[str, Any], ...]  # COCO annotations with bbox, area, iscrowd, ids from 1
-    sha256: str = ""  # of the file
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a COCO file. Raises UserError naming the file and what is missing or wrong in it."""
-        try:
-            content = path.read_bytes()
-            data = json.loads(content)
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror or error}", "a COCO annotation file is expected") from None
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON: {error}", "a COCO annotation file is expected") from None
-        try:
-            images = {int(item["id"]): str(item["file_name"]) for item in data["images"]}
-            categories = {int(item["id"]): str(item["name"]) for item in data["categories"]}
-            boxes = tuple(_box(item, number) for number, item in enumerate(data["annotations"], 1))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path} is not a COCO annotation file: {type(error).__name__} {error}",
-                "`retinaserve data check` lists everything that is wrong with it",
-            ) from None
-        for box in boxes:
-            if box["image_id"] not in images or box["category_id"] not in categories:
-                raise UserError(
-                    f"{path}: an annotation is of image {box['image_id']}, category {box['category_id']}",
-                    "both must be in the file's images and categories",
-                )
-        return cls(path, images, categories, boxes, hashlib.sha256(content).hexdigest())
-
-    def boxes_of(self, image_id: int) -> Detections:
-        """Return the boxes drawn in a picture as detections of score 1; classes are category ids."""
-        mine = [box for box in self.boxes if box["image_id"] == image_id and not box["iscrowd"]]
-        corners = np.array([box["bbox"] for box in mine], np.float32).reshape(-1, 4)
-        corners[:, 2:] += corners[:, :2]  # xywh -> xyxy
-        ids = [box["category_id"] for box in mine]
-        return Detections(corners, np.ones(len(mine), np.float32), np.array(ids, np.int32))
 
 
 @dataclass(frozen=True)
@@ -289,21 +239,6 @@ def _index(truth: Annotations, annotations: list[dict[str, Any]]) -> Any:
     }
     coco.createIndex()
     return coco
-
-
-def _box(item: Mapping[str, Any], number: int) -> Mapping[str, Any]:
-    """Fill in what COCOeval needs; ids are numbered anew, as it takes an id of 0 for no match."""
-    x, y, width, height = (float(value) for value in item["bbox"])
-    if not all(math.isfinite(value) for value in (x, y, width, height)):
-        raise ValueError(f"bbox {item['bbox']} is not finite")
-    return {
-        "id": number,
-        "image_id": int(item["image_id"]),
-        "category_id": int(item["category_id"]),
-        "bbox": [x, y, width, height],
-        "area": float(item.get("area", width * height)),
-        "iscrowd": int(item.get("iscrowd", 0)),
-    }
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float | None:

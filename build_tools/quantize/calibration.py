@@ -8,7 +8,6 @@ replaced by others of the set; a set without a readable picture is refused. Noth
 """
 
 import hashlib
-import json
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,12 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from retinaserve.build_tools.preprocess import BadImage, Preprocessor
+from retinaserve.training.coco import read_coco
 from retinaserve.training.errors import UserError
+from retinaserve.training.images import SUFFIXES
 from retinaserve.training.spec import DetectorSpec
 
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-)  # retinaserve.training.images has the same
 DECODED_AT_ONCE = 16
 SHOWN = 3
 
@@ -124,13 +122,10 @@ def picture_files(source: Path) -> dict[str, Path]:
 
 
 def _coco_names(source: Path) -> list[str]:
-    try:
-        names = [str(image["file_name"]) for image in json.loads(source.read_bytes())["images"]]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{source} is not a COCO JSON: it has no list of `images` with `file_name`") from None
-    if not names:
-        raise UserError(f"{source} names no images")
-    return names
+    names = [image.file_name for image in read_coco(source, lists=("images",), convert=True).images]
+    if not names or None in names:
+        raise UserError(f"{source} names no images", "`images` that have a `file_name` are expected")
+    return [name for name in names if name]
 
 
 def _prepare(

@@ -20,9 +20,10 @@ import numpy as np
 from retinaserve.eval.report.bootstrap import Interval, draw, interval, resampled_ap
 from retinaserve.eval.report.outcomes import Outcomes, judge_boxes
 from retinaserve.eval.report.thresholds import ThresholdTable, image_errors
+from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
-from retinaserve.training.scores import Annotations, CocoScores, evaluate
+from retinaserve.training.scores import CocoScores, evaluate
 
 FORMAT = 1  # of the JSON file
 

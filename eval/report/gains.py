@@ -25,7 +25,8 @@ from retinaserve.eval.report.outcomes import (
     NEVER,
     Outcomes,
 )
-from retinaserve.training.scores import Annotations, ap50
+from retinaserve.training.coco import Annotations
+from retinaserve.training.scores import ap50
 
 Rows = list[dict[str, Any]]
 

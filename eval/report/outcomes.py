@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
 from retinaserve.training.matches import Matches
-from retinaserve.training.scores import Annotations, to_coco
+from retinaserve.training.scores import to_coco
 
 CORRECT, LOCALISATION, CLASS, BOTH, DUPLICATE, BACKGROUND = range(6)
 KINDS = ("correct", "localisation", "class", "both", "duplicate", "background")

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from retinaserve.eval.image_files import annotated_files, read_files
+from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections, Detector, ImageError
 from retinaserve.training.draw import contact_sheet, draw, open_picture
 from retinaserve.training.files import write_json
@@ -25,7 +26,6 @@ from retinaserve.training.scores import (
     IOU_50,
     IOU_75,
     NUMBERS,
-    Annotations,
     CocoScores,
     evaluate,
     match_classes,

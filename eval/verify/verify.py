@@ -24,9 +24,10 @@ from retinaserve.eval.verify.matching import Edges, Pairs, match
 from retinaserve.eval.verify.sources import Candidate
 from retinaserve.eval.verify.tensors import TensorDifference
 from retinaserve.eval.verify.tolerances import AT_LEAST, limits_for, loosest
+from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import UserError
-from retinaserve.training.scores import Annotations, evaluate, match_classes
+from retinaserve.training.scores import evaluate, match_classes
 from retinaserve.training.spec import DetectorSpec
 
 # Below it, two matched boxes come from different anchors: near the limit of NMS, another of two rivals won. They

@@ -71,7 +71,7 @@ def evaluate(
     from retinaserve.eval.client.client import Client
     from retinaserve.eval.client.traffic import Traffic
     from retinaserve.eval.report.report import evaluate_detector
-    from retinaserve.training.scores import Annotations
+    from retinaserve.training.coco import Annotations
 
     options = ReportOptions.of(json_file, **report_choices)
     truth = Annotations.load(annotations)

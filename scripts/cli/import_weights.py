@@ -1,6 +1,5 @@
 """`import`: public weights become a checkpoint."""
 
-import json
 import shlex
 from pathlib import Path
 
@@ -90,9 +89,11 @@ def import_weights(
 
 def read_categories(path: Path) -> dict[int, str]:
     """Return the names of a COCO file's categories by their ids, in its order. Raises UserError."""
-    try:
-        return {int(entry["id"]): str(entry["name"]) for entry in json.loads(path.read_bytes())["categories"]}
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", "a COCO annotation file is expected") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: no categories with id and name", "a COCO annotation file is expected") from None
+    from retinaserve.training.coco import read_coco
+
+    names: dict[int, str] = {}
+    for entry in read_coco(path, lists=("categories",), convert=True).categories:
+        if entry.id is None or entry.name is None:
+            raise UserError(f"{path}: a category without id and name", "a COCO annotation file is expected")
+        names[entry.id] = entry.name
+    return names

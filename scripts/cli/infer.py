@@ -46,8 +46,8 @@ def infer(
     """
     from retinaserve.eval.report.report import evaluate_detector
     from retinaserve.eval.runtimes.detector import open_detector
+    from retinaserve.training.coco import Annotations
     from retinaserve.training.images import find_images
-    from retinaserve.training.scores import Annotations
 
     options = ReportOptions.of(json_file, **report_choices)
     if not annotations and (options.wanted or output):

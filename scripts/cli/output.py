@@ -23,8 +23,8 @@ from retinaserve.training.files import make_place, write_json
 if TYPE_CHECKING:
     from retinaserve.eval.report.comparison import Baseline, Comparison
     from retinaserve.eval.report.report import Report
+    from retinaserve.training.coco import Annotations
     from retinaserve.training.detections import Detections, Detector
-    from retinaserve.training.scores import Annotations
 
 T = TypeVar("T")
 

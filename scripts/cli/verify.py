@@ -94,8 +94,8 @@ def verify(
     from retinaserve.eval.verify.tolerances import parse_overrides
     from retinaserve.eval.verify.verify import spread
     from retinaserve.eval.verify.verify import verify as compare
+    from retinaserve.training.coco import Annotations
     from retinaserve.training.images import find_images
-    from retinaserve.training.scores import Annotations
 
     if not others and not servers:
         raise click.UsageError("nothing to compare with: name another model, or a --server")

@@ -9,8 +9,9 @@ import numpy as np
 
 from retinaserve.eval.report.outcomes import Outcomes, judge_boxes
 from retinaserve.eval.report.report import Report
+from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
-from retinaserve.training.scores import Annotations, evaluate
+from retinaserve.training.scores import evaluate
 
 Row = tuple[float, float, float, float, float, int]
 CATEGORIES = {7: "cat", 3: "dog"}  # classes 0 and 1

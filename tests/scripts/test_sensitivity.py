@@ -14,8 +14,8 @@ from retinaserve.eval.runtimes.detector import TorchDetector
 from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.sensitivity import Finding, Sensitivity, noise
 from retinaserve.training.checkpoint import Checkpoint, save
+from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
-from retinaserve.training.scores import Annotations
 from retinaserve.training.spec import DetectorSpec
 from tests.pictures import checker, encode
 from tests.toys import toy_model, toy_spec

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
-from retinaserve.training.scores import Annotations, evaluate, match_classes, to_coco
+from retinaserve.training.scores import evaluate, match_classes, to_coco
 
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]  # neither contiguous nor sorted
 
@@ -132,22 +133,22 @@ def test_boxes_of_a_picture_are_corners_of_category_ids(tmp_path: Path) -> None:
 
 
 WRONG_FILES = {
-    "empty": ("", "is not JSON"),
-    "a list": ("[]", "is not a COCO annotation file"),
-    "no categories": ('{"images": [], "annotations": []}', "KeyError 'categories'"),
+    "empty": ("", "not JSON"),
+    "a list": ("[]", "a list, as files of detections are"),
+    "no categories": ('{"images": [], "annotations": []}', "no list of categories"),
     "three numbers": (
-        '{"images": [], "categories": [], "annotations": [{"bbox": [1, 2, 3]}]}',
-        "is not a COCO annotation file",
+        '{"images": [], "categories": [], "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3]}]}',
+        "annotation number 0 has the bbox [1, 2, 3]",
     ),
     "an unknown image": (
         '{"images": [], "categories": [{"id": 1, "name": "a"}],'
         ' "annotations": [{"image_id": 5, "category_id": 1, "bbox": [1, 2, 3, 4]}]}',
-        "of image 5, category 1",
+        "of image 5, which is not listed",
     ),
     "not a number": (
         '{"images": [], "categories": [],'
         ' "annotations": [{"image_id": 5, "category_id": 1, "bbox": [1, 2, NaN, 4]}]}',
-        "is not finite",
+        "has the bbox [1, 2, nan, 4]",
     ),
 }
 
@@ -163,5 +164,5 @@ def test_a_wrong_file_is_named_with_its_fault(case: str, tmp_path: Path) -> None
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.json: No such file"):
+    with pytest.raises(UserError, match=r"none\.json: no such file"):
         Annotations.load(tmp_path / "none.json")

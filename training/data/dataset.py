@@ -9,17 +9,15 @@ Classes count from 0 in the order of the file's category ids. Boxes stay in the 
 Segmentations, keypoints and licences are not looked at.
 """
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from retinaserve.training.coco import Annotations
 from retinaserve.training.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
@@ -45,11 +43,13 @@ class CocoDataset:
 
     def __init__(self, images: Path, annotations: Path) -> None:
         """Read the file and find its pictures. Raises UserError for what is missing or not COCO."""
-        content = _read(annotations)
-        categories = _categories(annotations, content["categories"])
-        self.category_ids = tuple(sorted(categories))
-        self.classes = tuple(categories[number] for number in self.category_ids)
-        self.labels = _labels(images, annotations, content, self.category_ids)
+        truth = Annotations.load(annotations, strict=True)
+        # Boxes without an area can't be learnt, and are not asked for in validation.
+        boxes = tuple(box for box in truth.boxes if min(box["bbox"][2:]) > 0)
+        self.truth = replace(truth, boxes=boxes)
+        self.category_ids = tuple(sorted(truth.categories))
+        self.classes = tuple(truth.categories[number] for number in self.category_ids)
+        self.labels = _labels(images, self.truth, self.category_ids)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -110,74 +110,19 @@ def letterbox(
     return np.array(canvas), how
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such annotation file", "a COCO JSON file is expected") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", "a COCO JSON file is expected") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}", "a COCO JSON file is expected") from None
-    if isinstance(content, list):
-        raise UserError(f"{path} is a list, as files of detections are", "a COCO annotation file is expected")
-    missing = [
-        key
-        for key in ("images", "annotations", "categories")
-        if not isinstance(content, dict) or not isinstance(content.get(key), list)
-    ]
-    if missing:
-        raise UserError(
-            f"{path}: no list of {' or '.join(missing)}",
-            "a COCO file has images, annotations and categories",
-        )
-    assert isinstance(content, dict)
-    return content
-
-
-def _categories(path: Path, entries: Sequence[Any]) -> dict[int, str]:
-    categories: dict[int, str] = {}
-    for entry in entries:
-        number, name = _get(path, "category", entry, "id", int), _get(path, "category", entry, "name", str)
-        if number in categories:
-            raise UserError(f"{path}: two categories have the id {number}")
-        if name in categories.values():
-            raise UserError(f"{path}: two categories are named {name!r}", "give each its own name")
-        categories[number] = name
-    if not categories:
-        raise UserError(f"{path}: there are no categories", "a detector needs at least one class")
-    return categories
-
-
-def _labels(
-    folder: Path, path: Path, content: Mapping[str, Any], category_ids: tuple[int, ...]
-) -> tuple[Labels, ...]:
-    index_of = {number: index for index, number in enumerate(category_ids)}
-    files: dict[int, Path] = {}
-    for entry in content["images"]:
-        number = _get(path, "image", entry, "id", int)
-        if number in files:
-            raise UserError(f"{path}: two images have the id {number}")
-        files[number] = folder / _get(path, "image", entry, "file_name", str)
-    if not files:
-        raise UserError(f"{path}: there are no images")
+def _labels(folder: Path, truth: Annotations, category_ids: tuple[int, ...]) -> tuple[Labels, ...]:
+    files = {image_id: folder / name for image_id, name in truth.images.items()}
     lost = [file for file in files.values() if not file.is_file()]
     if lost:
         raise UserError(
             f"{lost[0]}: no such picture ({len(lost)} of {len(files)} are missing)",
-            f"--images should be the folder that {path} counts its file names from",
+            f"--images should be the folder that {truth.path} counts its file names from",
         )
-    rows: dict[int, list[tuple[tuple[float, float, float, float], int, bool]]] = {number: [] for number in files}
-    for entry in content["annotations"]:
-        image_id = _get(path, "annotation", entry, "image_id", int)
-        category = _get(path, "annotation", entry, "category_id", int)
-        if image_id not in files:
-            raise UserError(f"{path}: annotation {entry.get('id')} is of image {image_id}, which is not listed")
-        if category not in index_of:
-            raise UserError(f"{path}: annotation {entry.get('id')} has category {category}, which is not listed")
-        x, y, w, h = _bbox(path, entry)
-        if w > 0 and h > 0:
-            rows[image_id].append(((x, y, x + w, y + h), index_of[category], bool(entry.get("iscrowd", 0))))
+    index_of = {number: index for index, number in enumerate(category_ids)}
+    rows: dict[int, list[tuple[tuple[float, ...], int, bool]]] = {image_id: [] for image_id in files}
+    for box in truth.boxes:
+        x, y, w, h = box["bbox"]
+        rows[box["image_id"]].append(((x, y, x + w, y + h), index_of[box["category_id"]], bool(box["iscrowd"])))
     return tuple(
         Labels(
             image_id,
@@ -188,25 +133,3 @@ def _labels(
         )
         for image_id, file in files.items()
     )
-
-
-def _bbox(path: Path, entry: Mapping[str, Any]) -> tuple[float, float, float, float]:
-    bbox = entry.get("bbox")
-    if (
-        not isinstance(bbox, list)
-        or len(bbox) != 4
-        or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in bbox)
-    ):
-        raise UserError(
-            f"{path}: annotation {entry.get('id')} has the bbox {bbox!r}", "[x, y, width, height] is expected"
-        )
-    x, y, w, h = (float(value) for value in bbox)
-    return x, y, w, h
-
-
-def _get(path: Path, what: str, entry: Any, key: str, kind: type) -> Any:
-    value = entry.get(key) if isinstance(entry, Mapping) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        expected = {int: "an integer", str: "a string"}[kind]
-        raise UserError(f"{path}: {what} has the {key} {value!r}: {str(entry)[:80]}", f"{expected} is expected")
-    return value

@@ -7,7 +7,6 @@ checkpoint goes on from there and ends with the weights an uninterrupted one wou
 Started by torchrun it is one process of many, with its part of every batch. It prints nothing.
 """
 
-import glob
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from retinaserve.training.checkpoint import Checkpoint, load, save
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.data.loaders import Batch, training_batches
 from retinaserve.training.errors import UserError
+from retinaserve.training.files import remove_leftovers
 from retinaserve.training.model import build_model
 from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import DetectorSpec
@@ -136,8 +136,7 @@ class _Files:
 
     def __init__(self, path: Path, *, keep: int) -> None:
         for file in (path, path.with_suffix(".best.pth"), metrics_path(path)):
-            for left in path.parent.glob(f".{glob.escape(file.name)}.*"):
-                left.unlink()  # half written by a run that was killed
+            remove_leftovers(file)
         self.metrics = Metrics(metrics_path(path), keep=keep)
         self.best = path.with_suffix(".best.pth")
         self.batch = path.with_suffix(".train_batch.jpg")

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from retinaserve.build_tools.preprocess import Preprocessor
-from retinaserve.build_tools.quantize.calibration import SUFFIXES, draw_pictures, picture_files
-from retinaserve.training import images as eval_images
+from retinaserve.build_tools.quantize.calibration import draw_pictures, picture_files
 from retinaserve.training.errors import UserError
 from tests.pictures import bad_pictures, checker, encode
 from tests.toys import toy_spec
@@ -78,8 +77,8 @@ def test_a_set_without_a_readable_picture_is_refused(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (None, "no such folder or file"),
-        ("{}", "is not a COCO JSON"),
-        ("[1", "is not a COCO JSON"),
+        ("{}", "no list of images"),
+        ("[1", "not JSON"),
         ('{"images": []}', "names no images"),
         ('{"images": [{"file_name": "gone.jpg"}]}', "none of the 1 pictures it names is there"),
     ],
@@ -109,7 +108,3 @@ def test_pictures_of_a_json_are_found(folder: Path, tmp_path: Path, place: str) 
     shutil.copytree(folder, source.parent / place, dirs_exist_ok=True)
     found = draw_pictures(source, toy_spec(), count=5)
     assert sorted(picture.name for picture in found.drawn) == names
-
-
-def test_suffixes_are_those_of_eval() -> None:
-    assert SUFFIXES == eval_images.SUFFIXES

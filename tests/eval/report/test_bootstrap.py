@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from retinaserve.eval.report.bootstrap import draw, interval, resampled_ap
+from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
-from retinaserve.training.scores import Annotations, evaluate
+from retinaserve.training.scores import evaluate
 from tests.eval.scenes import label
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from retinaserve.eval.report.analysis import Analysis
 from retinaserve.eval.report.comparison import ImageChange, read_baseline
+from retinaserve.training.coco import Annotations
 from retinaserve.training.errors import UserError
-from retinaserve.training.scores import Annotations
 from tests.eval.scenes import ANSWERS, Row, label, report_on
 
 BETTER: dict[int, list[Row]] = {

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from retinaserve.eval.report.report import Report, evaluate_detector
+from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import UserError
-from retinaserve.training.scores import Annotations
 from tests.pictures import checker
 
 NAMES = {2: "ball", 4: "crate", 6: "never there"}

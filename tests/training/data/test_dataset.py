@@ -79,7 +79,7 @@ def change(**fields: Any) -> Callable[[dict[str, Any]], Any]:
     [
         pytest.param(lambda _: "", "not JSON", id="empty file"),
         pytest.param(lambda _: "{'a': 1}", "not JSON", id="not json"),
-        pytest.param(lambda _: [{"image_id": 1}], "is a list, as files of detections are", id="detections"),
+        pytest.param(lambda _: [{"image_id": 1}], "a list, as files of detections are", id="detections"),
         pytest.param(lambda _: {"shapes": []}, "no list of images or annotations or categories", id="labelme"),
         pytest.param(change(categories={}), "no list of categories", id="categories as a dict"),
         pytest.param(change(categories=[]), "there are no categories", id="no categories"),
@@ -95,7 +95,7 @@ def change(**fields: Any) -> Callable[[dict[str, Any]], Any]:
         pytest.param(change(annotations__bbox=[1, 2, 3]), "annotation 1 has the bbox [1, 2, 3]", id="short box"),
         pytest.param(change(annotations__bbox=[0, 0, float("nan"), 1]), "bbox [0, 0, nan, 1]", id="nan in a box"),
         pytest.param(change(annotations__bbox=None), "annotation 1 has the bbox None", id="no box"),
-        pytest.param(change(annotations=[3]), "annotation has the image_id None: 3", id="no objects"),
+        pytest.param(change(annotations=[3]), "annotation number 0 has the image_id None: 3", id="no objects"),
     ],
 )
 def test_a_wrong_file_is_explained(tmp_path: Path, spoil: Callable[[dict[str, Any]], Any], message: str) -> None:
@@ -107,7 +107,7 @@ def test_a_wrong_file_is_explained(tmp_path: Path, spoil: Callable[[dict[str, An
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.json: no such annotation file"):
+    with pytest.raises(UserError, match=r"none\.json: no such file"):
         CocoDataset(tmp_path, tmp_path / "none.json")
     with pytest.raises(UserError, match="Is a directory"):
         CocoDataset(tmp_path, tmp_path)

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from retinaserve.training.coco import Annotations
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from retinaserve.training.model import build_model
-from retinaserve.training.scores import Annotations, evaluate
+from retinaserve.training.scores import evaluate
 from retinaserve.training.trainer.pictures import draw_predictions
 from retinaserve.training.trainer.validate import Found, check, judge, predictions
 from tests.training.squares import SPEC, draw
