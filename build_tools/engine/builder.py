@@ -8,7 +8,6 @@ handed in, because TensorRT for RTX has the same interface and needs no GPU: scr
 all of this with it. It writes no plan; build_tools/engine/plan.py does.
 """
 
-import ctypes
 import importlib
 import time
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ import onnx
 
 from retinaserve.build_tools.engine.layers import LayerReport, parse_inspector, parse_listing
 from retinaserve.build_tools.engine.listeners import Progress, interruptible, message_log, progress_monitor, tidy
-from retinaserve.build_tools.graph.detection import DECODE, DOMAIN, NMS, VERSION
+from retinaserve.build_tools.engine.plugin_library import load_plugins
+from retinaserve.build_tools.graph.detection import DOMAIN
 from retinaserve.build_tools.graph.onnx_io import load_graph, read_spec
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import whole
@@ -80,9 +80,9 @@ def build_engine(trt: Any, graph: Path, options: EngineOptions, *, progress: Pro
     model = load_graph(graph)
     _check(model, graph, options, trt)
     log = message_log(trt)
-    builder = trt.Builder(log)
     if options.plugins:
-        load_plugins(trt, builder.get_plugin_registry(), options.plugins, log)
+        load_plugins(trt, options.plugins)
+    builder = trt.Builder(log)
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
     parser = trt.OnnxParser(network, log)
@@ -113,26 +113,6 @@ def build_engine(trt: Any, graph: Path, options: EngineOptions, *, progress: Pro
     data = bytes(serialized)
     layers = parse_listing(log.listing) if options.compute_capability else _inspect(trt, data, log)
     return Engine(data, LayerReport.of(model, layers), seconds, tuple(log.remarks))
-
-
-def load_plugins(trt: Any, registry: Any, library: Path, log: Any) -> None:
-    """Load our plugin library and look for its creators. Raises UserError with the linker's reason."""
-    if not library.is_file():
-        raise UserError(f"{library}: no such plugin library", "make plugins TENSORRT_ROOT=DIR builds it")
-    try:
-        ctypes.CDLL(str(library.resolve()))  # TensorRT only logs why a library does not load
-    except OSError as error:
-        raise UserError(f"plugin library {library} does not load: {error}") from None
-    log.errors.clear()
-    handle = registry.load_library(str(library.resolve()))
-    found = {(creator.name, creator.plugin_version) for creator in registry.all_creators}
-    missing = [name for name in (DECODE, NMS) if (name, VERSION) not in found]
-    if handle is None or missing:
-        reason = log.told() if handle is None else f"it has no {' and no '.join(missing)} of version {VERSION}"
-        raise UserError(
-            f"plugin library {library} is of no use to TensorRT {trt.__version__}: {reason}",
-            "build it with the headers of the TensorRT that loads it: make plugins TENSORRT_ROOT=DIR",
-        )
 
 
 def _check(model: onnx.ModelProto, graph: Path, options: EngineOptions, trt: Any) -> None:

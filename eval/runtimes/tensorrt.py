@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retinaserve.build_tools.engine.manifest import read_manifest
+from retinaserve.build_tools.engine.plugin_library import load_plugins
 from retinaserve.eval.runtimes.detector import OfflineDetector, Outputs
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.spec import IMAGE, LETTERBOX, OUTPUTS, DetectorSpec
@@ -112,10 +113,7 @@ def _deserialize(trt: Any, path: Path, content: bytes, plugins: Path | None) -> 
 
     log = Log()
     if plugins:
-        if not plugins.is_file():
-            raise UserError(f"{plugins}: no such plugin library", "build it with: make plugins")
-        if trt.get_plugin_registry().load_library(str(plugins.resolve())) is None:
-            raise UserError(f"{plugins}: TensorRT can't load this plugin library {log.error}".rstrip())
+        load_plugins(trt, plugins)
     runtime = trt.Runtime(log)
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None:

@@ -12,13 +12,15 @@ from typing import Any
 import onnx
 import pytest
 
-from retinaserve.build_tools.engine.builder import RTX, EngineOptions, build_engine, load_plugins, load_tensorrt
+from retinaserve.build_tools.engine.builder import RTX, EngineOptions, build_engine, load_tensorrt
 from retinaserve.build_tools.engine.gpu import Driver, find_gpus, this_target
 from retinaserve.build_tools.engine.listeners import message_log, progress_monitor, tidy
 from retinaserve.build_tools.engine.manifest import check_plan, read_manifest
 from retinaserve.build_tools.engine.plan import build_plan
+from retinaserve.build_tools.engine.plugin_library import load_plugins
 from retinaserve.build_tools.graph.float16 import to_float16
 from retinaserve.build_tools.graph.graft import graft, save
+from retinaserve.build_tools.graph.detection import DECODE, NMS
 from retinaserve.build_tools.quantize.qdq import layers_of, quantize, tensors_of
 from retinaserve.scripts.lab.compile_check import TARGETS, compilable, compile_check
 from retinaserve.training.errors import UserError
@@ -188,12 +190,22 @@ def test_a_library_without_our_plugins(trt: Any, candidates: Path) -> None:
         build_engine(trt, candidates, replace(L4, plugins=Path(libm)))
 
 
-def test_our_plugin_library_is_found_to_be_whole(trt: Any) -> None:
+def test_our_plugins_are_known_to_what_builds_a_plan_and_to_what_reads_it_back(
+    trt: Any, candidates: Path, tmp_path: Path
+) -> None:
     from tests.plugins.libraries import plugins_on  # skips without a compiler or TensorRT's headers
 
     library = plugins_on("cpu")
+    build_engine(trt, candidates, replace(L4, plugins=library))
+    load_plugins(trt, library)  # a second plan of the same process
     log = message_log(trt)
-    load_plugins(trt, trt.Builder(log).get_plugin_registry(), library, log)
+    for made in (trt.Builder(log), trt.Runtime(log)):
+        registry = made.get_plugin_registry()
+        assert all(registry.get_creator(name, "1", "") is not None for name in (DECODE, NMS))
+    other = tmp_path / "other.so"
+    other.write_bytes(library.read_bytes() + b"\0")
+    with pytest.raises(UserError, match=r"other\.so: this process has loaded another one already"):
+        load_plugins(trt, other)
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache:DeprecationWarning")
