@@ -1,6 +1,8 @@
 """Our plugin library in TensorRT's registry, where builders and runtimes find it.
 
     load_plugins(trt, Path("build/plugins/libretinaserve_plugins.so"))    # before trt.Builder and trt.Runtime
+
+The library is built by `make plugins`, and used by what builds a plan and by what runs one.
 """
 
 import ctypes

@@ -22,7 +22,8 @@ from tests.plugins.emulator.native import HERE, KERNELS, PLUGINS, Kernels, compi
 ROOT = Path(__file__).parents[2]
 BUILT = Path(os.environ.get("RETINASERVE_PLUGINS_BUILD", ROOT / "build" / "plugins"))
 DEVICES = ("cpu", pytest.param("gpu", marks=pytest.mark.gpu))
-ADAPTER = tuple(sorted((PLUGINS / "adapter").glob("*.cpp")))
+TRITON = PLUGINS / "adapter" / "triton.cpp"
+ADAPTER = tuple(sorted(set((PLUGINS / "adapter").glob("*.cpp")) - {TRITON}))
 
 
 @cache
@@ -101,6 +102,16 @@ def plugins_on(device: str) -> Path:
         return built("libretinaserve_plugins.so")
     flags = ["-fvisibility=hidden", *require_headers()]
     return compile_for_cpu(Path(_folder().name, "libretinaserve_plugins.so"), (*KERNELS, *ADAPTER), flags)
+
+
+@cache
+def triton_on(device: str) -> Path:
+    """Return the library that registers the plugins of the library beside it."""
+    beside = plugins_on(device)
+    if device == "gpu":
+        return built("libretinaserve_triton.so")
+    flags = ["-fvisibility=hidden", *require_headers(), "-ldl"]
+    return compile_for_cpu(beside.with_name("libretinaserve_triton.so"), (TRITON,), flags)
 
 
 @cache

@@ -23,12 +23,14 @@ from tests.heads import KINDS, SPECS, random_heads
 from tests.plugins.emulator.native import PLUGINS, garbage
 from tests.plugins.libraries import (
     ADAPTER,
+    TRITON,
     built,
     cuda_headers,
     harness_on,
     plugins_on,
     require_compiler,
     tensorrt_headers,
+    triton_on,
 )
 
 FLOAT, HALF, INT32 = 0, 1, 3  # nvinfer1::DataType
@@ -298,14 +300,66 @@ def test_a_real_registry(library):
         assert case["errors"][0].startswith(f"{plugin}: {message}")
 
 
+# All that Triton's TensorRT backend does with `plugins=` is a dlopen with these flags.
+DLOPEN = """
+import ctypes, os, sys
+if sys.argv[1] == "tensorrt":
+    import tensorrt_rtx as trt
+    class Log(trt.ILogger):
+        def __init__(self): trt.ILogger.__init__(self)
+        def log(self, severity, message):
+            if is_loading and severity <= trt.ILogger.WARNING: print(message, file=sys.stderr)
+    is_loading, log = False, Log()
+    before = trt.Runtime(log)  # the registry logs to the logger of the first object made
+for path in sys.argv[2:]:
+    is_loading = True
+    ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_LOCAL)
+    is_loading = False
+    if sys.argv[1] == "tensorrt":
+        found = trt.Runtime(log).get_plugin_registry(), trt.Builder(log).get_plugin_registry()
+        names = "RetinaNetDecode", "RetinaNetNMS"
+        print([each.get_creator(name, "1", "") is not None for each in found for name in names])
+"""
+
+
+def dlopen(*arguments):
+    command = [rtx_python(), "-c", DLOPEN, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines(), done.stderr
+
+
+def test_triton_s_way_of_loading_registers_the_plugins(tmp_path):
+    rtx_python()
+    library, again = triton_on("cpu"), tmp_path / "again.so"
+    shutil.copy(library, again)
+    shutil.copy(plugins_on("cpu"), tmp_path / "libretinaserve_plugins.so")
+    shown, said = dlopen("tensorrt", plugins_on("cpu"), library, again)
+    assert shown == [str([False] * 4), str([True] * 4), str([True] * 4)]
+    assert said == ""
+
+
+def test_what_keeps_triton_s_library_from_registering_is_told(tmp_path):
+    rtx_python()
+    shutil.copy(triton_on("cpu"), tmp_path)
+    alone = tmp_path / "libretinaserve_triton.so"
+    assert dlopen("alone", alone)[1] == f"{alone.name}: there is no TensorRT in this process\n"
+    shown, said = dlopen("tensorrt", alone)
+    assert shown == [str([False] * 4)]
+    assert said.startswith(f"{alone.name}: {tmp_path}/libretinaserve_plugins.so: cannot open shared object file")
+    assert len(said.splitlines()) == 1
+
+
 def test_the_adapter_compiles_with_every_version_of_the_headers():
     require_compiler()
     found = tensorrt_headers()
     if not found:
         pytest.skip("needs TensorRT's headers: set TENSORRT_ROOT to one or more folders that have include/")
     for folder in found:
-        flags = ["-isystem", str(folder), "-isystem", str(cuda_headers()), f"-I{PLUGINS / 'include'}"]
-        command = ["g++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", *flags, *map(str, ADAPTER)]
+        command = [
+            "g++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-isystem", str(folder),
+            "-isystem", str(cuda_headers()), f"-I{PLUGINS / 'include'}", *map(str, ADAPTER), str(TRITON),
+        ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0 and not done.stderr, f"{folder}: {done.stderr}"
 

@@ -37,12 +37,16 @@ flags=(
 )
 
 if [[ -n $plugins ]]; then
-    # Triton only logs a plugin library that is missing, and then can't read the plan.
-    if [[ ! -r $plugins ]]; then
-        echo "$plugins: no such file; set PLUGINS= where the plan needs none" >&2
-        exit 3
-    fi
-    flags+=("--backend-config=tensorrt,plugins=$plugins")
+    # Triton only logs a plugin library that is missing, and then can't read the plan. It loads the library and leaves
+    # it at that; the second one, beside it, is what registers the plugins.
+    register=$(dirname "$plugins")/libretinaserve_triton.so
+    for library in "$plugins" "$register"; do
+        if [[ ! -r $library ]]; then
+            echo "$library: no such file; set PLUGINS= where the plan needs none" >&2
+            exit 3
+        fi
+    done
+    flags+=("--backend-config=tensorrt,plugins=$register")
 fi
 
 # What nobody but an operator calls; without a token file the token is one that nobody knows.

@@ -18,9 +18,9 @@ from retinaserve.build_tools.engine.listeners import message_log, progress_monit
 from retinaserve.build_tools.engine.manifest import check_plan, read_manifest
 from retinaserve.build_tools.engine.plan import build_plan
 from retinaserve.build_tools.engine.plugin_library import load_plugins
+from retinaserve.build_tools.graph.detection import DECODE, NMS
 from retinaserve.build_tools.graph.float16 import to_float16
 from retinaserve.build_tools.graph.graft import graft, save
-from retinaserve.build_tools.graph.detection import DECODE, NMS
 from retinaserve.build_tools.quantize.qdq import layers_of, quantize, tensors_of
 from retinaserve.scripts.lab.compile_check import TARGETS, compilable, compile_check
 from retinaserve.training.errors import UserError

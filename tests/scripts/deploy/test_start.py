@@ -130,6 +130,7 @@ def test_start_serves_closed_and_ends_on_sigterm(tritonserver: Path, repository:
 
 START_ERRORS = {
     "no plugins": ({"PLUGINS": "{folder}/none.so"}, "none.so: no such file"),
+    "nothing to register them": ({"PLUGINS": "{folder}/short"}, "libretinaserve_triton.so: no such file"),
     "a short token": ({"TOKEN_FILE": "{folder}/short"}, "short: a token is 16 or more"),
     "a token that would end the flag": ({"TOKEN_FILE": "{folder}/comma"}, "comma: a token is"),
     "a token that is a folder": ({"TOKEN_FILE": "{folder}"}, "a token is 16 or more"),
@@ -144,6 +145,19 @@ def test_start_refuses(case: str, tmp_path: Path) -> None:
     filled = {key: value.format(folder=tmp_path) for key, value in environment.items()}
     result = run(CONTAINER / "start.sh", **{"PLUGINS": "", **filled})
     assert result.returncode == 3 and words in result.stderr, result.stderr
+
+
+def test_start_names_the_library_that_registers_the_plugins(tmp_path: Path) -> None:
+    (tmp_path / "tritonserver").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "tritonserver").chmod(0o755)
+    for name in ("libretinaserve_plugins.so", "libretinaserve_triton.so"):
+        (tmp_path / name).touch()
+    variables = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PLUGINS": str(tmp_path / "libretinaserve_plugins.so"),
+    }
+    called = run(CONTAINER / "start.sh", **variables).stdout.splitlines()
+    assert f"--backend-config=tensorrt,plugins={tmp_path}/libretinaserve_triton.so" in called
 
 
 def test_start_encrypts_and_traces_when_told(tmp_path: Path) -> None:
