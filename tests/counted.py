@@ -3,7 +3,7 @@
 import time
 
 from retinaserve.eval.client.client import Client
-from retinaserve.eval.verify.statistics import ModelStatistics
+from retinaserve.eval.client.server_info import ModelStatistics
 
 QUIET = 0.3  # seconds without a change
 

@@ -18,9 +18,9 @@ from typing import Any, Self
 
 from retinaserve.eval.bench.perf_analyzer import Demand, Load, LoadError, PerfAnalyzer
 from retinaserve.eval.client.client import Client
+from retinaserve.eval.client.server_info import ModelStatistics
 from retinaserve.eval.client.transport import Endpoint
 from retinaserve.eval.image_files import read_files
-from retinaserve.eval.verify.statistics import ModelStatistics
 from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import UserError
 from retinaserve.training.spec import DETECTOR

@@ -1,4 +1,4 @@
-"""A detector that lives behind a Triton server: encoded pictures in, boxes in their own pixels out.
+"""A detector that lives behind a Triton server: encoded images in, boxes in their own pixels out.
 
     with Client("localhost:8001") as client:                    # gRPC; "http://localhost:8000" for HTTP
         print(client.class_names)
@@ -8,7 +8,7 @@
     async with AsyncClient("localhost:8001") as client:
         detections = await client.predict([jpeg])
 
-Pictures are sent as they are; decoding, scaling and boxes are the server's. Class names and limits are read
+Images are sent as they are; decoding, scaling and boxes are the server's. Class names and limits are read
 from the server. `Client` is `AsyncClient` on an event loop in a thread of its own, so it may be used from any
 thread. Several equal servers may be named, "gpu-1:8001,gpu-2:8001": requests go to them in turn, and one that a
 dying server took with it is sent again to another, since asking twice for boxes does no harm.
@@ -20,15 +20,21 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Self, TypeVar
 
-from retinaserve.eval.client.pace import Pace
-from retinaserve.eval.client.refusals import image_error, no_server
-from retinaserve.eval.client.replicas import Replica, Replicas
-from retinaserve.eval.client.served_model import ServedModel
-from retinaserve.eval.client.transport import Endpoint, Protocols, ServerError, TlsFiles
-from retinaserve.eval.verify.statistics import ModelStatistics, by_model
+from retinaserve.eval.client.server_info import ModelStatistics, ServedModel, by_model
+from retinaserve.eval.client.servers import Replica, Replicas, Slots
+from retinaserve.eval.client.transport import (
+    Endpoint,
+    Protocols,
+    ServerError,
+    TlsFiles,
+    Transport,
+    image_error,
+    no_server,
+)
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import UserError
 from retinaserve.training.identity import Identity
@@ -39,52 +45,18 @@ __all__ = ["Answer", "AsyncClient", "Client"]
 Answer = Detections | ImageError
 T = TypeVar("T")
 
-# A picture that an overloaded server refused is sent again after about 0.1, 0.2, 0.4 ... 1.6 s, for ten seconds at
+# An image that an overloaded server refused is sent again after about 0.1, 0.2, 0.4 ... 1.6 s, for ten seconds at
 # most. The time it waits for its turn among the client's own is not counted.
 FIRST_PAUSE, LONGEST_PAUSE, RETRY_SECONDS = 0.1, 1.6, 10.0
+AHEAD = 2  # images are held for each in flight: a slow one must not idle the others behind it
 CONTROL_TIMEOUT = 5.0  # seconds for questions that need no inference
 
 
-class AsyncClient:
-    """The client for asyncio; open it with `async with`. `timeout` is a picture's, retries included."""
+class _Served:
+    """What both clients know of their servers, once they are open."""
 
-    def __init__(
-        self,
-        server: str = "localhost:8001",
-        *,
-        protocol: Protocols | None = None,
-        model: str = DETECTOR,
-        timeout: float = 30.0,
-        wait: float = 0.0,
-        concurrency: int = 8,
-        tls: TlsFiles | None = None,
-    ) -> None:
-        """Name the server, or several with commas.
-
-        `wait` is how many seconds it may take to become ready, `concurrency` the default.
-        """
-        names = [name.strip() for name in server.split(",")]
-        self._replicas = Replicas([Endpoint.parse(name, protocol, tls=tls) for name in names])
-        self.model_name = model
-        self.timeout = timeout
-        self.concurrency = concurrency
-        self.on_answer: Callable[[float], None] | None = None
-        """Called with the seconds each answered picture took, from its turn to its answer, retries included."""
-        self._wait = wait
-        self._served: ServedModel | None = None
-
-    async def __aenter__(self) -> Self:
-        """Connect, wait for the model and read its config. Raises UserError when there is no such server."""
-        self._replicas.open(concurrency=max(self.concurrency, 64))
-        try:
-            self._served = await self._ready_model()
-        except BaseException:
-            await self._replicas.close()
-            raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._replicas.close()
+    _replicas: Replicas
+    _served: ServedModel | None = None
 
     @property
     def endpoint(self) -> Endpoint:
@@ -113,24 +85,66 @@ class AsyncClient:
         """The COCO category of each class index."""
         return self.served.category_ids
 
+
+class AsyncClient(_Served):
+    """The client for asyncio; open it with `async with`. `timeout` is an image's, retries included."""
+
+    def __init__(
+        self,
+        server: str = "localhost:8001",
+        *,
+        protocol: Protocols | None = None,
+        model: str = DETECTOR,
+        timeout: float = 30.0,
+        wait: float = 0.0,
+        concurrency: int = 8,
+        tls: TlsFiles | None = None,
+    ) -> None:
+        """Name the server, or several with commas.
+
+        `wait` is how many seconds it may take to become ready, `concurrency` the default.
+        """
+        names = [name.strip() for name in server.split(",")]
+        self._replicas = Replicas([Endpoint.parse(name, protocol, tls=tls) for name in names])
+        self.model_name = model
+        self.timeout = timeout
+        self.concurrency = concurrency
+        self.on_answer: Callable[[float], None] | None = None
+        """Called with the seconds each answered image took, from its turn to its answer, retries included."""
+        self._wait = wait
+
+    async def __aenter__(self) -> Self:
+        """Connect, wait for the model and read its config. Raises UserError when there is no such server."""
+        self._replicas.open(concurrency=max(self.concurrency, 64))
+        try:
+            self._served = await self._ready_model()
+        except BaseException:
+            await self._replicas.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._replicas.close()
+
     async def predict(self, images: Sequence[bytes]) -> list[Detections]:
-        """Return the detections of each encoded picture. Raises UserError for the first that has none."""
+        """Return the detections of each encoded image. Raises UserError for the first that has none."""
         return [_found(answer, index) async for index, answer in _counted(self.predict_many(images))]
 
     async def predict_many(
         self, images: Iterable[bytes | ImageError], *, concurrency: int | None = None
     ) -> AsyncIterator[Answer]:
-        """Yield an answer a picture, in order, with `concurrency` requests in flight, fewer if they are too many.
+        """Yield an answer per image, in order, with `concurrency` requests in flight, fewer if they are too many.
 
-        `images` is read at most twice `concurrency` ahead of the answers. What is wrong with one picture is
+        `images` is read at most twice `concurrency` ahead of the answers. What is wrong with one image is
         its answer; a server that is gone raises UserError.
         """
-        pace, window = _pace(concurrency or self.concurrency)
+        slots = Slots(concurrency or self.concurrency)
+        window = AHEAD * slots.most
         source, tasks = iter(images), deque[asyncio.Task[Answer]]()
         try:
             while True:
                 tasks.extend(
-                    asyncio.create_task(self.answer(image, pace)) for image in islice(source, window - len(tasks))
+                    asyncio.create_task(self.answer(image, slots)) for image in islice(source, window - len(tasks))
                 )
                 if not tasks:
                     return
@@ -141,15 +155,15 @@ class AsyncClient:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def answer(self, image: bytes | ImageError, pace: Pace | None = None) -> Answer:
-        """Return one picture's answer, sent when `pace` lets it. Raises UserError when the server is gone."""
+    async def answer(self, image: bytes | ImageError, slots: Slots | None = None) -> Answer:
+        """Return one image's answer, sent when a slot is free. Raises UserError when the server is gone."""
         if isinstance(image, ImageError):
             return image
         limit = self.served.max_image_bytes
         if limit and len(image) > limit:
             return ImageError(f"the file has {len(image)} bytes, more than the server takes ({limit})")
         try:
-            return await self._infer(image, pace or Pace(1))
+            return await self._infer(image, slots or Slots(1))
         except ServerError as error:
             if error.status == "not_found":
                 raise no_server(error, self.endpoint, self.model_name) from None
@@ -157,43 +171,43 @@ class AsyncClient:
 
     async def statistics(self) -> dict[str, ModelStatistics]:
         """Return what the server counted so far, by model; of several, the first that lives."""
-        replica = self._replicas.first()
-        try:
-            return by_model(await replica.transport.statistics(timeout=CONTROL_TIMEOUT))
-        except ServerError as error:
-            raise no_server(error, replica.endpoint, self.model_name) from None
+        with self._asking(self._replicas.first()) as transport:
+            return by_model(await transport.statistics(timeout=CONTROL_TIMEOUT))
 
     async def identity(self) -> Identity:
         """Return which model the server has, and in what, as far as it says; of several, the first that lives."""
-        transport = self._replicas.first().transport
-        try:
+        with self._asking(self._replicas.first()) as transport:
             version = await transport.version(timeout=CONTROL_TIMEOUT)
             names = (self.model_name, *self.served.steps)
             configs = {name: await transport.config(name, timeout=CONTROL_TIMEOUT) for name in names}
             entries = await transport.statistics(timeout=CONTROL_TIMEOUT)
-        except ServerError as error:
-            raise no_server(error, self.endpoint, self.model_name) from None
         return Identity.of_server(configs, entries, server=version, address=str(self.endpoint))
 
     async def parameters(self, model: str) -> dict[str, str]:
         """Return what the config of another model, such as a step of the ensemble, has as parameters."""
-        try:
-            config = await self._replicas.first().transport.config(model, timeout=CONTROL_TIMEOUT)
-        except ServerError as error:
-            raise no_server(error, self.endpoint, self.model_name) from None
+        with self._asking(self._replicas.first()) as transport:
+            config = await transport.config(model, timeout=CONTROL_TIMEOUT)
         return {key: item.get("string_value", "") for key, item in config.get("parameters", {}).items()}
 
-    async def _infer(self, image: bytes, pace: Pace) -> Detections:
-        """Send a picture until it is answered, its time is over, or it was refused for RETRY_SECONDS."""
+    @contextmanager
+    def _asking(self, replica: Replica) -> Iterator[Transport]:
+        """Give the way to a server; what goes wrong there is a UserError."""
+        try:
+            yield replica.transport
+        except ServerError as error:
+            raise no_server(error, replica.endpoint, self.model_name) from None
+
+    async def _infer(self, image: bytes, slots: Slots) -> Detections:
+        """Send an image until it is answered, its time is over, or it was refused for RETRY_SECONDS."""
         clock = asyncio.get_running_loop().time
         spent, refused_for, pause = 0.0, 0.0, FIRST_PAUSE
         while True:
-            async with pace.slot(again=spent > 0) as ticket:
+            async with slots:
                 start, replica = clock(), self._replicas.next()
                 call = replica.transport.infer(self.model_name, image, timeout=self.timeout - spent)
                 try:
                     result = await call
-                    pace.answered()
+                    slots.answered()
                     if self.on_answer:
                         self.on_answer(spent + clock() - start)
                     return _detections(result)
@@ -206,7 +220,7 @@ class AsyncClient:
                 live = await self._is_live(replica)
                 spent += clock() - start
                 if live:
-                    pace.refused(ticket)
+                    slots.refused()
                 elif not self._replicas.set_aside(replica):
                     raise no_server(refusal, replica.endpoint, self.model_name)
                 elif spent < self.timeout:
@@ -243,13 +257,10 @@ class AsyncClient:
             await asyncio.sleep(min(0.2, max(0.0, deadline - clock())))
 
     async def _model_of(self, replica: Replica) -> ServedModel:
-        transport = replica.transport
-        try:
+        with self._asking(replica) as transport:
             ready = await transport.ready(self.model_name, timeout=CONTROL_TIMEOUT)
             # An unknown model is not ready either; asked for its config, the server says which it is.
             config = await transport.config(self.model_name, timeout=CONTROL_TIMEOUT)
-        except ServerError as error:
-            raise no_server(error, replica.endpoint, self.model_name) from None
         if not ready:
             waited = f" after {self._wait:g} s" if self._wait else ""
             raise UserError(
@@ -259,7 +270,7 @@ class AsyncClient:
         return ServedModel.from_config(config, source=str(replica.endpoint))
 
 
-class Client:
+class Client(_Served):
     """The blocking client: a Detector. Opens on construction, close it with `with` or `close()`."""
 
     def __init__(
@@ -283,6 +294,7 @@ class Client:
         self._open = False
         try:
             self._start(self._client.__aenter__()).result()
+            self._replicas, self._served = self._client._replicas, self._client.served
             self._open = True
         except BaseException:
             self._stop_loop()
@@ -304,45 +316,21 @@ class Client:
         finally:
             self._stop_loop()
 
-    @property
-    def endpoint(self) -> Endpoint:
-        """Where the server is and what it speaks; of several, the first."""
-        return self._client.endpoint
-
-    @property
-    def servers(self) -> str:
-        """All of them, as --server takes it."""
-        return self._client.servers
-
-    @property
-    def served(self) -> ServedModel:
-        """The model's classes, size and limits, as the server told them."""
-        return self._client.served
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The name of each class index."""
-        return self.served.classes
-
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        """The COCO category of each class index."""
-        return self.served.category_ids
-
     def predict(self, images: Sequence[bytes]) -> list[Detections]:
-        """Return the detections of each encoded picture. Raises UserError for the first that has none."""
+        """Return the detections of each encoded image. Raises UserError for the first that has none."""
         return [_found(answer, index) for index, answer in enumerate(self.predict_many(images))]
 
     def predict_many(
         self, images: Iterable[bytes | ImageError], *, concurrency: int | None = None
     ) -> Iterator[Answer]:
-        """Yield an answer a picture, in order; see `AsyncClient.predict_many`. `images` is read by the caller."""
-        pace, window = _pace(concurrency or self._client.concurrency)
+        """Yield an answer per image, in order; see `AsyncClient.predict_many`. `images` is read by the caller."""
+        slots = Slots(concurrency or self._client.concurrency)
+        window = AHEAD * slots.most
         source, waiting = iter(images), deque[Future[Answer]]()
         try:
             while True:
                 for image in islice(source, window - len(waiting)):
-                    waiting.append(self._start(self._client.answer(image, pace)))
+                    waiting.append(self._start(self._client.answer(image, slots)))
                 if not waiting:
                     return
                 yield waiting[0].result()
@@ -352,7 +340,7 @@ class Client:
                 future.cancel()
 
     def on_answer(self, call: Callable[[float], None]) -> None:
-        """Have `call` told the seconds that each answered picture took, in the client's thread."""
+        """Have `call` told the seconds that each answered image took, in the client's thread."""
         self._client.on_answer = call
 
     def identity(self) -> Identity:
@@ -390,11 +378,6 @@ async def _counted(answers: AsyncIterator[T]) -> AsyncIterator[tuple[int, T]]:
     async for answer in answers:
         yield index, answer
         index += 1
-
-
-def _pace(concurrency: int) -> tuple[Pace, int]:
-    """Twice as many pictures are held as are in flight: a slow one must not idle the rest behind it."""
-    return Pace(concurrency), 2 * concurrency
 
 
 def _found(answer: Answer, index: int) -> Detections:

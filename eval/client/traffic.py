@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 
 from retinaserve.eval.client.client import Client
-from retinaserve.eval.verify.statistics import ModelStatistics
+from retinaserve.eval.client.server_info import ModelStatistics
 
 PERCENTILES = {"p50": 50, "p90": 90, "p95": 95, "p99": 99, "max": 100}
 

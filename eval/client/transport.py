@@ -1,33 +1,40 @@
 """One request to a Triton server and its answer, over gRPC or HTTP, with one taxonomy of errors.
 
-    transport = open_transport(Endpoint.parse("localhost:8001"), concurrency=8)
+    transport = Transport(Endpoint.parse("localhost:8001"), concurrency=8)
     result = await transport.infer("detector", jpeg, timeout=10.0)
     result.as_numpy("boxes")
 
-It retries nothing and knows nothing of detections; both are the client's. Everything is asyncio: the blocking
-HTTP client of tritonclient shares gevent pools that no second thread may touch.
+Retries are the client's. Everything is asyncio: the blocking HTTP client of tritonclient shares gevent pools that
+no second thread may touch.
 """
 
 import asyncio
 import gc
+import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
 
+from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.spec import IMAGE_BYTES
 
 Protocols = Literal["grpc", "http"]
 Status = Literal["unavailable", "invalid", "not_found", "timeout", "internal"]
+Call = Callable[..., Awaitable[Any]]  # a method of tritonclient's asyncio clients
 ADMIN_HEADER = "retinaserve-admin"  # carries the token of `serve --admin-token-file`
 PORTS: Mapping[Protocols, int] = {"grpc": 8001, "http": 8000}
 # Encrypted, by scheme. Triton speaks TLS on gRPC alone; HTTPS is that of a proxy in front of it.
 SECURE: Mapping[str, tuple[Protocols, int]] = {"grpcs": ("grpc", 8001), "https": ("http", 443)}
+
+START_HINT = (
+    "`retinaserve serve REPO` starts one and prints its addresses, usually grpc://HOST:8001 and http://HOST:8000"
+)
 
 _GRPC_STATUS: Mapping[str, Status] = {
     "StatusCode.UNAVAILABLE": "unavailable",
@@ -92,7 +99,7 @@ class Endpoint:
     tls: TlsFiles | None = None
 
     @classmethod
-    def parse(cls, server: str, protocol: Protocols | None = None, *, tls: TlsFiles | None = None) -> Self:
+    def parse(cls, server: str, protocol: Protocols | None = None, *, tls: TlsFiles | None = None) -> "Endpoint":
         """Read HOST:PORT, or SCHEME://HOST:PORT of grpc, http, grpcs or https; else `protocol`, or gRPC.
 
         `tls` is for the last two; without it the system's authorities are trusted.
@@ -129,75 +136,123 @@ class Endpoint:
         return f"{self.protocol}{'s' if self.tls else ''}://{self.address}"
 
 
-class Transport(Protocol):
-    """The calls made to a server; every one raises ServerError."""
+def image_error(error: ServerError, *, timeout: float) -> ImageError:
+    """Return why one image was not answered by a server that lives."""
+    message = re.sub(r"^(in ensemble '[^']*', |\[request id: [^]]*\] )+", "", error.message)
+    match error.status:
+        case "invalid":
+            return ImageError(message, "bad_image")
+        case "timeout":
+            return ImageError(f"no answer in {timeout:g} s", "timeout")
+        case "unavailable":
+            return ImageError(f"the server is overloaded: {message}", "overloaded")
+    return ImageError(f"the server failed: {message}", "server")
+
+
+def no_server(error: ServerError, endpoint: Endpoint, model: str) -> UserError:
+    """Return why nothing can be asked of a server."""
+    at = str(endpoint)
+    match error.status:
+        case "not_found" | "invalid":
+            return UserError(
+                f"{at} has no model {model!r}: {error.message}", "serve a repository made by `retinaserve build`"
+            )
+        case "timeout":
+            return UserError(f"{at} took a connection and did not answer in time", START_HINT)
+        case "unavailable":
+            return UserError(f"no Triton server answers at {at}: {error.message}", _hint(error, endpoint))
+    return UserError(f"{at}: {error.message}", START_HINT)
+
+
+def _hint(error: ServerError, endpoint: Endpoint) -> str:
+    if endpoint.tls:
+        return "--ca names the authority of its certificate, --client-cert and --client-key who you are"
+    if "Socket closed" in error.message:
+        host = endpoint.address.rpartition(":")[0]
+        return (
+            f"gRPC usually has port 8001: {host}:8001; for HTTP write http://{endpoint.address}, for an encrypted "
+            f"server grpcs://{endpoint.address}"
+        )
+    return START_HINT
+
+
+class Transport:
+    """The calls made to a server, the same over both protocols; every one raises ServerError.
+
+    It must be made, used and closed in one running event loop.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, concurrency: int, admin_token: str | None = None) -> None:
+        """`admin_token` is sent with load, unload and index, which `serve` keeps for administrators."""
+        self._wire = _Grpc(endpoint) if endpoint.protocol == "grpc" else _Http(endpoint, concurrency)
+        self._client = self._wire.client
+        self._admin = {self._wire.admin_header: admin_token} if admin_token else None
 
     async def live(self, *, timeout: float) -> bool:
-        """Say whether a Triton answers at all."""
+        """Return whether a Triton answers at all."""
+        return bool(await self._wire.call(self._client.is_server_live, timeout))
 
     async def ready(self, model: str, *, timeout: float) -> bool:
-        """Say whether the model takes requests."""
+        """Return whether the model takes requests."""
+        return bool(await self._wire.call(self._client.is_model_ready, timeout, model))
 
     async def version(self, *, timeout: float) -> str:
         """Return the server's name and version."""
+        metadata = await self._wire.read(self._client.get_server_metadata, timeout)
+        return f"{metadata.get('name', 'unknown')} {metadata.get('version', '')}".strip()
 
     async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
         """Return the model's config.pbtxt as a dict."""
+        answer: dict[str, Any] = await self._wire.read(self._client.get_model_config, timeout, model)
+        config: dict[str, Any] = answer.get("config", answer)  # gRPC's message has it as a field
+        return config
 
     async def statistics(self, *, timeout: float) -> list[dict[str, Any]]:
-        """Return the server's statistics, an entry a model and version."""
+        """Return the server's statistics, an entry per model and version."""
+        answer = await self._wire.read(self._client.get_inference_statistics, timeout)
+        models: list[dict[str, Any]] = answer.get("model_stats", [])
+        return models
 
     async def index(self, *, timeout: float) -> list[dict[str, Any]]:
         """Return name, version, state and reason of each model in the server's repositories."""
+        answer = await self._wire.read(self._client.get_model_repository_index, timeout, headers=self._admin)
+        models: list[dict[str, Any]] = answer.get("models", []) if isinstance(answer, dict) else answer
+        return models
 
     async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
-        """Send one encoded picture; return tritonclient's InferResult. After `timeout` the server drops it too."""
+        """Send one encoded image; return tritonclient's InferResult. After `timeout` the server drops it too."""
+        pixels = np.frombuffer(image, np.uint8)[None]  # (1, n_bytes): one image per request
+        tensor = self._wire.input(IMAGE_BYTES, pixels.shape, "UINT8")
+        tensor.set_data_from_numpy(pixels)
+        queue_timeout = max(1, round(timeout * 1e6))  # Triton's unit is microseconds; 0 would be no limit
+        return await self._wire.call(self._client.infer, timeout, model, [tensor], timeout=queue_timeout)
 
     async def load(self, model: str, *, timeout: float) -> None:
         """Have the server read a model's config and load what it names; the old versions serve until then."""
+        await self._wire.call(self._client.load_model, timeout, model, headers=self._admin)
 
     async def unload(self, model: str, *, timeout: float) -> None:
         """Have the server drop a model."""
+        await self._wire.call(self._client.unload_model, timeout, model, headers=self._admin)
 
     async def close(self) -> None:
         """Close every connection."""
-
-
-def open_transport(endpoint: Endpoint, *, concurrency: int, admin_token: str | None = None) -> Transport:
-    """Open a transport; it must be called, used and closed in one running event loop.
-
-    `admin_token` is sent with load, unload and index, which `serve` keeps for administrators.
-    """
-    if endpoint.protocol == "grpc":
-        return _Grpc(endpoint, admin_token)
-    return _Http(endpoint, concurrency, admin_token)
-
-
-def _one_image(image: bytes, infer_input: Any) -> list[Any]:
-    pixels = np.frombuffer(image, np.uint8)[None]  # (1, n_bytes): one picture a request
-    tensor = infer_input(IMAGE_BYTES, pixels.shape, "UINT8")
-    tensor.set_data_from_numpy(pixels)
-    return [tensor]
-
-
-def _microseconds(timeout: float) -> int:
-    """A request's time in a queue, as Triton counts it; 0 would be no limit."""
-    return max(1, round(timeout * 1e6))
-
-
-def _named(metadata: Mapping[str, Any]) -> str:
-    return f"{metadata.get('name', 'unknown')} {metadata.get('version', '')}".strip()
+        await self._client.close()
+        # A gRPC call that failed and its error hold each other, and the connection with them.
+        gc.collect()
 
 
 class _Grpc:
-    def __init__(self, endpoint: Endpoint, admin_token: str | None) -> None:
+    admin_header = (
+        f"triton-grpc-protocol-{ADMIN_HEADER}"  # Triton puts a prefix before the name that was configured
+    )
+
+    def __init__(self, endpoint: Endpoint) -> None:
         from tritonclient.grpc import aio
 
-        # Triton puts a prefix before the name that was configured.
-        self._admin = {f"triton-grpc-protocol-{ADMIN_HEADER}": admin_token} if admin_token else None
-        self._input = aio.InferInput
+        self.input = aio.InferInput
         tls = endpoint.tls or TlsFiles()
-        self._client = aio.InferenceServerClient(
+        self.client = aio.InferenceServerClient(
             endpoint.address,
             ssl=endpoint.tls is not None,
             root_certificates=tls.ca,
@@ -206,56 +261,18 @@ class _Grpc:
             channel_args=list(_GRPC_OPTIONS),
         )
 
-    async def live(self, *, timeout: float) -> bool:
-        return bool(await self._call(self._client.is_server_live(client_timeout=timeout)))
-
-    async def ready(self, model: str, *, timeout: float) -> bool:
-        return bool(await self._call(self._client.is_model_ready(model, client_timeout=timeout)))
-
-    async def version(self, *, timeout: float) -> str:
-        call = self._client.get_server_metadata(as_json=True, client_timeout=timeout)
-        return _named(await self._call(call))
-
-    async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
-        call = self._client.get_model_config(model, as_json=True, client_timeout=timeout)
-        answer: dict[str, Any] = (await self._call(call))["config"]
-        return answer
-
-    async def statistics(self, *, timeout: float) -> list[dict[str, Any]]:
-        call = self._client.get_inference_statistics(as_json=True, client_timeout=timeout)
-        answer: list[dict[str, Any]] = (await self._call(call)).get("model_stats", [])
-        return answer
-
-    async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
-        inputs = _one_image(image, self._input)
-        call = self._client.infer(model, inputs, client_timeout=timeout, timeout=_microseconds(timeout))
-        return await self._call(call)
-
-    async def load(self, model: str, *, timeout: float) -> None:
-        await self._call(self._client.load_model(model, headers=self._admin, client_timeout=timeout))
-
-    async def unload(self, model: str, *, timeout: float) -> None:
-        await self._call(self._client.unload_model(model, headers=self._admin, client_timeout=timeout))
-
-    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
-        call = self._client.get_model_repository_index(headers=self._admin, as_json=True, client_timeout=timeout)
-        models: list[dict[str, Any]] = (await self._call(call)).get("models", [])
-        return models
-
-    async def close(self) -> None:
-        await self._client.close()
-        # A call that failed and its error hold each other, and the connection with them.
-        gc.collect()
-
-    @staticmethod
-    async def _call(call: Any) -> Any:
+    async def call(self, method: Call, seconds: float, *args: Any, **options: Any) -> Any:
         from tritonclient.utils import InferenceServerException
 
         try:
-            return await call
+            return await method(*args, client_timeout=seconds, **options)
         except InferenceServerException as error:
             status = _GRPC_STATUS.get(error.status() or "", "internal")
             raise ServerError(status, _reason(error.message() or str(error.status()))) from None
+
+    async def read(self, method: Call, seconds: float, *args: Any, **options: Any) -> Any:
+        """Call a method whose answer is a message, and return that as JSON's types."""
+        return await self.call(method, seconds, *args, as_json=True, **options)
 
 
 def _reason(message: str) -> str:
@@ -272,13 +289,14 @@ def _reason(message: str) -> str:
 
 
 class _Http:
-    def __init__(self, endpoint: Endpoint, concurrency: int, admin_token: str | None) -> None:
+    admin_header = ADMIN_HEADER
+
+    def __init__(self, endpoint: Endpoint, concurrency: int) -> None:
         from tritonclient.http import aio
 
-        self._admin = {ADMIN_HEADER: admin_token} if admin_token else None
-        self._input = aio.InferInput
+        self.input = aio.InferInput
         # The session's own time limit is off: every call carries one, as over gRPC.
-        self._client = aio.InferenceServerClient(
+        self.client = aio.InferenceServerClient(
             endpoint.address,
             conn_limit=max(1, concurrency),
             conn_timeout=None,
@@ -286,53 +304,14 @@ class _Http:
             ssl_context=endpoint.tls.context() if endpoint.tls else None,
         )
 
-    async def live(self, *, timeout: float) -> bool:
-        return bool(await self._call(self._client.is_server_live(), timeout))
-
-    async def ready(self, model: str, *, timeout: float) -> bool:
-        return bool(await self._call(self._client.is_model_ready(model), timeout))
-
-    async def version(self, *, timeout: float) -> str:
-        return _named(await self._call(self._client.get_server_metadata(), timeout))
-
-    async def config(self, model: str, *, timeout: float) -> dict[str, Any]:
-        answer: dict[str, Any] = await self._call(self._client.get_model_config(model), timeout)
-        return answer
-
-    async def statistics(self, *, timeout: float) -> list[dict[str, Any]]:
-        answer = await self._call(self._client.get_inference_statistics(), timeout)
-        models: list[dict[str, Any]] = answer.get("model_stats", [])
-        return models
-
-    async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
-        inputs = _one_image(image, self._input)
-        return await self._call(self._client.infer(model, inputs, timeout=_microseconds(timeout)), timeout)
-
-    async def load(self, model: str, *, timeout: float) -> None:
-        await self._call(self._client.load_model(model, headers=self._admin), timeout)
-
-    async def unload(self, model: str, *, timeout: float) -> None:
-        await self._call(self._client.unload_model(model, headers=self._admin), timeout)
-
-    async def index(self, *, timeout: float) -> list[dict[str, Any]]:
-        models: list[dict[str, Any]] = await self._call(
-            self._client.get_model_repository_index(headers=self._admin), timeout
-        )
-        return models
-
-    async def close(self) -> None:
-        await self._client.close()
-
-    @staticmethod
-    async def _call(call: Any, timeout: float) -> Any:
+    async def call(self, method: Call, seconds: float, *args: Any, **options: Any) -> Any:
         from aiohttp import ClientError, ClientResponseError
         from tritonclient.utils import InferenceServerException
 
         try:
-            async with asyncio.timeout(timeout):
-                return await call
+            return await asyncio.wait_for(method(*args, **options), seconds)
         except TimeoutError:
-            raise ServerError("timeout", f"no answer in {timeout:g} s") from None
+            raise ServerError("timeout", f"no answer in {seconds:g} s") from None
         except InferenceServerException as error:
             status = _HTTP_STATUS.get(error.status() or "", "internal")
             raise ServerError(status, error.message() or str(error.status())) from None
@@ -341,3 +320,5 @@ class _Http:
         except (ClientError, OSError) as error:
             message = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise ServerError("unavailable", message) from None
+
+    read = call

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from retinaserve.eval.client.client import Client
-from retinaserve.eval.client.served_model import ServedModel
+from retinaserve.eval.client.server_info import ServedModel
 from retinaserve.eval.client.transport import TlsFiles
 from retinaserve.eval.runtimes.detector import (
     Heads,

@@ -17,16 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from retinaserve.eval.client.client import CONTROL_TIMEOUT, AsyncClient
-from retinaserve.eval.client.served_model import ServedModel
+from retinaserve.eval.client.server_info import ModelStatistics, ServedModel, by_model
 from retinaserve.eval.client.transport import (
     Endpoint,
     Protocols,
     ServerError,
     TlsFiles,
     Transport,
-    open_transport,
 )
-from retinaserve.eval.verify.statistics import ModelStatistics, by_model
 from retinaserve.eval.web.metrics import read_metrics
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import UserError
@@ -90,7 +88,7 @@ class Gateway:
     async def open(self) -> None:
         """Make what belongs to the running event loop; asks the server nothing."""
         self._alone, self._connecting, self._looking = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
-        self._transport: Transport = open_transport(self.endpoint, concurrency=8)
+        self._transport: Transport = Transport(self.endpoint, concurrency=8)
 
     async def close(self) -> None:
         """Close every connection."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from retinaserve.build_tools.repository.config_schema import read_config
-from retinaserve.eval.client.transport import open_transport
+from retinaserve.eval.client.transport import Transport
 from retinaserve.scripts.drills.load import Shot, closed_loop, good, percentile, shoot
 from retinaserve.scripts.drills.processes import SHARED_MEMORY, stubs
 from retinaserve.scripts.drills.scarce import run_scarce
@@ -214,7 +214,7 @@ async def outage(scene: Scene, picture: bytes, old: int, *, limit: float = 60.0)
     """Ask until another server than process `old` answers; return the seconds, and what was said meanwhile."""
     start, seen = time.monotonic(), Counter[str]()
     while time.monotonic() - start < limit:
-        transport = open_transport(scene.endpoint, concurrency=1)
+        transport = Transport(scene.endpoint, concurrency=1)
         try:
             shot = await shoot(transport, picture, timeout=5)
         finally:
@@ -231,7 +231,7 @@ async def outage(scene: Scene, picture: bytes, old: int, *, limit: float = 60.0)
 async def busy(scene: Scene, *, limit: float = 90.0) -> tuple[float, int]:
     """Ask until there is an answer; return the seconds, and how often there was none until then."""
     start, refused = time.monotonic(), 0
-    transport = open_transport(scene.http, concurrency=1)
+    transport = Transport(scene.http, concurrency=1)
     try:
         while (await shoot(transport, scene.pictures[0], timeout=30)).status != "ok":
             refused += 1
@@ -267,7 +267,7 @@ def cancel(scene: Scene) -> None:
 
 
 async def _cancel(scene: Scene) -> None:
-    transport = open_transport(scene.endpoint, concurrency=CONNECTIONS)
+    transport = Transport(scene.endpoint, concurrency=CONNECTIONS)
     try:
         tasks = [asyncio.create_task(shoot(transport, scene.pictures[0])) for _ in range(CONNECTIONS)]
         await asyncio.sleep(0.02)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from retinaserve.build_tools.preprocess import MAX_PIXELS
-from retinaserve.eval.client.transport import Transport, open_transport
+from retinaserve.eval.client.transport import Transport
 from retinaserve.scripts.drills.corpus import Sample, corpus
 from retinaserve.scripts.drills.load import Shot, milliseconds, shoot
 from retinaserve.scripts.drills.processes import stubs
@@ -75,7 +75,7 @@ async def _drill(
     scene: Scene, options: FuzzOptions, tell: Callable[[str], None]
 ) -> tuple[list[tuple[Sample, Shot]], list[bool], list[int]]:
     """Return every sample's shot, whether the good ones were answered, and the memory in bytes at twenty times."""
-    transport = open_transport(scene.endpoint, concurrency=options.in_flight)
+    transport = Transport(scene.endpoint, concurrency=options.in_flight)
     gate = asyncio.Semaphore(options.in_flight)
     answers: list[tuple[Sample, Shot]] = []
     good: list[bool] = []

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from retinaserve.eval.client.transport import Endpoint, ServerError, open_transport
+from retinaserve.eval.client.transport import Endpoint, ServerError, Transport
 from retinaserve.training.spec import DETECTOR
 
 CONNECTIONS = 512  # of HTTP: more than any queue holds, so that no request waits on our side
@@ -58,7 +58,7 @@ Goal = Endpoint | Callable[[int], Asks]
 
 
 def _open(goal: Goal, connections: int) -> Asks:
-    return open_transport(goal, concurrency=connections) if isinstance(goal, Endpoint) else goal(connections)
+    return Transport(goal, concurrency=connections) if isinstance(goal, Endpoint) else goal(connections)
 
 
 async def shoot(

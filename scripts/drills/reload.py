@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from retinaserve.build_tools.repository.versions import CANARY, models_of, versions_of
-from retinaserve.eval.client.transport import Endpoint, open_transport
+from retinaserve.eval.client.transport import Endpoint, Transport
 from retinaserve.scripts.drills.load import Shot, closed_loop, good, milliseconds, shoot
 from retinaserve.scripts.drills.stage import Scene, stage
 from retinaserve.scripts.drills.verdict import Check, Verdict
@@ -154,7 +154,7 @@ def halve_scores(graph: Path) -> None:
 
 async def _ask(endpoint: Endpoint, pictures: Sequence[bytes], *, model: str = DETECTOR) -> list[Shot]:
     """Send every picture once, one at a time."""
-    transport = open_transport(endpoint, concurrency=1)
+    transport = Transport(endpoint, concurrency=1)
     try:
         return [await shoot(transport, picture, model=model, keep=_scores) for picture in pictures]
     finally:

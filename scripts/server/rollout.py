@@ -25,7 +25,7 @@ from retinaserve.build_tools.repository.versions import (
     versions_of,
     write_pins,
 )
-from retinaserve.eval.client.transport import Endpoint, ServerError, Transport, open_transport
+from retinaserve.eval.client.transport import Endpoint, ServerError, Transport
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_bytes
 from retinaserve.training.spec import DETECTOR
@@ -158,7 +158,7 @@ class Deployment:
 
     def _ask(self, call: Callable[[Transport], Coroutine[Any, Any, T]]) -> T:
         async def asked() -> T:
-            transport = open_transport(self.endpoint, concurrency=1, admin_token=self._admin_token)
+            transport = Transport(self.endpoint, concurrency=1, admin_token=self._admin_token)
             try:
                 return await call(transport)
             finally:

@@ -15,8 +15,8 @@ from PIL import Image
 from retinaserve.eval.bench.bench import Bench, Level, concurrencies, header, plot, row, spread, to_dict
 from retinaserve.eval.bench.perf_analyzer import Demand, Load, LoadError, PerfAnalyzer
 from retinaserve.eval.client.client import Client
+from retinaserve.eval.client.server_info import ModelStatistics, by_model
 from retinaserve.eval.client.transport import PORTS, Endpoint, Protocols
-from retinaserve.eval.verify.statistics import ModelStatistics, by_model
 from retinaserve.scripts.cli.bench import bench_endpoints
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.errors import UserError

@@ -19,7 +19,7 @@ from tests.pictures import checker, encode
 
 pytestmark = pytest.mark.server
 PROTOCOLS = ("grpc", "http")
-PICTURE = encode(checker(300, 200))
+IMAGE = encode(checker(300, 200))
 
 
 def url(server: TritonServer, protocol: str) -> str:
@@ -27,7 +27,7 @@ def url(server: TritonServer, protocol: str) -> str:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_no_pictures_give_no_answers(server: TritonServer, protocol: str) -> None:
+def test_no_images_give_no_answers(server: TritonServer, protocol: str) -> None:
     with Client(url(server, protocol)) as client:
         assert client.predict([]) == [] and list(client.predict_many([])) == []
 
@@ -36,7 +36,7 @@ def test_no_pictures_give_no_answers(server: TritonServer, protocol: str) -> Non
 def test_answers_come_in_order_with_errors_in_their_place(server: TritonServer, protocol: str) -> None:
     widths = [50 + 7 * n for n in range(40)]
     images: list[bytes | ImageError] = [encode(checker(width, 60)) for width in widths]
-    images[3], images[17] = b"no picture", ImageError("the file can't be read")
+    images[3], images[17] = b"no image", ImageError("the file can't be read")
     with Client(url(server, protocol)) as client:
         answers = list(client.predict_many(images, concurrency=7))
     assert [isinstance(answer, ImageError) for answer in answers] == [n in (3, 17) for n in range(40)]
@@ -52,12 +52,12 @@ def test_answers_come_in_order_with_errors_in_their_place(server: TritonServer, 
 def test_asyncio_gives_what_blocking_gives(server: TritonServer, protocol: str) -> None:
     async def ask() -> tuple[list[Detections], list[Detections | ImageError]]:
         async with AsyncClient(url(server, protocol)) as client:
-            many = [answer async for answer in client.predict_many([PICTURE, b"", PICTURE], concurrency=2)]
-            return await client.predict([PICTURE]), many
+            many = [answer async for answer in client.predict_many([IMAGE, b"", IMAGE], concurrency=2)]
+            return await client.predict([IMAGE]), many
 
     one, many = asyncio.run(ask())
     with Client(url(server, protocol)) as client:
-        (expected,) = client.predict([PICTURE])
+        (expected,) = client.predict([IMAGE])
     for found in (one[0], many[0], many[2]):
         assert isinstance(found, Detections) and len(found) > 0
         assert found.boxes.tolist() == expected.boxes.tolist()
@@ -65,19 +65,36 @@ def test_asyncio_gives_what_blocking_gives(server: TritonServer, protocol: str) 
     assert isinstance(many[1], ImageError) and "empty" in many[1].message
 
 
-def test_predict_names_the_picture_that_failed(server: TritonServer) -> None:
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_cancelled_call_leaves_the_client_of_use(server: TritonServer, protocol: str) -> None:
+    async def cancel() -> list[Detections]:
+        async with AsyncClient(url(server, protocol), concurrency=4) as client:
+            call = asyncio.create_task(client.predict([IMAGE] * 200))
+            await asyncio.sleep(0.05)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            assert not [task for task in left if "answer" in repr(task.get_coro())], "its requests are gone too"
+            return await client.predict([IMAGE])
+
+    (found,) = asyncio.run(cancel())
+    assert len(found) > 0
+
+
+def test_predict_names_the_image_that_failed(server: TritonServer) -> None:
     with Client(server.grpc_url) as client, pytest.raises(UserError, match=r"image 2: .*empty"):
-        client.predict([PICTURE, b""])
+        client.predict([IMAGE, b""])
 
 
-def test_pictures_are_read_only_as_far_as_needed(server: TritonServer) -> None:
+def test_images_are_read_only_as_far_as_needed(server: TritonServer) -> None:
     read = 0
 
     def source() -> Iterator[bytes]:
         nonlocal read
         for _ in range(1000):
             read += 1
-            yield PICTURE
+            yield IMAGE
 
     with Client(server.grpc_url) as client:
         answers = client.predict_many(source(), concurrency=4)
@@ -85,14 +102,14 @@ def test_pictures_are_read_only_as_far_as_needed(server: TritonServer) -> None:
             next(answers)
         assert read <= 10 + 2 * 4
         answers.close()  # type: ignore[attr-defined]
-        assert isinstance(client.predict([PICTURE])[0], Detections), "the client is of use afterwards"
+        assert isinstance(client.predict([IMAGE])[0], Detections), "the client is of use afterwards"
 
 
 def test_a_closed_client_leaves_no_thread(server: TritonServer) -> None:
     before = threading.active_count()
     client = Client(server.grpc_url)
     assert threading.active_count() > before
-    answers = client.predict_many([PICTURE] * 50, concurrency=8)
+    answers = client.predict_many([IMAGE] * 50, concurrency=8)
     next(answers)
     client.close()
     client.close()
@@ -121,9 +138,9 @@ def test_the_other_protocols_port_is_explained(server: TritonServer) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_picture_that_takes_too_long_fails_alone(server: TritonServer, protocol: str) -> None:
+def test_an_image_that_takes_too_long_fails_alone(server: TritonServer, protocol: str) -> None:
     with Client(url(server, protocol), timeout=0.001) as client:
-        (answer,) = client.predict_many([PICTURE])
+        (answer,) = client.predict_many([IMAGE])
     assert answer == ImageError("no answer in 0.001 s", "timeout")
 
 
@@ -150,20 +167,26 @@ def narrow(repository: Path, tmp_path: Path) -> Iterator[TritonServer]:
         yield running
 
 
+async def _ask(address: str) -> list[Detections]:
+    async with AsyncClient(address, timeout=20, concurrency=10) as client:
+        return await client.predict([IMAGE] * 20)
+
+
 def test_an_overloaded_server_is_asked_again_and_a_dead_one_is_not(narrow: TritonServer) -> None:
     with Client(narrow.grpc_url, timeout=20) as client, Client(f"http://{narrow.http_url}", timeout=20) as other:
-        answers = list(client.predict_many([PICTURE] * 20, concurrency=10))
+        answers = list(client.predict_many([IMAGE] * 20, concurrency=10))
         rejected = client.statistics()["detector"].failed
         assert rejected > 0, "the queues were never full, so nothing was tested"
         assert all(isinstance(answer, Detections) for answer in answers)
-        answers = list(other.predict_many([PICTURE] * 20, concurrency=10))
+        answers = list(other.predict_many([IMAGE] * 20, concurrency=10))
         assert all(isinstance(answer, Detections) for answer in answers)
         assert client.statistics()["detector"].failed > rejected
-        answers = list(client.predict_many([PICTURE] * 200, concurrency=200))
+        assert len(asyncio.run(_ask(narrow.grpc_url))) == 20
+        answers = list(client.predict_many([IMAGE] * 200, concurrency=200))
         assert all(isinstance(answer, Detections) for answer in answers), "it sends fewer at a time by itself"
 
         os.killpg(narrow.process.pid, signal.SIGKILL)  # its python processes hold its sockets too
         narrow.process.wait()
         for each in (client, other):
             with pytest.raises(UserError, match="no Triton server answers"):
-                list(each.predict_many([PICTURE] * 3))
+                list(each.predict_many([IMAGE] * 3))

@@ -3,8 +3,8 @@ import time
 import pytest
 
 from retinaserve.eval.client.client import Client
+from retinaserve.eval.client.server_info import ModelStatistics
 from retinaserve.eval.client.traffic import Traffic
-from retinaserve.eval.verify.statistics import ModelStatistics
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.detections import ImageError
 from tests.pictures import checker, encode

@@ -18,7 +18,7 @@ import yaml
 
 from retinaserve.build_tools.repository.configs import read_config, write_config
 from retinaserve.eval.client.client import Client
-from retinaserve.eval.client.transport import Endpoint, ServerError, open_transport
+from retinaserve.eval.client.transport import Endpoint, ServerError, Transport
 from retinaserve.scripts.server.triton import Server, ServerOptions, TritonServer
 from tests.pictures import checker, encode
 from tests.scripts.deploy.promql import Scrape, problems
@@ -122,7 +122,7 @@ def test_refusals_are_what_the_rule_makes_of_tritons_counters(narrow: TritonServ
     """Triton counts a full queue's refusals nowhere; the record derives them, and here is the truth beside it."""
 
     async def overload() -> tuple[int, int]:
-        transport = open_transport(Endpoint.parse(narrow.grpc_url), concurrency=64)
+        transport = Transport(Endpoint.parse(narrow.grpc_url), concurrency=64)
         pictures = [encode(checker(1000, 800))] * 60 + [b"no picture"] * 3
         statuses = []
 

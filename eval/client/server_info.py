@@ -1,5 +1,6 @@
-"""What a Triton server counted for each model, and the difference between two looks at it.
+"""What a server says of itself: the detector it serves, and what it counted for each model.
 
+    ServedModel.from_config(config).classes     # `retinaserve build` writes them into the ensemble's parameters
     before = client.statistics()
     ...
     spent = client.statistics()["preprocess"] - before["preprocess"]
@@ -8,16 +9,63 @@
 Times are means for one request and are what the server itself measured; the network is not in them.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
-from typing import Any, Self
+from typing import Any
+
+from retinaserve.training.errors import UserError
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The description of a served detector; a limit of 0 is one the server did not tell."""
+
+    name: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    size: tuple[int, int] | None = None  # H, W of the letterboxed image
+    score_threshold: float = 0.0
+    max_image_pixels: int = 0
+    max_image_bytes: int = 0
+    steps: tuple[str, ...] = ()  # the models of the ensemble, in order
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, source: str = "the server") -> "ServedModel":
+        """Read a config as either protocol returns it. Raises UserError for a model that is no detector."""
+        values = {key: item.get("string_value", "") for key, item in config.get("parameters", {}).items()}
+        name = str(config.get("name", ""))
+        try:
+            classes = tuple(str(item) for item in json.loads(values["classes"]))
+            ids = json.loads(values.get("category_ids") or "null") or range(1, len(classes) + 1)
+            size = json.loads(values.get("size") or "null")
+            model = cls(
+                name=name,
+                classes=classes,
+                category_ids=tuple(int(item) for item in ids),
+                size=(int(size[0]), int(size[1])) if size else None,
+                score_threshold=float(values.get("score_threshold") or 0),
+                max_image_pixels=int(values.get("max_image_pixels") or 0),
+                max_image_bytes=int(values.get("max_image_bytes") or 0),
+                steps=tuple(step["model_name"] for step in config.get("ensemble_scheduling", {}).get("step", [])),
+            )
+        except KeyError:
+            hint = "serve a repository made by `retinaserve build`"
+            raise UserError(f"model {name!r} at {source} does not say its class names", hint) from None
+        except (ValueError, TypeError, IndexError) as error:
+            raise UserError(f"model {name!r} at {source} has a parameter that is wrong: {error}") from None
+        if len(model.category_ids) != len(classes):
+            raise UserError(
+                f"model {name!r} at {source} has {len(classes)} classes and {len(model.category_ids)} ids"
+            )
+        return model
 
 
 @dataclass(frozen=True)
 class ModelStatistics:
     """Counts and summed nanoseconds of one model since the server started, all versions together."""
 
-    inferences: int = 0  # pictures
+    inferences: int = 0  # images
     executions: int = 0  # batches
     requests: int = 0  # answered well
     failed: int = 0
@@ -29,7 +77,7 @@ class ModelStatistics:
     busy_ns: int = 0  # of executions, so that a batch counts once
 
     @classmethod
-    def from_server(cls, entry: Mapping[str, Any]) -> Self:
+    def from_server(cls, entry: Mapping[str, Any]) -> "ModelStatistics":
         """Read one entry of model_stats; gRPC spells integers as strings and leaves out zeros."""
         times = entry.get("inference_stats", {})
         batches = entry.get("batch_stats", [])
@@ -54,15 +102,15 @@ class ModelStatistics:
             ),
         )
 
-    def __sub__(self, earlier: Self) -> Self:
-        return type(self)(*(now - then for now, then in zip(astuple(self), astuple(earlier), strict=True)))
+    def __sub__(self, earlier: "ModelStatistics") -> "ModelStatistics":
+        return ModelStatistics(*(now - then for now, then in zip(astuple(self), astuple(earlier), strict=True)))
 
-    def __add__(self, other: Self) -> Self:
-        return type(self)(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: "ModelStatistics") -> "ModelStatistics":
+        return ModelStatistics(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def mean_batch(self) -> float:
-        """Pictures an execution."""
+        """Images per execution."""
         return self.inferences / self.executions if self.executions else 0.0
 
     @property

@@ -1,5 +1,6 @@
-"""Two servers behind one client: requests are spread, and a server that is killed takes none with it."""
+"""How many requests are under way, and to which of two servers: one that is killed takes none with it."""
 
+import asyncio
 import os
 import select
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from retinaserve.eval.client.client import Client
-from retinaserve.eval.client.replicas import Replicas
+from retinaserve.eval.client.servers import Replicas, Slots
 from retinaserve.eval.client.transport import Endpoint
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.detections import Detections
@@ -21,12 +22,12 @@ from retinaserve.training.errors import UserError
 from tests.pictures import checker, encode
 
 FREE = ServerOptions.free_ports()
-PICTURES = [encode(checker(40 + n, 30, cell=10)) for n in range(16)]
+IMAGES = [encode(checker(40 + n, 30, cell=10)) for n in range(16)]
 
 
 def test_servers_take_turns_without_those_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 100.0
-    monkeypatch.setattr("retinaserve.eval.client.replicas.time.monotonic", lambda: clock)
+    monkeypatch.setattr("retinaserve.eval.client.servers.time.monotonic", lambda: clock)
     replicas = Replicas([Endpoint("grpc", host, 1) for host in "abc"])
     a, b, c = replicas.all
     assert [replicas.next() for _ in range(4)] == [a, b, c, a]
@@ -44,6 +45,69 @@ def test_servers_take_turns_without_those_set_aside(monkeypatch: pytest.MonkeyPa
     assert {replicas.next() for _ in range(6)} == {a, b, c}
 
 
+def test_no_more_are_under_way_than_may_be() -> None:
+    async def crowd() -> int:
+        slots, inside, most = Slots(3), 0, 0
+
+        async def one() -> None:
+            nonlocal inside, most
+            async with slots:
+                inside += 1
+                most = max(most, inside)
+                await asyncio.sleep(0)
+                inside -= 1
+
+        await asyncio.gather(*(one() for _ in range(20)))
+        return most
+
+    assert asyncio.run(crowd()) == 3
+
+
+def test_refusals_leave_as_many_slots_as_the_server_took() -> None:
+    async def burst() -> int:
+        """Send 40 at once to a server that takes 5; return how many are sent after that."""
+        slots, sent = Slots(40), 0
+
+        async def first(number: int) -> None:
+            async with slots:
+                await asyncio.sleep(0)
+                if number >= 5:
+                    slots.refused()
+
+        async def again(end: asyncio.Event) -> None:
+            nonlocal sent
+            async with slots:
+                sent += 1
+                await end.wait()
+
+        await asyncio.gather(*(first(number) for number in range(40)))
+        end = asyncio.Event()
+        tasks = [asyncio.create_task(again(end)) for _ in range(40)]
+        await asyncio.sleep(0.01)
+        seen = sent
+        end.set()
+        await asyncio.gather(*tasks)
+        return seen
+
+    assert asyncio.run(burst()) == 5
+
+
+def test_one_slot_is_always_left_and_each_round_of_answers_opens_one() -> None:
+    async def narrow() -> list[int]:
+        slots = Slots(4)
+        for _ in range(9):
+            async with slots:
+                slots.refused()
+        widths = [slots.width]
+        for _ in range(9):
+            async with slots:
+                slots.answered()
+            widths.append(slots.width)
+        return widths
+
+    assert asyncio.run(narrow()) == [1, 2, 2, 3, 3, 3, 4, 4, 4, 4]
+
+
 def url(server: TritonServer, protocol: str) -> str:
     return server.grpc_url if protocol == "grpc" else f"http://{server.http_url}"
 
@@ -57,20 +121,20 @@ def kill(server: TritonServer) -> None:
 def ask_and_kill(dying: TritonServer, other: TritonServer, protocol: str, count: int) -> None:
     """Ask both `count` times, kill one halfway, and want every answer, each the right one, in order."""
     with Client(f"{url(dying, protocol)},{url(other, protocol)}", concurrency=16) as client:
-        expected = [len(found) for found in client.predict(PICTURES)]
+        expected = [len(found) for found in client.predict(IMAGES)]
 
         def source() -> Iterator[bytes]:
             for number in range(count):
                 if number == count // 2:
                     assert client.statistics()["detector"].requests > count // 8, "it did its share"
                     kill(dying)
-                yield PICTURES[number % len(PICTURES)]
+                yield IMAGES[number % len(IMAGES)]
 
         answers = list(client.predict_many(source()))
     assert len(answers) == count
     assert [answer for answer in answers if not isinstance(answer, Detections)] == []
     found = [len(answer) for answer in answers if isinstance(answer, Detections)]
-    assert found == [expected[number % len(PICTURES)] for number in range(count)]
+    assert found == [expected[number % len(IMAGES)] for number in range(count)]
 
 
 @pytest.mark.server
@@ -102,7 +166,7 @@ class Relay(socketserver.BaseRequestHandler):
 
 @pytest.mark.server
 def test_a_server_that_comes_back_is_used_again(server: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retinaserve.eval.client.replicas.DOWN_SECONDS", 0.1)
+    monkeypatch.setattr("retinaserve.eval.client.servers.DOWN_SECONDS", 0.1)
     socketserver.ThreadingTCPServer.allow_reuse_address = True
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay, bind_and_activate=False) as late:
         late.target, late.passed = server.grpc_url, 0  # type: ignore[attr-defined]
@@ -111,13 +175,13 @@ def test_a_server_that_comes_back_is_used_again(server: TritonServer, monkeypatc
         # The first of the two is down from the beginning; the client opens all the same.
         with Client(f"127.0.0.1:{port},{server.grpc_url}") as client:
             assert client.servers == f"grpc://127.0.0.1:{port},grpc://{server.grpc_url}"
-            assert len(client.predict(PICTURES)) == len(PICTURES)
+            assert len(client.predict(IMAGES)) == len(IMAGES)
             late.server_activate()
             thread = threading.Thread(target=late.serve_forever, kwargs={"poll_interval": 0.02})
             thread.start()
             deadline = time.monotonic() + 20
-            while late.passed < len(PICTURES[0]):  # type: ignore[attr-defined]
+            while late.passed < len(IMAGES[0]):  # type: ignore[attr-defined]
                 assert time.monotonic() < deadline, "the server that came back got no request"
-                assert len(client.predict(PICTURES)) == len(PICTURES)
+                assert len(client.predict(IMAGES)) == len(IMAGES)
         late.shutdown()
         thread.join()
