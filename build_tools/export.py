@@ -17,7 +17,7 @@ from retinaserve.training.spec import METADATA_CHECKPOINT, DetectorSpec
 
 if TYPE_CHECKING:
     from retinaserve.build_tools.graph.graft import Flavour
-    from retinaserve.build_tools.quantize.int8 import Int8Options, Progress
+    from retinaserve.build_tools.quantize.calibrate import Int8Options, Progress
     from retinaserve.training.model.retinanet import RetinaNet
 
 __all__ = ["ExportOptions", "export_detector"]
@@ -59,22 +59,21 @@ def export_detector(
 
     from retinaserve.build_tools.graph.float16 import to_float16
     from retinaserve.build_tools.graph.graft import graft
-    from retinaserve.build_tools.quantize.int8 import draw, to_int8
+    from retinaserve.build_tools.quantize.calibrate import draw, to_int8
     from retinaserve.training.export import heads_graph
     from retinaserve.training.files import sha256, whole
 
     options = options or ExportOptions()
     record: dict[str, Any] = {}
     spec, network = load_network(checkpoint, options.size)
-    # Before the heads are traced: pictures are what a user gets wrong first.
-    pictures = draw(spec, options.int8) if options.int8 else None
+    # Before the heads are traced: images are what a user gets wrong first.
+    images = draw(spec, options.int8) if options.int8 else None
     stored = record_path(output)
-    with whole(output, *([stored] if pictures else [])) as (partial, *partial_record):
+    with whole(output, *([stored] if images else [])) as (partial, *partial_record):
         origin = {METADATA_CHECKPOINT: sha256(checkpoint)}
         raw = heads_graph(network, spec, metadata=origin)
-        if options.int8 and pictures:
-            quantized = to_int8(raw, spec, pictures, options.int8, progress=progress)
-            raw, record = quantized.model, quantized.record
+        if options.int8 and images:
+            raw, record = to_int8(raw, spec, images, options.int8, progress=progress)
         if options.half:
             raw, _ = to_float16(raw, source=str(checkpoint))
         onnx.save(graft(raw, flavour=options.flavour), partial)

@@ -32,7 +32,7 @@ from retinaserve.training.errors import UserError
 from retinaserve.training.spec import DetectorSpec
 
 if TYPE_CHECKING:
-    from retinaserve.build_tools.quantize.int8 import Int8Options
+    from retinaserve.build_tools.quantize.calibrate import Int8Options
     from retinaserve.build_tools.quantize.ranges import Calibrator
 
 CONCURRENCY = 4

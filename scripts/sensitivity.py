@@ -22,7 +22,7 @@ from retinaserve.build_tools.export import load_network
 from retinaserve.build_tools.graph.graft import graft
 from retinaserve.build_tools.openvino_cpu import compile_for_cpu
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor
-from retinaserve.build_tools.quantize.int8 import Calibrated, Int8Options, calibrate, draw
+from retinaserve.build_tools.quantize.calibrate import Calibrated, Int8Options, calibrate, draw
 from retinaserve.build_tools.quantize.qdq import layers_of
 from retinaserve.eval.bench.bench import spread
 from retinaserve.eval.image_files import annotated_files
@@ -43,7 +43,7 @@ from retinaserve.training.spec import (
 )
 
 if TYPE_CHECKING:
-    from retinaserve.build_tools.quantize.layers import Layer
+    from retinaserve.build_tools.quantize.qdq import Layer
 
 Heads = list[npt.NDArray[np.float32]]
 
@@ -158,9 +158,9 @@ def analyse(checkpoint: Path, options: Options, *, say: Callable[[str], None]) -
     """
     spec, network = load_network(checkpoint)
     judge = _Judge(spec, options)
-    pictures = draw(spec, options.int8)
+    drawn = draw(spec, options.int8)
     model = heads_graph(network, spec)
-    calibrated = calibrate(model, spec, pictures, options.int8)
+    calibrated = calibrate(model, spec, drawn, options.int8)
     expected, float_ap = judge.run(model)
     layers = layers_of(model, spec, options.int8.exclude)
     findings = []

@@ -20,7 +20,7 @@ from onnx import numpy_helper
 
 from retinaserve.build_tools.engine.manifest import write_plan
 from retinaserve.build_tools.export import ExportOptions, export_detector
-from retinaserve.build_tools.quantize.int8 import Int8Options
+from retinaserve.build_tools.quantize.calibrate import Int8Options
 from retinaserve.build_tools.repository.builder import build_repository
 from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.server.triton import TritonServer

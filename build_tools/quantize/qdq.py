@@ -1,14 +1,22 @@
 """Raw heads in float become raw heads in INT8: Q/DQ nodes where TensorRT and OpenVINO fuse them.
 
-    model = quantize(onnx.load("heads.onnx"), spec, thresholds)      # then graft(model)
+    layers = layers_of(model, spec)       # backbone.layer1.0.conv1, backbone.layer1.0.conv2+add, ...
+    model = quantize(model, spec, thresholds, layers)      # then graft(model)
+
+A convolution is called as in the checkpoint; in the heads, which are the same for all levels, the level follows:
+cls_head.convs.0/p3. A sum is called after the convolution it is computed with.
 
 Symmetric with zero point 0, signed bytes, a scale a tensor for activations and a scale a channel for weights.
 Quantized are the inputs of convolutions and one input of each sum; a pool or an upsampling in front passes INT8
 through. In float stay: the class and box output convolutions and what follows them, biases, and whatever is
-excluded. The values that tensors take are not found here (build_tools/quantize/ranges.py).
+excluded. The largest values of tensors are found by build_tools/quantize/ranges.py.
 """
 
+import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +24,25 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from retinaserve.build_tools.graph.onnx_io import DEQUANTIZE, QUANTIZE, metadata_of, precision_of
-from retinaserve.build_tools.quantize.layers import PASSING, Layer, find_layers, without
-from retinaserve.training.errors import UserError
-from retinaserve.training.spec import DetectorSpec
+from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.spec import FIRST_LEVEL, DetectorSpec
 
 LARGEST = 127  # of a signed byte, so that -x is a byte too
 SMALLEST_SCALE = 2.0**-23  # positive in half precision too; TensorRT takes no scale of zero
 Array = npt.NDArray[np.float32]
+PASSING = ("MaxPool", "Resize")  # give out values that came in: what is INT8 before them is INT8 behind them
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or a sum; `data` is the tensor that it takes as INT8."""
+
+    name: str
+    kind: Literal["conv", "add"]
+    node: str  # its name in the graph
+    data: str
+    slot: int  # of `data` among the node's inputs
 
 
 def layers_of(model: onnx.ModelProto, spec: DetectorSpec, excluded: Sequence[str] = ()) -> list[Layer]:
@@ -35,6 +55,86 @@ def tensors_of(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str]:
     graph = gs.import_onnx(model)
     tensors = graph.tensors()
     return list(dict.fromkeys(_source(tensors[layer.data]).name for layer in layers))
+
+
+def find_layers(graph: gs.Graph, spec: DetectorSpec) -> list[Layer]:
+    """Return the layers in the graph's order; the output convolutions of the heads are not among them.
+
+    Of a sum's two inputs one is the output of a convolution, with which TensorRT and OpenVINO compute the sum in
+    one go; that one stays as it is, and the other, the shortcut or the coarser level, is `data`.
+    """
+    level_of = {name: f"p{FIRST_LEVEL + level}" for level, pair in enumerate(spec.head_names) for name in pair}
+    convolutions = [node for node in graph.nodes if node.op == "Conv"]
+    users = Counter(_weight(node) for node in convolutions)
+    levels = _levels(graph, level_of)
+    names: dict[str, str] = {}
+    layers: list[Layer] = []
+    for node in graph.nodes:
+        if node.op == "Conv":
+            name = _weight(node).removesuffix(".weight")
+            if users[_weight(node)] > 1:
+                name += "/" + "".join(sorted(levels[node.name]))
+            names[node.name] = name
+            if node.outputs[0].name not in level_of:
+                layers.append(Layer(name, "conv", node.name, node.inputs[0].name, 0))
+        elif node.op == "Add" and all(isinstance(tensor, gs.Variable) for tensor in node.inputs):
+            for slot, tensor in enumerate(node.inputs):
+                producer = _computed_with(tensor)
+                if producer is not None:
+                    data = node.inputs[1 - slot].name
+                    layers.append(Layer(f"{names[producer.name]}+add", "add", node.name, data, 1 - slot))
+                    break
+    return layers
+
+
+def without(layers: Sequence[Layer], excluded: Sequence[str]) -> list[Layer]:
+    """Return the layers that no name of `excluded` means: a whole name, or its beginning up to a `.` or `/`.
+
+    Raises UserError for a name that means none.
+    """
+    for name in excluded:
+        if not any(_means(name, layer.name) for layer in layers):
+            known = [layer.name for layer in layers]
+            near = difflib.get_close_matches(name, known, SHOWN, cutoff=0.3) or known[:SHOWN]
+            raise UserError(
+                f"--exclude {name}: there is no such layer",
+                f"similar are: {', '.join(near)}; `retinaserve sensitivity` lists all of them",
+                code=Exit.USAGE,
+            )
+    return [layer for layer in layers if not any(_means(name, layer.name) for name in excluded)]
+
+
+def _means(name: str, layer: str) -> bool:
+    rest = layer.removeprefix(name)
+    return layer == name or (rest != layer and rest[0] in "./")
+
+
+def _weight(node: gs.Node) -> str:
+    return str(node.inputs[1].name)
+
+
+def _computed_with(tensor: gs.Variable) -> gs.Node | None:
+    """Return the convolution that makes a tensor for one consumer alone, with its norm in between or not."""
+    while len(tensor.outputs) == 1 and tensor.inputs:
+        producer = tensor.inputs[0]
+        if producer.op == "Conv":
+            return producer
+        if producer.op != "BatchNormalization":
+            return None
+        tensor = producer.inputs[0]
+    return None
+
+
+def _levels(graph: gs.Graph, level_of: dict[str, str]) -> dict[str, set[str]]:
+    """Return the levels that each node serves, by the node's name."""
+    served: dict[str, set[str]] = {}
+    for node in reversed(graph.nodes):
+        served[node.name] = set()
+        for tensor in node.outputs:
+            served[node.name] |= {level_of[tensor.name]} if tensor.name in level_of else set()
+            for consumer in tensor.outputs:
+                served[node.name] |= served[consumer.name]
+    return served
 
 
 def quantize(

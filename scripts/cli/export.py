@@ -16,7 +16,7 @@ from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
     from retinaserve.build_tools.graph.graft import Flavour
-    from retinaserve.build_tools.quantize.int8 import Inputs, Int8Options
+    from retinaserve.build_tools.quantize.calibrate import Inputs, Int8Options
     from retinaserve.build_tools.quantize.ranges import Calibrator
 
 JSON = click.option("--json", "json_path", type=PATH, help="Also write what was done to this file.")
@@ -73,7 +73,7 @@ def int8_options(
     calibration_cache: Path | None,
 ) -> "Int8Options":
     """Return the options as one. Raises UserError where there are no pictures."""
-    from retinaserve.build_tools.quantize.int8 import Int8Options
+    from retinaserve.build_tools.quantize.calibrate import Int8Options
 
     if calibration_images is None:
         raise UserError(

@@ -23,7 +23,7 @@ PICTURES = 8
 def make_graphs(folder: Path, backbone: str, *, size: tuple[int, int] = SIZE) -> list[Path]:
     """Write a detector of 80 classes as <backbone>_<precision>.onnx in each precision, and return the files."""
     from retinaserve.build_tools.export import ExportOptions, export_detector
-    from retinaserve.build_tools.quantize.int8 import Int8Options
+    from retinaserve.build_tools.quantize.calibrate import Int8Options
 
     torch.manual_seed(0)
     spec = DetectorSpec.create([f"class {number}" for number in range(CLASSES)], size=size, backbone=backbone)

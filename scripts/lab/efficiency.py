@@ -170,7 +170,7 @@ def _arithmetic(options: EfficiencyOptions) -> str:
 
 def _export_random(graph: Path, options: EfficiencyOptions, pictures: Path) -> None:
     from retinaserve.build_tools.export import ExportOptions, export_detector
-    from retinaserve.build_tools.quantize.int8 import Int8Options
+    from retinaserve.build_tools.quantize.calibrate import Int8Options
     from retinaserve.scripts.precisions import random_checkpoint
 
     checkpoint = graph.with_name("random.pth")

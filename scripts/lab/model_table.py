@@ -203,7 +203,7 @@ def measure(table: Table, backbone: str, *, say: Say) -> list[Flavour]:
 
 def score(table: Table, trained: Trained, *, say: Say) -> Scored:
     """Score a checkpoint in FP32 and INT8 through the server, and store it in the table."""
-    from retinaserve.build_tools.quantize.int8 import Int8Options
+    from retinaserve.build_tools.quantize.calibrate import Int8Options
     from retinaserve.training.checkpoint import load
 
     spec, int8 = load(trained.checkpoint).spec, Int8Options(trained.calibration)
@@ -235,7 +235,7 @@ def _build(
 ) -> Iterator[tuple[str, Path, Path]]:
     """Yield precision, graph and repository; bf16 is the float graph, computed otherwise."""
     from retinaserve.build_tools.export import ExportOptions, export_detector
-    from retinaserve.build_tools.quantize.int8 import Int8Options
+    from retinaserve.build_tools.quantize.calibrate import Int8Options
     from retinaserve.build_tools.repository.builder import build_repository
     from retinaserve.build_tools.repository.configs import INT8_ARITHMETIC, BuildOptions
 

@@ -72,8 +72,8 @@ def test_int8_from_checkpoint_to_repository(checkpoint: Path, pictures: Path, tm
     [
         (["--precision", "int8"], 2, "INT8 needs --calibration-images"),
         (["--precision", "int8", "--calibration-images", "nowhere"], 3, "nowhere: no such folder or file"),
-        (["--precision", "int8", "--calibration-images", "empty"], 3, "empty: no pictures to calibrate with"),
-        (["--precision", "int8", "--calibration-images", "bad"], 3, f"none of its {BAD} pictures can be read"),
+        (["--precision", "int8", "--calibration-images", "empty"], 3, "empty: no images to calibrate with"),
+        (["--precision", "int8", "--calibration-images", "bad"], 3, f"none of its {BAD} images can be read"),
         (["--precision", "int9"], 2, "'int9' is not one of"),
         (["--size", "200", "320"], 2, "multiples of 128, the largest stride"),
     ],
@@ -113,7 +113,7 @@ def test_an_interrupted_run_leaves_what_was_there(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("retinaserve.build_tools.quantize.int8.collect", interrupted)
+    monkeypatch.setattr("retinaserve.build_tools.quantize.calibrate.collect", interrupted)
     before = sorted(checkpoint.parent.rglob("*"))
     int8 = ("--precision", "int8", "--calibration-images", pictures)
     assert run("export", checkpoint, checkpoint.with_suffix(".onnx"), *int8).exit_code == 130

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from retinaserve.build_tools.quantize.int8 import Int8Options
+from retinaserve.build_tools.quantize.calibrate import Int8Options
 from retinaserve.build_tools.quantize.ranges import Calibrator
 from retinaserve.scripts.cli.export import CALIBRATORS
 from retinaserve.scripts.lab.model_table_page import TRAINED_HEAD

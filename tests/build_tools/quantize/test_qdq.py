@@ -11,14 +11,12 @@ import pytest
 from onnx import numpy_helper
 
 from retinaserve.build_tools.graph.graft import graft
-from retinaserve.build_tools.graph.onnx_io import precision_of
-from retinaserve.build_tools.quantize.int8 import Calibrated, Int8Options, calibrate, draw, to_int8
-from retinaserve.build_tools.quantize.layers import Layer, find_layers, without
-from retinaserve.build_tools.quantize.qdq import layers_of, quantize, tensors_of
-from retinaserve.build_tools.quantize.ranges import normalise
+from retinaserve.build_tools.graph.onnx_io import metadata_of, precision_of
+from retinaserve.build_tools.quantize.calibrate import Calibrated, Int8Options, calibrate, draw, to_int8
+from retinaserve.build_tools.quantize.qdq import Layer, find_layers, layers_of, quantize, tensors_of, without
 from retinaserve.scripts.sensitivity import noise
 from retinaserve.training.errors import Exit, UserError
-from retinaserve.training.export import export_heads
+from retinaserve.training.export import heads_graph
 from retinaserve.training.spec import METADATA_CALIBRATION, METADATA_PRECISION, NETWORK_INPUT, DetectorSpec
 from tests.pictures import checker, encode
 from tests.toys import toy_model
@@ -27,16 +25,16 @@ LAYERS = ("conv", "add")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calibration")
     for number in range(6):
-        picture = checker(200 + 30 * number, 160, seed=number, cell=12 + 9 * number)
-        (folder / f"{number}.jpg").write_bytes(encode(picture))
+        image = checker(200 + 30 * number, 160, seed=number, cell=12 + 9 * number)
+        (folder / f"{number}.jpg").write_bytes(encode(image))
     return folder
 
 
 @pytest.fixture(scope="module")
-def calibrated(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Calibrated:
+def calibrated(images: Path) -> Calibrated:
     """Heads with norms of their own on every level, some of which turn signs around."""
     import torch
 
@@ -51,10 +49,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Cali
                 module.bias.uniform_(-0.3, 0.3)
                 module.running_mean.uniform_(-0.2, 0.2)
         model.cls_head.norms[1][0].weight[::3] *= -1
-    path = tmp_path_factory.mktemp("heads") / "heads.onnx"
-    export_heads(model, spec, path)
-    options = Int8Options(pictures)
-    return calibrate(onnx.load(path), spec, draw(spec, options), options)
+    return calibrate(heads_graph(model, spec), spec, draw(spec, Int8Options(images)), Int8Options(images))
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +60,8 @@ def quantized(calibrated: Calibrated) -> onnx.ModelProto:
 def heads_of(model: onnx.ModelProto, calibrated: Calibrated) -> list[list[np.ndarray]]:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [name for pair in calibrated.spec.head_names for name in pair]
-    inputs = normalise(calibrated.spec, calibrated.pictures.images)
-    return [session.run(names, {NETWORK_INPUT: picture[None]}) for picture in inputs]
+    inputs = np.random.default_rng(0).normal(0, 1, (6, 3, *calibrated.spec.size)).astype(np.float32)
+    return [session.run(names, {NETWORK_INPUT: image[None]}) for image in inputs]
 
 
 def test_nothing_quantized_is_the_network_as_it_was(calibrated: Calibrated) -> None:
@@ -236,23 +231,20 @@ def test_a_layer_that_is_not_there_is_refused_with_those_near(calibrated: Calibr
     assert "backbone.layer1.0.conv2" in caught.value.hint and caught.value.code == Exit.USAGE
 
 
-def test_an_excluded_layer_stays_in_float_and_its_neighbours_do_not(
-    calibrated: Calibrated, pictures: Path
-) -> None:
-    options = Int8Options(pictures, exclude=("backbone.layer2", "cls_head.convs.0/p3"))
-    result = to_int8(calibrated.model, calibrated.spec, calibrated.pictures, options)
-    assert set(result.record["excluded"]) == {
+def test_an_excluded_layer_stays_in_float_and_its_neighbours_do_not(calibrated: Calibrated, images: Path) -> None:
+    options = Int8Options(images, exclude=("backbone.layer2", "cls_head.convs.0/p3"))
+    drawn = draw(calibrated.spec, options)
+    model, record = to_int8(calibrated.model, calibrated.spec, drawn, options)
+    assert set(record["excluded"]) == {
         layer.name
         for layer in calibrated.layers
         if layer.name.startswith("backbone.layer2.") or layer.name == "cls_head.convs.0/p3"
     }
     floats = [
-        node
-        for node in result.model.graph.node
-        if node.op_type == "Conv" and not node.input[1].endswith("/restored")
+        node for node in model.graph.node if node.op_type == "Conv" and not node.input[1].endswith("/restored")
     ]
     assert len(floats) == 5 + 1  # of layer2, two of them around a shortcut with a convolution, and of the head
-    metadata = {entry.key: entry.value for entry in result.model.metadata_props}
+    metadata = metadata_of(model)
     assert metadata[METADATA_PRECISION] == "int8" and '"calibrator": "minmax"' in metadata[METADATA_CALIBRATION]
 
 

@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 
 from retinaserve.build_tools.preprocess import Preprocessor
-from retinaserve.build_tools.quantize.calibration import draw_pictures, picture_files
+from retinaserve.build_tools.quantize.calibrate import Drawn, Int8Options, draw, image_files
 from retinaserve.training.errors import UserError
 from tests.pictures import bad_pictures, checker, encode
 from tests.toys import toy_spec
 
 COUNT = 40
+
+
+def drawn(source: Path, count: int, seed: int = 0) -> Drawn:
+    return draw(toy_spec(), Int8Options(source, count=count, seed=seed))
 
 
 @pytest.fixture(scope="module")
@@ -27,28 +31,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_draw_is_from_the_whole_set_and_repeats(folder: Path) -> None:
-    spec = toy_spec()
-    first, again, other = (draw_pictures(folder, spec, count=12, seed=seed) for seed in (3, 3, 4))
-    names = [picture.name for picture in first.drawn]
+    first, again, other = (drawn(folder, 12, seed) for seed in (3, 3, 4))
+    names = list(first.files)
     assert len(set(names)) == 12 and first.available == COUNT
     assert {name[0] for name in names} == {"a", "b"}
-    assert names == [picture.name for picture in again.drawn] and first.digest == again.digest
+    assert names == list(again.files) and first.digest == again.digest
     assert first.digest != other.digest
 
 
 def test_the_draw_does_not_depend_on_where_the_set_lies(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "elsewhere")
-    assert draw_pictures(copy, toy_spec(), count=9).digest == draw_pictures(folder, toy_spec(), count=9).digest
+    assert drawn(copy, 9).digest == drawn(folder, 9).digest
 
 
 def test_fewer_than_asked_for_are_all(folder: Path) -> None:
-    assert len(draw_pictures(folder, toy_spec(), count=10 * COUNT).drawn) == COUNT
+    assert len(drawn(folder, 10 * COUNT).files) == COUNT
 
 
-def test_pictures_are_what_the_server_sees(folder: Path) -> None:
+def test_images_are_what_the_server_sees(folder: Path) -> None:
     spec = toy_spec()
-    found = draw_pictures(folder, spec, count=5)
-    encoded = [(folder / picture.name).read_bytes() for picture in found.drawn]
+    found = drawn(folder, 5)
+    encoded = [(folder / name).read_bytes() for name in found.files]
     for image, prepared in zip(found.images, Preprocessor(spec.size, spec.pad_value).run(encoded), strict=True):
         np.testing.assert_array_equal(image, prepared.image)
 
@@ -57,8 +60,8 @@ def test_the_unreadable_are_named_and_replaced(folder: Path, tmp_path: Path) -> 
     mixed = shutil.copytree(folder, tmp_path / "mixed")
     for number, (data, _) in enumerate(bad_pictures().values()):
         (mixed / f"bad {number}.jpg").write_bytes(data)
-    found = draw_pictures(mixed, toy_spec(), count=COUNT)
-    assert len(found.drawn) == COUNT
+    found = drawn(mixed, COUNT)
+    assert len(found.files) == COUNT
     record = found.record()
     assert record["count"] == COUNT and record["sha256"] == found.digest
     assert {item["file"] for item in record["unreadable"]} <= {f"bad {n}.jpg" for n in range(len(bad_pictures()))}
@@ -66,11 +69,11 @@ def test_the_unreadable_are_named_and_replaced(folder: Path, tmp_path: Path) -> 
     assert not any("bad" in item["file"] for item in record["images"])
 
 
-def test_a_set_without_a_readable_picture_is_refused(tmp_path: Path) -> None:
+def test_a_set_without_a_readable_image_is_refused(tmp_path: Path) -> None:
     for number, (data, _) in enumerate(bad_pictures().values()):
         (tmp_path / f"{number}.jpg").write_bytes(data)
-    with pytest.raises(UserError, match=f"none of its {len(bad_pictures())} pictures can be read"):
-        draw_pictures(tmp_path, toy_spec(), count=5)
+    with pytest.raises(UserError, match=f"none of its {len(bad_pictures())} images can be read"):
+        drawn(tmp_path, 5)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +83,9 @@ def test_a_set_without_a_readable_picture_is_refused(tmp_path: Path) -> None:
         ("{}", "no list of images"),
         ("[1", "not JSON"),
         ('{"images": []}', "names no images"),
-        ('{"images": [{"file_name": "gone.jpg"}]}', "none of the 1 pictures it names is there"),
+        ('{"images": [{"file_name": "gone.jpg"}]}', "none of the 1 images it names is there"),
     ],
-    ids=["missing", "no list", "no JSON", "empty", "pictures gone"],
+    ids=["missing", "no list", "no JSON", "empty", "images gone"],
 )
 def test_a_json_that_names_nothing_is_refused(tmp_path: Path, content: str | None, words: str) -> None:
     source = tmp_path / "annotations" / "train.json"
@@ -90,21 +93,21 @@ def test_a_json_that_names_nothing_is_refused(tmp_path: Path, content: str | Non
         source.parent.mkdir()
         source.write_text(content)
     with pytest.raises(UserError, match=words):
-        draw_pictures(source, toy_spec(), count=5)
+        drawn(source, 5)
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match="no pictures to calibrate with"):
-        picture_files(tmp_path)
+    with pytest.raises(UserError, match="no images to calibrate with"):
+        image_files(tmp_path)
 
 
 @pytest.mark.parametrize("place", [".", "images", "../images"])
-def test_pictures_of_a_json_are_found(folder: Path, tmp_path: Path, place: str) -> None:
+def test_images_of_a_json_are_found(folder: Path, tmp_path: Path, place: str) -> None:
     source = tmp_path / "annotations" / "train.json"
     source.parent.mkdir()
     names = ["a/003.jpg", "b/030.jpg"]
     source.write_text(json.dumps({"images": [{"file_name": name} for name in names]}))
     shutil.copytree(folder, source.parent / place, dirs_exist_ok=True)
-    found = draw_pictures(source, toy_spec(), count=5)
-    assert sorted(picture.name for picture in found.drawn) == names
+    found = drawn(source, 5)
+    assert sorted(found.files) == names
