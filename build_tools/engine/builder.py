@@ -112,7 +112,14 @@ def build_engine(trt: Any, graph: Path, options: EngineOptions, *, progress: Pro
             partial.write_bytes(bytes(config.get_timing_cache().serialize()))
     data = bytes(serialized)
     layers = parse_listing(log.listing) if options.compute_capability else _inspect(trt, data, log)
-    return Engine(data, LayerReport.of(model, layers), seconds, tuple(log.remarks))
+    report = LayerReport.of(model, layers)
+    if report.unnamed:  # a plan is worth keeping that can't be read about: it took minutes to build
+        count = f"{len(report.unnamed)} of {sum(report.asked.values())}"
+        log.remarks.append(
+            f"TensorRT names no layer for {count} convolutions ({report.unnamed[0]!r}, ...): "
+            "their precision is not known; its notation may have changed with the version"
+        )
+    return Engine(data, report, seconds, tuple(log.remarks))
 
 
 def _check(model: onnx.ModelProto, graph: Path, options: EngineOptions, trt: Any) -> None:

@@ -17,8 +17,6 @@ from typing import Any, Self
 import onnx
 from onnx import TensorProto
 
-from retinaserve.training.errors import UserError
-
 PRECISIONS = ("int8", "fp16", "fp32")  # what our graphs ask for
 # Words of both notations ("Datatype: Half", "Channel major FP16 format"), those that contain others first.
 WORDS = (
@@ -55,10 +53,11 @@ class LayerReport:
     asked: Mapping[str, int]  # by the precision the graph states
     fallen: tuple[str, ...]  # convolutions that run in a wider type than the graph states
     other: Mapping[str, int]  # the other layers, by precision
+    unnamed: tuple[str, ...] = ()  # convolutions that no layer is named for: their precision is not known
 
     @classmethod
     def of(cls, model: onnx.ModelProto, layers: Iterable[Layer]) -> Self:
-        """Find each convolution of the graph among the layers. Raises UserError where one is in none."""
+        """Find each convolution of the graph among the layers."""
         asked = stated_precisions(model)
         working = [layer for layer in layers if layer.kind not in WAITING]
         running: dict[str, Layer] = {}
@@ -66,20 +65,15 @@ class LayerReport:
             for origin in asked.keys() & set(layer.origins):
                 if origin not in running or running[origin].kind == GENERATED:
                     running[origin] = layer
-        missing = sorted(asked.keys() - running.keys())
-        if missing:
-            raise UserError(
-                f"the builder names no layer for {len(missing)} of {len(asked)} convolutions: {missing[0]!r}, ...",
-                "their precision is not known; its notation may have changed with the version",
-            )
         convolving = {id(layer) for layer in running.values()}
         wider = {name for name, layer in running.items() if _rank(layer.precision) > _rank(asked[name])}
         return cls(
             layers=len(working),
-            convolutions=Counter(running[name].precision for name in asked),
+            convolutions=Counter(layer.precision for layer in running.values()),
             asked=Counter(asked.values()),
             fallen=tuple(name for name in asked if name in wider),
             other=Counter(layer.precision or "none" for layer in working if id(layer) not in convolving),
+            unnamed=tuple(name for name in asked if name not in running),
         )
 
 
@@ -113,11 +107,12 @@ def _listed(line: str) -> Layer:
 
 
 def parse_inspector(text: str) -> list[Layer]:
-    """Read the JSON of TensorRT's engine inspector. Raises UserError where it names layers only."""
-    layers = json.loads(text)["Layers"]
-    if any(isinstance(layer, str) for layer in layers):
-        raise UserError("the engine lists names of layers only", "build it with detailed profiling verbosity")
-    return [_inspected(layer) for layer in layers]
+    """Read the JSON of TensorRT's engine inspector; nothing where its notation is another."""
+    try:
+        layers = json.loads(text, strict=False)["Layers"]  # names may hold control characters
+        return [_inspected(layer) for layer in layers]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return []
 
 
 def _inspected(layer: Mapping[str, Any]) -> Layer:

@@ -103,7 +103,7 @@ def tell_plan(plan: Path, built: "BuiltPlan") -> None:
     where = f"{manifest.gpu} ({manifest.compute_capability})" if manifest.gpu else manifest.compute_capability
     what = f"{manifest.precision} for {where}, TensorRT {manifest.tensorrt}, batch {low} to {high}, best at {best}"
     click.echo(f"{plan}: {what}, {len(built.engine.data) / 1e6:.1f} MB, built in {built.engine.seconds:.0f} s")
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.convolutions.items()))
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.convolutions.items())) or "none named"
     fallen = f"{len(report.fallen)} of them in a wider type than the graph's"
     click.echo(f"{report.layers} layers; convolutions: {kinds}; {fallen}", err=True)
     for name in report.fallen[:SHOWN]:

@@ -56,6 +56,8 @@ class Compiled:
         """What is wrong, in a sentence; nothing where all is well."""
         if self.report is None:
             return self.refusal
+        if self.report.unnamed:
+            return f"the compiler names no layer for {len(self.report.unnamed)} convolutions"
         if self.report.fallen and self.compute_capability not in WITHOUT_INT8:
             some = ", ".join(self.report.fallen[:3])
             return f"{len(self.report.fallen)} convolutions run in a wider type than the graph's: {some}"

@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import pytest
 
+from retinaserve.build_tools.engine import listeners
 from retinaserve.build_tools.engine.builder import RTX, EngineOptions, build_engine, load_tensorrt
 from retinaserve.build_tools.engine.gpu import Driver, find_gpus, this_target
 from retinaserve.build_tools.engine.listeners import message_log, progress_monitor, tidy
@@ -287,6 +288,16 @@ def test_a_plan_is_written_with_its_manifest(trt: Any, candidates: Path, tmp_pat
     assert (manifest.onnx_sha256, manifest.plugins_sha256) == (sha256(candidates), "")
     with pytest.raises(UserError, match="does not fit: it was built by tensorrt_rtx"):
         check_plan(plan, this_target())
+
+
+def test_a_plan_is_kept_where_its_layers_can_t_be_read(
+    trt: Any, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "LISTING", "a word of another version")
+    built = build_plan(candidates, tmp_path / "model.plan", L4, trt=trt)
+    assert (tmp_path / "model.plan").read_bytes() == built.engine.data
+    assert len(built.engine.report.unnamed) == TOY_CONVOLUTIONS and not built.engine.report.convolutions
+    assert f"names no layer for {TOY_CONVOLUTIONS} of {TOY_CONVOLUTIONS} convolutions" in built.engine.remarks[0]
 
 
 def test_a_full_disk_leaves_no_plan(trt: Any, candidates: Path, tmp_path: Path) -> None:
