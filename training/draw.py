@@ -85,8 +85,9 @@ def draw(
     *,
     within: tuple[int, int] | None = None,
     scores: bool = True,
+    outlines: npt.ArrayLike = (),
 ) -> Image.Image:
-    """Return a copy of an upright RGB picture with its boxes drawn.
+    """Return a copy of an upright RGB picture with its boxes drawn, and those of `outlines` thin and white.
 
     `within` (width, height) scales the copy to fit before anything is drawn, so that lines and letters keep
     their size; without it only a picture too small for letters is scaled, by a whole number.
@@ -99,6 +100,8 @@ def draw(
     font = _font(max(SMALLEST_TEXT, round(diagonal / 55)))
     ink = ImageDraw.Draw(canvas, "RGBA")
 
+    for box in np.asarray(outlines, np.float32).reshape(-1, 4):
+        _outline(ink, _inside(box * scale, size, 2), LIGHT, 1)
     order = np.argsort(-detections.scores, kind="stable")
     boxes = [_inside(detections.boxes[index] * scale, size, 2 * line) for index in order]
     for box, index in reversed(list(zip(boxes, order, strict=True))):  # the best lie on top

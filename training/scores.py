@@ -1,12 +1,11 @@
-"""COCO scores: pycocotools judges, this reads its files, feeds it and names what it answers.
+"""COCO scores by pycocotools: this feeds it and names what it answers.
 
     truth = Annotations.load(Path("val.json"))
     match = match_classes(detector.class_names, truth.categories)
     scores = evaluate(truth, {image_id: detections}, match.category_ids)
     scores.ap, scores.per_class[0].ap50
 
-No other average precision exists in this project. pycocotools prints; nothing of that gets out. A score that
-has no ground truth to stand on is None, not -1.
+pycocotools prints; nothing of that gets out. A score that has no ground truth to stand on is None, not -1.
 """
 
 import contextlib
@@ -14,14 +13,13 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
-from retinaserve.training.matches import Matches
 
 MAX_DETECTIONS = (1, 10, 100)  # of COCO; AP counts the best hundred of an image
 IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
@@ -42,6 +40,40 @@ NUMBERS: Mapping[str, str] = {
     "ar_medium": "area 32 x 32 to 96 x 96 px",
     "ar_large": "area over 96 x 96 px",
 }
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMatches:
+    """One category's detections, best score first as COCOeval orders them, and where its boxes are."""
+
+    row: npt.NDArray[np.int64]  # (D,) place in the result list
+    image: npt.NDArray[np.int64]  # (D,) place of the image
+    score: npt.NDArray[np.float64]  # (D,)
+    matched: npt.NDArray[np.bool_]  # (10, D) at each IoU: found a box nobody had found
+    ignored: npt.NDArray[np.bool_]  # (10, D) neither right nor wrong: it lies on a crowd
+    truth_id: npt.NDArray[np.int64]  # (D,) annotation found at IoU 0.5, 0 for none
+    instances: npt.NDArray[np.int64]  # (N,) boxes in each image, crowds left out
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Which detection found which box, as COCOeval decided (all areas, 100 detections an image).
+
+    By category, in the file's order. Places, not ids: the n-th image in the order of ids, the n-th row of the
+    result list.
+    """
+
+    image_ids: tuple[int, ...]  # sorted
+    of_class: tuple[ClassMatches, ...]
+
+    @classmethod
+    def of(cls, coco: Any, order: Sequence[int]) -> Self:
+        """Read them from a COCOeval after `evaluate()`; `order` is each category's place in COCOeval's list."""
+        image_ids = tuple(int(image_id) for image_id in coco.params.imgIds)
+        areas, count = len(coco.params.areaRng), len(image_ids)
+        starts = [place * areas * count for place in order]  # evalImgs is (K, A, N), "all" the first area
+        classes = (_class_matches(coco.evalImgs[start : start + count]) for start in starts)
+        return cls(image_ids, tuple(classes))
 
 
 @dataclass(frozen=True)
@@ -150,7 +182,7 @@ def evaluate(
     `results`: image id to detections; `category_ids`: the category of each class, from `match_classes`.
     """
     rows = to_coco(results, category_ids)
-    stats, precision, recall, matches = _judge(truth, rows)
+    stats, precision, recall, matches = _coco_scores(truth, rows)
     instances = Counter(box["category_id"] for box in truth.boxes if not box["iscrowd"])
     found = Counter(row["category_id"] for row in rows)
     per_class = tuple(
@@ -181,30 +213,30 @@ def evaluate(
 
 def ap50(truth: Annotations, rows: Sequence[Mapping[str, Any]]) -> float | None:
     """Return AP at IoU 0.50 alone, of a COCO result list: a fraction of the work of `evaluate`."""
-    judge = _cocoeval(truth, rows)
-    judge.params.iouThrs = np.array([0.5])
-    judge.params.areaRng, judge.params.areaRngLbl = [judge.params.areaRng[AREA_ALL]], ["all"]
-    judge.params.maxDets = [MAX_DETECTIONS[-1]]
+    coco = _cocoeval(truth, rows)
+    coco.params.iouThrs = np.array([0.5])
+    coco.params.areaRng, coco.params.areaRngLbl = [coco.params.areaRng[AREA_ALL]], ["all"]
+    coco.params.maxDets = [MAX_DETECTIONS[-1]]
     with contextlib.redirect_stdout(io.StringIO()):
-        judge.evaluate()
-        judge.accumulate()
-    return _mean(judge.eval["precision"])
+        coco.evaluate()
+        coco.accumulate()
+    return _mean(coco.eval["precision"])
 
 
-def _judge(
+def _coco_scores(
     truth: Annotations, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64], Matches]:
     """Return the 12 numbers, precision (10, 101, K) and recall (10, K), K in the file's order, and the matches."""
-    judge = _cocoeval(truth, rows)
+    coco = _cocoeval(truth, rows)
     with contextlib.redirect_stdout(io.StringIO()):
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
+        coco.evaluate()
+        coco.accumulate()
+        coco.summarize()
     # COCOeval sorts and makes unique what it is given: bring its categories back into the file's order.
-    order = [list(judge.params.catIds).index(category_id) for category_id in truth.categories]
-    precision = judge.eval["precision"][:, :, order, AREA_ALL, -1]
-    recall = judge.eval["recall"][:, order, AREA_ALL, -1]
-    return judge.stats, precision, recall, Matches.of(judge, order)
+    order = [list(coco.params.catIds).index(category_id) for category_id in truth.categories]
+    precision = coco.eval["precision"][:, :, order, AREA_ALL, -1]
+    recall = coco.eval["recall"][:, order, AREA_ALL, -1]
+    return coco.stats, precision, recall, Matches.of(coco, order)
 
 
 def _cocoeval(truth: Annotations, rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -217,28 +249,53 @@ def _cocoeval(truth: Annotations, rows: Sequence[Mapping[str, Any]]) -> Any:
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         # COCO.loadRes fails on an empty list, so both sides are indexed the same way.
-        judge = COCOeval(
+        coco = COCOeval(
             _index(truth, [dict(box) for box in truth.boxes]),  # COCOeval writes into them
             _index(truth, detections),
             "bbox",
         )
-    judge.params.catIds = list(truth.categories)
-    judge.params.imgIds = list(truth.images)
-    judge.params.maxDets = list(MAX_DETECTIONS)
-    return judge
+    coco.params.catIds = list(truth.categories)
+    coco.params.imgIds = list(truth.images)
+    coco.params.maxDets = list(MAX_DETECTIONS)
+    return coco
 
 
 def _index(truth: Annotations, annotations: list[dict[str, Any]]) -> Any:
     from pycocotools.coco import COCO
 
-    coco = COCO()
-    coco.dataset = {
+    index = COCO()
+    index.dataset = {
         "images": [{"id": image_id} for image_id in truth.images],
         "categories": [{"id": category_id, "name": name} for category_id, name in truth.categories.items()],
         "annotations": annotations,
     }
-    coco.createIndex()
-    return coco
+    index.createIndex()
+    return index
+
+
+def _class_matches(images: Sequence[dict[str, Any] | None]) -> ClassMatches:
+    known = [(place, item) for place, item in enumerate(images) if item is not None]
+    score = _joined([np.asarray(item["dtScores"], np.float64) for _, item in known], np.float64)
+    order = np.argsort(-score, kind="mergesort")  # as COCOeval.accumulate, so that ties fall alike
+    instances = np.zeros(len(images), np.int64)
+    for place, item in known:
+        instances[place] = np.count_nonzero(np.asarray(item["gtIgnore"]) == 0)
+    found = _joined([item["dtMatches"] for _, item in known], np.float64, rows=10)[:, order]
+    ignored = _joined([item["dtIgnore"] for _, item in known], np.bool_, rows=10)[:, order]
+    return ClassMatches(
+        row=_joined([np.asarray(item["dtIds"], np.int64) - 1 for _, item in known], np.int64)[order],
+        image=_joined([np.full(len(item["dtIds"]), place) for place, item in known], np.int64)[order],
+        score=score[order],
+        matched=(found > 0) & ~ignored,
+        ignored=ignored,
+        truth_id=found[0].astype(np.int64),
+        instances=instances,
+    )
+
+
+def _joined(parts: Sequence[npt.NDArray[Any]], kind: type, *, rows: int = 0) -> npt.NDArray[Any]:
+    empty: npt.NDArray[Any] = np.empty((rows, 0) if rows else 0, kind)
+    return np.concatenate([empty, *(part.astype(kind) for part in parts)], axis=-1)
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float | None:

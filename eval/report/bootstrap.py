@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retinaserve.training.matches import ClassMatches, Matches
+from retinaserve.training.scores import ClassMatches, Matches
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCOeval's
 CONFIDENCE = 0.95

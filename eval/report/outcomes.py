@@ -20,8 +20,7 @@ import numpy.typing as npt
 
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
-from retinaserve.training.matches import Matches
-from retinaserve.training.scores import to_coco
+from retinaserve.training.scores import Matches, to_coco
 
 CORRECT, LOCALISATION, CLASS, BOTH, DUPLICATE, BACKGROUND = range(6)
 KINDS = ("correct", "localisation", "class", "both", "duplicate", "background")

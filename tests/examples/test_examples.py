@@ -16,7 +16,7 @@ from retinaserve.scripts.shapes.draw import CATEGORIES, draw_dataset
 from retinaserve.training.checkpoint import load, load_model
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.spec import Network
-from retinaserve.training.trainer.validate import judge, predictions
+from retinaserve.training.trainer.validate import predict, score
 from tests.pictures import checker, encode
 
 ROOT = Path(__file__).parents[2]
@@ -129,5 +129,4 @@ def test_the_checkpoint_finds_shapes_it_has_not_seen(tmp_path: Path) -> None:
     drawn = draw_dataset(tmp_path, images=24, seed=123)
     dataset = CocoDataset(drawn.images, drawn.annotations)
     spec, model = load_model(EXAMPLES / "shapes.pth")
-    found = list(predictions(model, spec, dataset, range(len(dataset))))
-    assert judge(dataset, spec, found).ap50 > 0.75
+    assert score(dataset, spec, predict(model, spec, dataset, range(len(dataset)))).ap50 > 0.75

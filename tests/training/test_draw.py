@@ -40,6 +40,17 @@ def test_a_box_is_drawn_where_it_is(case: str) -> None:
         assert drawn.getpixel((x + drawn.width // 100, y)) == GREY
 
 
+def test_outlines_are_thin_white_and_beneath() -> None:
+    drawn = draw(
+        Image.new("RGB", (640, 480), GREY), one(100, 100, 200, 200), ["cat"], outlines=[[300, 100, 400, 200]]
+    )
+    assert drawn.getpixel((399, 150)) == (255, 255, 255) and drawn.getpixel((396, 150)) == GREY
+    over = draw(
+        Image.new("RGB", (640, 480), GREY), one(100, 100, 200, 200), ["cat"], outlines=[[100, 100, 200, 200]]
+    )
+    assert over.getpixel((199, 150)) == BLUE
+
+
 LABELS = {
     "room above": ((640, 480), (200, 200, 400, 400)),
     "at the top": ((640, 480), (200, 0, 400, 400)),

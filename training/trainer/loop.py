@@ -26,11 +26,11 @@ from retinaserve.training.model import build_model
 from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.trainer.distributed import Team, team
-from retinaserve.training.trainer.pictures import MOST, draw_batch, draw_predictions
+from retinaserve.training.trainer.plots import draw_batch, draw_predictions
 from retinaserve.training.trainer.progress import Meter, Metrics, Progress, metrics_path
 from retinaserve.training.trainer.run import Run, all_anchors
 from retinaserve.training.trainer.settings import Precision, TrainConfig
-from retinaserve.training.trainer.validate import Scores, check, judge, predictions
+from retinaserve.training.trainer.validate import Scores, check, predict, score
 
 __all__ = ["Precision", "TrainConfig", "TrainResult", "all_anchors", "interruptible", "train"]
 
@@ -153,14 +153,14 @@ def _validate(run: Run, dataset: CocoDataset, iteration: int, files: _Files | No
         model = build_model(run.spec).to(run.device)
     model.load_state_dict(run.weights())
     part = range(us.rank, len(dataset), us.world)
-    own = list(predictions(model.eval(), run.spec, dataset, part, precision=run.precision))
-    found = sorted((each for some in us.gather(own) for each in some), key=lambda each: each.index)
-    scores = us.share(judge(dataset, run.spec, found) if us.leads else None)
+    own = predict(model.eval(), run.spec, dataset, part, precision=run.precision)
+    found = {image_id: each for some in us.gather(own) for image_id, each in some.items()}
+    scores = us.share(score(dataset, run.spec, found) if us.leads else None)
     assert scores is not None
     better, run.best = scores.ap > run.best, max(scores.ap, run.best)
     if files:
         files.metrics.append_scores(iteration, asdict(scores))
-        draw_predictions(dataset, run.spec, found[:MOST]).save(files.found)
+        draw_predictions(dataset, run.spec, found).save(files.found)
         if better:
             save(files.best, Checkpoint(run.spec, run.weights(), iteration))
     return scores

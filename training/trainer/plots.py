@@ -1,19 +1,29 @@
-"""The pictures of a run: its losses, learning rate and scores over the iterations, and what its labels are like.
+"""What people look at to trust a run: curves, labels, a batch as the network sees it, and what it finds.
 
-    plot_results(metrics_path(checkpoint), Path("model.results.png"))
-    plot_labels(describe_labels(dataset, spec), spec, Path("model.labels.png"))
-
-It draws what progress.py has kept and label_statistics.py has counted.
+plot_results(metrics_path(checkpoint), Path("model.results.png"))
+plot_labels(describe_labels(dataset, spec), spec, Path("model.labels.png"))
+draw_batch(batch, spec.classes).save("model.train_batch.jpg")
+draw_predictions(dataset, spec, found).save("model.val_predictions.jpg")
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.data.label_statistics import LabelStatistics
+from retinaserve.training.data.loaders import Batch
+from retinaserve.training.detections import Detections
+from retinaserve.training.draw import contact_sheet, draw
 from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.trainer.progress import read_metrics, read_scores
 
 MOST_CLASSES = 30
+MOST_IMAGES, TILE = 16, (360, 360)
+SHOWN_SCORE = 0.3
 
 
 def plot_results(metrics: Path, output: Path) -> bool:
@@ -64,6 +74,37 @@ def plot_labels(statistics: LabelStatistics, spec: DetectorSpec, output: Path) -
     )
     axes.legend(loc="upper left")
     figure.savefig(output, dpi=110)
+
+
+def draw_batch(batch: Batch, classes: Sequence[str]) -> Image.Image:
+    """Draw the first images of a training batch with their boxes; crowd regions are thin and white."""
+    tiles = []
+    for pixels, target, image_id in zip(batch.images, batch.targets, batch.image_ids, strict=True):
+        image = Image.fromarray(
+            np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
+        )  # (3, H, W) -> (H, W, 3)
+        boxes, crowd = target.boxes.numpy(), target.crowd.numpy()
+        classes_of = target.classes.numpy()[~crowd].astype(np.int32)
+        labelled = Detections(boxes[~crowd], np.ones(len(classes_of), np.float32), classes_of)
+        drawn = draw(image, labelled, classes, within=TILE, scores=False, outlines=boxes[crowd])
+        tiles.append((drawn, f"image {image_id}"))
+        if len(tiles) == MOST_IMAGES:
+            break
+    return contact_sheet(tiles, tile=TILE)
+
+
+def draw_predictions(dataset: CocoDataset, spec: DetectorSpec, found: Mapping[int, Detections]) -> Image.Image:
+    """Draw what was found, above a score, on the first images; the annotations' boxes are thin and white."""
+    tiles = []
+    for index, labels in enumerate(dataset.labels):
+        if labels.image_id not in found:
+            continue
+        shown = found[labels.image_id].above(SHOWN_SCORE)
+        drawn = draw(dataset.load(index), shown, spec.classes, within=TILE, outlines=labels.boxes)
+        tiles.append((drawn, labels.path.name))
+        if len(tiles) == MOST_IMAGES:
+            break
+    return contact_sheet(tiles, tile=TILE)
 
 
 def _figure(*, columns: int) -> tuple[Any, Any]:
