@@ -11,8 +11,9 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-# The CPU's arithmetic, and OpenVINO's INFERENCE_PRECISION_HINT for it, which a repository's config holds.
-HINTS: Mapping[str, str] = {"fp32": "f32", "bf16": "bf16"}
+# The CPU's arithmetic, and OpenVINO's INFERENCE_PRECISION_HINT for it, which a repository's config holds. f32 is
+# another word for fp32.
+HINTS: Mapping[str, str] = {"fp32": "f32", "bf16": "bf16", "f32": "f32"}
 
 
 def shared_core() -> Any:
@@ -40,12 +41,12 @@ def compile_for_cpu(
     More than one of `streams` share the threads, and each has an image of its own. With `profile` each request
     tells how long every operator took, at some cost.
 
-    `precision` is a key or a value of HINTS; fp32 where the processor has no bf16: OpenVINO would emulate it,
+    `precision` is a key of HINTS; fp32 where the processor has no bf16: OpenVINO would emulate it,
     many times slower.
     """
     core = shared_core()
-    hint = HINTS.get(precision, precision)
-    if hint == HINTS["bf16"] and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    hint = HINTS[precision]
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         hint = HINTS["fp32"]
     settings = {
         "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",

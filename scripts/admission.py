@@ -22,8 +22,7 @@ from PIL import Image
 
 from retinaserve.build_tools.preprocess import admit
 from retinaserve.build_tools.repository.builder import ADMISSION_PACKAGE
-from retinaserve.build_tools.repository.config_schema import read_config, write_config
-from retinaserve.build_tools.repository.configs import TEMPLATES
+from retinaserve.build_tools.repository.configs import TEMPLATES, read_config, write_config
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.spec import ADMISSION, IMAGE_BYTES
 

@@ -22,8 +22,15 @@ from retinaserve.build_tools.engine.manifest import Manifest, Target, check_plan
 from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor
 from retinaserve.build_tools.preprocess.pipeline import serialise
-from retinaserve.build_tools.repository.config_schema import read_config, write_config
-from retinaserve.build_tools.repository.configs import MODELS, TEMPLATES, BuildOptions, Profile, specialise
+from retinaserve.build_tools.repository.configs import (
+    MODELS,
+    TEMPLATES,
+    BuildOptions,
+    Profile,
+    read_config,
+    specialise,
+    write_config,
+)
 from retinaserve.build_tools.repository.versions import keep_pins
 from retinaserve.training import spec as contract
 from retinaserve.training.errors import UserError
@@ -78,7 +85,7 @@ class _Warmup:
         )
 
     @property
-    def picture_bytes(self) -> int:
+    def image_bytes(self) -> int:
         return len(self.files[contract.PREPROCESS]["picture.jpg"])
 
 
@@ -143,7 +150,7 @@ def build_repository(
         served.spec,
         profile,
         options,
-        picture_bytes=warmup.picture_bytes,
+        image_bytes=warmup.image_bytes,
         precision=served.precision,
         identity=served.identity,
         manifest=served.manifest,

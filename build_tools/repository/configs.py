@@ -1,36 +1,30 @@
-"""The `config.pbtxt` of each model of a profile, specialised for one detector and checked against it.
+"""The `config.pbtxt` of each model: read, written, and specialised for one detector.
 
-    configs = specialise(spec, "cpu", BuildOptions(), source, picture_bytes=20_000)
+    config = read_config(Path("repository/detector/config.pbtxt"))
+    write_config(path, config)
+    configs = specialise(spec, "cpu", BuildOptions(), image_bytes=20_000)    # by model
 
-They are read and changed through Triton's own protobuf classes, so that what Triton would refuse fails here, and
-nothing is left to the server's auto-completion.
+The schema is that of tritonclient, which is as old as the embedded server (2.51), and the fields that came later
+and that we set. Reading goes by it, so that what Triton would refuse fails here.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from tritonclient.grpc import model_config_pb2
+
 from retinaserve.build_tools.engine.manifest import Manifest
+from retinaserve.build_tools.openvino_cpu import HINTS
 from retinaserve.build_tools.preprocess import MAX_BYTES, MAX_PIXELS
-from retinaserve.build_tools.repository.config_checks import check_configs
-from retinaserve.build_tools.repository.config_schema import read_config, write_config
-from retinaserve.build_tools.repository.triton_release import EMBEDDED, PRODUCTION, TritonRelease
 from retinaserve.training import spec as contract
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import write_text
 from retinaserve.training.spec import DetectorSpec, Tensor
-
-__all__ = [
-    "MODELS",
-    "TEMPLATES",
-    "BuildOptions",
-    "Profile",
-    "check_configs",
-    "read_config",
-    "specialise",
-    "write_config",
-]
 
 Profile = Literal["cpu", "gpu"]
 MODELS: Mapping[str, tuple[str, ...]] = {
@@ -38,20 +32,61 @@ MODELS: Mapping[str, tuple[str, ...]] = {
     "gpu": (contract.ADMISSION, contract.PREPROCESS, contract.RETINANET, contract.DETECTOR),
 }
 TEMPLATES = Path(__file__).parents[2] / "model_repository"
-DEFAULT_BATCH = 4  # on CPUs: cores take pictures one by one, and more would only be decoded earlier
-# The output convolutions of an INT8 graph are float and, in f32, take as long as all the others together.
+DEFAULT_BATCH = 4  # on CPUs: cores take images one by one, and more would only be decoded earlier
+# The output convolutions of an INT8 graph are float and, in fp32, take as long as all the others together.
 INT8_ARITHMETIC = "bf16"
+# Versions of Triton: that of the nvidia-pytriton wheel, and that of container 26.08.
+EMBEDDED, PRODUCTION = (2, 51), (2, 72)
+OLDEST = EMBEDDED
+# Triton's version by container, from NVIDIA's release notes; a month in which it counted on by one is left out.
+CONTAINERS = {(24, 10): (2, 51), (25, 6): (2, 59), (25, 7): (2, 59), (25, 8): (2, 60)}
+MAX_INFLIGHT_SINCE = (2, 63)  # container 25.11; an older server refuses a config with a field it does not know
+UINT32 = descriptor_pb2.FieldDescriptorProto.TYPE_UINT32
+OPTIONAL = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL
+# Message, field, number, type: from model_config.proto of triton-inference-server/common.
+LATER_FIELDS = (("ModelEnsembling", "max_inflight_requests", 2, UINT32),)
+
+
+def _model_config() -> Any:
+    """Return the class ModelConfig of tritonclient's schema with LATER_FIELDS in it."""
+    schema = descriptor_pb2.FileDescriptorProto()
+    model_config_pb2.DESCRIPTOR.CopyToProto(schema)
+    messages = {message.name: message for message in schema.message_type}
+    for message, name, number, kind in LATER_FIELDS:
+        if name not in {field.name for field in messages[message].field}:  # a newer tritonclient has it
+            messages[message].field.add(name=name, number=number, type=kind, label=OPTIONAL, json_name=name)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(schema)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{schema.package}.ModelConfig"))
+
+
+ModelConfig = _model_config()
+
+
+def read_config(path: Path) -> Any:
+    """Parse a config.pbtxt with Triton's own schema. Raises UserError with the line that is wrong."""
+    try:
+        return text_format.Parse(path.read_text(), ModelConfig())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file", "a Triton repository has one config a model") from None
+    except text_format.ParseError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def write_config(path: Path, config: Any) -> None:
+    """Write a config as text, as Triton reads it; a server that looks meanwhile sees the old one."""
+    write_text(path, text_format.MessageToString(config, as_utf8=True))
 
 
 @dataclass(frozen=True)
 class BuildOptions:
     """What the deployer chooses; everything else comes from the model."""
 
-    precision: str = "f32"  # what the CPU computes in where the graph is float: f32, or bf16 if it can
+    arithmetic: str = "fp32"  # what the CPU computes in where the graph is float: fp32, or bf16 if it can
     max_batch: int | None = None  # 4, or the largest that a plan takes
     max_image_bytes: int = MAX_BYTES
     max_image_pixels: int = MAX_PIXELS
-    triton: TritonRelease = PRODUCTION  # GPU profile: the server that it is for
+    triton: tuple[int, int] = PRODUCTION  # GPU profile: the server that it is for
     max_queue: int | None = None  # CPU profile: requests that wait, at most; 32, or two batches
     max_inflight: int = 0  # GPU profile: requests between two steps of the ensemble, at most; 0: no limit
 
@@ -61,19 +96,19 @@ def specialise(
     profile: Profile,
     options: BuildOptions,
     *,
-    picture_bytes: int,
+    image_bytes: int,
     precision: str = "fp32",
     identity: Mapping[str, str] | None = None,
     manifest: Manifest | None = None,
 ) -> dict[str, Any]:
-    """Return the profile's configs (ModelConfig by model name) made for one detector, and checked against it.
+    """Return the profile's configs (ModelConfig by model name) made for one detector.
 
-    `picture_bytes` is the length of the encoded warm-up picture, which Triton wants as a dimension, `precision`
+    `image_bytes` is the length of the encoded warm-up image, which Triton wants as a dimension, `precision`
     the graph's, `identity` the hashes that a client is told. The GPU profile needs the plan's manifest. Raises
     UserError where configs, model and target do not fit together.
     """
     max_batch = options.max_batch or (manifest.batch[2] if manifest else DEFAULT_BATCH)
-    picture = Tensor("uint8", (picture_bytes,))
+    encoded = Tensor("uint8", (image_bytes,))
     tensors = spec.inputs | spec.outputs
     parameters = _parameters(spec, profile, options, precision, manifest)
     for key, text in (identity or {}).items():
@@ -91,16 +126,14 @@ def specialise(
                 tensor.dims[:] = tensors[tensor.name].shape
         for sample in config.model_warmup:
             for key, value in sample.inputs.items():
-                value.dims[:] = (picture if key == contract.IMAGE_BYTES else tensors[key]).shape
+                value.dims[:] = (encoded if key == contract.IMAGE_BYTES else tensors[key]).shape
         for key, text in parameters[name].items():
             config.parameters[key].string_value = text
         if config.optimization.cuda.graphs:
             _write_graph_specs(config, spec)
         configs[name] = config
     if options.max_inflight:
-        configs[contract.DETECTOR].ensemble_scheduling.max_inflight_requests = options.max_inflight
-    check_configs(configs, spec, manifest=manifest)
-    _check_release(configs, profile, options)
+        _set_max_inflight(configs[contract.DETECTOR], options.max_inflight, profile, options)
     return configs
 
 
@@ -123,11 +156,19 @@ def _parameters(
     if profile == "cpu":
         return {
             contract.PREPROCESS: preparation | limits,
-            contract.RETINANET: {"precision": options.precision, "graph": precision},
+            contract.RETINANET: {
+                "precision": HINTS[options.arithmetic],
+                "graph": precision,
+            },
             contract.DETECTOR: detector,
         }
     if manifest is None:
         raise UserError("the gpu profile needs the manifest of the plan", "a plan written by `retinaserve export`")
+    if manifest.batch[0] != 1:
+        raise UserError(
+            f"the plan takes no batch below {manifest.batch[0]}, and a lone request makes a batch of 1",
+            "build it again: retinaserve export --batch 1 OPT MAX",
+        )
     built = ("precision", "tensorrt", "compute_capability")
     return {
         contract.ADMISSION: limits,
@@ -155,13 +196,47 @@ def _write_graph_specs(config: Any, spec: DetectorSpec) -> None:
                 bound.input[name].dim[:] = tensor.shape
 
 
-def _check_release(configs: Mapping[str, Any], profile: Profile, options: BuildOptions) -> None:
+def _set_max_inflight(detector: Any, requests: int, profile: Profile, options: BuildOptions) -> None:
     release = EMBEDDED if profile == "cpu" else options.triton
-    for name, config in configs.items():
-        unknown = release.unknown_fields(config)
-        if unknown:
+    if release < MAX_INFLIGHT_SINCE:
+        raise UserError(
+            f"{contract.DETECTOR}/config.pbtxt: Triton {version_text(release)} does not know "
+            f"ensemble_scheduling.max_inflight_requests (known from Triton {version_text(MAX_INFLIGHT_SINCE)}, "
+            "container 25.11, on)",
+            "leave it out, or build for a later server with --triton-version",
+            code=Exit.USAGE,
+        )
+    detector.ensemble_scheduling.max_inflight_requests = requests
+
+
+def triton_version(text: str) -> tuple[int, int]:
+    """Read a version of Triton (2.69, 2.69.0) or of its container (26.05, 26.05-py3). Raises UserError."""
+    match = re.fullmatch(r"v?(\d{1,2})\.(\d{1,2})(?:\.\d+|-.*)?", text.strip())
+    if not match:
+        raise UserError(
+            f"{text!r} is no version of Triton",
+            "a version like 2.69, or a container's like 26.05, is expected",
+            code=Exit.USAGE,
+        )
+    version = year, month = int(match[1]), int(match[2])
+    if year > PRODUCTION[0]:
+        if not 1 <= month <= 12:
             raise UserError(
-                f"{name}/config.pbtxt: Triton {release} does not know {unknown[0]}",
-                "leave it out, or build for a later server with --triton-version",
-                code=Exit.USAGE,
+                f"{year}.{month:02} is no version of Triton's container", "a year and a month", code=Exit.USAGE
             )
+        # Containers come monthly, and Triton counts on by one each, with the exceptions in CONTAINERS.
+        known = max((each for each in CONTAINERS if each <= version), default=min(CONTAINERS))
+        major, minor = CONTAINERS[known]
+        version = major, minor + (year - known[0]) * 12 + month - known[1]
+    if version < OLDEST:
+        raise UserError(
+            f"Triton {text} is older than what repositories are built for",
+            f"{version_text(OLDEST)} (24.10) or later is expected",
+            code=Exit.USAGE,
+        )
+    return version
+
+
+def version_text(version: tuple[int, int]) -> str:
+    """Return a version as Triton writes it."""
+    return f"{version[0]}.{version[1]}"

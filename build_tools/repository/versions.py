@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retinaserve.build_tools.repository.config_schema import read_config, write_config
+from retinaserve.build_tools.repository.configs import read_config, write_config
 from retinaserve.training.errors import UserError
 from retinaserve.training.spec import DETECTOR, RETINANET
 

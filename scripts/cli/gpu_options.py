@@ -57,9 +57,9 @@ def gpu_options(command: Command) -> Command:
 
 def gpu_build_options(gpu: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of BuildOptions that the options set."""
-    from retinaserve.build_tools.repository.triton_release import TritonRelease
+    from retinaserve.build_tools.repository.configs import triton_version
 
-    return {"triton": TritonRelease.parse(gpu["triton_version"]), "max_inflight": gpu["max_inflight"]}
+    return {"triton": triton_version(gpu["triton_version"]), "max_inflight": gpu["max_inflight"]}
 
 
 def target_of(gpu: Mapping[str, Any]) -> "Target":

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from retinaserve.build_tools.repository.config_schema import read_config
+from retinaserve.build_tools.repository.configs import read_config
 from retinaserve.eval.client.transport import Transport
 from retinaserve.scripts.drills.load import Shot, closed_loop, good, percentile, shoot
 from retinaserve.scripts.drills.processes import SHARED_MEMORY, stubs

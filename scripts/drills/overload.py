@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from retinaserve.build_tools.repository.config_schema import read_config
+from retinaserve.build_tools.repository.configs import read_config
 from retinaserve.eval.client.transport import Endpoint
 from retinaserve.scripts.drills.load import Shot, closed_loop, good, milliseconds, open_loop, percentile, rate_of
 from retinaserve.scripts.drills.processes import Usage

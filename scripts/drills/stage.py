@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from retinaserve.build_tools.repository.config_schema import read_config
+from retinaserve.build_tools.repository.configs import read_config
 from retinaserve.eval.client.transport import Endpoint
 from retinaserve.scripts.drills.processes import Usage, usage
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer, check_repository, with_ports

@@ -79,7 +79,7 @@ def capacity(
     done = []
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
         repository = build_repository(
-            model, Path(scratch) / "repository", options=BuildOptions(precision=precision)
+            model, Path(scratch) / "repository", options=BuildOptions(arithmetic=precision)
         ).repository
         pictures = [path.read_bytes() for path in find_images(images)][:64] if images else drawn(Path(scratch))
         limits = [_network_alone(model, precision, seconds)]

@@ -20,8 +20,7 @@ from retinaserve.build_tools.engine.manifest import write_plan
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor
 from retinaserve.build_tools.preprocess.pipeline import serialise
 from retinaserve.build_tools.repository.builder import build_repository
-from retinaserve.build_tools.repository.config_schema import read_config, write_config
-from retinaserve.build_tools.repository.configs import DEFAULT_BATCH, BuildOptions
+from retinaserve.build_tools.repository.configs import DEFAULT_BATCH, BuildOptions, read_config, write_config
 from retinaserve.eval.client.client import Client
 from retinaserve.scripts.server.installation import Installation
 from retinaserve.scripts.server.triton import Server, TritonServer

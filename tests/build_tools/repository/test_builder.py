@@ -19,7 +19,7 @@ from tests.toys import toy_model
 def test_versions_follow_each_other(toy_onnx: Path, tmp_path: Path) -> None:
     repository = tmp_path / "deep" / "repository"
     assert build_repository(toy_onnx, repository).version == 1
-    assert build_repository(toy_onnx, repository, options=BuildOptions(precision="bf16")).version == 2
+    assert build_repository(toy_onnx, repository, options=BuildOptions(arithmetic="bf16")).version == 2
     shutil.rmtree(repository / "detector" / "2")  # what a build that was killed half-way leaves behind
     assert build_repository(toy_onnx, repository).version == 3
     assert {path.name for path in (repository / "retinanet").iterdir() if path.is_dir()} == {

@@ -1,21 +1,32 @@
-"""Configs of both profiles: explicit, Triton's own schema, and each way in which they could disagree."""
+"""Configs of both profiles: explicit, in Triton's own schema, and in agreement with graph, plan and pipeline."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from google.protobuf import text_format
+from nvidia.dali import types as dali
 from tritonclient.grpc import model_config_pb2
+from tritonclient.utils import triton_to_np_dtype
 
 from retinaserve.build_tools.engine.manifest import Manifest
-from retinaserve.build_tools.repository.config_checks import check_configs
-from retinaserve.build_tools.repository.config_schema import read_config, write_config
-from retinaserve.build_tools.repository.configs import MODELS, TEMPLATES, BuildOptions, Profile, specialise
-from retinaserve.build_tools.repository.triton_release import TritonRelease
+from retinaserve.build_tools.preprocess import pipeline
+from retinaserve.build_tools.repository.configs import (
+    MODELS,
+    TEMPLATES,
+    BuildOptions,
+    Profile,
+    read_config,
+    specialise,
+    triton_version,
+    version_text,
+    write_config,
+)
 from retinaserve.training.errors import UserError
+from retinaserve.training.spec import Tensor
 from tests.toys import CATEGORY_IDS, CLASSES, toy_manifest, toy_spec
 
 EVERY = [(profile, name) for profile, names in MODELS.items() for name in names]
@@ -26,7 +37,7 @@ def configs_of(profile: Profile, *, manifest: Manifest | None = None, **options:
     if profile == "gpu":
         manifest = manifest or toy_manifest()
     spec = manifest.spec if manifest else toy_spec()
-    return specialise(spec, profile, BuildOptions(**options), picture_bytes=1234, manifest=manifest)
+    return specialise(spec, profile, BuildOptions(**options), image_bytes=1234, manifest=manifest)
 
 
 @pytest.mark.parametrize(("profile", "name"), EVERY)
@@ -73,7 +84,7 @@ def test_specialised_configs_carry_the_detector(profile: Profile) -> None:
 
 
 def test_precision_is_the_deployers_on_a_cpu_and_the_plans_on_a_gpu() -> None:
-    assert configs_of("cpu", precision="bf16")["retinanet"].parameters["precision"].string_value == "bf16"
+    assert configs_of("cpu", arithmetic="bf16")["retinanet"].parameters["precision"].string_value == "bf16"
     assert configs_of("gpu")["retinanet"].parameters["precision"].string_value == "int8"
 
 
@@ -101,133 +112,73 @@ def test_every_batch_size_has_one_cuda_graph(most: int, graphs: list[tuple[int, 
         assert all(list(bound.input["letterbox"].dim) == [4] for bound in bounds)
 
 
-def spoil_type(configs: dict[str, Any]) -> None:
-    configs["retinanet"].output[0].data_type = model_config_pb2.TYPE_FP32
+ENCODED = Tensor("uint8", (-1,))
 
 
-def spoil_dims(configs: dict[str, Any]) -> None:
-    configs["preprocess"].output[0].dims[:] = [3, 1, 1]
-
-
-def spoil_map(configs: dict[str, Any]) -> None:
-    del configs["detector"].ensemble_scheduling.step[-1].input_map["letterbox"]
-
-
-def spoil_step(configs: dict[str, Any]) -> None:
-    configs["detector"].ensemble_scheduling.step[-1].model_name = "retina"
-
-
-def spoil_partial_outputs(configs: dict[str, Any]) -> None:
-    del configs["detector"].ensemble_scheduling.step[-2].output_map["letterbox"]
-
-
-def spoil_source(configs: dict[str, Any]) -> None:
-    configs["detector"].ensemble_scheduling.step[-1].input_map["image"] = "picture"
-
-
-def spoil_crossed(configs: dict[str, Any]) -> None:
-    step = configs["detector"].ensemble_scheduling.step[-1]
-    step.input_map["image"], step.input_map["letterbox"] = "letterbox", "image"
-
-
-def spoil_order(configs: dict[str, Any]) -> None:
-    steps = configs["detector"].ensemble_scheduling.step
-    first = steps.pop(0)
-    steps.append(first)
-
-
-def spoil_twice(configs: dict[str, Any]) -> None:
-    configs["detector"].ensemble_scheduling.step[-1].output_map["boxes"] = "letterbox"
-
-
-def spoil_lost_output(configs: dict[str, Any]) -> None:
-    configs["detector"].ensemble_scheduling.step[-1].output_map["boxes"] = "frames"
-
-
-def spoil_batch(configs: dict[str, Any]) -> None:
-    configs["preprocess"].max_batch_size = 3
-
-
-def spoil_ragged(configs: dict[str, Any]) -> None:
-    configs["preprocess"].input[0].allow_ragged_batch = False
-
-
-def spoil_batching(configs: dict[str, Any]) -> None:
-    configs["preprocess"].ClearField("dynamic_batching")
+def tensors(listed: Any) -> dict[str, Tensor]:
+    """Return the inputs or outputs of a config."""
+    names = {each.name: model_config_pb2.DataType.Name(each.data_type).removeprefix("TYPE_") for each in listed}
+    return {
+        each.name: Tensor(np.dtype(triton_to_np_dtype(names[each.name])).name, tuple(each.dims)) for each in listed
+    }
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (spoil_type, r"retinanet/config.pbtxt: its outputs are .*float32', shape=\(1,\)"),
-        (spoil_dims, r"preprocess/config.pbtxt: its outputs are .*\(3, 1, 1\)"),
-        (spoil_map, r"step retinanet maps inputs \['image'\], the model has \['image', 'letterbox'\]"),
-        (spoil_step, "step 'retina' is not in the repository"),
-        (spoil_partial_outputs, r"step preprocess maps outputs \['image'\], the model has"),
-        (spoil_source, "step retinanet takes 'picture', which no step before it gives"),
-        (spoil_crossed, r"step retinanet takes 'letterbox' as image, .*\(3, 128, 192\).* but it is .*\(4,\)"),
-        (spoil_order, "which no step before it gives"),
-        (spoil_twice, "step retinanet gives 'letterbox', which there is already"),
-        (spoil_lost_output, "no step gives its output boxes"),
-        (spoil_batch, "max_batch_size differs: .*preprocess 3"),
-        (spoil_ragged, "input image_bytes needs allow_ragged_batch"),
-        (spoil_batching, "preprocess/config.pbtxt: no dynamic_batching"),
-    ],
-)
-def test_configs_that_disagree_are_refused(profile: Profile, spoil: Callable[..., None], words: str) -> None:
+def test_configs_have_the_tensors_of_the_spec(profile: Profile) -> None:
+    spec, encoded = toy_spec(), {"image_bytes": ENCODED}
+    expected = {
+        "admission": (encoded, encoded),
+        "preprocess": (encoded, spec.inputs),
+        "retinanet": (spec.inputs, spec.outputs),
+        "detector": (encoded, {**spec.outputs, "letterbox": spec.inputs["letterbox"]}),
+    }
+    for name, config in configs_of(profile).items():
+        assert (tensors(config.input), tensors(config.output)) == expected[name]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_requests_share_executions(profile: Profile) -> None:
     configs = configs_of(profile)
-    check_configs(configs, toy_spec())
-    spoil(configs)
-    with pytest.raises(UserError, match=words):
-        check_configs(configs, toy_spec())
+    assert len({config.max_batch_size for config in configs.values()}) == 1
+    for config in configs.values():
+        assert config.HasField("ensemble_scheduling") or config.HasField("dynamic_batching")
+        for tensor in config.input:  # or images of different length never share an execution
+            assert tensor.allow_ragged_batch == (tensor.name == "image_bytes")
 
 
-def spoil_swap(configs: dict[str, Any]) -> None:
-    outputs = configs["preprocess"].output
-    first = outputs.pop(0)
-    outputs.append(first)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_ensembles_tensors_are_made_once_before_they_are_used_and_fit(profile: Profile) -> None:
+    configs = configs_of(profile)
+    known = tensors(configs["detector"].input)
+    for step in configs["detector"].ensemble_scheduling.step:
+        inputs, outputs = tensors(configs[step.model_name].input), tensors(configs[step.model_name].output)
+        assert set(step.input_map) == set(inputs) and set(step.output_map) == set(outputs)
+        assert {name: known[step.input_map[name]] for name in inputs} == inputs
+        made = {step.output_map[name]: tensor for name, tensor in outputs.items()}
+        assert not made.keys() & known.keys()
+        known |= made
+    answered = tensors(configs["detector"].output)
+    assert {name: known[name] for name in answered} == answered
 
 
-def spoil_graph_dims(configs: dict[str, Any]) -> None:
-    configs["retinanet"].optimization.cuda.graph_spec[1].input["image"].dim[:] = [3, 512, 512]
+def test_the_dali_backend_finds_its_source_and_each_output_at_its_place() -> None:
+    """It goes by the source's name and the outputs' places: swapped, they are served under each other's names."""
+    config = configs_of("gpu")["preprocess"]
+    assert config.backend == "dali" and [tensor.name for tensor in config.input] == [pipeline.INPUT]
+    found = tensors(config.output)
+    assert tuple(found) == pipeline.OUTPUTS
+    types = {dali.UINT8: "uint8", dali.FLOAT: "float32"}
+    assert [tensor.dtype for tensor in found.values()] == [types[kind] for kind in pipeline.OUTPUT_TYPES]
+    assert [len(tensor.shape) for tensor in found.values()] == pipeline.OUTPUT_RANKS
 
 
-def spoil_graph_batch(configs: dict[str, Any]) -> None:
-    configs["retinanet"].optimization.cuda.graph_spec[0].batch_size = 99
+def test_the_plan_is_the_file_that_build_writes() -> None:
+    assert configs_of("gpu")["retinanet"].default_model_filename == "model.plan"
 
 
-def spoil_file(configs: dict[str, Any]) -> None:
-    configs["retinanet"].default_model_filename = "detector.plan"
-
-
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (spoil_swap, r"its outputs are \['letterbox', 'image'\]; the pipeline returns .* only the place counts"),
-        (spoil_graph_dims, r"the CUDA graph of batch 2 is for .*\(3, 512, 512\)"),
-        (spoil_graph_batch, "a CUDA graph is for batch 99, max_batch_size is 24"),
-        (spoil_file, "default_model_filename is 'detector.plan'"),
-    ],
-)
-def test_gpu_configs_that_disagree_are_refused(spoil: Callable[..., None], words: str) -> None:
-    configs = configs_of("gpu")
-    spoil(configs)
-    with pytest.raises(UserError, match=words):
-        check_configs(configs, toy_spec(), manifest=toy_manifest())
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"batch": (1, 2, 4)}, "max_batch_size is 24, the plan takes batches up to 4"),
-        ({"batch": (8, 16, 24)}, "takes no batch below 8"),
-        ({"spec": toy_spec().with_size(256, 256)}, "the plan was built for another detector"),
-    ],
-)
-def test_a_plan_that_disagrees_is_refused(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        check_configs(configs_of("gpu"), toy_spec(), manifest=replace(toy_manifest(), **change))
+def test_a_plan_without_a_batch_of_one_is_refused() -> None:
+    with pytest.raises(UserError, match="takes no batch below 8"):
+        configs_of("gpu", manifest=replace(toy_manifest(), batch=(8, 16, 24)))
 
 
 @pytest.mark.parametrize(
@@ -245,17 +196,17 @@ def test_a_plan_that_disagrees_is_refused(change: dict[str, Any], words: str) ->
     ],
 )
 def test_a_release_is_known_by_its_own_or_its_containers_version(text: str, version: str) -> None:
-    assert str(TritonRelease.parse(text)) == version
+    assert version_text(triton_version(text)) == version
 
 
 @pytest.mark.parametrize("text", ["", "latest", "24.09", "2.50", "26.13", "26"])
 def test_what_is_no_release_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="Triton"):
-        TritonRelease.parse(text)
+        triton_version(text)
 
 
 def test_a_field_that_the_target_does_not_know_is_refused(tmp_path: Path) -> None:
-    new, old = TritonRelease.parse("26.05"), TritonRelease.parse("25.10")
+    new, old = triton_version("26.05"), triton_version("25.10")
     detector = configs_of("gpu", max_inflight=64, triton=new)["detector"]
     write_config(tmp_path / "config.pbtxt", detector)
     assert read_config(tmp_path / "config.pbtxt") == detector

@@ -16,8 +16,7 @@ from retinaserve.build_tools.engine.manifest import Target, manifest_path, read_
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor, preprocess_pipeline
 from retinaserve.build_tools.preprocess.pipeline import OUTPUTS, serialise
 from retinaserve.build_tools.repository.builder import build_repository
-from retinaserve.build_tools.repository.config_schema import read_config
-from retinaserve.build_tools.repository.configs import MODELS, BuildOptions
+from retinaserve.build_tools.repository.configs import MODELS, BuildOptions, read_config
 from retinaserve.scripts.cli.main import main
 from retinaserve.training.errors import UserError
 from tests.damage import good_pictures

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from retinaserve.build_tools.repository.builder import build_repository
-from retinaserve.build_tools.repository.config_schema import read_config
-from retinaserve.build_tools.repository.configs import MODELS
+from retinaserve.build_tools.repository.configs import MODELS, read_config
 from retinaserve.build_tools.repository.versions import CANARY, Pins, read_pins, versions_of, write_pins
 from retinaserve.training.errors import UserError
 

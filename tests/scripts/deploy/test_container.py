@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from retinaserve.build_tools.repository.triton_release import TritonRelease
-from retinaserve.scripts.cli.main import main
+from retinaserve.build_tools.repository.configs import triton_version
+from retinaserve.scripts.cli.build import build
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "scripts" / "deploy"
@@ -50,9 +50,9 @@ def test_the_dockerfile_has_the_tuple() -> None:
 
 
 def test_build_is_for_the_same_server_by_default() -> None:
-    (default,) = (option.default for option in main.commands["build"].params if option.name == "triton_version")
+    (default,) = (option.default for option in build.params if option.name == "triton_version")
     assert default == VERSIONS["container"]["tag"]
-    assert str(TritonRelease.parse(default)) == str(TritonRelease.parse(VERSIONS["container"]["triton"]))
+    assert triton_version(default) == triton_version(VERSIONS["container"]["triton"])
 
 
 def test_every_image_named_anywhere_has_the_tag() -> None:
@@ -220,7 +220,7 @@ class Absent(MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r} in the builder image", name=name)
 
 sys.meta_path.insert(0, Absent())
-from retinaserve.scripts.cli.main import main
+from retinaserve.scripts.cli.build import build
 main(["build", sys.argv[2], "--output", sys.argv[3]])
 """
 
