@@ -1,9 +1,7 @@
 """Everything a report tells, made once for the JSON file and the page.
 
-    analysis = Analysis.of(report, resamples=1000, seed=0)
-    write_json(path, analysis.to_dict())
-
-It puts together what the other files of this folder compute, and computes nothing itself.
+analysis = Analysis.of(report, resamples=1000, seed=0)
+write_json(path, analysis.to_dict())
 """
 
 from dataclasses import dataclass
@@ -12,12 +10,10 @@ from typing import Any, Self
 import numpy as np
 
 from retinaserve.eval.report.bootstrap import Interval, draw, interval, resampled_ap
-from retinaserve.eval.report.calibration import Calibration, calibrate
 from retinaserve.eval.report.comparison import FORMAT, Baseline, Comparison, compare, pack_detections
-from retinaserve.eval.report.gains import gains
-from retinaserve.eval.report.outcomes import Outcomes, judge_boxes
+from retinaserve.eval.report.error_types import ClassifiedBoxes, ap50_gains, classify_boxes
 from retinaserve.eval.report.report import Report
-from retinaserve.eval.report.thresholds import ThresholdTable, image_errors, steps
+from retinaserve.eval.report.thresholds import Calibration, ThresholdTable, calibrate, image_errors, steps
 from retinaserve.training.scores import IOU_50, IOU_75
 
 RESAMPLES, SEED = 1000, 0
@@ -28,7 +24,7 @@ class Analysis:
     """A report, taken apart."""
 
     report: Report
-    outcomes: Outcomes
+    classified: ClassifiedBoxes
     table: ThresholdTable
     threshold: float  # the suggested one
     calibration: Calibration
@@ -42,50 +38,43 @@ class Analysis:
     ) -> Self:
         """Analyse a report, and compare it with a baseline."""
         matches = report.scores.matches
-        outcomes = judge_boxes(report.truth, report.results, report.category_ids, matches)
-        table = ThresholdTable.of(outcomes)
+        classified = classify_boxes(report.truth, report.results, report.category_ids, matches)
+        table = ThresholdTable.of(classified)
         threshold = table.best()
         comparison = None
         if baseline:
-            comparison = compare(baseline, report.scores, outcomes, threshold, resamples=resamples, seed=seed)
-        drawn = resampled_ap(matches, draw(len(outcomes.image_ids), resamples=resamples, seed=seed))
+            comparison = compare(baseline, report.scores, classified, threshold, resamples=resamples, seed=seed)
+        drawn = resampled_ap(matches, draw(len(classified.image_ids), resamples=resamples, seed=seed))
         return cls(
             report=report,
-            outcomes=outcomes,
+            classified=classified,
             table=table,
             threshold=threshold,
-            calibration=calibrate(outcomes),
-            gains=gains(report.truth, outcomes),
+            calibration=calibrate(classified),
+            gains=ap50_gains(report.truth, classified),
             interval=interval(drawn, seed=seed),
             comparison=comparison,
         )
 
     def worst_images(self, count: int) -> list[tuple[int, int]]:
         """Return ids and errors of the images with the most errors at the suggested threshold."""
-        errors = image_errors(self.outcomes, self.threshold)
+        errors = image_errors(self.classified, self.threshold)
         order = np.argsort(-errors, kind="stable")[:count]
-        return [(self.outcomes.image_ids[place], int(errors[place])) for place in order if errors[place]]
+        return [(self.classified.image_ids[place], int(errors[place])) for place in order if errors[place]]
 
     def operating_points(self) -> list[dict[str, Any]]:
         """Return each class's own best threshold with its precision, recall and F1; the last is all classes'."""
-        names, curves = self.outcomes.class_names, self.table.curves()
+        names, curves = self.classified.class_names, self.table.curves()
         points = []
         for place in range(len(names) + 1):
             pooled = place == len(names)
             best = self.table.best(None if pooled else place)
             step = int(steps(np.array([best]))[0])
-            values = (float(curve[place, step]) for curve in curves)
-            numbers = [round(value, 4) if np.isfinite(value) else None for value in values]
-            precision, recall, f1 = numbers
-            points.append(
-                {
-                    "class": None if pooled else names[place],
-                    "threshold": best,
-                    "precision": precision,
-                    "recall": recall,
-                    "f1": f1,
-                }
-            )
+            point: dict[str, Any] = {"class": None if pooled else names[place], "threshold": best}
+            for name, curve in zip(("precision", "recall", "f1"), curves, strict=True):
+                value = float(curve[place, step])
+                point[name] = round(value, 4) if np.isfinite(value) else None
+            points.append(point)
         return points
 
     def pr_curves(self) -> dict[str, list[list[float] | None]]:
@@ -114,13 +103,13 @@ class Analysis:
             "errors": self.table.errors(self.threshold),
             "ap50_gains": self.gains,
             "confusion": {
-                "labels": [*self.outcomes.class_names, None],
+                "labels": [*self.classified.class_names, None],
                 "counts": self.table.confusion(self.threshold).tolist(),
             },
             "calibration": self.calibration.to_dict(),
             "pr_curves": self.pr_curves(),
             "comparison": self.comparison and self.comparison.to_dict(),
-            "detections": pack_detections(self.outcomes),
+            "detections": pack_detections(self.classified),
         }
 
 

@@ -1,7 +1,7 @@
 """Two detectors on the same labelled images: what changed overall, by class and by image.
 
     baseline = read_baseline(Path("last_week.json"), truth)
-    change = compare(baseline, scores, outcomes, threshold, resamples=1000, seed=0)
+    change = compare(baseline, scores, classified, threshold, resamples=1000, seed=0)
     change.difference, change.interval, change.worse
 
 The baseline is the JSON file of an earlier report. It holds its detections, which are scored again on the same
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from retinaserve.eval.report.bootstrap import Interval, draw, interval, resampled_ap
-from retinaserve.eval.report.outcomes import Outcomes, judge_boxes
+from retinaserve.eval.report.error_types import ClassifiedBoxes, classify_boxes
 from retinaserve.eval.report.thresholds import ThresholdTable, image_errors
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
@@ -35,7 +35,7 @@ class Baseline:
     path: Path
     model: dict[str, Any]
     scores: CocoScores
-    outcomes: Outcomes
+    classified: ClassifiedBoxes
     threshold: float
 
 
@@ -105,48 +105,49 @@ def read_baseline(path: Path, truth: Annotations) -> Baseline:
         raise UserError(f"{path}: its detections can't be read: {type(error).__name__} {error}", made_by) from None
     category_ids = tuple(truth.categories)
     scores = evaluate(truth, results, category_ids)
-    outcomes = judge_boxes(truth, results, category_ids, scores.matches)
-    return Baseline(path, model, scores, outcomes, ThresholdTable.of(outcomes).best())
+    classified = classify_boxes(truth, results, category_ids, scores.matches)
+    return Baseline(path, model, scores, classified, ThresholdTable.of(classified).best())
 
 
 def compare(
-    baseline: Baseline, scores: CocoScores, outcomes: Outcomes, threshold: float, *, resamples: int, seed: int
+    baseline: Baseline,
+    scores: CocoScores,
+    classified: ClassifiedBoxes,
+    threshold: float,
+    *,
+    resamples: int,
+    seed: int,
 ) -> Comparison:
-    """Compare `scores` and `outcomes` (at `threshold`) with a baseline; `resamples` draws give the interval."""
-    old = baseline.scores.to_dict()
-    new = scores.to_dict()
+    """Compare `scores` and `classified` (at `threshold`) with a baseline; `resamples` draws give the interval."""
+    old, new = baseline.scores.to_dict(), scores.to_dict()
     numbers = {name: (old[name], value) for name, value in new.items() if name[:2] in ("ap", "ar")}
-    names = [(score.name, score.ap) for score in scores.per_class]
-    classes = tuple(
-        (name, before.ap, now) for (name, now), before in zip(names, baseline.scores.per_class, strict=True)
-    )
+    per_class = zip(baseline.scores.per_class, scores.per_class, strict=True)
     start = time.perf_counter()
-    weights = draw(len(outcomes.image_ids), resamples=resamples, seed=seed)
+    weights = draw(len(classified.image_ids), resamples=resamples, seed=seed)
     drawn = resampled_ap(scores.matches, weights) - resampled_ap(baseline.scores.matches, weights)
-    found = interval(drawn, seed=seed)
+    ap_interval = interval(drawn, seed=seed)
     seconds = time.perf_counter() - start
 
-    before, now = image_errors(baseline.outcomes, baseline.threshold), image_errors(outcomes, threshold)
+    before, now = image_errors(baseline.classified, baseline.threshold), image_errors(classified, threshold)
     more = now - before
-    changes = [
-        ImageChange(*values) for values in zip(outcomes.image_ids, before.tolist(), now.tolist(), strict=True)
-    ]
+    counts = zip(classified.image_ids, before.tolist(), now.tolist(), strict=True)
+    changes = [ImageChange(*values) for values in counts]
     return Comparison(
         baseline=baseline,
         numbers=numbers,
-        classes=classes,
+        classes=tuple((now_score.name, old_score.ap, now_score.ap) for old_score, now_score in per_class),
         difference=None if scores.ap is None or baseline.scores.ap is None else scores.ap - baseline.scores.ap,
-        interval=found,
+        interval=ap_interval,
         seconds=seconds,
         worse=tuple(changes[place] for place in np.argsort(-more, kind="stable") if more[place] > 0),
         better=tuple(changes[place] for place in np.argsort(more, kind="stable") if more[place] < 0),
     )
 
 
-def pack_detections(outcomes: Outcomes) -> dict[str, list[list[float]]]:
+def pack_detections(classified: ClassifiedBoxes) -> dict[str, list[list[float]]]:
     """Return the detections by image id for the JSON file: category id, score, x1, y1, x2, y2, losslessly."""
     packed: dict[str, list[list[float]]] = {}
-    for row, corners in zip(outcomes.rows, outcomes.boxes.astype(np.float32), strict=True):
+    for row, corners in zip(classified.rows, classified.boxes.astype(np.float32), strict=True):
         values = [float(str(value)) for value in (np.float32(row["score"]), *corners)]  # float32's shortest digits
         packed.setdefault(str(row["image_id"]), []).append([row["category_id"], *values])
     return packed

@@ -1,10 +1,10 @@
-"""A detector judged on a labelled set: its scores, what failed, tables, curves and a sheet to look at.
+"""A detector on a labelled set: its scores, what failed, tables, curves and a sheet of images.
 
     report = evaluate_detector(client, truth, images, progress=tqdm)
     print(report.table())
     report.write_images(Path("report"))       # curves.png, contact_sheet.jpg, detections.json
 
-The detector may be a server or a file; it only sees encoded pictures. A picture without an answer counts as one
+The detector may be a server or a file; it only sees encoded images. An image without an answer counts as one
 without detections, so that failures lower the scores instead of hiding in them.
 """
 
@@ -33,14 +33,14 @@ from retinaserve.training.scores import (
 )
 
 Answers = Iterator[Detections | ImageError]
-SHEET_PICTURES, SHEET_COLUMNS, TILE = 12, 4, (400, 300)  # half of the columns are the truth
+SHEET_IMAGES, SHEET_COLUMNS, TILE = 12, 4, (400, 300)  # half of the columns are the truth
 SHEET_SCORE = 0.5
 MOST_CLASSES = 25  # bars of the plot
 
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of one evaluation; `results` and `errors` are by image id."""
+    """The result of one evaluation; `results` and `errors` are by image id."""
 
     truth: Annotations
     files: Mapping[int, Path]
@@ -103,18 +103,18 @@ class Report:
         write_json(folder / "detections.json", self.coco_results(), indent=None)
 
     def sheet(self) -> Image.Image:
-        """Return a sheet of pictures spread over the set: what was drawn by hand beside what was found."""
+        """Return a sheet of images spread over the set: what is labelled beside what was found."""
         names, of_category, of_class = self._shared_classes()
         ids = [image_id for image_id in self.files if image_id not in self.errors]
-        pictures = []
-        for image_id in ids[:: max(1, len(ids) // SHEET_PICTURES)][:SHEET_PICTURES]:
-            picture, name = open_picture(self.files[image_id]), self.files[image_id].name
+        tiles = []
+        for image_id in ids[:: max(1, len(ids) // SHEET_IMAGES)][:SHEET_IMAGES]:
+            image, name = open_picture(self.files[image_id]), self.files[image_id].name
             drawn = _renumbered(self.truth.boxes_of(image_id), of_category)
             found = _renumbered(self.results[image_id].above(SHEET_SCORE), of_class)
-            left = draw(picture, drawn, names, within=TILE, scores=False)
-            pictures.append((left, f"{name}: {len(drawn)} labelled"))
-            pictures.append((draw(picture, found, names, within=TILE), f"{len(found)} found"))
-        return contact_sheet(pictures, columns=SHEET_COLUMNS, tile=TILE)
+            left = draw(image, drawn, names, within=TILE, scores=False)
+            tiles.append((left, f"{name}: {len(drawn)} labelled"))
+            tiles.append((draw(image, found, names, within=TILE), f"{len(found)} found"))
+        return contact_sheet(tiles, columns=SHEET_COLUMNS, tile=TILE)
 
     def _shared_classes(self) -> tuple[list[str], dict[int, int], dict[int, int]]:
         """Return one list of names for both sides, so that a class has one colour, and the places in it."""

@@ -1,8 +1,9 @@
-"""What a detector does at each score threshold: precision, recall, F1, errors, confusion; and which to choose.
+"""What the scores say: precision, recall, F1, errors and confusion at each threshold, and the calibration.
 
-    table = ThresholdTable.of(outcomes)
+    table = ThresholdTable.of(classified)
     best = table.best()                        # the threshold of the highest F1, all classes pooled
     table.confusion(best)                      # (K + 1, K + 1), the last row and column are the background
+    calibrate(classified).error                # expected calibration error, 0 is perfect
 
 The thresholds are 0.00, 0.01 ... 1.00; a detection counts from its score on (score >= threshold). Right and wrong
 do not depend on the threshold, because pycocotools hands boxes out from the best score down. What a missed box is
@@ -12,16 +13,17 @@ TIDE has it, when no localisation or class error explains it. The report's page 
 `to_dict()`.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from retinaserve.eval.report.outcomes import CORRECT, KINDS, NEVER, Outcomes
+from retinaserve.eval.report.error_types import CORRECT, KINDS, NEVER, ClassifiedBoxes
 
 GRID = np.arange(101) / 100
 STEPS = len(GRID)
+BINS = 10  # of the calibration
 
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -41,23 +43,23 @@ class ThresholdTable:
     covered: Counts
 
     @classmethod
-    def of(cls, outcomes: Outcomes) -> Self:
-        """Count a set's outcomes."""
-        classes = len(outcomes.class_names)
-        known = outcomes.kind >= 0
+    def of(cls, classified: ClassifiedBoxes) -> Self:
+        """Count a set's classified."""
+        classes = len(classified.class_names)
+        known = classified.kind >= 0
         counts = np.zeros((classes, len(KINDS), STEPS), np.int64)
-        np.add.at(counts, (outcomes.category[known], outcomes.kind[known], steps(outcomes.score[known])), 1)
-        claimed = outcomes.claimant >= 0
-        claim_category = np.full(len(outcomes.found), -1, np.int64)
-        claim_category[claimed] = outcomes.category[outcomes.claimant[claimed]]
+        np.add.at(counts, (classified.category[known], classified.kind[known], steps(classified.score[known])), 1)
+        claimed = classified.claimant >= 0
+        claim_category = np.full(len(classified.found), -1, np.int64)
+        claim_category[claimed] = classified.category[classified.claimant[claimed]]
         return cls(
             detections=counts,
-            instances=np.bincount(outcomes.truth_category, minlength=classes),
-            category=outcomes.truth_category,
-            found=steps(outcomes.found),
-            claim=steps(outcomes.claim),
+            instances=np.bincount(classified.truth_category, minlength=classes),
+            category=classified.truth_category,
+            found=steps(classified.found),
+            claim=steps(classified.claim),
             claim_category=claim_category,
-            covered=steps(outcomes.covered),
+            covered=steps(classified.covered),
         )
 
     def curves(self) -> tuple[Floats, Floats, Floats]:
@@ -85,13 +87,13 @@ class ThresholdTable:
         return {**{KINDS[kind]: int(above[kind]) for kind in range(1, len(KINDS))}, "missed": int(missed.sum())}
 
     def confusion(self, threshold: float) -> Counts:
-        """Return (K + 1, K + 1): rows are what is labelled, columns what was said, the last is the background."""
+        """Return (K + 1, K + 1): rows are labels, columns detections, the last the background."""
         step, classes = int(steps(np.array([threshold]))[0]), len(self.instances)
         found = self.found >= step
         confused = ~found & (self.claim >= step)
-        said = np.where(found, self.category, np.where(confused, self.claim_category, classes))
+        called = np.where(found, self.category, np.where(confused, self.claim_category, classes))
         table = np.zeros((classes + 1, classes + 1), np.int64)
-        np.add.at(table, (self.category, said), 1)
+        np.add.at(table, (self.category, called), 1)
         wrong = self.detections[:, CORRECT + 1 :, step:].sum(axis=(1, 2))
         table[classes, :classes] = wrong - np.bincount(self.claim_category[confused], minlength=classes)
         return table
@@ -102,11 +104,57 @@ class ThresholdTable:
             "kinds": KINDS,
             "detections": self.detections.tolist(),
             "instances": self.instances.tolist(),
-            "boxes": [self.category.tolist(), *(values.tolist() for values in self._of_boxes())],
+            "boxes": [
+                values.tolist()
+                for values in (self.category, self.found, self.claim, self.claim_category, self.covered)
+            ],
         }
 
-    def _of_boxes(self) -> tuple[Counts, ...]:
-        return self.found, self.claim, self.claim_category, self.covered
+
+@dataclass(frozen=True)
+class Bin:
+    """The detections whose scores lie in [low, high): their mean score, and the share that is right."""
+
+    low: float
+    high: float
+    detections: int
+    score: float | None
+    precision: float | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A reliability diagram and the expected calibration error, None without detections."""
+
+    bins: tuple[Bin, ...]
+    error: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything for JSON."""
+        return {"expected_calibration_error": self.error, "bins": [asdict(item) for item in self.bins]}
+
+
+def calibrate(classified: ClassifiedBoxes) -> Calibration:
+    """Return the calibration of all detections, classes pooled.
+
+    Reliability diagram and error as Guo et al. have them ("On Calibration of Modern Neural Networks", ICML 2017),
+    with precision in the place of accuracy as for detectors (Küppers et al., "Multivariate Confidence Calibration
+    for Object Detection", CVPR-W 2020): a detection is right when it found a box at IoU 0.5.
+    """
+    known = classified.kind >= 0
+    score, right = classified.score[known], classified.kind[known] == CORRECT
+    edges = np.arange(BINS + 1) / BINS
+    place = np.minimum(np.searchsorted(edges, score, side="right") - 1, BINS - 1)  # a score of 1 is in the last
+    bins, error = [], 0.0
+    for number in range(BINS):
+        mine = place == number
+        count = int(mine.sum())
+        mean = float(score[mine].mean()) if count else None
+        share = float(right[mine].mean()) if count else None
+        bins.append(Bin(float(edges[number]), float(edges[number + 1]), count, mean, share))
+        if mean is not None and share is not None:
+            error += count / len(score) * abs(share - mean)
+    return Calibration(tuple(bins), error if len(score) else None)
 
 
 def steps(score: Floats) -> Counts:
@@ -115,11 +163,11 @@ def steps(score: Floats) -> Counts:
     return np.where(score <= NEVER, -1, places)
 
 
-def image_errors(outcomes: Outcomes, threshold: float) -> Counts:
+def image_errors(classified: ClassifiedBoxes, threshold: float) -> Counts:
     """Return each image's errors (N,) at a threshold: boxes not found, and detections that are wrong."""
-    wrong = (outcomes.kind > CORRECT) & (outcomes.score >= threshold)
-    missed = outcomes.found < threshold
-    count = len(outcomes.image_ids)
-    return np.bincount(outcomes.image[wrong], minlength=count) + np.bincount(
-        outcomes.truth_image[missed], minlength=count
+    wrong = (classified.kind > CORRECT) & (classified.score >= threshold)
+    missed = classified.found < threshold
+    count = len(classified.image_ids)
+    return np.bincount(classified.image[wrong], minlength=count) + np.bincount(
+        classified.truth_image[missed], minlength=count
     )

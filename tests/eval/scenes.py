@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from retinaserve.eval.report.outcomes import Outcomes, judge_boxes
+from retinaserve.eval.report.error_types import ClassifiedBoxes, classify_boxes
 from retinaserve.eval.report.report import Report
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
@@ -84,7 +84,7 @@ def report_on(
     )
 
 
-def outcomes_of(truth: Annotations, answers: Mapping[int, Sequence[Row]] = ANSWERS) -> Outcomes:
+def classified_boxes(truth: Annotations, answers: Mapping[int, Sequence[Row]] = ANSWERS) -> ClassifiedBoxes:
     """Return what became of the answers."""
     report = report_on(truth, answers)
-    return judge_boxes(truth, report.results, report.category_ids, report.scores.matches)
+    return classify_boxes(truth, report.results, report.category_ids, report.scores.matches)

@@ -1,4 +1,4 @@
-"""The evaluation report as one HTML file: numbers, charts and pictures, without a network or a framework.
+"""The evaluation report as one HTML file: numbers, charts and images, without a network or a framework.
 
     write_page(Analysis.of(report), Path("report.html"))
 
@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from retinaserve.eval.report.analysis import Analysis
-from retinaserve.eval.report.page.gallery import changed, worst
-from retinaserve.eval.report.page.pictures import Album
+from retinaserve.eval.report.page.images import Thumbnails, changed, worst
 from retinaserve.training.files import write_text
 from retinaserve.training.scores import NUMBERS
 
@@ -37,8 +36,8 @@ def page(analysis: Analysis) -> str:
     style, script = (RESOURCES.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     policy = {"default-src": "'none'", "img-src": "data:", "base-uri": "'none'", "form-action": "'none'"}
     policy |= {"style-src": _hash(style), "script-src": _hash(script)}
-    album = Album(analysis.report.files)
-    comparison = _comparison(analysis, album)  # first, so that its pictures are not the ones without room
+    thumbnails = Thumbnails(analysis.report.files)
+    comparison = _comparison(analysis, thumbnails)  # first, so that its images are not the ones without room
     report = analysis.report
     title = f"{Path(report.truth.path).name}: AP {_number(report.scores.ap)}"
     values = {
@@ -53,7 +52,7 @@ def page(analysis: Analysis) -> str:
         "threshold": f"{round(100 * analysis.threshold)}",
         "suggested": f"{analysis.threshold:.2f}",
         "classes": _classes(analysis),
-        "worst": worst(analysis, album),
+        "worst": worst(analysis, thumbnails),
         "coco": _table(
             ("number", "value", "what it counts"),
             [(name, _number(getattr(report.scores, name)), what) for name, what in NUMBERS.items()],
@@ -70,7 +69,7 @@ def page(analysis: Analysis) -> str:
 def _data(analysis: Analysis) -> dict[str, Any]:
     points = analysis.operating_points()
     return {
-        "classes": analysis.outcomes.class_names,
+        "classes": analysis.classified.class_names,
         "threshold": round(100 * analysis.threshold),
         "best": [round(100 * point["threshold"]) for point in points],
         "table": analysis.table.to_dict(),
@@ -119,24 +118,23 @@ def _classes(analysis: Analysis) -> str:
     return "".join(rows)
 
 
-def _comparison(analysis: Analysis, album: Album) -> str:
+def _comparison(analysis: Analysis, thumbnails: Thumbnails) -> str:
     change = analysis.comparison
     if not change:
         return ""
     spread = change.interval
     sentence = f"AP {_signed(change.difference)}"
     if spread:
+        certain = spread.low > 0 or spread.high < 0
         sentence += (
             f", 95 % interval {_signed(spread.low)} to {_signed(spread.high)}"
-            f" ({spread.resamples} paired resamples of the images)"
-        )
-        certain = spread.low > 0 or spread.high < 0
-        sentence += ". " + (
-            "The interval leaves out 0." if certain else "The interval holds 0: this may be chance."
+            f" ({spread.resamples} paired resamples of the images). "
+            f"{'The interval leaves out 0.' if certain else 'The interval holds 0: this may be chance.'}"
         )
     numbers = [(name, *_change(old, new)) for name, (old, new) in change.numbers.items()]
     classes = [(name, *_change(old, new)) for name, old, new in change.classes]
     head = ("before", "now", "change")
+    worse, better = (changed(analysis, thumbnails, images) for images in (change.worse, change.better))
     return (
         '<section id="comparison"><h2>What changed</h2>'
         f"<p><strong>{escape(sentence)}</strong></p>"
@@ -144,8 +142,8 @@ def _comparison(analysis: Analysis, album: Album) -> str:
         f" own suggested threshold: {change.baseline.threshold:.2f} before, {analysis.threshold:.2f} now."
         f" {len(change.worse)} images got worse, {len(change.better)} better.</p>"
         f'<div class="columns">{_table(("class", *head), classes)}{_table(("number", *head), numbers)}</div>'
-        f'<h3>Images that got worse</h3><div class="gallery wide">{changed(analysis, album, change.worse)}</div>'
-        f'<h3>Images that got better</h3><div class="gallery wide">{changed(analysis, album, change.better)}</div>'
+        f'<h3>Images that got worse</h3><div class="gallery wide">{worse}</div>'
+        f'<h3>Images that got better</h3><div class="gallery wide">{better}</div>'
         "</section>"
     )
 

@@ -1,5 +1,5 @@
 // Draws the report's charts and keeps everything marked with a dot at the chosen threshold. The arithmetic is that of
-// eval/analysis/thresholds.py, on its counts. Text is only ever set as text.
+// eval/report/thresholds.py, on its counts. Text is only ever set as text.
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -7,7 +7,7 @@
   const kinds = data.table.kinds, instances = data.table.instances;
   const [category, found, claim, claimClass, covered] = data.table.boxes;
   const MOST_CONFUSED = 25;
-  const STORY = {
+  const DESCRIPTION = {
     localisation: "right class, badly placed: IoU 0.1 to 0.5",
     class: "well placed, wrong class",
     both: "badly placed and wrong class",
@@ -191,7 +191,7 @@
     byId("error-chart").replaceChildren(root);
     byId("error-table").tBodies[0].replaceChildren(...counts.map(([name, count]) => element("tr", {},
       element("th", { scope: "row" }, name), element("td", {}, String(count)),
-      element("td", {}, shown(data.gains[name] ?? NaN)), element("td", { class: "text" }, STORY[name]))));
+      element("td", {}, shown(data.gains[name] ?? NaN)), element("td", { class: "text" }, DESCRIPTION[name]))));
   }
   function drawConfusion(step) {
     const table = confusion(step), share = byId("confusion-share").checked;
@@ -200,7 +200,7 @@
     const kept = used.slice().sort((one, other) => mistakes(other) - mistakes(one)).slice(0, MOST_CONFUSED);
     const order = [...kept.sort((one, other) => one - other), last];
     const named = (place) => (place === last ? "background" : names[place]);
-    const head = element("tr", {}, element("th", { scope: "col" }, "labelled \\ said"),
+    const head = element("tr", {}, element("th", { scope: "col" }, "labelled \\ detected"),
       ...order.map((place) => element("th", { scope: "col" }, named(place))));
     const rows = order.map((row) => {
       const total = sum(order.map((column) => table[row][column])), values = order.map((column) => {
@@ -231,7 +231,7 @@
     }
   }
   function updateBoxes(step) {
-    for (const box of document.querySelectorAll(".box.said")) box.classList.toggle("weak", box.dataset.step < step);
+    for (const box of document.querySelectorAll(".box.detected")) box.classList.toggle("weak", box.dataset.step < step);
     for (const box of document.querySelectorAll(".box.truth")) box.classList.toggle("lost", box.dataset.step < step);
   }
 

@@ -33,8 +33,8 @@ def test_a_baseline_comes_back_exactly_as_it_was(tmp_path: Path) -> None:
     baseline = read_baseline(written(truth, tmp_path, thirds), truth)
     for image_id, place in ((10, 0), (12, 1)):
         before = report.results[image_id]
-        assert baseline.outcomes.boxes[place].astype(np.float32) == pytest.approx(before.boxes[0], rel=1e-7)
-        assert np.float32(baseline.outcomes.score[place]) == before.scores[0]
+        assert baseline.classified.boxes[place].astype(np.float32) == pytest.approx(before.boxes[0], rel=1e-7)
+        assert np.float32(baseline.classified.score[place]) == before.scores[0]
     assert baseline.scores == report.scores
 
 

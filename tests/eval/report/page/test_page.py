@@ -96,7 +96,7 @@ def test_everything_follows_the_threshold(step: int, tmp_path: Path, browser: An
     known = [[str(value) for value in row] for row in confusion]
     assert rows == known
     assert [int(row[1]) for row in opened.table("#error-table")] == errors
-    boxes = opened.page.locator(".box.said:visible").count()
+    boxes = opened.page.locator(".box.detected:visible").count()
     assert boxes == {0: 7, 65: 3, 100: 0}[step]
     lost = opened.page.locator(".box.truth.lost").count()
     assert lost == {0: 2, 65: 3, 100: 4}[step]
