@@ -3,8 +3,8 @@
     thumbnails = Thumbnails(report.files)
     worst(analysis, thumbnails, count=24)          # HTML
 
-A thumbnail is embedded once as a data URI and shown as often as needed, with boxes as SVG over it. Boxes follow the
-threshold the page is set to; which images are worst was decided at the suggested one.
+A thumbnail is embedded once as a data URI and shown as often as needed, with boxes as SVG over it. Boxes follow
+the threshold the page is set to; which images are worst was decided at the suggested one.
 """
 
 import base64
