@@ -16,7 +16,7 @@ TEST_PROCESSES ?= 2
 CXX_FILES = $(wildcard $(foreach suffix,h cpp cuh cu,$(addsuffix .$(suffix),plugins/*/* plugins/include/*/* tests/plugins/*/*)))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo checkpoint test lint format bench compile-check plugins clean
+.PHONY: help quickstart demo checkpoint test lint format bench capacity compile-check model-table pictures census plugins clean
 
 help: ## Show this
 	@echo 'make TARGET [VARIABLE=value ...]; what needs .venv makes it first'
@@ -39,7 +39,7 @@ demo: $(STAMP) ## Synthetic pictures to boxes on a real Triton, in minutes (writ
 	@$(BIN)/retinaserve demo --output $(RUNS)/demo
 
 checkpoint: demo ## Train anew what quickstart serves (writes examples/shapes.pth)
-	@$(BIN)/python -m retinaserve.scripts.lab.example_checkpoint $(RUNS)/demo/checkpoint.pth examples/shapes.pth
+	@$(BIN)/python -m retinaserve.scripts.lab.images checkpoint $(RUNS)/demo examples/shapes.pth
 
 # A file's tests stay together. torch's threads would fight over the cores with the other process.
 test: $(STAMP) ## Run all tests; those that need a GPU say so and skip
@@ -57,10 +57,24 @@ format: $(STAMP) ## Rewrite the code in the house format
 	@$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: $(STAMP) ## What serving costs: ResNet18 at 512 x 512 through Triton against a plain loop (writes runs/bench)
-	@$(BIN)/python -m retinaserve.scripts.lab.efficiency_command --output $(RUNS)/bench
+	@$(BIN)/python -m retinaserve.scripts.lab.efficiency --output $(RUNS)/bench
 
 compile-check: $(STAMP) ## NVIDIA's compiler on ResNet18 and ResNet50 in FP32, FP16, INT8, no GPU needed (writes runs/compile)
-	@$(BIN)/python -m retinaserve.scripts.lab.compile_check_command --output $(RUNS)/compile --json $(RUNS)/compile/compile.json
+	@$(BIN)/python -m retinaserve.scripts.lab.compile_check --output $(RUNS)/compile --json $(RUNS)/compile/compile.json
+
+capacity: $(STAMP) ## The rate at which p99 stays under 500 ms, beside a web service written by hand (after make bench)
+	@$(BIN)/python -m retinaserve.scripts.lab.capacity $(RUNS)/bench/resnet18_512/model.onnx --json $(RUNS)/bench/capacity.json
+
+model-table: $(STAMP) ## What each backbone costs in each precision, half an hour (writes runs/model_table)
+	@$(BIN)/python -m retinaserve.scripts.lab.model_table --work $(RUNS)/model_table
+
+pictures: demo ## Take the images of README and docs again (needs Chromium and playwright)
+	@$(BIN)/python -m retinaserve.scripts.lab.images readme $(RUNS)/demo docs/detections.jpg
+	@$(BIN)/python -m retinaserve.scripts.lab.images page $(RUNS)/demo docs/web.jpg
+	@$(BIN)/python -m retinaserve.scripts.lab.images report $(RUNS)/demo docs/report.png
+
+census: $(STAMP) ## Modules, lines, words and import cycles of this tree
+	@$(BIN)/python -m retinaserve.scripts.lab.census .
 
 plugins: ## CUDA kernels and TensorRT plugins (writes build/plugins; needs nvcc, and TENSORRT_ROOT for the headers)
 	@cmake -S plugins -B build/plugins $(CMAKE_ARGS)

@@ -6,13 +6,12 @@ for name, data in damaged(per_kind=2): ...    # "jpeg progressive/cut 1", b"..."
 import io
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from retinaserve.scripts.drills.mutators import MUTATORS
 from tests.pictures import checker, encode, good_formats
 
 
@@ -59,6 +58,76 @@ def damaged(*, per_kind: int) -> Iterator[tuple[str, bytes]]:
         for which, (kind, damage) in enumerate(MUTATORS.items()):
             for count in range(per_kind):
                 yield f"{name}/{kind} {count}", damage(data, np.random.default_rng([number, which, count]))
+
+
+FEW = 40  # bytes: what a transfer may lose at one end
+EXTREMES = b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\1", b"\1\0\0\0"
+
+
+def _cut(data: bytes, rng: np.random.Generator) -> bytes:
+    return data[: rng.integers(1, max(2, len(data)))]
+
+
+def _zero(data: bytes, rng: np.random.Generator) -> bytes:
+    start, end = _span(data, rng, 4)
+    return data[:start] + bytes(end - start) + data[end:]
+
+
+def _noise_inside(data: bytes, rng: np.random.Generator) -> bytes:
+    start, end = _span(data, rng, 8)
+    return data[:start] + rng.bytes(end - start) + data[end:]
+
+
+def _drop(data: bytes, rng: np.random.Generator) -> bytes:
+    start, end = _span(data, rng, 8)
+    return data[:start] + data[end:]
+
+
+def _repeat(data: bytes, rng: np.random.Generator) -> bytes:
+    start, end = _span(data, rng, 8)
+    return data[:end] + data[start:]
+
+
+def _insert(data: bytes, rng: np.random.Generator) -> bytes:
+    start = rng.integers(len(data))
+    return data[:start] + rng.bytes(rng.integers(1, 64)) + data[start:]
+
+
+def _extreme(data: bytes, rng: np.random.Generator) -> bytes:
+    """Write 0, 1 or the largest number over four bytes of the first 300: lengths, sizes and offsets live there."""
+    start = int(rng.integers(0, min(300, len(data))))
+    return data[:start] + EXTREMES[rng.integers(5)] + data[start + 4 :]
+
+
+def _flip(data: bytes, rng: np.random.Generator, below: int | None = None) -> bytes:
+    changed = bytearray(data)
+    for position in rng.integers(min(below or len(data), len(data)), size=3):
+        changed[position] ^= 1 << int(rng.integers(8))
+    return bytes(changed)
+
+
+def _span(data: bytes, rng: np.random.Generator, part: int) -> tuple[int, int]:
+    """Choose a piece of at most a `part`-th of the bytes; of very few bytes, one."""
+    length = int(rng.integers(1, max(2, len(data) // part)))
+    start = int(rng.integers(max(1, len(data) - length)))
+    return start, start + length
+
+
+# In this order: the damage is seeded by the place of its mutator.
+MUTATORS: Mapping[str, Callable[[bytes, np.random.Generator], bytes]] = {
+    "cut": _cut,
+    "the end lost": lambda data, rng: data[: -rng.integers(1, FEW)],
+    "the start lost": lambda data, rng: data[rng.integers(1, FEW) :],
+    "zeros inside": _zero,
+    "noise inside": _noise_inside,
+    "header flipped": lambda data, rng: _flip(data, rng, 300),
+    "bits flipped": _flip,
+    "a piece dropped": _drop,
+    "a piece repeated": _repeat,
+    "a piece inserted": _insert,
+    "extreme number": _extreme,
+    "appended to": lambda data, rng: data + rng.bytes(int(rng.integers(1, 2000))),
+}
 
 
 if __name__ == "__main__":  # python -m tests.damage FOLDER

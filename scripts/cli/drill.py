@@ -1,6 +1,7 @@
-"""`drill`: what the server promises under overload, reload, faults, bad input and time, put to the test."""
+"""`drill`: what the server promises under overload, reload, faults and time, put to the test."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,16 +13,17 @@ from retinaserve.training.errors import Exit
 from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
-    from retinaserve.scripts.drills.verdict import Verdict
+    from retinaserve.scripts.drills.result import Result
 
 REPOSITORY = click.argument("repository", type=FOLDER)
 JSON = click.option("--json", "json_file", type=FILE, help="Write every figure to this JSON file.")
-IMAGES = click.option("--images", multiple=True, help="Pictures to send; drawn ones if not given.")
+_log = partial(click.echo, err=True)
+IMAGES = click.option("--images", multiple=True, help="Images to send; drawn ones if not given.")
 
 
 @click.group()
 def drill() -> None:
-    """Start REPOSITORY's server, put it through hardship, and say which promises held.
+    """Start REPOSITORY's server, put it through hardship, and report which promises held.
 
     Works on a copy, on free ports. Exit code 1 when a promise did not hold; docs/operations.md explains each.
     """
@@ -49,7 +51,7 @@ def overload(
     from retinaserve.scripts.drills.overload import overload as run
 
     options = OverloadOptions(factor=factor, seconds=seconds, rounds=rounds, protocol=protocol)
-    _report(run(repository, options, pictures=_pictures(images), tell=_tell), json_file, repository)
+    _report(run(repository, options, images=_read(images), log=_log), json_file, repository)
 
 
 @drill.command()
@@ -66,7 +68,7 @@ def reload(
     from retinaserve.scripts.drills.reload import reload as run
 
     options = ReloadOptions(in_flight=in_flight, pause=pause)
-    _report(run(repository, options, pictures=_pictures(images), tell=_tell), json_file, repository)
+    _report(run(repository, options, images=_read(images), log=_log), json_file, repository)
 
 
 @drill.command()
@@ -77,21 +79,7 @@ def faults(repository: Path, images: tuple[str, ...], json_file: Path | None) ->
     """Kill processes, fill the disk and /dev/shm, leave in the middle of requests."""
     from retinaserve.scripts.drills.faults import faults as run
 
-    _report(run(repository, pictures=_pictures(images), tell=_tell), json_file, repository)
-
-
-@drill.command()
-@REPOSITORY
-@click.option("--count", type=COUNT, default=10_000, help="Pictures to send, most of them damaged.")
-@click.option("--seed", type=int, default=0, help="Of the damage.")
-@click.option("--in-flight", type=COUNT, default=8, help="Requests under way.")
-@JSON
-def fuzz(repository: Path, count: int, seed: int, in_flight: int, json_file: Path | None) -> None:
-    """Send damaged, odd and huge pictures: none may harm the server or another, each is told its cause."""
-    from retinaserve.scripts.drills.fuzz import FuzzOptions
-    from retinaserve.scripts.drills.fuzz import fuzz as run
-
-    _report(run(repository, FuzzOptions(count, seed, in_flight), tell=_tell), json_file, repository)
+    _report(run(repository, images=_read(images), log=_log), json_file, repository)
 
 
 @drill.command()
@@ -116,24 +104,20 @@ def soak(
     from retinaserve.scripts.drills.soak import soak as run
 
     options = SoakOptions(minutes=minutes, share=share, rate=rate)
-    _report(run(repository, options, pictures=_pictures(images), tell=_tell), json_file, repository)
+    _report(run(repository, options, images=_read(images), log=_log), json_file, repository)
 
 
-def _pictures(images: tuple[str, ...]) -> list[bytes] | None:
+def _read(images: tuple[str, ...]) -> list[bytes] | None:
     from retinaserve.training.images import find_images
 
     return [path.read_bytes() for path in find_images(images)] if images else None
 
 
-def _tell(text: str) -> None:
-    click.echo(text, err=True)
-
-
-def _report(verdict: "Verdict", json_file: Path | None, repository: Path) -> None:
-    click.echo(verdict.table())
+def _report(result: "Result", json_file: Path | None, repository: Path) -> None:
+    click.echo(result.table())
     if json_file:
-        write_json(json_file, verdict.to_dict())
-    following = {"overload": "reload", "reload": "faults", "faults": "fuzz", "fuzz": "soak", "soak": "overload"}
-    name_next(f"retinaserve drill {following[verdict.drill]} {repository}")
-    if not verdict.passed:
+        write_json(json_file, result.to_dict())
+    following = {"overload": "reload", "reload": "faults", "faults": "soak", "soak": "overload"}
+    name_next(f"retinaserve drill {following[result.drill]} {repository}")
+    if not result.passed:
         sys.exit(Exit.CHECK_FAILED)

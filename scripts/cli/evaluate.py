@@ -65,7 +65,7 @@ def evaluate(
 ) -> None:
     """Score a server on a labelled set: encoded images in, COCO average precision out.
 
-    --report shows the errors, the images and the threshold to choose; --baseline what changed. A image the
+    --report shows the errors, the images and the threshold to choose; --baseline what changed. An image the
     server refuses counts as one without detections; the exit code is then 3.
     """
     from retinaserve.eval.client.client import Client

@@ -42,7 +42,7 @@ def infer(
 ) -> None:
     """Run MODEL (.pth or .onnx) on images without a server.
 
-    With --annotations it prints the scores that `eval` prints for a server, otherwise a JSON line a image.
+    With --annotations it prints the scores that `eval` prints for a server, otherwise a JSON line an image.
     """
     from retinaserve.eval.report.report import evaluate_detector
     from retinaserve.eval.runtimes.detector import open_detector

@@ -52,7 +52,7 @@ def predict(
 ) -> None:
     """Detect objects in IMAGES (files, directories, patterns) through a server.
 
-    Prints a JSON line a image, or one COCO file. A bad image is reported on stderr and fails none of the
+    Prints a JSON line an image, or one COCO file. A bad image is reported on stderr and fails none of the
     others; the exit code is then 3.
     """
     from retinaserve.eval.client.client import Client

@@ -196,7 +196,7 @@ def _supervise(
     if not picture.is_file():
         raise UserError(f"{picture}: no such file", "--restart sends it to see whether the server answers")
 
-    def tell(text: str) -> None:
+    def warn(text: str) -> None:
         click.secho(text, fg="yellow", err=True)
 
     def started(server: TritonServer) -> None:
@@ -209,7 +209,7 @@ def _supervise(
         lambda: TritonServer(repository, options, log=log),
         picture.read_bytes(),
         policy=RestartPolicy(ready=timeout),
-        tell=tell,
+        log=warn,
         started=started,
     )
     supervisor.run(asked)

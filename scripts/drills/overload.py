@@ -1,6 +1,6 @@
 """Four times more than the server can do: what is answered, what is refused, and how it is afterwards.
 
-    verdict = overload(Path("repository"), OverloadOptions(seconds=30))
+    result = overload(Path("repository"), OverloadOptions(seconds=30))
 
 Floods and peaks take turns, and goodput is a flood's rate over that of the peaks before and after it, because
 machines drift. The load comes from this process, on the same machine: what it costs is the server's loss, and is
@@ -11,7 +11,7 @@ import asyncio
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,10 +19,17 @@ from typing import Any
 
 from retinaserve.build_tools.repository.configs import read_config
 from retinaserve.eval.client.transport import Endpoint
-from retinaserve.scripts.drills.load import Shot, closed_loop, good, milliseconds, open_loop, percentile, rate_of
-from retinaserve.scripts.drills.processes import Usage
-from retinaserve.scripts.drills.stage import Scene, stage
-from retinaserve.scripts.drills.verdict import Check, Verdict
+from retinaserve.scripts.drills.fixture import Fixture, Log, Usage, fixture
+from retinaserve.scripts.drills.load import (
+    Request,
+    closed_loop,
+    good,
+    milliseconds,
+    open_loop,
+    percentile,
+    rate_of,
+)
+from retinaserve.scripts.drills.result import Check, Result
 from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.training.spec import PREPROCESS
 
@@ -43,7 +50,7 @@ class OverloadOptions:
 class Load:
     """One flood or peak: its answers, their rate, and what making it took of all cores."""
 
-    shots: Sequence[Shot]
+    requests: Sequence[Request]
     rate: float
     share: float
     seen: Sequence[Usage]
@@ -53,38 +60,36 @@ def overload(
     repository: Path,
     options: OverloadOptions,
     *,
-    pictures: list[bytes] | None = None,
-    tell: Callable[[str], None] = lambda _: None,
-) -> Verdict:
+    images: list[bytes] | None = None,
+    log: Log = lambda _: None,
+) -> Result:
     """Run the drill; a round takes three times `seconds` and the time of the last answers."""
-    with stage(repository, pictures=pictures) as scene:
-        endpoint = scene.endpoint if options.protocol == "grpc" else scene.http
-        return asyncio.run(_drill(scene, endpoint, options, tell))
+    with fixture(repository, images=images) as fix:
+        endpoint = fix.endpoint if options.protocol == "grpc" else fix.http
+        return asyncio.run(_drill(fix, endpoint, options, log))
 
 
-async def _drill(
-    scene: Scene, endpoint: Endpoint, options: OverloadOptions, tell: Callable[[str], None]
-) -> Verdict:
-    pictures, seconds = scene.pictures, options.seconds
-    await closed_loop(endpoint, pictures, in_flight=4, seconds=min(2.0, seconds))  # warm-up
+async def _drill(fix: Fixture, endpoint: Endpoint, options: OverloadOptions, log: Log) -> Result:
+    images, seconds = fix.images, options.seconds
+    await closed_loop(endpoint, images, in_flight=4, seconds=min(2.0, seconds))  # warm-up
 
     async def peak() -> Load:
-        load = closed_loop(endpoint, pictures, in_flight=min(options.in_flight, scene.queue), seconds=seconds)
-        return await _watched(scene, asyncio.create_task(load), skip=0.1 * seconds)
+        load = closed_loop(endpoint, images, in_flight=min(options.in_flight, fix.queue), seconds=seconds)
+        return await _watched(fix, asyncio.create_task(load), skip=0.1 * seconds)
 
     async def flood(rate: float) -> Load:
-        load = open_loop(endpoint, pictures, rate=rate, seconds=seconds, timeout=120)
-        return await _watched(scene, asyncio.create_task(load), skip=0.2 * seconds)
+        load = open_loop(endpoint, images, rate=rate, seconds=seconds, timeout=120)
+        return await _watched(fix, asyncio.create_task(load), skip=0.2 * seconds)
 
-    async def calm() -> list[Shot]:
-        return await closed_loop(endpoint, pictures, in_flight=1, seconds=seconds / 4)
+    async def calm() -> list[Request]:
+        return await closed_loop(endpoint, images, in_flight=1, seconds=seconds / 4)
 
     calms, peaks, floods = [await calm()], [await peak()], list[Load]()
     for number in range(options.rounds):
         rate = options.factor * peaks[-1].rate
-        tell(f"round {number + 1}: peak {peaks[-1].rate:.1f} images/s; now {rate:.1f} a second for {seconds:g} s")
+        log(f"round {number + 1}: peak {peaks[-1].rate:.1f} images/s; now {rate:.1f} a second for {seconds:g} s")
         floods.append(await flood(rate))
-        over = max(shot.start for shot in floods[-1].shots)
+        over = max(request.start for request in floods[-1].requests)
         await asyncio.sleep(max(0.0, over + options.recovery - time.monotonic()))
         calms.append(await calm())
         peaks.append(await peak())
@@ -92,9 +97,9 @@ async def _drill(
         each.rate / ((before.rate + after.rate) / 2)
         for each, (before, after) in zip(floods, pairwise(peaks), strict=True)
     ]
-    return Verdict(
+    return Result(
         "overload",
-        _checks(floods, peaks, calms, goodputs, options, capacity=_capacity(scene)),
+        _checks(floods, peaks, calms, goodputs, options, capacity=_capacity(fix)),
         _figures(floods, peaks, calms, goodputs, options),
     )
 
@@ -102,24 +107,24 @@ async def _drill(
 def _checks(
     floods: Sequence[Load],
     peaks: Sequence[Load],
-    calms: Sequence[Sequence[Shot]],
+    calms: Sequence[Sequence[Request]],
     goodputs: Sequence[float],
     options: OverloadOptions,
     *,
     capacity: int,
 ) -> list[Check]:
-    shots = [shot for each in floods for shot in each.shots]
-    accepted, refused = good(shots), [shot for shot in shots if shot.status == "unavailable"]
+    requests = [request for each in floods for request in each.requests]
+    accepted, refused = good(requests), [request for request in requests if request.status == "unavailable"]
     goodput = statistics.median(goodputs)
     share, share_at_peak = (statistics.fmean(each.share for each in loads) for loads in (floods, peaks))
     left = goodput * (1 - share_at_peak) / (1 - share)
     peak = statistics.fmean(each.rate for each in peaks)
     memory = max(use.memory_bytes for each in floods for use in each.seen) / peaks[0].seen[-1].memory_bytes
     slower = [_p50(after) / _p50(before) for before, after in pairwise(calms)]
-    failed = [shot for each in calms[1:] for shot in each if shot.status != "ok"]
-    late = sum(shot.seconds > 1 for shot in refused)
+    failed = [request for each in calms[1:] for request in each if request.status != "ok"]
+    late = sum(request.seconds > 1 for request in refused)
     return [
-        Check("refused / offered", len(refused) / len(shots), at_least=0.2, note="or it was no overload"),
+        Check("refused / offered", len(refused) / len(requests), at_least=0.2, note="or it was no overload"),
         Check(
             "goodput / peak",
             goodput,
@@ -130,15 +135,15 @@ def _checks(
         ),
         Check(
             "refused within, ms (p99)",
-            percentile((1000 * shot.seconds for shot in refused), 0.99),
+            percentile((1000 * request.seconds for request in refused), 0.99),
             at_most=50,
-            note=f"{len(refused)} of {len(shots)}"
+            note=f"{len(refused)} of {len(requests)}"
             + (f"; {late} had waited too long: build --max-queue makes the queue shorter" if late else ""),
         ),
-        Check("neither answered nor UNAVAILABLE", len(shots) - len(accepted) - len(refused), at_most=0),
+        Check("neither answered nor UNAVAILABLE", len(requests) - len(accepted) - len(refused), at_most=0),
         Check(
             "p99 of the accepted, s",
-            percentile((shot.seconds for shot in accepted), 0.99),
+            percentile((request.seconds for request in accepted), 0.99),
             at_most=1.5 * capacity / peak,
             note=f"bound: 1.5 x {capacity} waiting or under way / peak",
         ),
@@ -151,11 +156,11 @@ def _checks(
 def _figures(
     floods: Sequence[Load],
     peaks: Sequence[Load],
-    calms: Sequence[Sequence[Shot]],
+    calms: Sequence[Sequence[Request]],
     goodputs: Sequence[float],
     options: OverloadOptions,
 ) -> dict[str, Any]:
-    shots = [shot for each in floods for shot in each.shots]
+    requests = [request for each in floods for request in each.requests]
     return {
         "options": asdict(options),
         "peak_ips": [round(each.rate, 2) for each in peaks],
@@ -165,30 +170,30 @@ def _figures(
             "floods": [round(each.share, 4) for each in floods],
             "peaks": [round(each.share, 4) for each in peaks],
         },
-        "answers": dict(Counter(shot.status for shot in shots)),
-        "accepted_ms": milliseconds(good(shots)),
-        "refused_ms": milliseconds(shot for shot in shots if shot.status == "unavailable"),
+        "answers": dict(Counter(request.status for request in requests)),
+        "accepted_ms": milliseconds(good(requests)),
+        "refused_ms": milliseconds(request for request in requests if request.status == "unavailable"),
         "calm_ms": [milliseconds(good(each)) for each in calms],
     }
 
 
-def _p50(shots: Sequence[Shot]) -> float:
-    return milliseconds(good(shots))["p50"]
+def _p50(requests: Sequence[Request]) -> float:
+    return milliseconds(good(requests))["p50"]
 
 
-async def _watched(scene: Scene, load: "asyncio.Task[list[Shot]]", *, skip: float) -> Load:
+async def _watched(fix: Fixture, load: "asyncio.Task[list[Request]]", *, skip: float) -> Load:
     """Wait for a load and look at the server each second: a look costs some refusals, so all loads bear it."""
     wall, own = time.monotonic(), time.process_time()
-    seen = [scene.usage()]
+    seen = [fix.usage()]
     while not load.done():
         await asyncio.wait({load}, timeout=1.0)
-        seen.append(scene.usage())
-    shots = await load
+        seen.append(fix.usage())
+    requests = await load
     share = (time.process_time() - own) / (time.monotonic() - wall) / usable_cores()
-    return Load(shots, rate_of(shots, skip=skip), share, seen)
+    return Load(requests, rate_of(requests, skip=skip), share, seen)
 
 
-def _capacity(scene: Scene) -> int:
+def _capacity(fix: Fixture) -> int:
     """Return how many requests the server holds: its queue, a batch formed for each step, and one under way."""
-    batch = read_config(scene.repository / PREPROCESS / "config.pbtxt").max_batch_size
-    return scene.queue + 3 * int(batch)
+    batch = read_config(fix.repository / PREPROCESS / "config.pbtxt").max_batch_size
+    return fix.queue + 3 * int(batch)

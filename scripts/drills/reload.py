@@ -1,6 +1,6 @@
 """A new version beside the old one, canary, switch, rollback and a broken version, while requests flow.
 
-    verdict = reload(Path("repository"), ReloadOptions())
+    result = reload(Path("repository"), ReloadOptions())
 
 The next version is made here: the newest one's graph with its scores halved, so that an answer shows whose it is.
 Every answer is compared, after the load, with what its version answers at rest.
@@ -19,9 +19,9 @@ import numpy as np
 
 from retinaserve.build_tools.repository.versions import CANARY, models_of, versions_of
 from retinaserve.eval.client.transport import Endpoint, Transport
-from retinaserve.scripts.drills.load import Shot, closed_loop, good, milliseconds, shoot
-from retinaserve.scripts.drills.stage import Scene, stage
-from retinaserve.scripts.drills.verdict import Check, Verdict
+from retinaserve.scripts.drills.fixture import Fixture, Log, fixture
+from retinaserve.scripts.drills.load import Request, closed_loop, good, milliseconds, send
+from retinaserve.scripts.drills.result import Check, Result, none_failed
 from retinaserve.scripts.server.rollout import Deployment
 from retinaserve.training.errors import UserError
 from retinaserve.training.spec import DETECTOR, NUM_DETECTIONS, RETINANET, SCORES
@@ -41,23 +41,23 @@ def reload(
     repository: Path,
     options: ReloadOptions,
     *,
-    pictures: list[bytes] | None = None,
-    tell: Callable[[str], None] = lambda _: None,
-) -> Verdict:
+    images: list[bytes] | None = None,
+    log: Log = lambda _: None,
+) -> Result:
     """Run the drill: under a minute with a small model."""
-    with stage(repository, pictures=pictures, reload=True) as scene:
-        old = versions_of(scene.repository)[-1]
-        add_version(scene.repository, old + 1)
-        add_version(scene.repository, old + 2, broken=True)
-        return asyncio.run(_drill(scene, old, options, tell))
+    with fixture(repository, images=images, reload=True) as fix:
+        old = versions_of(fix.repository)[-1]
+        add_version(fix.repository, old + 1)
+        add_version(fix.repository, old + 2, broken=True)
+        return asyncio.run(_drill(fix, old, options, log))
 
 
-async def _drill(scene: Scene, old: int, options: ReloadOptions, tell: Callable[[str], None]) -> Verdict:
-    deployment = Deployment(scene.repository, scene.endpoint, scene.options.admin_token)
+async def _drill(fix: Fixture, old: int, options: ReloadOptions, log: Log) -> Result:
+    deployment = Deployment(fix.repository, fix.endpoint, fix.options.admin_token)
     new, broken = old + 1, old + 2
-    rest = {str(old): await _ask(scene.endpoint, scene.pictures)}
+    rest = {str(old): await _ask(fix.endpoint, fix.images)}
     steps: list[Step] = []
-    canary: list[Shot] = []
+    canary: list[Request] = []
 
     changes: list[tuple[str, Callable[[], object]]] = [
         ("canary", lambda: deployment.canary(new)),
@@ -78,34 +78,34 @@ async def _drill(scene: Scene, old: int, options: ReloadOptions, tell: Callable[
             except UserError as error:
                 result = error.message
             steps.append((name, round(time.monotonic() - start, 2), result))
-            tell(f"{name}: {result[:90]} ({steps[-1][1]:.1f} s)")
+            log(f"{name}: {result[:90]} ({steps[-1][1]:.1f} s)")
             if name == "canary":
-                canary.extend(asyncio.run(_ask(scene.endpoint, scene.pictures, model=CANARY)))
+                canary.extend(asyncio.run(_ask(fix.endpoint, fix.images, model=CANARY)))
         time.sleep(options.pause)
 
     changing = asyncio.get_running_loop().run_in_executor(None, change)
-    shots: list[Shot] = []
+    requests: list[Request] = []
     while not changing.done():
-        shots += await closed_loop(
-            scene.endpoint, scene.pictures, in_flight=options.in_flight, seconds=1, keep=_scores
+        requests += await closed_loop(
+            fix.endpoint, fix.images, in_flight=options.in_flight, seconds=1, keep=_scores
         )
     await changing
-    rest[str(new)] = await _ask(scene.endpoint, scene.pictures)
+    rest[str(new)] = await _ask(fix.endpoint, fix.images)
 
     apart = sum(not np.allclose(a.value, b.value, atol=1e-3) for a, b in zip(*rest.values(), strict=True))
-    mixed = sum(not _belongs(shot, rest) for shot in good(shots))
-    order = [shot.version for shot in sorted(good(shots), key=lambda shot: shot.start)]
+    mixed = sum(not _belongs(request, rest) for request in good(requests))
+    order = [request.version for request in sorted(good(requests), key=lambda request: request.start)]
     refused = [result for name, _, result in steps if name == "use broken"]
     checks = [
-        Check("failed requests", len(shots) - len(good(shots)), at_most=0, note=f"of {len(shots)}"),
+        none_failed("failed requests", requests),
         Check("answers that are of no one version", mixed, at_most=0, note="compared with the version at rest"),
-        Check("pictures that tell the versions apart", apart, at_least=1, note="others prove nothing"),
+        Check("images that tell the versions apart", apart, at_least=1, note="others prove nothing"),
         Check("answers of the old version", order.count(str(old)), at_least=1),
         Check("answers of the new version", order.count(str(new)), at_least=1),
         Check(
             "canary's answers of the new version",
-            sum(shot.version == str(new) and _belongs(shot, rest) for shot in canary),
-            at_least=len(scene.pictures),
+            sum(request.version == str(new) and _belongs(request, rest) for request in canary),
+            at_least=len(fix.images),
             note="while the old one served",
         ),
         Check(
@@ -120,10 +120,10 @@ async def _drill(scene: Scene, old: int, options: ReloadOptions, tell: Callable[
         "options": asdict(options),
         "steps": [{"step": name, "seconds": seconds, "result": result} for name, seconds, result in steps],
         "answers": dict(Counter(order)),
-        "latency_ms": milliseconds(good(shots)),
-        "longest_ms": round(1000 * max(shot.seconds for shot in shots), 1),
+        "latency_ms": milliseconds(good(requests)),
+        "longest_ms": round(1000 * max(request.seconds for request in requests), 1),
     }
-    return Verdict("reload", checks, figures)
+    return Result("reload", checks, figures)
 
 
 def add_version(repository: Path, version: int, *, broken: bool = False) -> None:
@@ -152,18 +152,18 @@ def halve_scores(graph: Path) -> None:
     onnx.save(model, graph)
 
 
-async def _ask(endpoint: Endpoint, pictures: Sequence[bytes], *, model: str = DETECTOR) -> list[Shot]:
-    """Send every picture once, one at a time."""
+async def _ask(endpoint: Endpoint, images: Sequence[bytes], *, model: str = DETECTOR) -> list[Request]:
+    """Send every image once, one at a time."""
     transport = Transport(endpoint, concurrency=1)
     try:
-        return [await shoot(transport, picture, model=model, keep=_scores) for picture in pictures]
+        return [await send(transport, image, model=model, keep=_scores) for image in images]
     finally:
         await transport.close()
 
 
-def _belongs(shot: Shot, rest: dict[str, list[Shot]]) -> bool:
+def _belongs(request: Request, rest: dict[str, list[Request]]) -> bool:
     """Say whether an answer equals one that the version it names gave at rest."""
-    return any(np.allclose(shot.value, other.value, atol=1e-3) for other in rest.get(shot.version, []))
+    return any(np.allclose(request.value, other.value, atol=1e-3) for other in rest.get(request.version, []))
 
 
 def _scores(result: Any) -> Any:

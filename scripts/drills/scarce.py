@@ -7,6 +7,7 @@ The module is its own child: `python -m retinaserve.scripts.drills.scarce MODE R
 """
 
 import asyncio
+import io
 import json
 import shlex
 import subprocess
@@ -15,7 +16,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from retinaserve.build_tools.repository.builder import build_repository
+from retinaserve.build_tools.repository.versions import versions_of
+from retinaserve.eval.client.transport import Endpoint
+from retinaserve.scripts.drills.fixture import fixture
+from retinaserve.scripts.drills.load import closed_loop
+from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.errors import UserError
+from retinaserve.training.spec import RETINANET
 
 
 def run_scarce(mode: str, repository: Path, *, megabytes: float, folder: Path) -> dict[str, Any] | None:
@@ -35,7 +46,6 @@ def run_scarce(mode: str, repository: Path, *, megabytes: float, folder: Path) -
         capture_output=True,
         text=True,
         timeout=300,
-        cwd=Path(__file__).parents[2],
         check=False,
     )
     if done.returncode != 0:
@@ -46,27 +56,19 @@ def run_scarce(mode: str, repository: Path, *, megabytes: float, folder: Path) -
 
 def scarce_shared_memory(repository: Path) -> dict[str, Any]:
     """Ask one by one, then many at once, so that batches outgrow the shared memory, then one by one again."""
-    from retinaserve.scripts.drills.load import closed_loop
-    from retinaserve.scripts.drills.stage import stage
-
     found: dict[str, Any] = {}
-    with stage(repository, pictures=[_noise()]) as scene:
+    with fixture(repository, images=[_noise()]) as fix:
         for name, in_flight in (("before", 1), ("crowded", 32), ("after", 1)):
-            shots = asyncio.run(closed_loop(scene.endpoint, scene.pictures, in_flight=in_flight, seconds=1.5))
-            found[name] = dict(Counter(shot.status for shot in shots))
-            found[f"{name}_messages"] = sorted({shot.message[:160] for shot in shots if shot.message})
-        assert scene.server
-        found["alive"] = scene.server.process.poll() is None
+            requests = asyncio.run(closed_loop(fix.endpoint, fix.images, in_flight=in_flight, seconds=1.5))
+            found[name] = dict(Counter(request.status for request in requests))
+            found[f"{name}_messages"] = sorted({request.message[:160] for request in requests if request.message})
+        assert fix.server
+        found["alive"] = fix.server.process.poll() is None
     return found
 
 
 def _noise() -> bytes:
-    """Return a picture that does not compress: a batch of it outgrows what any detector's stub begins with."""
-    import io
-
-    import numpy as np
-    from PIL import Image
-
+    """Return an image that does not compress: a batch of it outgrows what any detector's stub begins with."""
     pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)  # 0.2 MB
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -75,13 +77,7 @@ def _noise() -> bytes:
 
 def scarce_disk(repository: Path, folder: Path) -> dict[str, Any]:
     """Build into a disk that is too small, then serve with the log on it when it is full."""
-    from retinaserve.build_tools.repository.builder import build_repository
-    from retinaserve.scripts.drills.load import closed_loop
-    from retinaserve.scripts.drills.stage import Scene
-    from retinaserve.scripts.server.triton import ServerOptions, TritonServer, with_ports
-
-    newest = max(int(path.name) for path in (repository / "retinanet").glob("[0-9]*"))
-    graph = repository / "retinanet" / str(newest) / "model.onnx"
+    graph = repository / RETINANET / str(versions_of(repository)[-1]) / "model.onnx"
     found: dict[str, Any] = {}
     try:
         build_repository(graph, folder / "built")
@@ -96,13 +92,11 @@ def scarce_disk(repository: Path, folder: Path) -> dict[str, Any]:
                 filler.flush()
         except OSError:
             pass
-    picture = (repository / "preprocess" / "warmup" / "picture.jpg").read_bytes()
-    options = with_ports(ServerOptions.free_ports(verbose=True))
-    scene = Scene(folder, options, [picture])
-    with TritonServer(repository, options, log=folder / "server.log") as server:
+    image = (repository / "preprocess" / "warmup" / "picture.jpg").read_bytes()
+    with TritonServer(repository, ServerOptions.free_ports(verbose=True), log=folder / "server.log") as server:
         server.wait_until_ready()
-        shots = asyncio.run(closed_loop(scene.endpoint, [picture], in_flight=2, seconds=1))
-    found["served"] = dict(Counter(shot.status for shot in shots))
+        requests = asyncio.run(closed_loop(Endpoint.parse(server.grpc_url), [image], in_flight=2, seconds=1))
+    found["served"] = dict(Counter(request.status for request in requests))
     return found
 
 

@@ -1,6 +1,6 @@
 """A steady load for a long time: memory, descriptors and shared memory stay flat, latency does not drift.
 
-    verdict = soak(Path("repository"), SoakOptions(minutes=30))
+    result = soak(Path("repository"), SoakOptions(minutes=30))
 
 The first quarter is left to warm-up: pools and arenas grow to their size in it. The second quarter is compared
 with the last, by medians, so that one moment decides nothing. Where 3 % are many megabytes a leak shows by the
@@ -19,10 +19,17 @@ from typing import Any
 
 from PIL import Image
 
-from retinaserve.scripts.drills.load import Shot, closed_loop, good, milliseconds, open_loop, percentile, rate_of
-from retinaserve.scripts.drills.processes import Usage
-from retinaserve.scripts.drills.stage import Scene, stage
-from retinaserve.scripts.drills.verdict import Check, Verdict
+from retinaserve.scripts.drills.fixture import Fixture, Log, Usage, fixture
+from retinaserve.scripts.drills.load import (
+    Request,
+    closed_loop,
+    good,
+    milliseconds,
+    open_loop,
+    percentile,
+    rate_of,
+)
+from retinaserve.scripts.drills.result import Check, Result, none_failed
 
 SMALLEST = 64 * 1024  # a process of 3 MB may grow by a page or two
 # malloc hands pages back and takes them again: the server's arenas swing by half a megabyte without growing.
@@ -46,44 +53,42 @@ def soak(
     repository: Path,
     options: SoakOptions,
     *,
-    pictures: list[bytes] | None = None,
-    tell: Callable[[str], None] = lambda _: None,
-) -> Verdict:
+    images: list[bytes] | None = None,
+    log: Log = lambda _: None,
+) -> Result:
     """Run the drill for `minutes` and a little."""
-    with stage(repository, pictures=pictures) as scene:
-        return asyncio.run(_drill(scene, options, tell))
+    with fixture(repository, images=images) as fix:
+        return asyncio.run(_drill(fix, options, log))
 
 
-async def _drill(scene: Scene, options: SoakOptions, tell: Callable[[str], None]) -> Verdict:
+async def _drill(fix: Fixture, options: SoakOptions, log: Log) -> Result:
     seconds = 60 * options.minutes
-    # The engine keeps memory for every batch size it has seen, each decoder for the batch of the largest pictures.
+    # The engine keeps memory for every batch size it has seen, each decoder for the batch of the largest images.
     # Chance would bring such a batch together late: let all of them meet it before the soak begins.
     for in_flight in (1, 2, 3, 4, 6, 8, 12, 16, 24):
-        await closed_loop(scene.endpoint, scene.pictures, in_flight=in_flight, seconds=min(2.0, seconds / 60))
-    largest, most = [max(scene.pictures, key=_pixels)], min(options.in_flight, scene.queue)
-    await closed_loop(scene.endpoint, largest, in_flight=most, seconds=min(60.0, seconds / 30))
-    full = await closed_loop(
-        scene.endpoint, scene.pictures, in_flight=most, seconds=max(3.0, min(20.0, seconds / 10))
-    )
+        await closed_loop(fix.endpoint, fix.images, in_flight=in_flight, seconds=min(2.0, seconds / 60))
+    largest, most = [max(fix.images, key=_pixels)], min(options.in_flight, fix.queue)
+    await closed_loop(fix.endpoint, largest, in_flight=most, seconds=min(60.0, seconds / 30))
+    full = await closed_loop(fix.endpoint, fix.images, in_flight=most, seconds=max(3.0, min(20.0, seconds / 10)))
     rate = options.rate or options.share * rate_of(full, skip=1)
-    tell(f"{rate:.1f} requests a second for {options.minutes:g} min")
-    load = asyncio.create_task(open_loop(scene.endpoint, scene.pictures, rate=rate, seconds=seconds))
+    log(f"{rate:.1f} requests a second for {options.minutes:g} min")
+    load = asyncio.create_task(open_loop(fix.endpoint, fix.images, rate=rate, seconds=seconds))
     begin = time.monotonic()
     seen: list[tuple[float, Usage]] = []
     while not load.done():
         await asyncio.wait({load}, timeout=min(10.0, seconds / 80))
-        seen.append((time.monotonic() - begin, scene.usage()))
+        seen.append((time.monotonic() - begin, fix.usage()))
         if len(seen) % 30 == 0:
             own = sum(process.own_bytes for process in seen[-1][1].processes.values())
-            tell(f"{seen[-1][0] / 60:.1f} min: {own / 2**20:.0f} MiB")
-    shots = await load
+            log(f"{seen[-1][0] / 60:.1f} min: {own / 2**20:.0f} MiB")
+    requests = await load
 
     early = [usage for at, usage in seen if 0.25 * seconds <= at < 0.5 * seconds]
     late = [usage for at, usage in seen if 0.75 * seconds <= at <= seconds]
-    first = [shot for shot in shots if 0.25 <= (shot.start - begin) / seconds < 0.5]
-    last = [shot for shot in shots if (shot.start - begin) / seconds >= 0.75]
+    first = [request for request in requests if 0.25 <= (request.start - begin) / seconds < 0.5]
+    last = [request for request in requests if (request.start - begin) / seconds >= 0.75]
     checks = [
-        Check("failed requests", len(shots) - len(good(shots)), at_most=0, note=f"of {len(shots)}"),
+        none_failed("failed requests", requests),
         *(
             check
             for name in sorted(seen[-1][1].processes)
@@ -91,7 +96,7 @@ async def _drill(scene: Scene, options: SoakOptions, tell: Callable[[str], None]
                 name,
                 [(at, usage.processes[name].own_bytes) for at, usage in seen],
                 seconds=seconds,
-                requests=len(shots),
+                requests=len(requests),
                 options=options,
             )
         ),
@@ -111,7 +116,7 @@ async def _drill(scene: Scene, options: SoakOptions, tell: Callable[[str], None]
     figures: dict[str, Any] = {
         "options": asdict(options),
         "rate": round(rate, 3),
-        "requests": len(shots),
+        "requests": len(requests),
         "second_quarter_ms": milliseconds(good(first)),
         "last_quarter_ms": milliseconds(good(last)),
         "memory_mib": [
@@ -120,7 +125,7 @@ async def _drill(scene: Scene, options: SoakOptions, tell: Callable[[str], None]
         ],
         "cpu_seconds": {name: round(each.cpu_seconds, 1) for name, each in seen[-1][1].processes.items()},
     }
-    return Verdict("soak", checks, figures)
+    return Result("soak", checks, figures)
 
 
 def memory_checks(
@@ -148,8 +153,8 @@ def _slope(samples: Sequence[tuple[float, int]]) -> float:
     return statistics.median((b - a) / (late - early) for (early, a), (late, b) in pairs)
 
 
-def _pixels(picture: bytes) -> int:
-    width, height = Image.open(io.BytesIO(picture)).size
+def _pixels(image: bytes) -> int:
+    width, height = Image.open(io.BytesIO(image)).size
     return width * height
 
 
@@ -162,5 +167,5 @@ def _median(usages: Sequence[Usage], value: Callable[[Usage], float]) -> float:
     return statistics.median(value(usage) for usage in usages)
 
 
-def _p50(shots: Sequence[Shot]) -> float:
-    return percentile((shot.seconds for shot in good(shots)), 0.5)
+def _p50(requests: Sequence[Request]) -> float:
+    return percentile((request.seconds for request in good(requests)), 0.5)

@@ -1,14 +1,13 @@
-"""What a service bears: the highest rate of Poisson arrivals at which p99 stays under a bound, found by search.
+"""The highest rate of Poisson arrivals at which p99 stays under a bound, found by search.
 
-    for measured in measure(graph, repository, pictures, CapacityOptions(bound_ms=500)):
-        print(measured.service, measured.capacity)
+    python -m retinaserve.scripts.lab.capacity model.onnx --max-p99 500 --json capacity.json
 
-Three services of one graph, threads and pictures, in one run: this project's Triton over gRPC and over HTTP, and
-the web service one would write by hand (scripts/lab/baseline.py). They stand side by side and take turns, load by
-load, because machines drift. Arrivals are an open loop: they wait for nobody. Latencies count from when a request
-went out. Nothing is retried.
+Three services of one graph, threads and images, in one run: this project's Triton over gRPC and over HTTP, and the
+web service one would write by hand (baseline.py). They stand side by side and take turns, load by load, because
+machines drift. Arrivals wait for no answer, latencies count from when a request went out, and nothing is retried.
 """
 
+import argparse
 import asyncio
 import hashlib
 import http.client
@@ -19,21 +18,29 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from retinaserve.build_tools.repository.builder import build_repository
+from retinaserve.build_tools.repository.configs import BuildOptions
+from retinaserve.eval.bench.bench import machine
 from retinaserve.eval.client.transport import Endpoint, ServerError
-from retinaserve.scripts.drills.load import Goal, Shot, closed_loop, good, milliseconds, open_loop, rate_of
-from retinaserve.scripts.drills.processes import usage
+from retinaserve.scripts.drills.fixture import Log, drawn, usage
+from retinaserve.scripts.drills.load import Request, Target, closed_loop, good, milliseconds, open_loop, rate_of
+from retinaserve.scripts.lab import run
 from retinaserve.scripts.server.installation import usable_cores
-from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+from retinaserve.scripts.server.triton import Server, ServerOptions, free_ports
 from retinaserve.training.errors import UserError
+from retinaserve.training.files import write_json
+from retinaserve.training.images import find_images
 
 SERVICES = ("triton-grpc", "triton-http", "web")
 FIRST_STEP = 1.25  # what a rate is multiplied or divided by until the bound lies between two
@@ -46,7 +53,7 @@ class CapacityOptions:
     bound_ms: float = 500.0  # of p99
     seconds: float = 20.0  # of each load
     repeats: int = 1  # loads of a trial, whose medians count: one moment of a busy machine decides nothing
-    in_flight: int = 4  # of the closed loop that says where to begin
+    in_flight: int = 4  # of the closed loop that finds the peak
     resolution: float = 0.05  # the search ends when the rates that hold and fail are this near
     rounds: int = 1
     warm_up: float = 2.0  # seconds of the closed loop, which count for nothing
@@ -82,122 +89,96 @@ class Measured:
     cpu_seconds: dict[str, float]  # of each process, in all of it
     memory_mb: dict[str, float]  # of each process, at its end
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Target:
+class Service:
     """A service that runs."""
 
     name: str
-    goal: Goal
-    process_group: int
+    target: Target
+    pid: int
     shared_memory: str
 
 
 def measure(
     graph: Path,
     repository: Path,
-    pictures: Sequence[bytes],
+    images: Sequence[bytes],
     options: CapacityOptions,
     *,
-    precision: str = "f32",
+    precision: str = "fp32",
     services: Sequence[str] = SERVICES,
-    tell: Callable[[str], None] = lambda _: None,
+    log: Log = lambda _: None,
 ) -> Iterator[Measured]:
     """Measure every service once a round, and give those of a round when it is done."""
     for number in range(options.rounds):
         with ExitStack() as stack:
-            targets = [stack.enter_context(_running(name, graph, repository, precision)) for name in services]
-            yield from asyncio.run(_round(targets, number, list(pictures), options, tell))
+            running = [stack.enter_context(_running(name, graph, repository, precision)) for name in services]
+            yield from asyncio.run(_round(running, number, list(images), options, log))
 
 
 async def _round(
-    targets: Sequence[Target],
-    number: int,
-    pictures: list[bytes],
-    options: CapacityOptions,
-    tell: Callable[[str], None],
+    services: Sequence[Service], number: int, images: list[bytes], options: CapacityOptions, log: Log
 ) -> list[Measured]:
-    # One load at a time. The lock is fair: who had a turn waits until all others have had theirs.
+    # One load at a time. asyncio's lock is fair: all services that wait get it before one gets it again.
     turn = asyncio.Lock()
-    searches = [_measure(target, number, pictures, options, tell, turn) for target in targets]
-    return await asyncio.gather(*searches)
+    return await asyncio.gather(*(_measure(each, number, images, options, log, turn) for each in services))
 
 
 async def _measure(
-    target: Target,
-    number: int,
-    pictures: list[bytes],
-    options: CapacityOptions,
-    tell: Callable[[str], None],
-    turn: asyncio.Lock,
+    service: Service, number: int, images: list[bytes], options: CapacityOptions, log: Log, turn: asyncio.Lock
 ) -> Measured:
-    async with turn:
-        await closed_loop(target.goal, pictures, in_flight=options.in_flight, seconds=options.warm_up)
-    before = usage(target.process_group, target.shared_memory)
-    async with turn:
-        alone = await closed_loop(target.goal, pictures, in_flight=1, seconds=options.seconds / 2)
-    async with turn:
-        full = await closed_loop(target.goal, pictures, in_flight=options.in_flight, seconds=options.seconds)
+    async def closed(in_flight: int, seconds: float) -> list[Request]:
+        async with turn:
+            return await closed_loop(service.target, images, in_flight=in_flight, seconds=seconds)
+
+    await closed(options.in_flight, options.warm_up)
+    before = usage(service.pid, service.shared_memory).processes
+    alone = await closed(1, options.seconds / 2)
+    full = await closed(options.in_flight, options.seconds)
     peak = rate_of(full, skip=0.1 * options.seconds)
     if not peak:
-        raise UserError(f"{target.name} answered nothing", full[0].message if full else "it took no request")
-    tell(f"{target.name}: {peak:.1f} images/s with {options.in_flight} in flight")
+        raise UserError(f"{service.name} answered nothing", full[0].message if full else "it took no request")
+    log(f"{service.name}: {peak:.1f} images/s with {options.in_flight} in flight")
     trials: list[Trial] = []
 
     async def attempt(rate: float) -> bool:
         loads = []
         for repeat in range(options.repeats):
-            # Other seeds for each rate would let luck decide; the same ones scale the same arrivals.
-            seed = options.seed + repeat
+            # The same seeds for all rates scale the same arrivals; others would let luck decide.
+            poisson = partial(open_loop, rate=rate, seconds=options.seconds, seed=options.seed + repeat)
             async with turn:
-                shots = await open_loop(
-                    target.goal, pictures, rate=rate, seconds=options.seconds, timeout=60, seed=seed
-                )
+                loads.append(await poisson(service.target, images))
                 await asyncio.sleep(options.pause)
-            loads.append(shots)
         trial = trial_of(rate, loads)
         trials.append(trial)
         held = trial.holds(options.bound_ms)
-        tell(
-            f"  {target.name:<12}{rate:7.1f}/s  p50 {trial.p50:7.1f}  p99 {trial.p99:7.1f} ms  "
-            f"{'holds' if held else 'fails'}"
-        )
+        times = f"p50 {trial.p50:7.1f}  p99 {trial.p99:7.1f} ms"
+        log(f"  {service.name:<12}{rate:7.1f}/s  {times}  {'holds' if held else 'fails'}")
         return held
 
     capacity = await highest(attempt, start=0.8 * peak, resolution=options.resolution)
-    after = usage(target.process_group, target.shared_memory)
-    spent = {
-        name: round(process.cpu_seconds - before.processes[name].cpu_seconds, 2)
-        for name, process in after.processes.items()
-        if name in before.processes
-    }
+    after = usage(service.pid, service.shared_memory).processes
     return Measured(
-        service=target.name,
+        service=service.name,
         round=number,
         peak=round(peak, 2),
         p50_alone=milliseconds(good(alone))["p50"],
         capacity=round(capacity, 2),
         trials=tuple(trials),
-        cpu_seconds=spent,
-        memory_mb={name: round(process.memory_bytes / 1e6, 1) for name, process in after.processes.items()},
+        cpu_seconds={
+            name: round(after[name].cpu_seconds - before[name].cpu_seconds, 2) for name in after if name in before
+        },
+        memory_mb={name: round(process.memory_bytes / 1e6, 1) for name, process in after.items()},
     )
 
 
-def trial_of(rate: float, loads: Sequence[Sequence[Shot]]) -> Trial:
+def trial_of(rate: float, loads: Sequence[Sequence[Request]]) -> Trial:
     """Return what came of a rate's loads: counts of all, and the medians of their latencies."""
-    spent = [milliseconds(good(shots)) for shots in loads]
-    answered = sum(len(good(shots)) for shots in loads)
-    return Trial(
-        round(rate, 2),
-        answered,
-        sum(map(len, loads)) - answered,
-        statistics.median(each["p50"] for each in spent),
-        statistics.median(each["p99"] for each in spent),
-    )
+    spent = [milliseconds(good(requests)) for requests in loads]
+    answered = sum(len(good(requests)) for requests in loads)
+    p50, p99 = (statistics.median(each[name] for each in spent) for name in ("p50", "p99"))
+    return Trial(round(rate, 2), answered, sum(map(len, loads)) - answered, p50, p99)
 
 
 async def highest(attempt: Callable[[float], Awaitable[bool]], *, start: float, resolution: float) -> float:
@@ -223,27 +204,21 @@ async def highest(attempt: Callable[[float], Awaitable[bool]], *, start: float, 
 
 
 @contextmanager
-def _running(name: str, graph: Path, repository: Path, precision: str) -> Iterator[Target]:
+def _running(name: str, graph: Path, repository: Path, precision: str) -> Iterator[Service]:
     """Start a service; stop it at the end."""
     if name == "web":
         with _web(graph, precision) as (port, pid):
-            yield Target(name, lambda connections: Web(port, connections), pid, "none")
+            yield Service(name, partial(Web, port), pid, "none")
         return
-    options = ServerOptions.free_ports(threads=usable_cores())
-    with TritonServer(repository, options) as server:
-        server.wait_until_ready()
-        spoken = name.removeprefix("triton-")
-        url = server.grpc_url if spoken == "grpc" else f"http://{server.http_url}"
-        endpoint = Endpoint.parse(url)
-        yield Target(name, endpoint, server.process.pid, server.shared_memory)
+    with Server(repository, ServerOptions.free_ports(threads=usable_cores())) as server:
+        url = server.grpc_url if name == "triton-grpc" else f"http://{server.http_url}"
+        yield Service(name, Endpoint.parse(url), server.process.pid, server.shared_memory)
 
 
 @contextmanager
 def _web(graph: Path, precision: str) -> Iterator[tuple[int, int]]:
     """Start the hand-written service in a process group of its own; give its port and process id."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    (port,) = free_ports(1)
     words = [str(graph), "--port", str(port), "--threads", str(usable_cores()), "--precision", precision]
     process = subprocess.Popen([sys.executable, "-m", "retinaserve.scripts.lab.baseline", *words], process_group=0)
     try:
@@ -275,7 +250,7 @@ class Web:
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=connections))
 
     async def infer(self, model: str, image: bytes, *, timeout: float) -> bytes:
-        """Send one encoded picture; return the JSON. Raises ServerError."""
+        """Send one encoded image; return the JSON. Raises ServerError."""
         import aiohttp
 
         try:
@@ -293,10 +268,10 @@ class Web:
         await self._session.close()
 
 
-def mix(pictures: Sequence[bytes]) -> list[dict[str, Any]]:
+def mix(images: Sequence[bytes]) -> list[dict[str, Any]]:
     """Describe what was sent: the manifest that makes two measurements comparable."""
     found = []
-    for data in pictures:
+    for data in images:
         with Image.open(io.BytesIO(data)) as image:
             size = (image.width, image.height)
         found.append({"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "width_height": size})
@@ -316,19 +291,6 @@ def beside(measured: Sequence[Measured], baseline: str = "web") -> dict[str, lis
     return result
 
 
-def ceiling(
-    measured: Sequence[Measured], limits: Sequence[Mapping[str, float]], baseline: str = "web"
-) -> float | None:
-    """Return the network's own rate, the best way of `engine_limit`, over the baseline's peak; means of all turns.
-
-    Both do the network's work, so that is all a server can gain. None without the baseline.
-    """
-    peaks = [each.peak for each in measured if each.service == baseline]
-    if not peaks:
-        return None
-    return round(statistics.fmean(max(limit.values()) for limit in limits) / statistics.fmean(peaks), 3)
-
-
 def summary(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
     """Return the medians over the rounds and, of the capacity, the lowest and highest."""
     result = {}
@@ -345,23 +307,56 @@ def summary(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
     return result
 
 
-def plot(measured: Sequence[Measured], options: CapacityOptions, path: Path) -> None:
-    """Draw p99 over the rate, a colour a service, with the bound."""
-    from matplotlib.figure import Figure
+def main() -> None:
+    """Find the rate that a graph bears on this machine: about eight rates a service."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("model", type=Path, help="An ONNX graph of `export`.")
+    parser.add_argument("--images", nargs="*", help="Images to send; drawn ones of 640 x 480 if not given.")
+    parser.add_argument("--max-p99", type=float, default=500.0, help="Milliseconds that p99 may take.")
+    parser.add_argument("--seconds", type=float, default=20.0, help="Length of each load.")
+    parser.add_argument("--repeats", type=int, default=1, help="Loads of each rate, whose medians count.")
+    parser.add_argument("--rounds", type=int, default=1, help="Turns of every service.")
+    parser.add_argument("--in-flight", type=int, default=4, help="Requests of the load that finds the peak.")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="Where the graph is float.")
+    parser.add_argument("--service", choices=SERVICES, action="append", help="Only this one; may be repeated.")
+    parser.add_argument("--json", type=Path, help="Write all numbers to this file.")
+    given = parser.parse_args()
+    options = CapacityOptions(given.max_p99, given.seconds, given.repeats, given.in_flight, rounds=given.rounds)
+    done = []
+    with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
+        build = BuildOptions(arithmetic=given.precision)
+        repository = build_repository(given.model, Path(scratch) / "repository", options=build).repository
+        files = find_images(given.images)[:64] if given.images else []
+        images = [path.read_bytes() for path in files] or drawn(Path(scratch))
+        print("service        round   peak/s  alone ms  capacity/s   CPU s  memory MB")
+        for each in measure(
+            given.model,
+            repository,
+            images,
+            options,
+            precision=given.precision,
+            services=given.service or SERVICES,
+            log=partial(print, file=sys.stderr),
+        ):
+            done.append(each)
+            row = f"{each.service:<14}{each.round + 1:>6}{each.peak:>9.1f}{each.p50_alone:>10.1f}"
+            row += f"{each.capacity:>12.1f}{sum(each.cpu_seconds.values()):>8.1f}"
+            print(f"{row}{sum(each.memory_mb.values()):>11.0f}")
+    ratios = beside(done)
+    for service, rounds in ratios.items():
+        by_round = ", ".join(f"{ratio:.2f}" for ratio in rounds)
+        print(f"{service}: {statistics.median(rounds):.2f} of the web service's rate; by round {by_round}")
+    if given.json:
+        report = {
+            "machine": machine(),
+            "options": asdict(options),
+            "mix": mix(images),
+            "summary": summary(done),
+            "beside_web": ratios,
+            "measured": [asdict(each) for each in done],
+        }
+        write_json(given.json, report)
 
-    figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    colours = dict(zip(SERVICES, ("#2563eb", "#f97316", "#6b7280"), strict=True))
-    for service in dict.fromkeys(each.service for each in measured):
-        trials = sorted(
-            (trial.rate, trial.p99) for each in measured if each.service == service for trial in each.trials
-        )
-        rates, p99 = zip(*trials, strict=True)
-        axes.plot(rates, p99, marker="o", linewidth=2, color=colours[service], label=service)
-    axes.axhline(options.bound_ms, color="#dc2626", linestyle="--", linewidth=1, label=f"{options.bound_ms:g} ms")
-    axes.set(
-        xlabel="requests a second, Poisson", ylabel="p99 (ms)", ylim=(0, 3 * options.bound_ms), xlim=(0, None)
-    )
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    figure.savefig(path)
+
+if __name__ == "__main__":
+    run(main)

@@ -1,17 +1,20 @@
 """Whether NVIDIA's compiler takes a graph, and in which precisions it would run, on a machine without a GPU.
 
-    for compiled in compile_check([Path("model.onnx")], ["7.5", "8.9"]):
-        compiled.problem, compiled.report.convolutions, compiled.megabytes
+    python -m retinaserve.scripts.lab.compile_check model.onnx --target 7.5 --target 8.9
 
 TensorRT for RTX has TensorRT's parser and builder and compiles for a GPU that is not there. It has no
 implementation of NonMaxSuppression and takes no plugins, so a graph is cut before the first of them: what is
-compiled is normalisation, network, and decode up to the candidates. What it makes is thrown away.
+compiled is normalisation, network, and decode up to the candidates. What it makes is thrown away. Without graphs,
+detectors of published size with random weights are made first.
 """
 
+import argparse
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,18 +28,25 @@ from retinaserve.build_tools.engine.builder import (
     load_tensorrt,
 )
 from retinaserve.build_tools.engine.layers import LayerReport
-from retinaserve.build_tools.engine.listeners import Progress
+from retinaserve.build_tools.export import ExportOptions, export_detector
 from retinaserve.build_tools.graph.detection import DECODE, DOMAIN
 from retinaserve.build_tools.graph.graft import save
 from retinaserve.build_tools.graph.onnx_io import load_graph, metadata_of, read_spec
-from retinaserve.training.errors import UserError
+from retinaserve.build_tools.quantize.calibrate import Int8Options
+from retinaserve.scripts.lab import run
+from retinaserve.scripts.precisions import random_checkpoint
+from retinaserve.scripts.shapes.draw import draw_dataset
+from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import write_json
 
-# T4; A10; L4; RTX 50
+GPUS = {"7.5": "T4", "8.0": "A100", "8.6": "A10", "8.9": "L4", "12.0": "RTX 50", "12.1": "GB10"}
 TARGETS = ("7.5", "8.6", "8.9", "12.0")
 BATCH = (1, 8, 16)
 NMS_OPERATOR = "NonMaxSuppression"
 # TensorRT for RTX 1.7 runs every quantized convolution of ours in the float it is dequantized to on Turing.
 WITHOUT_INT8 = ("7.5",)
+SIZE, IMAGES = (640, 640), 8
+WIDTHS = (24, 14, 8, 20, 8, 9, 9)
 
 
 @dataclass(frozen=True)
@@ -63,19 +73,45 @@ class Compiled:
             return f"{len(self.report.fallen)} convolutions run in a wider type than the graph's: {some}"
         return ""
 
+    def row(self) -> list[str]:
+        """Return the cells of its line in the table."""
+        gpu = f"{self.compute_capability} {GPUS.get(self.compute_capability, '')}".strip()
+        if self.report is None:
+            return [self.graph.name, gpu, "refused"]
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.report.convolutions.items()))
+        megabytes, seconds = f"{self.engine_bytes / 1e6:.1f}", f"{self.seconds:.1f}"
+        fallen = str(len(self.report.fallen))
+        return [self.graph.name, gpu, str(self.report.layers), counts, fallen, megabytes, seconds]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        record: dict[str, Any] = {
+            "graph": str(self.graph),
+            "compute_capability": self.compute_capability,
+            "cut_before": self.cut,
+            "problem": self.problem,
+        }
+        if self.report:
+            record |= {
+                "layers": self.report.layers,
+                "convolutions": dict(self.report.convolutions),
+                "convolutions_stated": dict(self.report.asked),
+                "fallen": list(self.report.fallen),
+                "other_layers": dict(self.report.other),
+                "onnx_bytes": self.graph.stat().st_size,
+                "engine_bytes": self.engine_bytes,
+                "build_seconds": round(self.seconds, 2),
+            }
+        return record
+
 
 def compile_check(
-    graphs: Sequence[Path],
-    targets: Iterable[str] = TARGETS,
-    *,
-    batch: tuple[int, int, int] = BATCH,
-    progress: Progress | None = None,
+    graphs: Sequence[Path], targets: Iterable[str] = TARGETS, *, batch: tuple[int, int, int] = BATCH
 ) -> Iterator[Compiled]:
-    """Compile every graph for every target and give each result as it comes.
+    """Compile every graph for every target and give each result as it comes; what is refused is a result.
 
-    Raises UserError where TensorRT for RTX is missing or does not know a target, and for a file that is no graph
-    of ours, before anything is compiled.
-    What the compiler refuses is a result.
+    Raises UserError before anything is compiled where TensorRT for RTX is missing or does not know a target, and
+    for a file that is no graph of ours.
     """
     trt = load_tensorrt(RTX)
     options = [EngineOptions(batch, compute_capability=target) for target in targets]
@@ -88,12 +124,10 @@ def compile_check(
             save(model, path)
             for each in options:
                 target = each.compute_capability
-                show = _named(progress, f"{graph.name} for {target}")
                 try:
-                    engine = build_engine(trt, path, each, progress=show)
+                    engine = build_engine(trt, path, each)
                 except UserError as error:
-                    reason = error.message.removeprefix(f"{path}: ")
-                    yield Compiled(graph, target, cut, refusal=reason)
+                    yield Compiled(graph, target, cut, refusal=error.message.removeprefix(f"{path}: "))
                 else:
                     yield Compiled(graph, target, cut, engine.report, len(engine.data), engine.seconds)
 
@@ -126,6 +160,62 @@ def compilable(path: Path) -> tuple[onnx.ModelProto, str]:
     return cut, lacking[0].op
 
 
-def _named(progress: Progress | None, name: str) -> Progress | None:
-    """Return a progress that tells which build it is rather than the builder's phases."""
-    return (lambda share, doing: progress(share, name)) if progress else None
+def make_graphs(folder: Path, backbone: str, *, size: tuple[int, int] = SIZE) -> list[Path]:
+    """Write a detector of random weights as <backbone>_<precision>.onnx in each precision, and return the files.
+
+    What a compiler makes of a graph does not depend on what the weights were trained for. INT8 is calibrated with
+    drawn images all the same, so that scales are those of real tensors.
+    """
+    with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
+        checkpoint, drawn = Path(scratch) / "model.pth", Path(scratch) / "drawn"
+        random_checkpoint(backbone, checkpoint, size)
+        draw_dataset(drawn, images=IMAGES, seed=0)
+        int8 = Int8Options(drawn / "images", count=IMAGES, calibrator="minmax")
+        options = {
+            "fp32": ExportOptions(),
+            "fp16": ExportOptions(half=True),
+            "int8": ExportOptions(half=True, int8=int8),
+        }
+        files = [folder / f"{backbone}_{precision}.onnx" for precision in options]
+        for file, option in zip(files, options.values(), strict=True):
+            export_detector(checkpoint, file, option)
+    return files
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Compile graphs with NVIDIA's parser and builder for GPUs that need not be there.
+
+    Exits with 1 where a graph is refused, or a convolution runs in a wider type than its graph states.
+    """
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("graphs", type=Path, nargs="*", help="ONNX graphs of `export`.")
+    parser.add_argument("--target", action="append", help="Compute capability; may be repeated.")
+    parser.add_argument("--batch", type=int, nargs=3, metavar=("MIN", "OPT", "MAX"), default=BATCH)
+    parser.add_argument(
+        "--backbone", nargs="*", default=["resnet18", "resnet50"], help="Without graphs: what to make."
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/compile"), help="Where those that are made go.")
+    parser.add_argument("--json", type=Path, help="Also write the results to this file.")
+    given = parser.parse_args(words)
+    paths = given.graphs or [path for name in given.backbone for path in make_graphs(given.output, name)]
+    done: list[Compiled] = []
+    for compiled in compile_check(paths, given.target or TARGETS, batch=tuple(given.batch)):
+        if not done:
+            _print_row(["graph", "GPU", "layers", "convolutions", "fallen", "MB", "seconds"])
+        done.append(compiled)
+        _print_row(compiled.row())
+    if given.json:
+        write_json(given.json, {"batch": given.batch, "results": [each.to_dict() for each in done]})
+    problems = [each for each in done if each.problem]
+    for each in problems:
+        print(f"{each.graph} on {each.compute_capability}: {each.problem}", file=sys.stderr)
+    if problems:
+        raise UserError(f"{len(problems)} of {len(done)} builds failed the check", code=Exit.CHECK_FAILED)
+
+
+def _print_row(cells: Sequence[str]) -> None:
+    print("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, WIDTHS, strict=False)).rstrip(), flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

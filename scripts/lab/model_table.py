@@ -1,41 +1,53 @@
-"""What every backbone costs on this machine in every precision, and what the detectors trained here reach.
+"""What every backbone costs on this machine in every precision, as a Markdown table.
 
-    table = Table.open(Path("runs/model_table"), Options())     # goes on where an interrupted run stopped
-    measure(table, "resnet18", say=print)
-    score(table, Trained("shapes", checkpoint, images, annotations, calibration), say=print)
+    python -m retinaserve.scripts.lab.model_table --work runs/model_table      # half an hour on two idle cores
 
 Times are of random weights: they take as long as trained ones in the network, and find next to nothing. The
-flavours of a backbone stand side by side and take turns, so a ratio holds within a backbone; between backbones the
-machine may have changed. It writes no page (scripts/lab/model_table_page.py), and measures no GPU.
+precisions of a backbone are served side by side and take turns, so a ratio holds within a backbone; between
+backbones the machine may have changed. What is measured is kept: the same command goes on where it stopped.
 """
 
+import argparse
 import json
 import shutil
-from collections.abc import Callable, Iterator
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from retinaserve.build_tools.export import ExportOptions, export_detector
+from retinaserve.build_tools.quantize.calibrate import Int8Options
+from retinaserve.build_tools.repository.builder import build_repository
+from retinaserve.build_tools.repository.configs import INT8_ARITHMETIC, BuildOptions
 from retinaserve.eval.bench.bench import Bench, machine
 from retinaserve.eval.bench.perf_analyzer import Demand
 from retinaserve.eval.client.transport import Endpoint
 from retinaserve.scripts.doctor.machine import BF16_FLAGS, flags
-from retinaserve.scripts.precisions import Options as Comparison
-from retinaserve.scripts.precisions import compare, random_checkpoint
+from retinaserve.scripts.drills.fixture import Log
+from retinaserve.scripts.lab import run
+from retinaserve.scripts.precisions import random_checkpoint, random_spec, ratios
 from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer, ask_to_stop
+from retinaserve.scripts.shapes.draw import draw_dataset
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
-from retinaserve.training.spec import RETINANET, DetectorSpec
+from retinaserve.training.model import build_model
+from retinaserve.training.spec import BACKBONES, RETINANET, DetectorSpec
 from retinaserve.training.trainer.config import git_commit
 
-Say = Callable[[str], None]
-PRECISIONS = ("fp32", "bf16", "int8")
-PICTURES, CALIBRATION = 8, 4  # of random weights only the time matters, so few pictures will do
+IMAGES, CALIBRATION = 8, 4  # of random weights only the time matters, so few images will do
 ALONE, FULL = 1, 4  # requests in flight: for latency, and for throughput
-FORMAT = 1
+HEADER = """\
+| backbone | parameters, M | GFLOPs | precision | file, MB | model, ms | request, ms | images/s | x fp32 |
+|---|---:|---:|---|---:|---:|---:|---:|---:|"""
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class Options:
 
 
 @dataclass
-class Flavour:
+class Row:
     """A backbone in one precision; a list has one number a round."""
 
     precision: str
@@ -58,82 +70,29 @@ class Flavour:
     ips: list[float] = field(default_factory=list)  # with FULL requests in flight
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A checkpoint and what to score it on; `calibration` is a folder of pictures or a COCO JSON."""
-
-    name: str
-    checkpoint: Path
-    images: Path
-    annotations: Path
-    calibration: Path
-
-    def check(self) -> None:
-        """Raise UserError for what is not there."""
-        for path in (self.checkpoint, self.images, self.annotations, self.calibration):
-            if not path.exists():
-                raise UserError(
-                    f"--trained {self.name}: {path}: no such file or folder",
-                    "NAME CHECKPOINT IMAGES ANNOTATIONS CALIBRATION are expected, in this order",
-                    code=Exit.USAGE,
-                )
-
-
-@dataclass
-class Scored:
-    """What a trained detector reaches through the server, of 1, by precision."""
-
-    spec: str
-    megabytes: dict[str, float]
-    ap: dict[str, float | None]
-    ap50: dict[str, float | None]
-
-
 @dataclass
 class Table:
-    """All that was measured so far, kept in a file of the working folder after every row."""
+    """All that was measured so far, kept in a file of the working folder after every backbone."""
 
     folder: Path
     options: Options
-    backbones: dict[str, list[Flavour]] = field(default_factory=dict)
-    trained: dict[str, Scored] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=lambda: _about())
+    backbones: dict[str, list[Row]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path, options: Options) -> Self:
         """Return the table of a folder, or an empty one. Raises UserError for one of other options."""
         table = cls(folder, options)
-        path = table.path
-        if not path.is_file():
+        if not table.path.is_file():
             return table
         try:
-            stored = json.loads(path.read_text())
-            if stored["format"] != FORMAT:
-                raise KeyError("format")
-            known = Options(**stored["options"])
-            table.backbones = {
-                name: [Flavour(**row) for row in rows] for name, rows in stored["backbones"].items()
-            }
-            table.trained = {name: Scored(**row) for name, row in stored["trained"].items()}
-            # Results of several commits stand side by side where a run went on.
-            first, now = stored["about"], _about()
-            table.about = now | {
-                key: first[key]
-                if first[key].endswith(now[key])
-                else f"{first[key].split(' to ')[0]} to {now[key]}"
-                for key in ("commit", "date")
-            }
+            stored = json.loads(table.path.read_text())
+            same = Options(**stored["options"]) == options
+            table.backbones = {name: [Row(**row) for row in rows] for name, rows in stored["backbones"].items()}
         except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{table.path}: not the results of an earlier run", "remove it") from None
+        if not same:
             raise UserError(
-                f"{path}: not the results of an earlier run", "remove it, or name another --work"
-            ) from None
-        differing = [
-            each.name for each in fields(known) if getattr(known, each.name) != getattr(options, each.name)
-        ]
-        if differing:
-            was = ", ".join(f"--{name} {getattr(known, name)}" for name in differing)
-            raise UserError(
-                f"{path} was measured with {was}",
+                f"{table.path} was measured with {stored['options']}",
                 "give the same to go on with it, name another --work, or remove the file",
                 code=Exit.USAGE,
             )
@@ -145,55 +104,45 @@ class Table:
         return self.folder / "model_table.json"
 
     def save(self) -> None:
-        """Write the file by one rename."""
-        write_json(self.path, self.to_dict())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything for JSON."""
-        return {
-            "format": FORMAT,
-            "options": asdict(self.options),
-            "about": self.about,
-            "backbones": {name: [asdict(row) for row in rows] for name, rows in self.backbones.items()},
-            "trained": {name: asdict(row) for name, row in self.trained.items()},
-        }
+        """Write the file."""
+        rows = {name: [asdict(row) for row in rows] for name, rows in self.backbones.items()}
+        about = {**machine(), "date": datetime.now(UTC).date().isoformat(), "git": git_commit()}
+        write_json(self.path, {"options": asdict(self.options), "about": about, "backbones": rows})
 
 
 def network_cost(spec: DetectorSpec) -> tuple[int, int]:
-    """Return a detector's parameters, and the floating-point operations of one picture up to the heads' outputs.
+    """Return a detector's parameters, and the floating-point operations of one image up to the heads' outputs.
 
     A multiplication and an addition count as two. Nothing is computed: the tensors have shapes and no values.
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from retinaserve.training.model import build_model
-
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model = build_model(spec).eval()
         model(torch.empty(1, 3, *spec.size))
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops()
 
 
-def measure(table: Table, backbone: str, *, say: Say) -> list[Flavour]:
+def measure(table: Table, backbone: str, *, log: Log) -> list[Row]:
     """Export, build, serve and time a backbone in every precision of this processor, and store it in the table."""
     options, folder = table.options, table.folder / backbone
-    pictures = _pictures(table.folder)
-    rows, servers = list[Flavour](), list[TritonServer]()
+    drawn = table.folder / "drawn"
+    if not (drawn / "annotations.json").is_file():
+        draw_dataset(drawn, images=IMAGES, seed=0)
+    rows, servers = list[Row](), list[TritonServer]()
     try:
         with ExitStack() as stack:
-            for precision, graph, repository in _build(backbone, folder, pictures, options, say):
-                servers.append(stack.enter_context(TritonServer(repository, _free())))
+            for precision, graph, repository in _build(backbone, folder, drawn / "images", options, log):
+                free = ServerOptions.free_ports(threads=usable_cores())
+                servers.append(stack.enter_context(TritonServer(repository, free)))
                 servers[-1].wait_until_ready(600)
-                rows.append(Flavour(precision, graph.stat().st_size / 1e6))
+                rows.append(Row(precision, graph.stat().st_size / 1e6))
             stack.callback(ask_to_stop, servers)
-            files = sorted(pictures.iterdir())
+            files = sorted((drawn / "images").iterdir())
             benches = [Bench.prepare([Endpoint.parse(server.grpc_url)], files) for server in servers]
             for number in range(1, options.rounds + 1):
                 for row, bench in zip(rows, benches, strict=True):
                     _load(row, bench, options.seconds, backbone)
-                said = ", ".join(f"{row.precision} {row.model_ms[-1]:.0f} ms {row.ips[-1]:.2f}/s" for row in rows)
-                say(f"{backbone}: round {number} of {options.rounds}: {said}")
+                times = ", ".join(f"{row.precision} {row.model_ms[-1]:.0f} ms {row.ips[-1]:.2f}/s" for row in rows)
+                log(f"{backbone}: round {number} of {options.rounds}: {times}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # a gigabyte for the large ones
     table.backbones[backbone] = rows
@@ -201,63 +150,26 @@ def measure(table: Table, backbone: str, *, say: Say) -> list[Flavour]:
     return rows
 
 
-def score(table: Table, trained: Trained, *, say: Say) -> Scored:
-    """Score a checkpoint in FP32 and INT8 through the server, and store it in the table."""
-    from retinaserve.build_tools.quantize.calibrate import Int8Options
-    from retinaserve.training.checkpoint import load
-
-    spec, int8 = load(trained.checkpoint).spec, Int8Options(trained.calibration)
-    comparison = Comparison(
-        table.folder / f"trained_{trained.name}",
-        trained.images,
-        trained.annotations,
-        int8,
-        calibrators=(int8.calibrator,),
-        in_f32=False,
-        rounds=0,
-    )
-    rows = compare(trained.checkpoint, comparison, say=lambda text: say(f"{trained.name}: {text}"))
-    shutil.rmtree(comparison.output)
-    named = {row.name.split()[0]: row for row in rows}
-    found = Scored(
-        spec.to_json(),
-        {name: row.megabytes for name, row in named.items()},
-        {name: row.ap for name, row in named.items()},
-        {name: row.ap50 for name, row in named.items()},
-    )
-    table.trained[trained.name] = found
-    table.save()
-    return found
-
-
 def _build(
-    backbone: str, folder: Path, pictures: Path, options: Options, say: Say
+    backbone: str, folder: Path, images: Path, options: Options, log: Log
 ) -> Iterator[tuple[str, Path, Path]]:
     """Yield precision, graph and repository; bf16 is the float graph, computed otherwise."""
-    from retinaserve.build_tools.export import ExportOptions, export_detector
-    from retinaserve.build_tools.quantize.calibrate import Int8Options
-    from retinaserve.build_tools.repository.builder import build_repository
-    from retinaserve.build_tools.repository.configs import INT8_ARITHMETIC, BuildOptions
-
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     checkpoint, plain, quantized = (folder / name for name in ("random.pth", "fp32.onnx", "int8.onnx"))
     random_checkpoint(backbone, checkpoint, (options.size, options.size))
-    say(f"{backbone}: export")
+    log(f"{backbone}: export")
     export_detector(checkpoint, plain)
     yield "fp32", plain, build_repository(plain, folder / "fp32").repository
     if flags().intersection(BF16_FLAGS):
         yield "bf16", plain, build_repository(plain, folder / "bf16", options=BuildOptions("bf16")).repository
-    say(f"{backbone}: calibrate")
-    int8 = Int8Options(pictures, count=CALIBRATION, calibrator="minmax")
+    log(f"{backbone}: calibrate")
+    int8 = Int8Options(images, count=CALIBRATION, calibrator="minmax")
     export_detector(checkpoint, quantized, ExportOptions(int8=int8))
-    yield (
-        "int8",
-        quantized,
-        build_repository(quantized, folder / "int8", options=BuildOptions(INT8_ARITHMETIC)).repository,
-    )
+    built = build_repository(quantized, folder / "int8", options=BuildOptions(INT8_ARITHMETIC))
+    yield "int8", quantized, built.repository
 
 
-def _load(row: Flavour, bench: Bench, seconds: float, backbone: str) -> None:
+def _load(row: Row, bench: Bench, seconds: float, backbone: str) -> None:
     """Add a round. Raises UserError where the server did not bear it."""
     alone, full = bench.run([Demand(ALONE), Demand(FULL)], seconds=seconds)
     for level in (alone, full):
@@ -273,20 +185,53 @@ def _load(row: Flavour, bench: Bench, seconds: float, backbone: str) -> None:
     row.ips.append(full.load.throughput_ips)
 
 
-def _pictures(folder: Path) -> Path:
-    from retinaserve.scripts.shapes.draw import draw_dataset
+def lines(table: Table, backbone: str) -> Iterator[str]:
+    """Yield a backbone's rows, one a precision; dashes where nothing was measured."""
+    parameters, operations = network_cost(random_spec(backbone, (table.options.size,) * 2))
+    head = [backbone, f"{parameters / 1e6:.1f}", f"{operations / 1e9:.0f}"]
+    rows = table.backbones.get(backbone, [])
+    for row in rows:
+        yield _line(
+            [
+                *(head if row is rows[0] else ["", "", ""]),
+                row.precision,
+                f"{row.megabytes:.1f}",
+                f"{statistics.median(row.model_ms):.0f}",
+                f"{statistics.median(row.request_ms):.0f}",
+                f"{statistics.median(row.ips):.2f}",
+                _spread(ratios(row.ips, rows[0].ips)),
+            ]
+        )
+    if not rows:
+        yield _line([*head, *"-" * 6])
 
-    drawn = folder / "pictures"
-    if not (drawn / "annotations.json").is_file():
-        draw_dataset(drawn, images=PICTURES, seed=0)
-    return drawn / "images"
+
+def _spread(values: Sequence[float]) -> str:
+    """Return the median, and how far the rounds lie apart if that shows in two decimals."""
+    lowest, median, highest = (f"{of(values):.2f}" for of in (min, statistics.median, max))
+    return median if lowest == highest else f"{median} ({lowest} to {highest})"
 
 
-def _about() -> dict[str, Any]:
-    """Return where, when and by which code a table was begun."""
-    commit = git_commit() or {"commit": "unknown"}
-    return {**machine(), "date": datetime.now(UTC).date().isoformat(), "commit": commit["commit"][:7]}
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
-def _free() -> ServerOptions:
-    return ServerOptions.free_ports(threads=usable_cores())
+def main() -> None:
+    """Measure every backbone in every precision through the server, and print the table."""
+    usual = Options()
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--work", type=Path, default=Path("runs/model_table"), help="Where results are kept.")
+    parser.add_argument("--backbone", choices=[*BACKBONES], nargs="*", default=[*BACKBONES], help="Only these.")
+    parser.add_argument("--size", type=int, default=usual.size, help="Input height and width.")
+    parser.add_argument("--rounds", type=int, default=usual.rounds, help="Turns of a backbone's precisions.")
+    parser.add_argument("--seconds", type=float, default=usual.seconds, help="Length of each load; two a turn.")
+    given = parser.parse_args()
+    table = Table.open(given.work, Options(given.size, given.rounds, given.seconds))
+    for backbone in given.backbone:
+        if backbone not in table.backbones:
+            measure(table, backbone, log=partial(print, file=sys.stderr))
+    print(HEADER, *(line for backbone in given.backbone for line in lines(table, backbone)), sep="\n")
+
+
+if __name__ == "__main__":
+    run(main)

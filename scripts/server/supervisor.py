@@ -1,6 +1,6 @@
 """Keeps a server up: starts it again when it dies, or lives and answers no picture any more.
 
-    supervisor = Supervisor(lambda: TritonServer(repository, options), picture, tell=print)
+    supervisor = Supervisor(lambda: TritonServer(repository, options), picture, log=print)
     supervisor.run(stop)                        # until `stop` is set; raises UserError when it gives up
 
 Triton 2.51 never restarts a python-backend process that died, and goes on saying that it is ready while every
@@ -50,14 +50,14 @@ class Supervisor:
         picture: bytes,
         *,
         policy: RestartPolicy | None = None,
-        tell: Callable[[str], None] = lambda _: None,
+        log: Callable[[str], None] = lambda _: None,
         started: Callable[[TritonServer], None] = lambda _: None,
     ) -> None:
-        """`started` is called with every server that has become ready, `tell` with what happens."""
+        """`started` is called with every server that has become ready, `log` with what happens."""
         self._start = start
         self._picture = picture
         self._policy = policy or RestartPolicy()
-        self._tell = tell
+        self._log = log
         self._started = started
         self._failures: deque[float] = deque()
 
@@ -135,7 +135,7 @@ class Supervisor:
                 code=Exit.CHECK_FAILED,
             )
         pause = min(policy.longest_pause, policy.first_pause * 2 ** (count - 1))
-        self._tell(f"{cause}; starting it again in {pause:g} s ({count} of {policy.failures} failures)")
+        self._log(f"{cause}; starting it again in {pause:g} s ({count} of {policy.failures} failures)")
         stop.wait(pause)
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageChops
 
 from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.demo.quickstart import quickstart
-from retinaserve.scripts.lab.example_checkpoint import example_checkpoint
+from retinaserve.scripts.lab.images import checkpoint as example_checkpoint
 from retinaserve.scripts.server.triton import Server
 from retinaserve.training.checkpoint import Checkpoint, load, save
 from retinaserve.training.errors import UserError
@@ -57,8 +57,8 @@ def test_without_the_checkpoint_it_says_where_one_comes_from(tmp_path: Path) -> 
 
 def test_the_example_has_no_optimizer(tmp_path: Path) -> None:
     weights = toy_model(toy_spec()).state_dict()
-    save(tmp_path / "trained.pth", Checkpoint(toy_spec(), weights, 7, {"optimizer": {"state": {}}}))
-    example_checkpoint(tmp_path / "trained.pth", tmp_path / "example.pth")
+    save(tmp_path / "checkpoint.pth", Checkpoint(toy_spec(), weights, 7, {"optimizer": {"state": {}}}))
+    example_checkpoint(tmp_path, tmp_path / "example.pth")
     found = load(tmp_path / "example.pth")
     assert (found.spec, found.iteration, found.training) == (toy_spec(), 7, {})
     assert all((found.weights[name] == value).all() for name, value in weights.items())

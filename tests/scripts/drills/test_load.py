@@ -2,13 +2,13 @@
 
 import pytest
 
-from retinaserve.scripts.drills.load import Shot, milliseconds, percentile, rate_of
-from retinaserve.scripts.drills.verdict import Check, Verdict
+from retinaserve.scripts.drills.load import Request, milliseconds, percentile, rate_of
+from retinaserve.scripts.drills.result import Check, Result
 
 
-def shots(ends: list[float], *, last_start: float) -> list[Shot]:
+def requests(ends: list[float], *, last_start: float) -> list[Request]:
     """Answers at these times, of requests sent from 0 to `last_start`."""
-    return [Shot(0.0, end, "ok") for end in ends] + [Shot(last_start, 1.0, "unavailable")]
+    return [Request(0.0, end, "ok") for end in ends] + [Request(last_start, 1.0, "unavailable")]
 
 
 @pytest.mark.parametrize(
@@ -23,13 +23,13 @@ def shots(ends: list[float], *, last_start: float) -> list[Shot]:
     ids=["none", "one", "even", "batches"],
 )
 def test_rate(ends: list[float], rate: float) -> None:
-    assert rate_of(shots(ends, last_start=10.5)) == pytest.approx(rate, rel=0.02)
+    assert rate_of(requests(ends, last_start=10.5)) == pytest.approx(rate, rel=0.02)
 
 
 def test_what_is_answered_after_the_last_request_does_not_count() -> None:
     even = [0.1 * n for n in range(1, 100)]
-    assert rate_of(shots([*even, 50.0, 60.0], last_start=10.0)) == pytest.approx(10.0, rel=0.02)
-    assert rate_of(shots(even, last_start=10.0), skip=5) == pytest.approx(10.0, rel=0.02)
+    assert rate_of(requests([*even, 50.0, 60.0], last_start=10.0)) == pytest.approx(10.0, rel=0.02)
+    assert rate_of(requests(even, last_start=10.0), skip=5) == pytest.approx(10.0, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_percentile(values: list[float], share: float, expected: float) -> None:
 
 
 def test_milliseconds() -> None:
-    assert milliseconds([Shot(0, 0.002, "ok")]) == {"p50": 2.0, "p95": 2.0, "p99": 2.0}
+    assert milliseconds([Request(0, 0.002, "ok")]) == {"p50": 2.0, "p95": 2.0, "p99": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_milliseconds() -> None:
     ],
 )
 def test_checks(check: Check, held: bool) -> None:
-    verdict = Verdict("x", [check, Check("b", 0, at_most=0)])
-    assert check.held is held and verdict.passed is held
-    assert verdict.table().splitlines()[0].startswith("ok" if held else "FAIL")
-    assert verdict.to_dict()["checks"][0]["held"] is held
+    result = Result("x", [check, Check("b", 0, at_most=0)])
+    assert check.held is held and result.passed is held
+    assert result.table().splitlines()[0].startswith("ok" if held else "FAIL")
+    assert result.to_dict()["checks"][0]["held"] is held

@@ -1,25 +1,22 @@
-"""`compile-check` as a user calls it; what the compiler makes of graphs is tested in build_tools."""
+"""The compile check from its words; what the compiler makes of graphs is tested in build_tools."""
 
 import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from retinaserve.scripts.lab.compile_check_command import compile_check
+from retinaserve.scripts.lab.compile_check import main
 from retinaserve.training.errors import UserError
 
 
-def test_a_table_and_its_numbers(toy_onnx: Path, tmp_path: Path) -> None:
+def test_a_table_and_its_numbers(toy_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "compile.json"
     words = [str(toy_onnx), "--target", "7.5", "--target", "8.9", "--batch", "1", "2", "4", "--json", str(report)]
-    result = CliRunner().invoke(compile_check, words)
-    assert result.exit_code == 0, result.output
-    header, first, second = result.stdout.splitlines()
+    main(words)
+    header, first, second = capsys.readouterr().out.splitlines()
     assert header.split() == ["graph", "GPU", "layers", "convolutions", "fallen", "MB", "seconds"]
     assert first.split()[:3] == ["model.onnx", "7.5", "T4"] and "48 fp32" in first
     assert second.split()[:3] == ["model.onnx", "8.9", "L4"]
-    assert "next, on the GPU: retinaserve export" in result.stderr
     written = json.loads(report.read_text())
     assert written["batch"] == [1, 2, 4]
     (t4, l4) = written["results"]
@@ -46,16 +43,24 @@ def missing(good: Path, bad: Path) -> None:
     ],
 )
 def test_mistakes_are_told_before_anything_is_compiled(
-    toy_onnx: Path, tmp_path: Path, spoil, words: list[str], message: str, code: int
+    toy_onnx: Path,
+    tmp_path: Path,
+    spoil,
+    words: list[str],
+    message: str,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     bad = tmp_path / "bad.onnx"
     spoil(bad, toy_onnx) if spoil is Path.symlink_to else spoil(toy_onnx, bad)
-    result = CliRunner().invoke(compile_check, [str(bad), *words])
-    assert isinstance(result.exception, UserError) and result.exception.code == code
-    assert message in result.exception.message and result.stdout == ""
+    with pytest.raises(UserError, match=message) as caught:
+        main([str(bad), *words])
+    assert caught.value.code == code and capsys.readouterr().out == ""
 
 
-def test_what_is_refused_fails_the_check(toy_onnx: Path, tmp_path: Path) -> None:
+def test_what_is_refused_fails_the_check(
+    toy_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import onnx
 
     model = onnx.load(toy_onnx)
@@ -63,6 +68,7 @@ def test_what_is_refused_fails_the_check(toy_onnx: Path, tmp_path: Path) -> None
     node.op_type, node.domain = "Sine", "elsewhere"
     model.opset_import.append(onnx.helper.make_opsetid("elsewhere", 1))
     onnx.save(model, tmp_path / "model.onnx")
-    result = CliRunner().invoke(compile_check, [str(tmp_path / "model.onnx"), "--target", "8.9"])
-    assert isinstance(result.exception, UserError) and result.exception.code == 1
-    assert "refused" in result.stdout and "(Sine)" in result.stderr
+    with pytest.raises(UserError) as caught:
+        main([str(tmp_path / "model.onnx"), "--target", "8.9"])
+    printed = capsys.readouterr()
+    assert caught.value.code == 1 and "refused" in printed.out and "(Sine)" in printed.err

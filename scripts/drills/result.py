@@ -1,7 +1,7 @@
 """What a drill found: each promise with its figure and its bound, and whether it held.
 
-verdict = Verdict("overload", [Check("goodput / peak", 0.97, at_least=0.95)], figures={...})
-verdict.passed, verdict.table(), verdict.to_dict()
+result = Result("overload", [Check("goodput / peak", 0.97, at_least=0.95)], figures={...})
+result.passed, result.table(), result.to_dict()
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retinaserve.eval.bench.bench import machine
+from retinaserve.scripts.drills.load import Request, good
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,13 @@ class Check:
         return " and ".join(parts + ([f"<= {self.at_most:g}"] if self.at_most is not None else []))
 
 
+def none_failed(promise: str, requests: Sequence[Request]) -> Check:
+    """Return the check that every request was answered with detections."""
+    return Check(promise, len(requests) - len(good(requests)), at_most=0, note=f"of {len(requests)}")
+
+
 @dataclass(frozen=True)
-class Verdict:
+class Result:
     """All checks of a drill, and the figures behind them."""
 
     drill: str
