@@ -1,11 +1,12 @@
-"""What training does to a picture on its way into the network: flips, zooms, crops, and changes of colour.
+"""What training does to an image on its way into the network: flips, zooms, crops, and changes of colour.
 
-    view = random_view("photometric", rng, boxes=boxes)
-    view = View()            # nothing at all: exactly what is served
+    view = random_view("photometric", rng, boxes=boxes)         # View() does nothing: exactly what is served
+    placement = place(view, (480, 640), Frame(size=(512, 512)))
+    target = place_labels(labels, placement)
 
-A view is drawn first and applied later, to the pixels and to the boxes, by whichever loader reads the picture.
+A view is drawn first; its placement, in whole pixels, is the same for every loader.
 The presets are a ladder: each does what those before it do, and one thing more. "basic" stands beside it: zooms
-without crops and changes of brightness and contrast, for small sets of pictures that are all alike.
+without crops and changes of brightness and contrast, for small sets of images that are all alike.
 """
 
 import math
@@ -14,6 +15,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+
+from retinaserve.training.data.dataset import FloatArray, Labels
+from retinaserve.training.letterbox import letterbox_size, scaled_size
+from retinaserve.training.model.losses import Target
 
 LADDER = ("none", "flip", "multiscale", "crop", "photometric")
 MODES = (*LADDER, "basic")
@@ -25,23 +31,27 @@ CROP_AREA, CROP_ASPECT, CROP_TRIES = (0.3, 1.0), 1.5, 20
 # Luma and two colour axes of NTSC: what hue turns and saturation stretches leaves the luma as it was.
 YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
+SMALLEST = 1.0  # pixels of a box's side after augmentation
+KEPT_AREA = 0.25  # of a box: what is cut off more than that is not learnt
+MULTIPLE = 32  # of a free canvas's sides, as the backbone halves five times
+
 Matrix = npt.NDArray[np.float64]
 Boxes = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
 class View:
-    """How to look at a picture: all values relative, so that one view fits any size."""
+    """How to look at an image: all values relative, so that one view fits any size."""
 
     flip: bool = False
     zoom: float = 1.0  # of the scale without augmentation
-    # Where the picture lies in the canvas: 0 at the top left as served, 1 at the bottom right; a picture larger
+    # Where the image lies in the canvas: 0 at the top left as served, 1 at the bottom right; an image larger
     # than the canvas is cut accordingly.
     across: float = 0.0
     down: float = 0.0
     gain: float = 1.0
     offset: float = 0.0  # added after the gain, of 255
-    window: tuple[float, float, float, float] = WHOLE  # x1, y1, x2, y2: the part of the picture that is looked at
+    window: tuple[float, float, float, float] = WHOLE  # x1, y1, x2, y2: the part of the image that is looked at
     saturation: float = 1.0
     hue: float = 0.0  # degrees
 
@@ -51,7 +61,7 @@ class View:
         return self.saturation != 1 or self.hue != 0
 
     def colours(self) -> tuple[Matrix, Matrix]:
-        """Return the (3, 3) matrix and the (3,) offset that make a view's RGB of a picture's, in 0..255."""
+        """Return the (3, 3) matrix and the (3,) offset that make a view's RGB of a image's, in 0..255."""
         angle = math.radians(self.hue)
         cos, sin = self.saturation * math.cos(angle), self.saturation * math.sin(angle)
         turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
@@ -62,7 +72,7 @@ class View:
 def random_view(
     mode: str, rng: np.random.Generator, *, boxes: Boxes | None = None, zoom: tuple[float, float] = ZOOM
 ) -> View:
-    """Draw a view of a picture; `boxes` (M, 4), relative to its size, are what a crop may not lose altogether."""
+    """Draw a view of an image; `boxes` (M, 4), relative to its size, are what a crop may not lose altogether."""
     if mode == "none":
         return View()
     flip = bool(rng.random() < 0.5)
@@ -80,7 +90,7 @@ def random_view(
 
 
 def _window(rng: np.random.Generator, boxes: Boxes | None) -> tuple[float, float, float, float]:
-    """Draw a part of the picture that has the middle of a box in it, if there is a box; else the whole."""
+    """Draw a part of the image that has the middle of a box in it, if there is a box; else the whole."""
     for _ in range(CROP_TRIES):
         area = rng.uniform(*CROP_AREA)
         aspect = np.exp(rng.uniform(-np.log(CROP_ASPECT), np.log(CROP_ASPECT)))
@@ -92,3 +102,79 @@ def _window(rng: np.random.Generator, boxes: Boxes | None) -> tuple[float, float
         if ((middles >= (x, y)) & (middles < (x + width, y + height))).all(axis=1).any():
             return x, y, x + width, y + height
     return WHOLE
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How large images are trained on: letterboxed into `size` as served, or by their shorter side.
+
+    With `shorter`, an image is scaled until its shorter side measures that, or its longer side `longest`, and a
+    batch is as large as its largest image.
+    """
+
+    size: tuple[int, int]
+    shorter: int | None = None
+    longest: int = 1333
+
+    @property
+    def base(self) -> int:
+        """The shorter side that a zoom of 1 stands for, in pixels."""
+        return self.shorter or min(self.size)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A part of an image, resized and put into a canvas: whole pixels."""
+
+    window: tuple[int, int, int, int]  # x1, y1, x2, y2 in the upright image
+    size: tuple[int, int]  # (h, w) the window is resized to
+    corner: tuple[int, int]  # (top, left) in the canvas; negative where the image is cut
+    canvas: tuple[int, int]  # (h, w)
+    flip: bool  # the resized window, before it is put into the canvas
+
+
+def place(view: View, original: tuple[int, int], frame: Frame) -> Placement:
+    """Return where a view puts an image of an upright (h, w)."""
+    height, width = original
+    x1, y1 = math.floor(view.window[0] * width), math.floor(view.window[1] * height)
+    x2, y2 = max(x1 + 1, math.ceil(view.window[2] * width)), max(y1 + 1, math.ceil(view.window[3] * height))
+    window = (x1, y1, min(x2, width), min(y2, height))
+    part = (window[3] - window[1], window[2] - window[0])
+    if frame.shorter is None:
+        size = letterbox_size(part, frame.size, zoom=view.zoom)
+        top, left = (
+            round(share * (room - side))
+            for share, room, side in zip((view.down, view.across), frame.size, size, strict=True)
+        )
+        return Placement(window, size, (top, left), frame.size, view.flip)
+    scale = min(frame.shorter * view.zoom / min(part), frame.longest / max(part))
+    size = scaled_size(part, scale)
+    canvas = (-(-size[0] // MULTIPLE) * MULTIPLE, -(-size[1] // MULTIPLE) * MULTIPLE)
+    return Placement(window, size, (0, 0), canvas, view.flip)
+
+
+def place_labels(labels: Labels, placement: Placement) -> Target:
+    """Return a image's boxes in the canvas, without those that are mostly cut off."""
+    height, width = placement.size
+    (x1, y1, x2, y2), (top, left), (canvas_h, canvas_w) = placement.window, placement.corner, placement.canvas
+    scale = np.array((width / (x2 - x1), height / (y2 - y1)) * 2, np.float32)
+    whole = (labels.boxes - np.array((x1, y1) * 2, np.float32)) * scale
+    boxes = np.clip(whole, 0, (width, height) * 2)
+    if placement.flip:
+        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    boxes = np.clip(boxes + (left, top) * 2, 0, (canvas_w, canvas_h) * 2).astype(np.float32)
+    kept = _worth_learning(boxes, whole)
+    return Target(
+        torch.from_numpy(boxes[kept]),
+        torch.from_numpy(labels.classes[kept]),
+        torch.from_numpy(labels.crowd[kept]),
+    )
+
+
+def _worth_learning(boxes: FloatArray, whole: FloatArray) -> npt.NDArray[np.bool_]:
+    """Return which boxes have enough of their area left in the canvas, and a pixel a side."""
+    sizes, before = boxes[:, 2:] - boxes[:, :2], whole[:, 2:] - whole[:, :2]
+    kept: npt.NDArray[np.bool_] = (sizes.min(axis=1, initial=np.inf) >= SMALLEST) & (
+        sizes.prod(axis=1) >= KEPT_AREA * before.prod(axis=1)
+    )
+    return kept

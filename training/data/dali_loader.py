@@ -1,8 +1,8 @@
-"""The stream of training/data/loaders.py by DALI: the same views of the same pictures, on CPU or GPU.
+"""The stream of batches by DALI: the same views of the same images as torch's loader, on CPU or GPU.
 
     for batch in dali_batches(dataset, spec, settings, Stream(len(dataset), settings)): ...
 
-Python decides what is looked at and where it goes (placement.py); DALI decodes that part of the picture
+Python decides what is looked at and where it goes (augment.py); DALI decodes that part of the image
 only, resizes, mirrors, recolours, cuts and pads it. It reads files from a callback and not with its COCO reader:
 that one can't be entered at any iteration, shuffles by its own rules in every process, and numbers classes itself.
 Formats that DALI can't decode are refused by name; the torch loader reads them.
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from retinaserve.training.data.augment import View
-from retinaserve.training.data.dataset import CocoDataset, upright_size
-from retinaserve.training.data.loaders import Batch, Stream, StreamSettings
-from retinaserve.training.data.placement import Placement, place, place_labels
+from retinaserve.training.data.augment import Placement, View, place, place_labels
+from retinaserve.training.data.dataset import CocoDataset
+from retinaserve.training.data.stream import Batch, Stream, StreamSettings
 from retinaserve.training.errors import UserError
+from retinaserve.training.letterbox import upright_size
 from retinaserve.training.model.losses import Target
 from retinaserve.training.spec import DetectorSpec
 
@@ -67,7 +67,7 @@ class Feed:
 def dali_batches(
     dataset: CocoDataset, spec: DetectorSpec, settings: StreamSettings, stream: Stream
 ) -> Iterator[Batch]:
-    """Give a stream's batches for ever. Raises UserError for a picture that can't be decoded, or without DALI."""
+    """Give a stream's batches for ever. Raises UserError for an image that can't be decoded, or without DALI."""
     try:
         from nvidia.dali import fn, pipeline_def, types
     except ImportError:
@@ -83,7 +83,7 @@ def dali_batches(
         encoded, start, extent, size, flip, corner, *colour, canvas = fn.external_source(
             source=feed, num_outputs=7 + 2 * colours, batch=True
         )
-        picture = fn.decoders.image_slice(
+        image = fn.decoders.image_slice(
             encoded,
             device="mixed" if gpu else "cpu",
             start=start,
@@ -91,12 +91,12 @@ def dali_batches(
             axis_names="HW",
             output_type=types.RGB,
         )
-        picture = fn.resize(picture, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
-        picture = fn.flip(picture, horizontal=flip)
+        image = fn.resize(image, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        image = fn.flip(image, horizontal=flip)
         if colours:
-            picture = fn.coord_transform(picture, M=colour[0], T=colour[1], dtype=types.UINT8)
+            image = fn.coord_transform(image, M=colour[0], T=colour[1], dtype=types.UINT8)
         return fn.slice(
-            picture,
+            image,
             start=corner,
             shape=canvas,
             axes=[0, 1],
@@ -114,26 +114,26 @@ def dali_batches(
     built.build()
     while True:
         try:
-            (pictures,) = built.run()
+            (drawn,) = built.run()
         except RuntimeError as error:
             raise _culprit(dataset, feed, error) from None
-        images = _on_gpu(pictures) if gpu else torch.from_numpy(np.array(pictures.as_array()))
+        images = _on_gpu(drawn) if gpu else torch.from_numpy(np.array(drawn.as_array()))
         targets, image_ids, _ = feed.asked.popleft()
         yield Batch(images.permute(0, 3, 1, 2), targets, image_ids)  # (B, H, W, 3) -> (B, 3, H, W)
 
 
-def _on_gpu(pictures: Any) -> torch.Tensor:
+def _on_gpu(drawn: Any) -> torch.Tensor:
     """Copy DALI's batch, whose memory it will use again, into a tensor on torch's stream."""
     from nvidia.dali.plugin.pytorch import feed_ndarray
 
-    whole = pictures.as_tensor()
+    whole = drawn.as_tensor()
     images = torch.empty(tuple(whole.shape()), dtype=torch.uint8, device="cuda")
     feed_ndarray(whole, images, cuda_stream=torch.cuda.current_stream())
     return images
 
 
 def _numbers(view: View, placement: Placement, colours: bool) -> tuple[Any, ...]:
-    """Return what draws one picture, in the order of the pipeline's inputs."""
+    """Return what draws one image, in the order of the pipeline's inputs."""
     (x1, y1, x2, y2), (top, left) = placement.window, placement.corner
     where = (
         np.array((y1, x1), np.int32),
@@ -149,11 +149,11 @@ def _read(path: Any) -> Any:
     try:
         return np.fromfile(path, np.uint8)
     except OSError as error:
-        raise UserError(f"{path}: the picture can't be read: {error.strerror}") from None
+        raise UserError(f"{path}: the image can't be read: {error.strerror}") from None
 
 
 def _culprit(dataset: CocoDataset, feed: Feed, error: RuntimeError) -> UserError:
-    """Return which of the pictures that were asked for can't be decoded; DALI only says that one can't."""
+    """Return which of the images that were asked for can't be decoded; DALI only says that one can't."""
     asked = [index for _, _, indices in feed.asked for index in indices]
     for index in asked:
         try:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from retinaserve.training.data.dataset import CocoDataset, resized_size, upright_size
+from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.errors import UserError
+from retinaserve.training.letterbox import letterbox_size, upright_size
 from retinaserve.training.spec import DetectorSpec
 
 SAMPLE = 2000  # pictures whose headers are read
@@ -53,7 +54,7 @@ def _sizes(dataset: CocoDataset, index: int, spec: DetectorSpec) -> npt.NDArray[
         original = upright_size(labels.path)
     except UserError:
         return np.empty((0, 2), np.float32)
-    scale = resized_size(original, spec.size)[0] / original[0]
+    scale = letterbox_size(original, spec.size)[0] / original[0]
     boxes = labels.boxes[~labels.crowd]
     return ((boxes[:, 2:] - boxes[:, :2]) * scale).astype(np.float32)
 

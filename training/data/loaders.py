@@ -1,83 +1,41 @@
-"""From a data set to batches: an endless, seeded stream that can be entered at any iteration.
+"""From a data set to batches, by torch's loader or by DALI.
 
     for batch in training_batches(dataset, spec, settings, first=iteration): ...
 
-The stream is one shuffled epoch after the other, cut into batches without regard to where an epoch ends, so a
-batch may be larger than the set. Everything random is a function of (seed, epoch, picture): a resumed run, one
-with other workers, another loader or more processes sees what an uninterrupted one would have seen. It does no
-normalisation: pictures travel as bytes, and the network's own mean and deviation are applied on its device.
+Images travel as bytes: the network's own mean and deviation are applied on its device.
 """
 
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from retinaserve.training.data.augment import WHOLE, ZOOM, View, random_view
-from retinaserve.training.data.dataset import CocoDataset, Labels, Pixels, resized_size
-from retinaserve.training.data.placement import Frame, Placement, place, place_labels
+from retinaserve.training.data.augment import WHOLE, Placement, View, place, place_labels
+from retinaserve.training.data.dataset import CocoDataset
+from retinaserve.training.data.stream import Batch, Stream, StreamSettings
 from retinaserve.training.errors import UserError
+from retinaserve.training.letterbox import Pixels, letterbox_size
 from retinaserve.training.model.losses import Target
 from retinaserve.training.spec import DetectorSpec
 
 CACHE_BYTES = 512 * 2**20  # a set that fits, shrunk to the input size, is decoded once (by each worker)
-
-Loader = Literal["torch", "dali"]
-
-
-class Batch(NamedTuple):
-    """Pictures and what is in them."""
-
-    images: Tensor  # (B, 3, H, W) uint8, channels last in memory
-    targets: list[Target]
-    image_ids: list[int]
-
-
-@dataclass(frozen=True)
-class StreamSettings:
-    """What the stream depends on. `batch` is all processes' together; each takes its own part of every batch."""
-
-    batch: int
-    seed: int = 0
-    augment: str = "basic"
-    workers: int = 0
-    loader: Loader = "torch"
-    shorter: int | None = None  # see placement.Frame
-    longest: int = 1333
-    jitter: tuple[int, int] | None = None  # the range of the shorter side, in pixels
-    rank: int = 0
-    world: int = 1
-
-    def frame(self, spec: DetectorSpec) -> Frame:
-        """Return how large pictures are trained on."""
-        return Frame(spec.size, self.shorter, self.longest)
-
-    def view(self, key: tuple[int, int], labels: Labels, original: tuple[int, int], spec: DetectorSpec) -> View:
-        """Draw how the picture at (epoch, index) is looked at."""
-        rng = np.random.default_rng((self.seed, *key))
-        base = self.frame(spec).base
-        zoom = ZOOM if self.jitter is None else (self.jitter[0] / base, self.jitter[1] / base)
-        height, width = original
-        return random_view(self.augment, rng, boxes=labels.boxes / ((width, height) * 2), zoom=zoom)
 
 
 Sample = tuple[Pixels, Target, int]
 
 
 class Views(Dataset["Sample | UserError"]):
-    """Samples by (epoch, index): a picture of the set under that epoch's view of it."""
+    """Samples by (epoch, index): an image of the set under that epoch's view of it."""
 
     def __init__(self, dataset: CocoDataset, spec: DetectorSpec, settings: StreamSettings) -> None:
         self.dataset, self.spec, self.settings = dataset, spec, settings
         height, width = spec.size
         self._cache: dict[int, tuple[Image.Image, tuple[int, int]]] | None = None
-        # What looks closer than the letterbox does needs the picture itself; "basic" trades that for time.
+        # What looks closer than the letterbox does needs the image itself; "basic" trades that for time.
         shrinks = settings.shorter is None and settings.augment in ("none", "flip", "basic")
         if shrinks and len(dataset) * height * width * 3 <= CACHE_BYTES:
             self._cache = {}
@@ -89,89 +47,56 @@ class Views(Dataset["Sample | UserError"]):
         """
         _, index = key
         try:
-            picture, original = self._picture(index)
+            image, original = self._image(index)
         except UserError as error:
             return error
         labels = self.dataset.labels[index]
         view = self.settings.view(key, labels, original, self.spec)
         placement = place(view, original, self.settings.frame(self.spec))
         return (
-            paint(picture, placement, view, self.spec.pad_value),
+            paint(image, placement, view, self.spec.pad_value),
             place_labels(labels, placement),
             labels.image_id,
         )
 
-    def _picture(self, index: int) -> tuple[Image.Image, tuple[int, int]]:
-        """Return a picture, shrunk if it is cached, and its original (h, w)."""
+    def _image(self, index: int) -> tuple[Image.Image, tuple[int, int]]:
+        """Return an image, shrunk if it is cached, and its original (h, w)."""
         if self._cache is None:
-            picture = self.dataset.load(index)
-            return picture, (picture.height, picture.width)
+            image = self.dataset.load(index)
+            return image, (image.height, image.width)
         if index not in self._cache:
-            picture = self.dataset.load(index)
-            original = (picture.height, picture.width)
-            height, width = resized_size(original, self.spec.size)
-            self._cache[index] = picture.resize((width, height), Image.Resampling.BILINEAR), original
+            image = self.dataset.load(index)
+            original = (image.height, image.width)
+            height, width = letterbox_size(original, self.spec.size)
+            self._cache[index] = image.resize((width, height), Image.Resampling.BILINEAR), original
         return self._cache[index]
 
 
-def render(
-    picture: Image.Image, original: tuple[int, int], labels: Labels, view: View, spec: DetectorSpec
-) -> tuple[Pixels, Target]:
-    """Letterbox a picture under a view, with its boxes; without a view it is exactly `dataset.letterbox`.
-
-    `picture` may have been shrunk already; `original` is the (h, w) that the labels' boxes are in.
-    """
-    placement = place(view, original, Frame(spec.size))
-    return paint(picture, placement, view, spec.pad_value), place_labels(labels, placement)
-
-
-def paint(picture: Image.Image, placement: Placement, view: View, fill: tuple[int, int, int]) -> Pixels:
+def paint(image: Image.Image, placement: Placement, view: View, fill: tuple[int, int, int]) -> Pixels:
     """Return the (H, W, 3) canvas of a placement, with the view's colours."""
-    if view.window != WHOLE:  # never of a shrunk picture, whose pixels are not the placement's
-        picture = picture.crop(placement.window)
+    if view.window != WHOLE:  # never of a shrunk image, whose pixels are not the placement's
+        image = image.crop(placement.window)
     height, width = placement.size
-    if (width, height) != picture.size:
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     if placement.flip:
-        picture = ImageOps.mirror(picture)
+        image = ImageOps.mirror(image)
     if view.recolours:
         matrix, offset = view.colours()
-        picture = picture.convert("RGB", tuple(np.column_stack((matrix, offset)).ravel().tolist()))
+        image = image.convert("RGB", tuple(np.column_stack((matrix, offset)).ravel().tolist()))
     elif view.gain != 1 or view.offset:
         levels = np.arange(256) * view.gain + 255 * view.offset
-        picture = picture.point(np.clip(levels, 0, 255).astype(int).tolist() * 3)
+        image = image.point(np.clip(levels, 0, 255).astype(int).tolist() * 3)
     (top, left), (canvas_h, canvas_w) = placement.corner, placement.canvas
     canvas = Image.new("RGB", (canvas_w, canvas_h), fill)
-    canvas.paste(picture, (left, top))
+    canvas.paste(image, (left, top))
     return np.array(canvas)
-
-
-class Stream:
-    """The endless sampler: lists of (epoch, index), a process's part of a batch each, from batch `first` on."""
-
-    def __init__(self, count: int, settings: StreamSettings, first: int = 0) -> None:
-        self.count, self.settings, self.first = count, settings, first
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        share = self.settings.batch // self.settings.world
-        own = slice(self.settings.rank * share, (self.settings.rank + 1) * share)
-        position = self.first * self.settings.batch
-        batch: list[tuple[int, int]] = []
-        while True:
-            epoch, start = divmod(position, self.count)
-            order = np.random.default_rng((self.settings.seed, epoch)).permutation(self.count)
-            for index in order[start:]:
-                batch.append((epoch, int(index)))
-                if len(batch) == self.settings.batch:
-                    yield batch[own]
-                    batch = []
-            position = (epoch + 1) * self.count
 
 
 def training_batches(
     dataset: CocoDataset, spec: DetectorSpec, settings: StreamSettings, *, first: int = 0
 ) -> Iterator[Batch]:
-    """Give the batches of iteration `first` and after, for ever. Raises UserError for an unreadable picture."""
+    """Give the batches of iteration `first` and after, for ever. Raises UserError for an unreadable image."""
     if settings.loader == "dali":
         from retinaserve.training.data.dali_loader import dali_batches
 
@@ -196,7 +121,7 @@ def training_batches(
 
 @dataclass(frozen=True)
 class Collate:
-    """Stacks samples into a batch as large as its largest picture, or passes on the first error among them."""
+    """Stacks samples into a batch as large as its largest image, or passes on the first error among them."""
 
     fill: tuple[int, int, int]
 

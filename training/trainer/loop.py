@@ -19,7 +19,8 @@ import torch
 
 from retinaserve.training.checkpoint import Checkpoint, load, save
 from retinaserve.training.data.dataset import CocoDataset
-from retinaserve.training.data.loaders import Batch, training_batches
+from retinaserve.training.data.loaders import training_batches
+from retinaserve.training.data.stream import Batch
 from retinaserve.training.errors import UserError
 from retinaserve.training.files import remove_leftovers
 from retinaserve.training.model import build_model

@@ -15,7 +15,7 @@ from PIL import Image
 
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.data.label_statistics import LabelStatistics
-from retinaserve.training.data.loaders import Batch
+from retinaserve.training.data.stream import Batch
 from retinaserve.training.detections import Detections
 from retinaserve.training.draw import contact_sheet, draw
 from retinaserve.training.spec import DetectorSpec

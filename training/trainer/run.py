@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from retinaserve.training.anchors import grid_anchors
 from retinaserve.training.checkpoint import Checkpoint
-from retinaserve.training.data.loaders import Batch
+from retinaserve.training.data.stream import Batch
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.model import build_model
 from retinaserve.training.model.losses import Losses, Target, detection_loss

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from retinaserve.training.data.augment import MODES
-from retinaserve.training.data.loaders import Loader, StreamSettings
+from retinaserve.training.data.stream import Loader, StreamSettings
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.model.norms import BATCH_NORMS, BatchNorms
 from retinaserve.training.trainer.schedule import BASE_RATES, Schedule

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from retinaserve.training.data.dataset import CocoDataset, letterbox
+from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
+from retinaserve.training.letterbox import letterbox
 from retinaserve.training.model.postprocess import detect
 from retinaserve.training.scores import evaluate
 from retinaserve.training.spec import DetectorSpec

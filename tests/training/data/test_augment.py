@@ -1,7 +1,20 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
-from retinaserve.training.data.augment import LADDER, WHOLE, View, random_view
+from retinaserve.training.data.augment import (
+    LADDER,
+    WHOLE,
+    Frame,
+    Placement,
+    View,
+    place,
+    place_labels,
+    random_view,
+)
+from retinaserve.training.data.dataset import Labels
 
 BOXES = np.array([[0.1, 0.1, 0.3, 0.3], [0.7, 0.8, 0.9, 0.9]])
 
@@ -38,7 +51,7 @@ def test_a_crop_keeps_the_middle_of_a_box() -> None:
         assert (x1 <= 0.2 < x2 and y1 <= 0.2 < y2) or (x1 <= 0.8 < x2 and y1 <= 0.85 < y2)
 
 
-def test_a_picture_without_boxes_is_cropped_anywhere() -> None:
+def test_an_image_without_boxes_is_cropped_anywhere() -> None:
     assert any(view.window != WHOLE for view in views("crop", boxes=np.zeros((0, 4))))
 
 
@@ -57,3 +70,72 @@ def test_a_picture_without_boxes_is_cropped_anywhere() -> None:
 def test_colours_by_hand(view: View, colour: tuple[int, ...], expected: tuple[float, ...]) -> None:
     matrix, offset = view.colours()
     assert (matrix @ np.array(colour) + offset).tolist() == pytest.approx(expected, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("view", "original", "frame", "expected"),
+    [
+        (View(), (100, 200), Frame((64, 64)), Placement((0, 0, 200, 100), (32, 64), (0, 0), (64, 64), False)),
+        (
+            View(flip=True, zoom=2, across=0.5, down=1.0),
+            (100, 200),
+            Frame((64, 64)),
+            Placement((0, 0, 200, 100), (64, 128), (0, -32), (64, 64), True),
+        ),
+        (
+            View(window=(0.25, 0.5, 0.75, 1.0)),
+            (100, 200),
+            Frame((64, 64)),
+            Placement((50, 50, 150, 100), (32, 64), (0, 0), (64, 64), False),
+        ),
+        # The predecessor's: the shorter side becomes 50, the canvas is whole strides.
+        (
+            View(),
+            (100, 200),
+            Frame((64, 64), 50, 120),
+            Placement((0, 0, 200, 100), (50, 100), (0, 0), (64, 128), False),
+        ),
+        # The longer side is at most 80.
+        (
+            View(),
+            (100, 200),
+            Frame((64, 64), 50, 80),
+            Placement((0, 0, 200, 100), (40, 80), (0, 0), (64, 96), False),
+        ),
+        (View(), (1, 900), Frame((64, 64), 50, 90), Placement((0, 0, 900, 1), (1, 90), (0, 0), (32, 96), False)),
+    ],
+    ids=["letterbox", "zoom and cut", "window", "shorter side", "longest side", "a line"],
+)
+def test_places_by_hand(view: View, original: tuple[int, int], frame: Frame, expected: Placement) -> None:
+    assert place(view, original, frame) == expected
+
+
+BOX = (10, 20, 40, 50)
+WHOLE_IMAGE = (0, 0, 200, 100)
+LABELS = {
+    "half as large": (BOX, Placement(WHOLE_IMAGE, (50, 100), (0, 0), (64, 128), False), [[5, 10, 20, 25]]),
+    "mirrored within the image": (
+        BOX,
+        Placement(WHOLE_IMAGE, (50, 100), (0, 0), (64, 128), True),
+        [[80, 10, 95, 25]],
+    ),
+    "cut and moved": (BOX, Placement((20, 0, 120, 100), (100, 100), (4, 0), (128, 128), False), [[0, 24, 20, 54]]),
+    # 4 of 30 pixels are left, then 20 and 80 of 100: a quarter is asked for.
+    "cut off": (BOX, Placement((36, 0, 136, 100), (100, 100), (0, 0), (128, 128), False), []),
+    "a fifth is left": ((40, 0, 90, 25), Placement((0, 0, 100, 50), (100, 200), (0, 0), (50, 100), False), []),
+    "most is left": (
+        (40, 0, 90, 25),
+        Placement((0, 0, 100, 50), (100, 200), (0, -100), (50, 100), False),
+        [[0, 0, 80, 50]],
+    ),
+    "no box": (None, Placement(WHOLE_IMAGE, (60, 120), (0, 0), (64, 128), True), []),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_boxes_by_hand(case: str) -> None:
+    box, placement, expected = LABELS[case]
+    boxes = np.array([box] if box else [], np.float32).reshape(-1, 4)
+    labels = Labels(1, Path("x"), boxes, np.zeros(len(boxes), np.int64), np.zeros(len(boxes), np.bool_))
+    target = place_labels(labels, placement)
+    assert target.boxes.tolist() == expected and target.boxes.shape[1] == 4 and target.crowd.dtype == torch.bool

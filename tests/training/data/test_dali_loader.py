@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 
 from retinaserve.training.data.augment import LADDER
-from retinaserve.training.data.dataset import CocoDataset, letterbox
-from retinaserve.training.data.loaders import Batch, StreamSettings, training_batches
+from retinaserve.training.data.dataset import CocoDataset
+from retinaserve.training.data.loaders import training_batches
+from retinaserve.training.data.stream import Batch, StreamSettings
 from retinaserve.training.errors import UserError
+from retinaserve.training.letterbox import letterbox
 from retinaserve.training.spec import DetectorSpec
 
 SPEC = DetectorSpec.create(["a", "b"], size=(96, 128), category_ids=[3, 7])
@@ -98,12 +100,12 @@ def test_processes_share_a_batch(data: CocoDataset, loader: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"no picture", b"", None], ids=["text", "empty", "cut"])
-def test_a_bad_picture_is_named(data: CocoDataset, tmp_path: Path, content: bytes | None) -> None:
+def test_a_bad_image_is_named(data: CocoDataset, tmp_path: Path, content: bytes | None) -> None:
     whole = data.labels[0].path.read_bytes()
     (tmp_path / "bad.jpg").write_bytes(whole[: len(whole) // 2] if content is None else content)
     (tmp_path / "good.jpg").write_bytes(whole)
     images = [{"id": 1, "file_name": "bad.jpg"}, {"id": 2, "file_name": "good.jpg"}]
     file = tmp_path / "annotations.json"
     file.write_text(json.dumps({"images": images, "annotations": [], "categories": [{"id": 1, "name": "a"}]}))
-    with pytest.raises(UserError, match=r"bad\.jpg: the picture can't be read"):
+    with pytest.raises(UserError, match=r"bad\.jpg: the image can't be read"):
         batches(CocoDataset(tmp_path, file), 3, batch=2, loader="dali")

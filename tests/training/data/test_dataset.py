@@ -3,11 +3,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from retinaserve.training.data.dataset import CocoDataset, letterbox, load_image, resized_size
+from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.errors import UserError
 
 FILL = (124, 116, 104)
@@ -49,18 +48,6 @@ def test_classes_follow_the_ids_and_pictures_the_file(tmp_path: Path) -> None:
     assert second.boxes.shape == (0, 4) and second.path.name == "b.png"
 
 
-def test_pictures_are_upright_rgb(tmp_path: Path) -> None:
-    images, path = write(tmp_path, coco())
-    picture = Image.new("L", (40, 20))
-    picture.putpixel((0, 0), 255)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "the 0th row is the right hand side": turn by 90 degrees clockwise to see it upright
-    picture.save(images / "a.png", exif=exif)
-    upright = CocoDataset(images, path).load(0)
-    assert (upright.mode, upright.size) == ("RGB", (20, 40))
-    assert upright.getpixel((19, 0)) == (255, 255, 255)
-
-
 def change(**fields: Any) -> Callable[[dict[str, Any]], Any]:
     def apply(content: dict[str, Any]) -> Any:
         for name, value in fields.items():
@@ -87,7 +74,7 @@ def change(**fields: Any) -> Callable[[dict[str, Any]], Any]:
         pytest.param(change(images__id="a7"), "image has the id 'a7'", id="id is a string"),
         pytest.param(change(images__id=2), "two images have the id 2", id="same image twice"),
         pytest.param(change(images__file_name=None), "image has the file_name None", id="no file name"),
-        pytest.param(change(images__file_name="lost.png"), "lost.png: no such picture (1 of 2", id="no picture"),
+        pytest.param(change(images__file_name="lost.png"), "lost.png: no such image (1 of 2", id="no picture"),
         pytest.param(change(categories__id=3), "two categories have the id 3", id="same category twice"),
         pytest.param(change(categories__name="car"), "two categories are named 'car'", id="same name twice"),
         pytest.param(change(annotations__image_id=5), "annotation 1 is of image 5", id="image not listed"),
@@ -112,42 +99,5 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Is a directory"):
         CocoDataset(tmp_path, tmp_path)
     _, path = write(tmp_path, coco())
-    with pytest.raises(UserError, match=r"a\.png: no such picture \(2 of 2 are missing\)"):
+    with pytest.raises(UserError, match=r"a\.png: no such image \(2 of 2 are missing\)"):
         CocoDataset(tmp_path / "elsewhere", path)
-
-
-def test_a_picture_that_is_none_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_text("not a picture")
-    with pytest.raises(UserError, match=r"a\.png: the picture can't be read"):
-        load_image(tmp_path / "a.png")
-
-
-@pytest.mark.parametrize(
-    ("original", "size", "resized"),
-    [
-        ((100, 200), (512, 512), (256, 512)),
-        ((200, 100), (512, 512), (512, 256)),
-        ((512, 512), (512, 512), (512, 512)),
-        ((333, 500), (512, 512), (341, 512)),  # 340.99
-        ((480, 640), (300, 500), (300, 400)),
-        ((1, 1000), (256, 256), (1, 256)),  # 0.256 would be nothing
-        ((3, 2), (256, 256), (256, 171)),  # 170.67
-    ],
-)
-def test_sizes_by_hand(original: tuple[int, int], size: tuple[int, int], resized: tuple[int, int]) -> None:
-    assert resized_size(original, size) == resized
-
-
-def test_a_letterbox_is_at_the_top_left_on_the_mean_colour() -> None:
-    pixels, how = letterbox(Image.new("RGB", (40, 20), (10, 20, 30)), (64, 96), FILL)
-    assert pixels.shape == (64, 96, 3) and pixels.dtype == np.uint8
-    assert how.tolist() == [20, 40, 48, 96] and how.dtype == np.float32
-    assert (pixels[:48] == (10, 20, 30)).all() and (pixels[48:] == FILL).all()
-
-
-def test_shrinking_averages_all_pixels() -> None:
-    # Alternate columns: without antialiasing one of the two would win.
-    stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2] = 200
-    pixels, _ = letterbox(Image.fromarray(stripes), (8, 8), FILL)
-    assert (np.abs(pixels.astype(int) - 100) <= 4).all()

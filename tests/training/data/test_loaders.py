@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from retinaserve.training.data.augment import MODES, View, random_view
-from retinaserve.training.data.dataset import CocoDataset, Labels, letterbox
-from retinaserve.training.data.loaders import Batch, Stream, StreamSettings, Views, render, training_batches
+from retinaserve.training.data.augment import MODES, Frame, View, place, place_labels, random_view
+from retinaserve.training.data.dataset import CocoDataset, Labels
+from retinaserve.training.data.loaders import Views, paint, training_batches
+from retinaserve.training.data.stream import Batch, Stream, StreamSettings
 from retinaserve.training.errors import UserError
+from retinaserve.training.letterbox import letterbox
 from retinaserve.training.spec import DetectorSpec
 
 SPEC = DetectorSpec.create(["a", "b"], size=(64, 96), category_ids=[1, 4])
@@ -43,7 +45,7 @@ def same(first: Batch, second: Batch) -> bool:
     )
 
 
-def test_a_batch_is_pictures_and_targets(data: CocoDataset) -> None:
+def test_a_batch_is_images_and_targets(data: CocoDataset) -> None:
     batch = next(training_batches(data, SPEC, StreamSettings(batch=3)))
     assert batch.images.shape == (3, 3, 64, 96) and batch.images.dtype == torch.uint8
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -55,7 +57,7 @@ def test_a_batch_is_pictures_and_targets(data: CocoDataset) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 12])
-def test_every_epoch_shows_every_picture_once(batch: int) -> None:
+def test_every_epoch_shows_every_image_once(batch: int) -> None:
     stream = Stream(5, StreamSettings(batch=batch))
     flat = [key for keys in islice(stream, 30 // batch + 1) for key in keys][:30]
     for epoch in range(6):
@@ -102,39 +104,11 @@ def test_boxes_move_with_the_pixels(seed: int) -> None:
     drawn = random_view("basic", np.random.default_rng(seed))
     # The colours would blur where the box ends.
     view = View(drawn.flip, drawn.zoom, drawn.across, drawn.down)
-    pixels, target = render(picture, (50, 100), labels, view, spec)
+    placement = place(view, (50, 100), Frame(spec.size))
+    pixels, target = paint(picture, placement, view, spec.pad_value), place_labels(labels, placement)
     rows, columns = np.nonzero(pixels.min(axis=2) > 127)
     found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
     assert target.boxes[0].tolist() == pytest.approx(found, abs=1.5)
-
-
-def test_a_flip_mirrors_by_hand() -> None:
-    spec = DetectorSpec.create(["a"], size=(50, 120))
-    picture, labels = square((10, 5, 30, 25))
-    _, target = render(picture, (50, 100), labels, View(flip=True), spec)
-    assert target.boxes.tolist() == [[70, 5, 90, 25]]  # within the picture, not the canvas
-
-
-@pytest.mark.parametrize(
-    ("across", "left"),
-    [
-        (0.0, [[80.0, 0.0, 100.0, 50.0]]),  # twice as large and cut at 100: 20 of 100 pixels wide are left
-        (1.0, [[0.0, 0.0, 80.0, 50.0]]),
-    ],
-)
-def test_what_is_cut_off_is_not_learnt(across: float, left: list[list[float]]) -> None:
-    spec = DetectorSpec.create(["a"], size=(50, 100))
-    picture, labels = square((40, 0, 90, 25), size=(100, 50))
-    _, target = render(picture, (50, 100), labels, View(zoom=2.0, across=across), spec)
-    # 20 x 50 of 100 x 50 is a fifth, below the quarter that is asked for; 80 x 50 is not.
-    assert target.boxes.tolist() == ([] if across == 0 else left)
-
-
-def test_an_image_without_boxes_stays_without() -> None:
-    picture, _ = square((0, 0, 1, 1))
-    empty = Labels(1, Path("x"), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_))
-    _, target = render(picture, (50, 100), empty, View(flip=True, zoom=1.2), SPEC)
-    assert target.boxes.shape == (0, 4) and target.crowd.dtype == torch.bool
 
 
 def test_views_by_mode() -> None:
@@ -148,7 +122,7 @@ def test_views_by_mode() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_is_none_is_named_from_a_worker_too(tmp_path: Path, workers: int) -> None:
+def test_an_image_that_is_none_is_named_from_a_worker_too(tmp_path: Path, workers: int) -> None:
     (tmp_path / "bad.png").write_text("no picture")
     content = {
         "images": [{"id": 1, "file_name": "bad.png"}],
@@ -159,5 +133,5 @@ def test_a_picture_that_is_none_is_named_from_a_worker_too(tmp_path: Path, worke
     dataset = CocoDataset(tmp_path, tmp_path / "annotations.json")
     with pytest.raises(UserError) as caught:
         next(training_batches(dataset, SPEC, StreamSettings(batch=1, workers=workers)))
-    assert caught.value.message.startswith(f"{tmp_path}/bad.png: the picture can't be read")
+    assert caught.value.message.startswith(f"{tmp_path}/bad.png: the image can't be read")
     assert "\n" not in caught.value.message

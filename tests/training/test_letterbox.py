@@ -1,0 +1,60 @@
+"""Images on their way into the network, by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from retinaserve.training.errors import UserError
+from retinaserve.training.letterbox import letterbox, letterbox_size, load_image, upright_size
+
+PAD_VALUE = (124, 116, 104)
+
+
+def test_images_are_upright_rgb(tmp_path: Path) -> None:
+    image = Image.new("L", (40, 20))
+    image.putpixel((0, 0), 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "the 0th row is the right hand side": turn by 90 degrees clockwise to see it upright
+    image.save(tmp_path / "a.png", exif=exif)
+    upright = load_image(tmp_path / "a.png")
+    assert (upright.mode, upright.size, upright_size(tmp_path / "a.png")) == ("RGB", (20, 40), (40, 20))
+    assert upright.getpixel((19, 0)) == (255, 255, 255)
+
+
+def test_an_image_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("not an image")
+    with pytest.raises(UserError, match=r"a\.png: the image can't be read"):
+        load_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("original", "size", "resized"),
+    [
+        ((100, 200), (512, 512), (256, 512)),
+        ((200, 100), (512, 512), (512, 256)),
+        ((512, 512), (512, 512), (512, 512)),
+        ((333, 500), (512, 512), (341, 512)),  # 340.99
+        ((480, 640), (300, 500), (300, 400)),
+        ((1, 1000), (256, 256), (1, 256)),  # 0.256 would be nothing
+        ((3, 2), (256, 256), (256, 171)),  # 170.67
+    ],
+)
+def test_sizes_by_hand(original: tuple[int, int], size: tuple[int, int], resized: tuple[int, int]) -> None:
+    assert letterbox_size(original, size) == resized
+
+
+def test_a_letterbox_is_at_the_top_left_on_the_mean_colour() -> None:
+    pixels, how = letterbox(Image.new("RGB", (40, 20), (10, 20, 30)), (64, 96), PAD_VALUE)
+    assert pixels.shape == (64, 96, 3) and pixels.dtype == np.uint8
+    assert how.tolist() == [20, 40, 48, 96] and how.dtype == np.float32
+    assert (pixels[:48] == (10, 20, 30)).all() and (pixels[48:] == PAD_VALUE).all()
+
+
+def test_shrinking_averages_all_pixels() -> None:
+    # Alternate columns: without antialiasing one of the two would win.
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 200
+    pixels, _ = letterbox(Image.fromarray(stripes), (8, 8), PAD_VALUE)
+    assert (np.abs(pixels.astype(int) - 100) <= 4).all()
