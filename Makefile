@@ -1,14 +1,18 @@
 # The front door. Every target makes or updates .venv by itself, and does nothing twice.
-#   make demo PYTHON=python3.12      another interpreter for a new .venv; 3.11 if there is one
+#   make demo PYTHON=python3.12      another interpreter for a new .venv; the first of 3.11, 3.12, 3.13 if not given
 #   make plugins TENSORRT_ROOT=/opt/tensorrt JOBS=16      where TensorRT's headers are
 #   make test TEST_PROCESSES=1      by one process, in the tests' own order
 #   make demo PIP_ARGS="--no-index --find-links wheels"      further arguments of pip
 
-PYTHON ?= $(or $(shell command -v python3.11 || command -v python3.12),python3.11)
+# The python backend of the embedded Triton has a stub for each of these, and for no newer Python.
+PYTHONS := python3.11 python3.12 python3.13
+PYTHON ?= $(firstword $(foreach name,$(PYTHONS),$(shell $(name) -c 'print("$(name)")' 2>/dev/null)))
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 RUNS ?= runs
 CMAKE_ARGS ?=
 JOBS ?= 2
@@ -25,11 +29,20 @@ help: ## Show this
 	@sed -n 's/^#   /  /p' $(firstword $(MAKEFILE_LIST))
 	@echo; echo 'After `. .venv/bin/activate` there is the command itself: retinaserve --help. Docs: docs/README.md'
 
+# Without one of them, uv brings a Python 3.12 into .venv. On 3.13 nvidia-pytriton is installed without what its
+# metadata asks for, numpy 1 among it: its tritonserver is used, and nothing of its Python.
 $(STAMP): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: Python 3.11 or 3.12 is needed" >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || if [ -n "$(PYTHON)" ]; then $(PYTHON) -m venv $(VENV); else \
+		echo "no $(PYTHONS) here: uv brings a Python 3.12 ..." >&2; \
+		python3 -m venv $(VENV)-uv && $(VENV)-uv/bin/python -m pip install --quiet $(PIP_ARGS) uv && \
+		$(VENV)-uv/bin/uv venv --quiet --seed --python 3.12 $(VENV) && rm -rf $(VENV)-uv; fi
 	@echo "installing into $(VENV): minutes at first, when packages have to be downloaded ..." >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[cpu,dev]'
+	@$(PIP) -e '.[train,serve,web]'
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))' || $(PIP) --no-deps nvidia-pytriton
+	@touch $@
+
+$(DEV): $(STAMP)
+	@$(PIP) -e '.[dev]'
 	@touch $@
 
 quickstart: $(STAMP) ## Boxes on pictures in a minute, on a real Triton; nothing is trained (writes runs/quickstart)
@@ -42,16 +55,16 @@ checkpoint: demo ## Train anew what quickstart serves (writes examples/shapes.pt
 	@$(BIN)/python -m retinaserve.scripts.lab.images checkpoint $(RUNS)/demo examples/shapes.pth
 
 # A file's tests stay together. torch's threads would fight over the cores with the other process.
-test: $(STAMP) ## Run all tests; those that need a GPU say so and skip
+test: $(DEV) ## Run all tests; those that need a GPU say so and skip
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
-lint: $(STAMP) ## Ruff, mypy strict, clang-format
+lint: $(DEV) ## Ruff, mypy strict, clang-format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
-format: $(STAMP) ## Rewrite the code in the house format
+format: $(DEV) ## Rewrite the code in the house format
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(CXX_FILES)
@@ -59,21 +72,21 @@ format: $(STAMP) ## Rewrite the code in the house format
 bench: $(STAMP) ## What serving costs: ResNet18 at 512 x 512 through Triton against a plain loop (writes runs/bench)
 	@$(BIN)/python -m retinaserve.scripts.lab.efficiency --output $(RUNS)/bench
 
-compile-check: $(STAMP) ## NVIDIA's compiler on ResNet18 and ResNet50 in FP32, FP16, INT8, no GPU needed (writes runs/compile)
+compile-check: $(DEV) ## NVIDIA's compiler on ResNet18 and ResNet50 in FP32, FP16, INT8, no GPU needed (writes runs/compile)
 	@$(BIN)/python -m retinaserve.scripts.lab.compile_check --output $(RUNS)/compile --json $(RUNS)/compile/compile.json
 
-capacity: $(STAMP) ## The rate at which p99 stays under 500 ms, beside a web service written by hand (after make bench)
+capacity: $(DEV) ## The rate at which p99 stays under 500 ms, beside a web service written by hand (after make bench)
 	@$(BIN)/python -m retinaserve.scripts.lab.capacity $(RUNS)/bench/resnet18_512/model.onnx --json $(RUNS)/bench/capacity.json
 
-model-table: $(STAMP) ## What each backbone costs in each precision, half an hour (writes runs/model_table)
+model-table: $(DEV) ## What each backbone costs in each precision, half an hour (writes runs/model_table)
 	@$(BIN)/python -m retinaserve.scripts.lab.model_table --work $(RUNS)/model_table
 
-pictures: demo ## Take the images of README and docs again (needs Chromium and playwright)
+pictures: $(DEV) demo ## Take the images of README and docs again (needs Chromium and playwright)
 	@$(BIN)/python -m retinaserve.scripts.lab.images readme $(RUNS)/demo docs/detections.jpg
 	@$(BIN)/python -m retinaserve.scripts.lab.images page $(RUNS)/demo docs/web.jpg
 	@$(BIN)/python -m retinaserve.scripts.lab.images report $(RUNS)/demo docs/report.png
 
-census: $(STAMP) ## Modules, lines, words and import cycles of this tree
+census: $(DEV) ## Modules, lines, words and import cycles of this tree
 	@$(BIN)/python -m retinaserve.scripts.lab.census .
 
 plugins: ## CUDA kernels and TensorRT plugins (writes build/plugins; needs nvcc, and TENSORRT_ROOT for the headers)
