@@ -144,7 +144,7 @@ def test_the_wheel_serves_boxes_from_a_folder_with_decoys(installed: Path, decoy
     where = run(installed, "-c", "import retinaserve; print(retinaserve.__file__)", folder=decoys).stdout
     assert Path(where.strip()).is_relative_to(installed.parent.parent)
     run(installed, "-m", "retinaserve", "demo", "--quick", "--output", "out", folder=decoys)
-    assert len(list((decoys / "out" / "predictions").rglob("*.jpg"))) >= 12
+    assert len(list((decoys / "out" / "predictions").iterdir())) == 12
 
 
 def test_torchrun_takes_ours(installed: Path, decoys: Path) -> None:
@@ -162,11 +162,11 @@ EXTRAS = (
 )
 WITHOUT = f"""
 import sys
-class Absent:
+from importlib.machinery import PathFinder
+class Installed:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {EXTRAS.split()}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Absent())
+        return None if name.partition(".")[0] in {EXTRAS.split()} else PathFinder.find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Installed()
 """
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from retinaserve.training.detections import ImageError as ImageError
     from retinaserve.training.errors import UserError as UserError
 
-_HOMES = {
+_HOMES = {  # name: module
     "Client": "eval.client.client",
     "Detections": "training.detections",
     "ImageError": "training.detections",
