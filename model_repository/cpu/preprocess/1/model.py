@@ -44,7 +44,7 @@ class TritonPythonModel:
         del self._family
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        rows = [pb_utils.get_input_tensor_by_name(request, "image_bytes").as_numpy() for request in requests]
+        rows = [np.from_dlpack(pb_utils.get_input_tensor_by_name(request, "image_bytes")) for request in requests]
         results = iter(self._preprocessor.run([picture for request in rows for picture in request]))
         return [self._respond([next(results) for _ in request]) for request in rows]
 
@@ -57,7 +57,16 @@ class TritonPythonModel:
             )
         return pb_utils.InferenceResponse(
             [
-                pb_utils.Tensor("image", np.stack([result.image for result in results])),
-                pb_utils.Tensor("letterbox", np.stack([result.letterbox for result in results])),
+                to_tensor("image", np.stack([result.image for result in results])),
+                to_tensor("letterbox", np.stack([result.letterbox for result in results])),
             ]
         )
+
+
+def to_tensor(name: str, values: Any) -> Any:
+    """Return an output tensor.
+
+    The backend (2.51) takes NumPy 2's arrays for NumPy 1's: `as_numpy` repeats a tensor's first byte, and `Tensor`
+    comes out empty. DLPack is right with both on the way in; on the way out the server does not survive NumPy 1's.
+    """
+    return (pb_utils.Tensor.from_dlpack if np.__version__ >= "2" else pb_utils.Tensor)(name, values)

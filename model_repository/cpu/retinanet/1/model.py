@@ -104,9 +104,7 @@ class Answer:
             if isinstance(found, Exception):
                 return _failure(found)
         columns = zip(*self._found, strict=True)
-        tensors = [
-            pb_utils.Tensor(name, np.concatenate(column)) for name, column in zip(OUTPUTS, columns, strict=True)
-        ]
+        tensors = [to_tensor(name, np.concatenate(column)) for name, column in zip(OUTPUTS, columns, strict=True)]
         return pb_utils.InferenceResponse(tensors)
 
 
@@ -140,10 +138,15 @@ class TritonPythonModel:
 
 
 def _images(request: Any) -> Iterator[Image]:
-    images, letterboxes = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS)
+    images, letterboxes = (np.from_dlpack(pb_utils.get_input_tensor_by_name(request, name)) for name in INPUTS)
     for row in range(len(images)):
         yield images[row : row + 1], letterboxes[row : row + 1]
 
 
 def _failure(error: Exception) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"retinanet failed: {error}"))
+
+
+def to_tensor(name: str, values: Any) -> Any:
+    """Return an output tensor; preprocess/1/model.py says why."""
+    return (pb_utils.Tensor.from_dlpack if np.__version__ >= "2" else pb_utils.Tensor)(name, values)
