@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-INNER = "a step of another command"  # as the `obj` of a click context
+STEPS = "retinaserve.steps"  # in the `meta` of a click context: the verb is a step of another one
 MOST_CLASSES = 10  # of those that changed, on the terminal
 
 
@@ -38,7 +38,7 @@ def name_next(command: str, *, where: str = "") -> None:
     Inside a command that runs others, such as `demo`, only the outer one knows what is left to do.
     """
     context = click.get_current_context(silent=True)
-    if context and context.find_root().obj == INNER:
+    if context and context.meta.get(STEPS):
         return
     click.secho(f"next, {where}: {command}" if where else f"next: {command}", dim=True, err=True)
 

@@ -32,7 +32,7 @@ def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
     if "avx2" not in known and "asimd" not in known:
         remedy = "detectors will run, slowly; a processor from 2015 on has AVX2"
         return Check("cpu", Status.WARN, f"{detail}, without AVX2", remedy)
-    return Check("cpu", Status.OK, f"{detail}; made for {', '.join(['f32', *fast])}")
+    return Check("cpu", Status.OK, f"{detail}; made for {', '.join(['fp32', *fast])}")
 
 
 def flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from retinaserve.eval.client.client import Client
-from retinaserve.scripts.demo.recipe import DEMO
+from retinaserve.scripts.demo import RECIPE
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.scripts.shapes.draw import CATEGORIES, draw_dataset
 from retinaserve.training.checkpoint import load, load_model
 from retinaserve.training.data.dataset import CocoDataset
-from retinaserve.training.spec import Network
 from retinaserve.training.trainer.validate import predict, score
 from tests.pictures import checker, encode
 
@@ -117,10 +117,12 @@ def test_the_checkpoint_is_small_and_what_the_demo_trains() -> None:
     path = EXAMPLES / "shapes.pth"
     assert path.stat().st_size < 5e6
     checkpoint = load(path)
-    spec, recipe = checkpoint.spec, dict(DEMO.network)
-    assert checkpoint.iteration == DEMO.training["iters"] and not checkpoint.training
-    assert spec.size == recipe.pop("size") and recipe.pop("anchor_size") == 3.0
-    assert spec.network == Network(**recipe)  # type: ignore[arg-type]
+    recipe = yaml.safe_load((ROOT / "training" / "recipes" / f"{RECIPE}.yaml").read_text())
+    spec, network = checkpoint.spec, checkpoint.spec.network
+    assert checkpoint.iteration == recipe["iters"] and not checkpoint.training
+    assert list(spec.size) == recipe["size"] and recipe["anchor-size"] == 3
+    assert (network.backbone, network.width, network.norm) == ("resnet18", recipe["width"], recipe["norm"])
+    assert (network.fpn_channels, network.head_depth) == (recipe["fpn-channels"], recipe["head-depth"])
     assert dict(zip(spec.classes, spec.category_ids, strict=True)) == dict(CATEGORIES)
 
 

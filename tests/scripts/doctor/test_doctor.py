@@ -86,8 +86,8 @@ def test_pins(tmp_path: Path) -> None:
     ("text", "status", "words"),
     [
         ("model name : Old\nflags : sse2\n", Status.WARN, "Old, without AVX2"),
-        ("model name : New\nflags : avx2 avx512_vnni avx512_bf16\n", Status.OK, "New; made for f32, INT8, bf16"),
-        ("model name : Arm\nFeatures : asimd\n", Status.OK, "Arm; made for f32"),
+        ("model name : New\nflags : avx2 avx512_vnni avx512_bf16\n", Status.OK, "New; made for fp32, INT8, bf16"),
+        ("model name : Arm\nFeatures : asimd\n", Status.OK, "Arm; made for fp32"),
     ],
     ids=["old", "new", "arm"],
 )

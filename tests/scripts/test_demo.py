@@ -1,5 +1,6 @@
-"""`demo --quick` from end to end: pictures with boxes, and a repository to go on with."""
+"""The demo from end to end, with a recipe that learns nothing, and `demo --quick` as it is."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -8,13 +9,59 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image, ImageChops
 
+from retinaserve.scripts import demo
 from retinaserve.scripts.cli.main import main
-from retinaserve.scripts.demo.quickstart import quickstart
+from retinaserve.scripts.demo import run_quickstart
 from retinaserve.scripts.lab.images import checkpoint as example_checkpoint
 from retinaserve.scripts.server.triton import Server
 from retinaserve.training.checkpoint import Checkpoint, load, save
-from retinaserve.training.errors import UserError
+from retinaserve.training.errors import Exit, UserError
 from tests.toys import toy_model, toy_spec
+
+RECIPE = """
+{backbone: resnet18, width: 8, fpn-channels: 16, head-depth: 1, size: [64, 64], iters: 3, batch: 2, warmup: 1}
+"""
+NUMBERS = {"ap", "ap50", "ap_offline_torch", "ap_offline_onnx", "images", "throughput_ips"}
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine images, three iterations, half a second of load."""
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    monkeypatch.setattr(demo, "RECIPE", tmp_path / "small.yaml")
+    monkeypatch.setattr(demo, "DRAWN", ("--train", 6, "--val", 3))
+    monkeypatch.setattr(demo, "BENCH", ("--concurrency", "1", "--seconds", 0.5))
+
+
+@pytest.mark.server
+@pytest.mark.usefixtures("small")
+def test_a_small_demo(tmp_path: Path) -> None:
+    root = tmp_path / "demo"
+    result = CliRunner().invoke(main, ["demo", "--output", str(root)])
+    assert result.exit_code == 0, result.output
+    summary = json.loads((root / "summary.json").read_text())
+    assert result.stdout.endswith(json.dumps(summary, indent=2) + "\n")
+    assert {*NUMBERS, "latency_ms_p50", "latency_ms_p99", "versions"} <= set(summary)
+    assert summary["images"] == 3 and summary["throughput_ips"] > 0
+    assert 0 < summary["latency_ms_p50"] <= summary["latency_ms_p99"]
+    for name in ("data/train", "data/val"):
+        assert (root / name / "annotations.json").is_file() and any((root / name / "images").iterdir())
+    for name in ("checkpoint.pth", "model.onnx", "repository/detector/config.pbtxt", "bench.json", "report.html"):
+        assert (root / name).is_file()
+    for name in ("bench.png", "report/curves.png", "report/contact_sheet.jpg", "checkpoint.results.png"):
+        with Image.open(root / name) as image:
+            assert min(image.size) > 100
+    assert len(list((root / "predictions").iterdir())) == 3
+    steps = result.stderr.split("look at")[0]
+    assert steps.count("$ retinaserve") == 11 and "next" not in steps, "a step does not know what is left to do"
+
+
+@pytest.mark.usefixtures("small")
+def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pth").write_bytes(b"no checkpoint")
+    result = CliRunner().invoke(main, ["demo", "--output", str(tmp_path)])
+    assert result.exit_code == Exit.BAD_DATA
+    assert f"error: the demo stopped at `retinaserve train`: {tmp_path / 'checkpoint.pth'}" in result.stderr
 
 
 @pytest.mark.server
@@ -52,7 +99,7 @@ def _try_what_it_says(said: str, output: Path) -> None:
 
 def test_without_the_checkpoint_it_says_where_one_comes_from(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such checkpoint"):
-        quickstart(tmp_path, tmp_path / "shapes.pth")
+        run_quickstart(tmp_path, print, print, checkpoint=tmp_path / "shapes.pth")
 
 
 def test_the_example_has_no_optimizer(tmp_path: Path) -> None:

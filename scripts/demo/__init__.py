@@ -1,1 +1,0 @@
-"""The whole road on synthetic data, and its short cut."""
