@@ -9,7 +9,7 @@ import click
 
 from retinaserve.scripts.cli.options import PATH
 from retinaserve.scripts.cli.output import name_next
-from retinaserve.scripts.doctor import Check, Probe, Status, examine
+from retinaserve.scripts.doctor.check import Check, Probe, Status, examine
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
 

@@ -1,12 +1,13 @@
 """Python and what is installed in it, against what this project asks for.
 
 python(), packages("cpu"), pins(Path("constraints.txt"))
+providing("openvino")       # ("openvino", "serve")
 """
 
 import importlib.metadata
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -26,7 +27,7 @@ PACKAGES = {
     "pytriton": "nvidia-pytriton",
     "yaml": "pyyaml",
 }
-REQUIREMENT = re.compile(r"([\w.-]+)[^;]*(?:;.*extra == ['\"]([\w-]+)['\"])?")
+EXTRAS = {"cpu": ("train", "serve"), "gpu": ("train", "gpu")}  # what a profile needs beside the client
 
 
 def python() -> Check:
@@ -38,16 +39,32 @@ def python() -> Check:
     return Check("python", Status.OK, f"{found} ({platform.python_implementation()}, {platform.machine()})")
 
 
-def packages(extra: str) -> Check:
-    """Compare what is installed with the ranges of the project and one of its extras."""
-    requirements = [Requirement(line) for line in importlib.metadata.requires(PROJECT) or ()]
-    wanted = [
-        each for each in requirements if not each.marker or each.marker.evaluate({"extra": extra}, "requirement")
-    ]
-    problems = list(unmet(wanted))
+def packages(profile: str) -> Check:
+    """Compare what is installed with the ranges of the project, and of the extras that a profile needs."""
+    named = EXTRAS[profile]
+    wanted = requirements("", *named)
+    problems = [f"{problem} [{extra}]" if extra else problem for extra, problem in unmet(wanted)]
     if problems:
-        return Check("packages", Status.FAIL, _some(problems), f"pip install 'retinaserve[{extra}]'")
-    return Check("packages", Status.OK, f"{len(wanted)} packages are in their ranges ({extra})")
+        return Check("packages", Status.FAIL, _some(problems), f"pip install 'retinaserve[{','.join(named)}]'")
+    complete = [extra for extra in _extras() if not any(unmet(requirements(extra)))]
+    detail = f"{len(wanted)} packages are in their ranges; extras installed: {', '.join(complete) or 'none'}"
+    return Check("packages", Status.OK, detail)
+
+
+def requirements(*extras: str) -> dict[Requirement, str]:
+    """Return what the extras ask for, each with the extra that does; "" is what is always installed.
+
+    An extra that brings others, as `dev` does, is resolved into theirs.
+    """
+    found: dict[Requirement, str] = {}
+    for extra in extras:
+        for line in importlib.metadata.requires(PROJECT) or ():
+            each = Requirement(line)
+            of_extra = each.marker is not None and "extra" in str(each.marker)
+            if of_extra != bool(extra) or (each.marker and not each.marker.evaluate({"extra": extra})):
+                continue
+            found |= requirements(*each.extras) if each.name == PROJECT else {each: extra}
+    return found
 
 
 def providing(module: str) -> tuple[str | None, str]:
@@ -57,20 +74,24 @@ def providing(module: str) -> tuple[str | None, str]:
     """
     top = module.split(".")[0]
     package = PACKAGES.get(top, top.replace("_", "-"))
-    lines = importlib.metadata.requires(PROJECT) or ()
-    found = [match for line in lines if (match := REQUIREMENT.match(line)) and match[1] == package]
-    # The extras name the project itself too, to bring each other.
-    return (package, found[0][2] or "") if found and package != PROJECT else (None, "")
+    for extra in ("", *_extras()):
+        if any(each.name == package for each in requirements(extra)):
+            return package, extra
+    return None, ""
 
 
-def unmet(wanted: Iterable[Requirement]) -> Iterable[str]:
-    """Say of each requirement that is not met why not."""
-    for requirement in wanted:
+def _extras() -> list[str]:
+    return importlib.metadata.metadata(PROJECT).get_all("Provides-Extra") or []
+
+
+def unmet(wanted: Mapping[Requirement, str]) -> Iterator[tuple[str, str]]:
+    """Yield the extra and the reason of each requirement that is not met."""
+    for requirement, extra in wanted.items():
         found = installed(requirement.name)
         if found is None:
-            yield f"{requirement.name} is not installed"
+            yield extra, f"{requirement.name} is not installed"
         elif not requirement.specifier.contains(found, prereleases=True):
-            yield f"{requirement.name} is {found}, {requirement.specifier} is needed"
+            yield extra, f"{requirement.name} is {found}, {requirement.specifier} is needed"
 
 
 def pins(constraints: Path = CONSTRAINTS) -> Check:
@@ -86,7 +107,7 @@ def pins(constraints: Path = CONSTRAINTS) -> Check:
         if found is not None and Version(found).public != Version(tested[name]).public
     ]
     if other:
-        remedy = "the ranges hold, the combination is untested; pip install -c constraints.txt -e '.[cpu]'"
+        remedy = "the ranges hold, the combination is untested; pip install -c constraints.txt -e '.[dev]'"
         return Check("pins", Status.WARN, _some(other), remedy)
     count = sum(found is not None for found in here.values())
     return Check("pins", Status.OK, f"{count} packages are the versions that the tests ran with")

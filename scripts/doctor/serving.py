@@ -82,7 +82,9 @@ def dali() -> Check:
     Image.new("RGB", (96, 64), (200, 30, 30)).save(buffer, "JPEG")
     (result,) = Preprocessor((64, 64), (0, 0, 0), threads=1, max_batch=1).run([buffer.getvalue()])
     if not isinstance(result, Prepared):
-        return Check("DALI", Status.FAIL, f"it refused a good picture: {result}", "pip install 'retinaserve[cpu]'")
+        return Check(
+            "DALI", Status.FAIL, f"it refused a good picture: {result}", "pip install 'retinaserve[serve]'"
+        )
     return Check("DALI", Status.OK, f"{installed('nvidia-dali-cuda120')} decodes and letterboxes on the CPU")
 
 
@@ -96,7 +98,7 @@ def openvino() -> Check:
     network = shared_core().compile_model(ov.Model([ov.opset13.add(x, x)], [x], "double"), "CPU")
     (doubled,) = network([np.array([2.0], np.float32)]).values()
     if float(doubled[0]) != 4.0:
-        return Check("OpenVINO", Status.FAIL, f"2 + 2 gave {doubled}", "pip install 'retinaserve[cpu]'")
+        return Check("OpenVINO", Status.FAIL, f"2 + 2 gave {doubled}", "pip install 'retinaserve[serve]'")
     version = ov.get_version().split("-")[0]
     hint = network.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     return Check("OpenVINO", Status.OK, f"{version} runs on the CPU; of itself it would compute in {hint}")

@@ -32,7 +32,7 @@ class Installation:
         found = find_spec("pytriton")
         if found is None or not found.origin:
             raise UserError(
-                "the embedded Triton is not installed", "pip install 'retinaserve[cpu]'", code=Exit.USAGE
+                "the embedded Triton is not installed", "pip install 'retinaserve[serve]'", code=Exit.USAGE
             )
         package = Path(found.origin).parent
         return cls(package / "tritonserver", package.parent / "nvidia_pytriton.libs")

@@ -1,3 +1,4 @@
+import email
 import json
 import socket
 from pathlib import Path
@@ -8,10 +9,10 @@ from packaging.requirements import Requirement
 
 from retinaserve.build_tools.engine.manifest import write_plan
 from retinaserve.scripts.cli.doctor import doctor
-from retinaserve.scripts.doctor import Check, Status, examine
+from retinaserve.scripts.doctor.check import Check, Status, examine
 from retinaserve.scripts.doctor.gpu import container, driver, plan, plugins
 from retinaserve.scripts.doctor.machine import cpu, memory, ports, shared_memory
-from retinaserve.scripts.doctor.packages import packages, pins, unmet
+from retinaserve.scripts.doctor.packages import packages, pins, providing, requirements, unmet
 from retinaserve.training.errors import UserError
 from tests.build_tools.engine.test_manifest import ENGINE, MANIFEST
 
@@ -63,13 +64,53 @@ def test_a_broken_installation_is_a_line_and_not_the_end() -> None:
     ],
 )
 def test_requirements(line: str, problem: str | None) -> None:
-    found = list(unmet([Requirement(line)]))
-    assert len(found) == (problem is not None) and all(text.startswith(str(problem)) for text in found)
+    found = list(unmet({Requirement(line): "train"}))
+    assert len(found) == (problem is not None)
+    assert all(extra == "train" and text.startswith(str(problem)) for extra, text in found)
 
 
-def test_an_extra_brings_its_own_requirements() -> None:
-    assert packages("cpu").status is Status.OK
-    assert "tensorrt" in packages("gpu").detail or packages("gpu").status is Status.OK
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project that asks for little: metadata as pip writes it."""
+    lines = [
+        "click>=8",
+        'numpy; python_version > "3"',
+        'no-such-server[all]<3,>=2; extra == "serve"',
+        'pyyaml>=6; extra == "train"',
+        'numpy; python_version < "3" and extra == "train"',
+        'retinaserve[serve,train]; extra == "dev"',
+        'pytest; extra == "dev"',
+    ]
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: lines)
+    extras = email.message_from_string("Provides-Extra: train\nProvides-Extra: serve\nProvides-Extra: dev\n")
+    monkeypatch.setattr("importlib.metadata.metadata", lambda _: extras)
+
+
+@pytest.mark.usefixtures("asked")
+def test_an_extra_brings_its_own_requirements_and_those_it_names() -> None:
+    names = {extra: sorted(each.name for each in requirements(extra)) for extra in ("", "train", "dev")}
+    assert names == {"": ["click", "numpy"], "train": ["pyyaml"], "dev": ["no-such-server", "pytest", "pyyaml"]}
+    missing = packages("cpu")
+    assert missing.status is Status.FAIL and missing.detail == "no-such-server is not installed [serve]"
+    assert missing.remedy == "pip install 'retinaserve[train,serve]'"
+    fits = packages("gpu")
+    assert fits.status is Status.OK and fits.detail.endswith("extras installed: train")
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("click.testing", "click", ""),
+        ("yaml", "pyyaml", "train"),
+        ("no_such_server.http", "no-such-server", "serve"),
+        ("pytest", "pytest", "dev"),
+        ("somebody", None, ""),
+        ("retinaserve.eval", None, ""),
+    ],
+)
+def test_the_extra_of_a_missing_package(module: str, package: str | None, extra: str) -> None:
+    assert providing(module) == (package, extra)
 
 
 def test_pins(tmp_path: Path) -> None:
