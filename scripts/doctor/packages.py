@@ -74,10 +74,8 @@ def providing(module: str) -> tuple[str | None, str]:
     """
     top = module.split(".")[0]
     package = PACKAGES.get(top, top.replace("_", "-"))
-    for extra in ("", *_extras()):
-        if any(each.name == package for each in requirements(extra)):
-            return package, extra
-    return None, ""
+    asked = requirements("", *_extras())
+    return next(((package, extra) for each, extra in asked.items() if each.name == package), (None, ""))
 
 
 def _extras() -> list[str]:
