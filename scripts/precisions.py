@@ -1,10 +1,10 @@
 """What each precision costs and saves: one checkpoint exported every way, served, scored and timed in one run.
 
-    rows = compare(checkpoint, options, say=print)      # Row("fp32"), Row("int8 minmax"), ...
+    rows = compare(checkpoint, options, log=print)      # Row("fp32"), Row("int8 minmax"), ...
     markdown(rows)
 
 Scores are taken through the server, bytes in and boxes out. For throughput all servers stand side by side and take
-turns, because machines drift: only ratios within a round count. It does not choose a precision for you.
+turns, because machines drift: only ratios within a round count.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from retinaserve.build_tools.export import ExportOptions, export_detector
 from retinaserve.build_tools.openvino_cpu import compile_for_cpu
 from retinaserve.build_tools.repository.configs import INT8_ARITHMETIC, BuildOptions
-from retinaserve.eval.bench.bench import MOST_PICTURES, machine, spread
+from retinaserve.eval.bench.bench import MOST_IMAGES, machine, spread
 from retinaserve.eval.bench.perf_analyzer import Demand, LoadError, PerfAnalyzer
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.transport import Endpoint
@@ -80,8 +80,8 @@ def flavours(options: Options) -> dict[str, tuple[ExportOptions, str]]:
     return ways
 
 
-def compare(checkpoint: Path, options: Options, *, say: Callable[[str], None]) -> list[Row]:
-    """Export, build, serve, score and time every flavour; `say` hears of each step. Raises UserError."""
+def compare(checkpoint: Path, options: Options, *, log: Callable[[str], None]) -> list[Row]:
+    """Export, build, serve, score and time every flavour; `log` gets a line for each step. Raises UserError."""
     rows: list[Row] = []
     graphs: dict[ExportOptions, Path] = {}  # what is only computed otherwise is exported and calibrated once
     with ExitStack() as stack:
@@ -89,37 +89,33 @@ def compare(checkpoint: Path, options: Options, *, say: Callable[[str], None]) -
         for name, (way, arithmetic) in flavours(options).items():
             folder = options.output / name.replace(" ", "_")
             if way not in graphs:
-                say(f"{name}: export")
+                log(f"{name}: export")
                 graphs[way] = _export(checkpoint, folder, way)
             graph = graphs[way]
-            say(f"{name}: build and serve")
+            log(f"{name}: build and serve")
             repository = _build(graph, folder, arithmetic)
-            servers.append(stack.enter_context(TritonServer(repository, _free())))
+            free = ServerOptions.free_ports(threads=usable_cores())
+            servers.append(stack.enter_context(TritonServer(repository, free)))
             servers[-1].wait_until_ready()
             row = Row(name, graph.stat().st_size / 1e6, convolution_types(graph, arithmetic))
             if options.annotations:
-                say(f"{name}: scores through the server")
+                log(f"{name}: scores through the server")
                 _score(row, servers[-1], options.annotations, options.images)
             rows.append(row)
         stack.callback(ask_to_stop, servers)
         for number, loads in enumerate(_rounds(servers, options), 1):
             for row, ips in zip(rows, loads, strict=True):
                 row.ips.append(ips)
-            say(f"round {number}: " + ", ".join(f"{row.name} {row.ips[-1]:.2f}/s" for row in rows))
+            log(f"round {number}: " + ", ".join(f"{row.name} {row.ips[-1]:.2f}/s" for row in rows))
     return rows
 
 
 def convolution_types(graph: Path, arithmetic: str) -> dict[str, int]:
     """Return how many convolutions OpenVINO runs in which type, by its own word."""
-    model = compile_for_cpu(str(graph), precision=arithmetic).get_runtime_model()
-    infos = [node.get_rt_info() for node in model.get_ops()]
-    return dict(
-        Counter(
-            info["runtimePrecision"].astype(str)
-            for info in infos
-            if info["layerType"].astype(str) == "Convolution"
-        )
-    )
+    operations = compile_for_cpu(str(graph), precision=arithmetic).get_runtime_model().get_ops()
+    infos = [operation.get_rt_info() for operation in operations]
+    convolutions = [info for info in infos if info["layerType"].astype(str) == "Convolution"]
+    return dict(Counter(info["runtimePrecision"].astype(str) for info in convolutions))
 
 
 def ratios(rates: Sequence[float], base: Sequence[float]) -> list[float]:
@@ -202,10 +198,6 @@ def _build(graph: Path, folder: Path, arithmetic: str) -> Path:
     return build_repository(graph, repository, options=BuildOptions(arithmetic)).repository
 
 
-def _free() -> ServerOptions:
-    return ServerOptions.free_ports(threads=usable_cores())
-
-
 def _score(row: Row, server: TritonServer, annotations: Path, images: Path) -> None:
     with Client(server.grpc_url, timeout=300) as client:
         report = evaluate_detector(client, Annotations.load(annotations), images)
@@ -216,7 +208,7 @@ def _rounds(servers: Sequence[TritonServer], options: Options) -> Iterator[list[
     """Yield the rate of every server, once a round."""
     if not options.rounds:
         return
-    with PerfAnalyzer("detector", _pictures(options)) as analyzer:
+    with PerfAnalyzer("detector", _images(options)) as analyzer:
         for _ in range(options.rounds):
             yield [_rate(analyzer, server, options.seconds) for server in servers]
 
@@ -232,11 +224,11 @@ def _rate(analyzer: PerfAnalyzer, server: TritonServer, seconds: float) -> float
     return load.throughput_ips
 
 
-def _pictures(options: Options) -> list[bytes]:
+def _images(options: Options) -> list[bytes]:
     if options.annotations:
         files = list(annotated_files(Annotations.load(options.annotations), options.images).values())
     else:
         from retinaserve.training.images import find_images
 
         files = find_images([options.images])
-    return [data for data in read_files(spread(files, MOST_PICTURES)) if isinstance(data, bytes)]
+    return [data for data in read_files(spread(files, MOST_IMAGES)) if isinstance(data, bytes)]

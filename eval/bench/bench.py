@@ -25,7 +25,7 @@ from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import UserError
 from retinaserve.training.spec import DETECTOR
 
-MOST_PICTURES = 64  # sent in turn; more would only make the input larger
+MOST_IMAGES = 64  # sent in turn; more would only make the input larger
 WARM_UP_CONCURRENCY = 4
 
 
@@ -57,21 +57,21 @@ class Level:
 
 @dataclass(frozen=True)
 class Bench:
-    """Endpoints of one server and the pictures it accepted."""
+    """Endpoints of one server and the images it accepted."""
 
     endpoints: tuple[Endpoint, ...]
-    pictures: tuple[bytes, ...]
+    images: tuple[bytes, ...]
     refused: dict[str, str]  # file: why; not part of the load
     steps: tuple[str, ...]
 
     @classmethod
     def prepare(cls, endpoints: Sequence[Endpoint], files: Sequence[Path], *, wait: float = 0.0) -> Self:
-        """Send up to 64 pictures, spread over `files`, once each: that warms the server up and finds bad ones.
+        """Send up to 64 images, spread over `files`, once each: that warms the server up and finds bad ones.
 
         Raises UserError when the server accepts none of them.
         """
-        chosen = spread(files, MOST_PICTURES)
-        pictures, refused = [], {}
+        chosen = spread(files, MOST_IMAGES)
+        images, refused = [], {}
         first = endpoints[0]
         with Client(str(first), wait=wait, concurrency=WARM_UP_CONCURRENCY, tls=first.tls) as client:
             steps = client.served.steps
@@ -80,15 +80,15 @@ class Bench:
                 if isinstance(answer, ImageError):
                     refused[str(path)] = answer.message
                 elif isinstance(data, bytes):
-                    pictures.append(data)
-        if not pictures:
+                    images.append(data)
+        if not images:
             file, message = next(iter(refused.items()))
-            raise UserError("the server refused all pictures", f"{file}: {message}")
-        return cls(tuple(endpoints), tuple(pictures), refused, steps)
+            raise UserError("the server refused all images", f"{file}: {message}")
+        return cls(tuple(endpoints), tuple(images), refused, steps)
 
     def run(self, demands: Sequence[Demand], *, seconds: float) -> Iterator[Level]:
         """Measure every protocol under every demand, `seconds` each, and yield as it goes."""
-        with PerfAnalyzer(DETECTOR, self.pictures) as analyzer:
+        with PerfAnalyzer(DETECTOR, self.images) as analyzer:
             for endpoint in self.endpoints:
                 with Client(str(endpoint), tls=endpoint.tls) as client:
                     for demand in demands:
@@ -161,9 +161,9 @@ def to_dict(bench: Bench, levels: Sequence[Level], *, seconds: float, command: s
     return {
         "command": command,
         "servers": [str(endpoint) for endpoint in bench.endpoints],
-        "pictures": len(bench.pictures),
-        "picture_bytes": sum(map(len, bench.pictures)),
-        "mix": [hashlib.sha256(picture).hexdigest() for picture in bench.pictures],
+        "pictures": len(bench.images),
+        "picture_bytes": sum(map(len, bench.images)),
+        "mix": [hashlib.sha256(image).hexdigest() for image in bench.images],
         "refused": bench.refused,
         "seconds_per_level": seconds,
         "machine": machine(),

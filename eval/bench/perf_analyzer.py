@@ -1,6 +1,6 @@
-"""NVIDIA's perf_analyzer, from the tritonclient wheel, run over a set of real pictures.
+"""NVIDIA's perf_analyzer, from the tritonclient wheel, run over a set of real images.
 
-    with PerfAnalyzer("detector", pictures) as analyzer:
+    with PerfAnalyzer("detector", images) as analyzer:
         load = analyzer.run(Endpoint.parse("localhost:8001"), Demand(concurrency=4), seconds=6)
 
 It keeps a fixed number of requests in flight, or sends at Poisson times at a fixed rate, for a fixed time: three
@@ -88,22 +88,22 @@ class Load:
 class PerfAnalyzer:
     """perf_analyzer and its input in a temporary folder; a context manager that leaves no process behind."""
 
-    def __init__(self, model: str, pictures: Iterable[bytes]) -> None:
-        """Lay out binary, libraries and pictures. Raises UserError where perf_analyzer is not installed."""
+    def __init__(self, model: str, images: Iterable[bytes]) -> None:
+        """Lay out binary, libraries and images. Raises UserError where perf_analyzer is not installed."""
         self.binary = find_binary()
         self.model = model
         self._folder = Path(tempfile.mkdtemp(prefix="perf-analyzer-"))
         try:
-            self._lay_out(pictures)
+            self._lay_out(images)
         except BaseException:
             self.__exit__()
             raise
 
-    def _lay_out(self, pictures: Iterable[bytes]) -> None:
+    def _lay_out(self, images: Iterable[bytes]) -> None:
         self._input = self._folder / "pictures.json"
         steps = [
             {IMAGE_BYTES: {"content": {"b64": base64.b64encode(data).decode()}, "shape": [len(data)]}}
-            for data in pictures
+            for data in images
         ]
         self._input.write_text(json.dumps({"data": steps}))
         libraries = self._folder / "lib"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     default=["localhost"],
     help="The Triton server; once for each protocol, or only HOST for both of Triton's usual ports.",
 )
-@click.option("--images", multiple=True, required=True, help="Pictures to send: files, directories, patterns.")
+@click.option("--images", multiple=True, required=True, help="Images to send: files, directories, patterns.")
 @click.option("--protocol", "protocols", help="grpc, http or grpc,http; those that --server names by default.")
 @click.option(
     "--concurrency", default="1:8", help="Requests in flight: 4, 1:8 (1 2 4 8), 1:8:2 (1 3 5 7) or 1,6,16."
@@ -59,7 +59,7 @@ def bench(
 ) -> None:
     """Measure a server with NVIDIA's perf_analyzer: throughput, latency and the time in each step.
 
-    Every picture is sent once before, to warm the server up and to leave out what it refuses.
+    Every image is sent once before, to warm the server up and to leave out what it refuses.
     """
     from retinaserve.eval.bench import bench as benchmark
     from retinaserve.training.images import find_images
@@ -72,7 +72,7 @@ def bench(
         click.secho(f"{file}: left out, {message}", fg="yellow", err=True)
     total = len(endpoints) * len(demands)
     click.echo(
-        f"warmed up with {len(prepared.pictures)} pictures; {total} measurements of {seconds:g} s follow", err=True
+        f"warmed up with {len(prepared.images)} images; {total} measurements of {seconds:g} s follow", err=True
     )
     click.echo(benchmark.header(prepared.steps))
     done = []

@@ -15,13 +15,13 @@ from retinaserve.training.files import write_json
 from retinaserve.training.spec import BACKBONES
 
 RANDOM_SIZE = (640, 640)
-PICTURES = 24
+IMAGES = 24
 
 
 @click.command()
 @click.argument("model")
-@click.option("--images", type=PATH, help="Directory of the pictures to score and time on.")
-@click.option("--annotations", type=PATH, help="COCO annotations of the pictures; without them nothing is scored.")
+@click.option("--images", type=PATH, help="Directory of the images to score and time on.")
+@click.option("--annotations", type=PATH, help="COCO annotations of the images; without them nothing is scored.")
 @click.option("--output", type=PATH, default=Path("runs/precisions"), help="Where graphs and results go.")
 @click.option(
     "--compare",
@@ -62,9 +62,9 @@ def precisions(
             images = _drawn(output / "pictures")
         calibration["calibration_images"] = calibration["calibration_images"] or images
     if images is None:
-        raise UserError("--images is missing", "the pictures that the flavours are scored and timed on")
+        raise UserError("--images is missing", "the images that the flavours are scored and timed on")
     options = Options(output, images, annotations, int8_options(**calibration), compared, size, rounds, seconds)
-    rows = compare(checkpoint, options, say=lambda text: click.echo(text, err=True))
+    rows = compare(checkpoint, options, log=lambda text: click.echo(text, err=True))
     click.echo(markdown(rows))
     target = output / "precisions.json"
     write_json(target, to_dict(rows, shlex.join(sys.argv)))
@@ -78,5 +78,5 @@ def _drawn(folder: Path) -> Path:
     from retinaserve.scripts.shapes.draw import draw_dataset
 
     if not (folder / "annotations.json").is_file():
-        draw_dataset(folder, images=PICTURES, seed=0)
+        draw_dataset(folder, images=IMAGES, seed=0)
     return folder / "images"

@@ -15,9 +15,9 @@ from retinaserve.training.files import write_json
 
 @click.command()
 @click.argument("model", type=PATH)
-@click.option("--images", type=PATH, required=True, help="Directory of the validation pictures.")
-@click.option("--annotations", type=PATH, required=True, help="COCO annotations of the pictures.")
-@click.option("--count", type=click.IntRange(1), default=32, help="Pictures to look at, spread over the set.")
+@click.option("--images", type=PATH, required=True, help="Directory of the validation images.")
+@click.option("--annotations", type=PATH, required=True, help="COCO annotations of the images.")
+@click.option("--count", type=click.IntRange(1), default=32, help="Images to look at, spread over the set.")
 @click.option("--left-out", type=click.IntRange(0), default=5, help="How many of the worst layers to leave out.")
 @calibration_options
 @click.option("--output", type=PATH, help="Draw the worst layers into this PNG.")
@@ -39,17 +39,17 @@ def sensitivity(
     """
     from tqdm import tqdm
 
-    from retinaserve.scripts.sensitivity import Options, analyse, plot
+    from retinaserve.eval.sensitivity import Options, analyse, plot
 
     options = Options(images, annotations, int8_options(**calibration), count, left_out)
     with tqdm(file=sys.stderr, disable=None, bar_format="{desc}", dynamic_ncols=True) as bar:
-        report = analyse(model, options, say=bar.set_description_str)
+        report = analyse(model, options, log=bar.set_description_str)
     click.echo(report.table())
-    click.echo(f"{report.pictures} pictures, AP in float {100 * report.float_ap:.2f}", err=True)
+    click.echo(f"{report.images} images, AP in float {100 * report.float_ap:.2f}", err=True)
     if json_path:
         write_json(json_path, report.to_dict())
     if output:
         plot(report, output)
-        click.echo(f"picture: {output}", err=True)
+        click.echo(f"plot: {output}", err=True)
     worst = shlex.quote(report.layers[0].name)
     name_next(f"retinaserve export {shlex.quote(str(model))} MODEL.onnx --precision int8 --exclude {worst}")

@@ -66,7 +66,7 @@ def test_int8_is_served_and_scored(tmp_path: Path) -> None:
         tmp_path / "out", images, annotations, Int8Options(images), ("minmax",), rounds=1, seconds=1.0
     )
     heard: list[str] = []
-    rows = compare(tmp_path / "model.pth", options, say=heard.append)
+    rows = compare(tmp_path / "model.pth", options, log=heard.append)
     assert [row.name for row in rows] == ["fp32", "int8 minmax", "int8 in f32"]
     assert rows[1].megabytes == rows[2].megabytes < rows[0].megabytes
     assert set(rows[0].convolutions) == {"f32"} and rows[2].convolutions["f32"] == 10

@@ -155,7 +155,7 @@ def test_both_protocols_are_measured_and_the_steps_account_for_it(server: Triton
     endpoints = [Endpoint.parse(server.grpc_url), Endpoint.parse(server.http_url, "http")]
     prepared = Bench.prepare(endpoints, files)
     assert list(prepared.refused) == [str(files[2])] and "GIF" in prepared.refused[str(files[2])]
-    assert len(prepared.pictures) == 4 and prepared.steps == ("preprocess", "retinanet")
+    assert len(prepared.images) == 4 and prepared.steps == ("preprocess", "retinanet")
     levels = list(prepared.run([Demand(3), Demand(rate=20)], seconds=1.0))
     assert [(level.protocol, level.problem) for level in levels] == [("grpc", "")] * 2 + [("http", "")] * 2
     for level in levels:
@@ -182,7 +182,7 @@ def test_a_request_that_fails_under_load_is_reported_in_the_servers_words(
 @pytest.mark.server
 def test_nothing_to_send_is_an_error(server: TritonServer, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match="refused all pictures"):
+    with pytest.raises(UserError, match="refused all images"):
         Bench.prepare([Endpoint.parse(server.grpc_url)], [tmp_path / "a.jpg", tmp_path / "gone.jpg"])
 
 

@@ -1,12 +1,11 @@
-"""Which layers INT8 hurts: each layer quantized alone, on labelled pictures, and then all but the worst.
+"""Which layers INT8 hurts: each layer quantized alone, on labelled images, and then all but the worst.
 
-    report = analyse(Path("model.pth"), options, say=print)
+    report = analyse(Path("model.pth"), options, log=print)
     report.layers[0].name       # for `export --exclude`
     print(report.table())
 
-A layer's noise is what its rounding adds to the raw heads, as a share of what they vary: it needs few pictures and
-tells layers apart long before AP does, which moves by chance. OpenVINO computes it, as it is served. It changes no
-artefact.
+A layer's noise is what its rounding adds to the raw heads, as a share of what they vary: it needs few images and
+tells layers apart long before AP does, which moves by chance. OpenVINO computes it, as it is served.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from retinaserve.build_tools.export import load_network
 from retinaserve.build_tools.graph.graft import graft
 from retinaserve.build_tools.openvino_cpu import compile_for_cpu
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor
-from retinaserve.build_tools.quantize.calibrate import Calibrated, Int8Options, calibrate, draw
+from retinaserve.build_tools.quantize.calibrate import Int8Options, calibrate, draw
 from retinaserve.build_tools.quantize.qdq import layers_of
 from retinaserve.eval.bench.bench import spread
 from retinaserve.eval.image_files import annotated_files
@@ -55,13 +54,13 @@ class Options:
     images: Path
     annotations: Path
     int8: Int8Options
-    count: int = 32  # pictures, spread over the set
+    count: int = 32  # images, spread over the set
     left_out: int = 5  # of the worst layers, one after the other
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One graph against the float one: noise as shares of 1, and AP of 1 on the pictures."""
+    """One graph against the float one: noise as shares of 1, and AP of 1 on the images."""
 
     name: str
     class_noise: float
@@ -78,7 +77,7 @@ class Finding:
 class Sensitivity:
     """`layers` alone in INT8, the noisiest first; `left_out`: all in INT8 but the 0, 1, 2 … noisiest."""
 
-    pictures: int
+    images: int
     float_ap: float
     layers: tuple[Finding, ...]
     left_out: tuple[Finding, ...]
@@ -101,11 +100,12 @@ class Sensitivity:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything for JSON."""
-        return asdict(self)
+        values = asdict(self)
+        return {"pictures": values.pop("images"), **values}
 
 
-class _Judge:
-    """Runs graphs on the same prepared pictures and compares them with the float one."""
+class _Evaluation:
+    """Runs graphs on the same prepared images and compares them with the float one."""
 
     def __init__(self, spec: DetectorSpec, options: Options) -> None:
         truth = Annotations.load(options.annotations)
@@ -113,37 +113,33 @@ class _Judge:
         chosen = set(spread(list(files.values()), options.count))
         found = {image_id: path for image_id, path in files.items() if path in chosen}
         results = Preprocessor(spec.size, spec.pad_value).run([path.read_bytes() for path in found.values()])
-        self.prepared = {
-            image_id: result
-            for image_id, result in zip(found, results, strict=True)
-            if isinstance(result, Prepared)
-        }
+        answers = zip(found, results, strict=True)
+        self.prepared = {image_id: result for image_id, result in answers if isinstance(result, Prepared)}
         if not self.prepared:
-            raise UserError(f"{options.images}: none of the {len(found)} pictures chosen can be read")
+            raise UserError(f"{options.images}: none of the {len(found)} images chosen can be read")
         boxes = [box for box in truth.boxes if box["image_id"] in self.prepared]
-        self.truth = replace(
+        self._truth = replace(
             truth,
             images={image_id: truth.images[image_id] for image_id in self.prepared},
             boxes=tuple({**box, "id": number} for number, box in enumerate(boxes, 1)),
         )
         self._categories = match_classes(spec.classes, truth.categories).category_ids
-        self._names = spec.head_names
+        self._head_names = [name for pair in spec.head_names for name in pair]
 
     def run(self, heads: onnx.ModelProto) -> tuple[list[Heads], float]:
-        """Return the raw heads of each picture (class and box maps in turns), and the AP."""
-        graph = graft(heads, keep_heads=True).SerializeToString()
-        request = compile_for_cpu(graph).create_infer_request()
+        """Return the raw heads of each image (class and box maps in turns), and the AP."""
+        request = compile_for_cpu(graft(heads, keep_heads=True).SerializeToString()).create_infer_request()
         maps: list[Heads] = []
         detections: dict[int, Detections] = {}
-        for image_id, picture in self.prepared.items():
-            request.infer({IMAGE: picture.image[None], LETTERBOX: picture.letterbox[None]})
-            maps.append([request.get_tensor(name).data[0].copy() for pair in self._names for name in pair])
-            # Copies: the next picture is answered in the same memory.
-            found = {name: request.get_tensor(name).data[0].copy() for name in OUTPUTS}
+        for image_id, image in self.prepared.items():
+            request.infer({IMAGE: image.image[None], LETTERBOX: image.letterbox[None]})
+            # Copies: the next image is answered in the same memory.
+            out = {name: request.get_tensor(name).data[0].copy() for name in (*self._head_names, *OUTPUTS)}
+            maps.append([out[name] for name in self._head_names])
             detections[image_id] = Detections.from_slots(
-                int(found[NUM_DETECTIONS][0]), found[BOXES], found[SCORES], found[CLASSES]
+                int(out[NUM_DETECTIONS][0]), out[BOXES], out[SCORES], out[CLASSES]
             )
-        return maps, evaluate(self.truth, detections, self._categories).ap or 0.0
+        return maps, evaluate(self._truth, detections, self._categories).ap or 0.0
 
     def compare(self, name: str, heads: onnx.ModelProto, expected: Sequence[Heads]) -> Finding:
         """Return how far a graph's heads and AP are from those expected."""
@@ -151,31 +147,34 @@ class _Judge:
         return Finding(name, noise(maps, expected, 0), noise(maps, expected, 1), ap)
 
 
-def analyse(checkpoint: Path, options: Options, *, say: Callable[[str], None]) -> Sensitivity:
-    """Measure every layer and the worst ones left out; `say` hears of each graph. Raises UserError.
+def analyse(checkpoint: Path, options: Options, *, log: Callable[[str], None]) -> Sensitivity:
+    """Measure every layer, and the worst ones left out; `log` gets a line for each graph. Raises UserError.
 
     Layers that `options.int8` excludes stay in float and are not measured.
     """
     spec, network = load_network(checkpoint)
-    judge = _Judge(spec, options)
-    drawn = draw(spec, options.int8)
+    evaluation = _Evaluation(spec, options)
+    calibration_images = draw(spec, options.int8)
     model = heads_graph(network, spec)
-    calibrated = calibrate(model, spec, drawn, options.int8)
-    expected, float_ap = judge.run(model)
+    calibrated = calibrate(model, spec, calibration_images, options.int8)
+    expected, float_ap = evaluation.run(model)
     layers = layers_of(model, spec, options.int8.exclude)
-    findings = []
+
+    def measure(name: str, quantized: "Sequence[Layer]") -> Finding:
+        return evaluation.compare(name, calibrated.quantize(options.int8.calibrator, quantized), expected)
+
+    findings: list[Finding] = []
     for number, layer in enumerate(layers, 1):
-        findings.append(judge.compare(layer.name, _quantized(calibrated, options, [layer]), expected))
-        say(f"{number}/{len(layers)} {layer.name}: {findings[-1].noise:.3%}")
+        findings.append(measure(layer.name, [layer]))
+        log(f"{number}/{len(layers)} {layer.name}: {findings[-1].noise:.3%}")
     findings.sort(key=lambda found: -found.noise)
     left_out = []
     for count in range(min(options.left_out, len(layers) - 1) + 1):
         worst = {found.name for found in findings[:count]}
-        rest = [layer for layer in layers if layer.name not in worst]
         name = "none" if not count else f"{'and ' if count > 1 else ''}{findings[count - 1].name}"
-        left_out.append(judge.compare(name, _quantized(calibrated, options, rest), expected))
-        say(f"all but {count}: {left_out[-1].noise:.3%}")
-    return Sensitivity(len(judge.prepared), float_ap, tuple(findings), tuple(left_out))
+        left_out.append(measure(name, [layer for layer in layers if layer.name not in worst]))
+        log(f"all but {count}: {left_out[-1].noise:.3%}")
+    return Sensitivity(len(evaluation.prepared), float_ap, tuple(findings), tuple(left_out))
 
 
 def noise(maps: Sequence[Heads], expected: Sequence[Heads], kind: int) -> float:
@@ -204,7 +203,3 @@ def plot(report: Sensitivity, path: Path, most: int = 30) -> None:
     axes.grid(axis="x", alpha=0.25)
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path)
-
-
-def _quantized(calibrated: Calibrated, options: Options, layers: "Sequence[Layer]") -> onnx.ModelProto:
-    return calibrated.quantize(options.int8.calibrator, layers)

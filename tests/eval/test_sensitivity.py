@@ -11,8 +11,8 @@ from PIL import Image
 
 from retinaserve.eval.report.report import evaluate_detector
 from retinaserve.eval.runtimes.detector import TorchDetector
+from retinaserve.eval.sensitivity import Finding, Sensitivity, noise
 from retinaserve.scripts.cli.main import main
-from retinaserve.scripts.sensitivity import Finding, Sensitivity, noise
 from retinaserve.training.checkpoint import Checkpoint, save
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
