@@ -11,15 +11,16 @@ without crops and changes of brightness and contrast, for small sets of images t
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from retinaserve.training.data.dataset import FloatArray, Labels
 from retinaserve.training.letterbox import letterbox_size, scaled_size
-from retinaserve.training.model.losses import Target
+
+if TYPE_CHECKING:
+    from retinaserve.training.model.losses import Target
 
 LADDER = ("none", "flip", "multiscale", "crop", "photometric")
 MODES = (*LADDER, "basic")
@@ -153,8 +154,12 @@ def place(view: View, original: tuple[int, int], frame: Frame) -> Placement:
     return Placement(window, size, (0, 0), canvas, view.flip)
 
 
-def place_labels(labels: Labels, placement: Placement) -> Target:
-    """Return a image's boxes in the canvas, without those that are mostly cut off."""
+def place_labels(labels: Labels, placement: Placement) -> "Target":
+    """Return an image's boxes in the canvas, without those that are mostly cut off."""
+    import torch  # here, because the command's options name MODES
+
+    from retinaserve.training.model.losses import Target
+
     height, width = placement.size
     (x1, y1, x2, y2), (top, left), (canvas_h, canvas_w) = placement.window, placement.corner, placement.canvas
     scale = np.array((width / (x2 - x1), height / (y2 - y1)) * 2, np.float32)
