@@ -8,8 +8,7 @@
 import sys
 from pathlib import Path
 
-from retinaserve.eval.client.client import Client
-from retinaserve.training.errors import UserError
+from retinaserve import Client, UserError
 
 
 def main(image: Path, server: str = "localhost:8001", score: str = "0.3") -> None:

@@ -10,9 +10,7 @@ import csv
 import sys
 from pathlib import Path
 
-from retinaserve.eval.client.client import Client
-from retinaserve.training.detections import ImageError
-from retinaserve.training.errors import UserError
+from retinaserve import Client, ImageError, UserError
 from retinaserve.training.images import find_images
 
 

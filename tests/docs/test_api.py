@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import retinaserve
 from retinaserve.eval.runtimes.detector import open_detector
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.scripts.shapes.draw import draw_dataset
@@ -17,8 +18,13 @@ from tests.pictures import checker, encode
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "api.md").read_text()
-ROWS = re.findall(r"^\| `([\w.]+)` \| (.*?) \|", PAGE, re.MULTILINE)
+ROWS = re.findall(r"^\| `(retinaserve\.[\w.]+)` \| (.*?) \|", PAGE, re.MULTILINE)
+NAMES = re.findall(r"^\| (`[^|]*`) \|", PAGE.split("## Names")[1].split("These modules")[0], re.MULTILINE)
 PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_documented_names_are_those_of_the_package() -> None:
+    assert sorted(re.findall(r"`(\w+)`", " ".join(NAMES))) == sorted(retinaserve.__all__)
 
 
 @pytest.mark.parametrize(("module", "names"), ROWS, ids=[module for module, _ in ROWS])
@@ -53,9 +59,9 @@ def test_ask_a_server(server: TritonServer, tmp_path: Path) -> None:
 def test_without_a_server_and_with_one_of_its_own(tmp_path: Path) -> None:
     drawn = draw_dataset(tmp_path / "drawn", images=1, seed=5)
     (picture,) = drawn.images.iterdir()
-    picture.rename(tmp_path / "PICTURE.jpg")
+    picture.rename(tmp_path / "IMAGE.jpg")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     run(PROGRAMS[1], tmp_path)
     assert (tmp_path / "boxes.jpg").stat().st_size > 1000
-    (found,) = open_detector(ROOT / "examples" / "shapes.pth").predict([(tmp_path / "PICTURE.jpg").read_bytes()])
+    (found,) = open_detector(ROOT / "examples" / "shapes.pth").predict([(tmp_path / "IMAGE.jpg").read_bytes()])
     assert run(PROGRAMS[2], tmp_path).split() == [str(len(found)), "boxes"]
