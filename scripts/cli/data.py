@@ -14,7 +14,7 @@ from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
-    from retinaserve.training.check import Report
+    from retinaserve.training.check.findings import Report
 
 
 @click.group()
@@ -67,7 +67,8 @@ def check(
     import torch
     from tqdm import tqdm
 
-    from retinaserve.training.check import check_data, read_split
+    from retinaserve.training.check.checks import check_data
+    from retinaserve.training.check.snapshot import read_split
 
     with tqdm(unit="image", desc="reading", file=sys.stderr, disable=None) as bar:
         train = read_split("train", images, annotations, on_image=bar.update)

@@ -139,7 +139,7 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
     the best checkpoint. To train on several GPUs or machines, start the same command with torchrun.
     """
     from retinaserve.scripts.cli.train_console import Line, announce, announce_changes, announce_labels, clock
-    from retinaserve.training.check import preflight
+    from retinaserve.training.check.checks import preflight
     from retinaserve.training.checkpoint import load
     from retinaserve.training.data.dataset import CocoDataset
     from retinaserve.training.data.label_statistics import describe_labels

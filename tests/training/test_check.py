@@ -12,7 +12,9 @@ from PIL import Image
 
 from retinaserve.scripts.cli.data import data
 from retinaserve.scripts.cli.train import train
-from retinaserve.training.check import CODES, Report, check_data, preflight, read_split, refuse_errors
+from retinaserve.training.check.checks import check_data, preflight
+from retinaserve.training.check.findings import CODES, Report, refuse_errors
+from retinaserve.training.check.snapshot import read_split
 from retinaserve.training.errors import UserError
 from tests.pictures import encode
 
@@ -248,7 +250,7 @@ def test_training_is_refused_in_one_line(tmp_path: Path, clean: Path) -> None:
     (tmp_path / "bad.json").write_text(json.dumps(content))
     with pytest.raises(UserError) as refused:
         preflight(clean, tmp_path / "bad.json")
-    found = "pictures that are not there [image-missing]: none.jpg; other kinds of errors: 1"
+    found = "images that are not there [image-missing]: none.jpg; other kinds of errors: 1"
     assert refused.value.message == f"{tmp_path / 'bad.json'}: {found}" and "data check" in refused.value.hint
     flags = ["--images", str(clean), "--annotations", str(tmp_path / "bad.json"), "--iters", "1"]
     training = CliRunner().invoke(train, [str(tmp_path / "model.pth"), *flags]).exception

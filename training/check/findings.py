@@ -2,14 +2,17 @@
 
     finding = Finding.of("box-outside", "train", ["annotation 7: ..."])
     report.errors, report.to_dict()
+    refuse_errors(report)                       # raises UserError for the first error
 
 An error would crash a training or let it learn or score the wrong thing; a warning is worth a look; a note is
-good to know. It finds nothing itself.
+good to know.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
+
+from retinaserve.training.errors import UserError
 
 Severity = Literal["error", "warning", "note"]
 EXAMPLES = 5
@@ -37,21 +40,21 @@ CODES: Mapping[str, Code] = {
         "warning", "files that are listed twice", "list a file once, with all of its annotations"
     ),
     "image-missing": Code(
-        "error", "pictures that are not there", "--images is the folder that file names start from"
+        "error", "images that are not there", "--images is the folder that file names start from"
     ),
-    "image-unreadable": Code("error", "pictures that can't be decoded", "save them again, or take them out"),
+    "image-unreadable": Code("error", "images that can't be decoded", "save them again, or take them out"),
     "image-size": Code(
         "error",
-        "pictures of another size than the file says: their boxes are of another picture",
-        "scale the boxes to the picture, or bring back the picture they were drawn on",
+        "images of another size than the file says: their boxes are of another image",
+        "scale the boxes to the image, or bring back the image they were drawn on",
     ),
     "image-exif": Code(
         "error",
-        "pictures turned by EXIF whose listed size is that before turning: their boxes are turned too",
+        "images turned by EXIF whose listed size is that before turning: their boxes are turned too",
         "turn the pixels and drop the tag (exiftran -ai, or Pillow's exif_transpose), or draw the boxes again",
     ),
-    "image-empty": Code("note", "pictures without a box, learnt as background", "label them if they show objects"),
-    "image-repeated": Code("warning", "pictures that are there more than once", "keep one of each"),
+    "image-empty": Code("note", "images without a box, learnt as background", "label them if they show objects"),
+    "image-repeated": Code("warning", "images that are there more than once", "keep one of each"),
     "category-entry": Code(
         "error", "categories without a usable id or name", "ids are integers, names are strings that aren't empty"
     ),
@@ -72,37 +75,37 @@ CODES: Mapping[str, Code] = {
         "error", "annotations of images that are not listed", "ids must match in type too: 7 is not '7'"
     ),
     "annotation-category": Code(
-        "error", "annotations of categories that are not listed", "list the category, or mend the id"
+        "error", "annotations of categories that are not listed", "list the category, or correct the id"
     ),
     "box-malformed": Code("error", "boxes that are not four finite numbers", XYWH),
     "box-degenerate": Code(
         "warning", "boxes without an area, left out of training", "draw them again, or drop them"
     ),
     "box-tiny": Code("warning", "boxes thinner than 2 pixels", "often a slip of the mouse; drop them"),
-    "box-outside": Code("error", "boxes wholly outside of their picture", XYWH),
+    "box-outside": Code("error", "boxes wholly outside of their image", XYWH),
     "box-overhang": Code("warning", "boxes that reach over the border, cut at it", "cut them in the file"),
     "box-xyxy": Code("error", "boxes that look like [x1, y1, x2, y2]", f"{XYWH}: subtract x1 and y1"),
     "box-centre": Code("error", "boxes that look like [centre x, centre y, width, height]", XYWH),
-    "box-normalised": Code("error", "boxes that look like shares of the picture", f"{XYWH}: multiply by its size"),
+    "box-normalised": Code("error", "boxes that look like shares of the image", f"{XYWH}: multiply by its size"),
     "box-repeated": Code("warning", "boxes that are there twice, with the same category", "keep one of each"),
     "crowd": Code("note", "crowd regions: neither learnt nor counted as background", "nothing to do"),
     "no-boxes": Code("error", "no boxes to learn", "annotations with iscrowd 0 and an area are expected"),
     "split-leak": Code(
-        "error", "pictures in both splits, by content: the score would be of pictures learnt by heart", "keep one"
+        "error", "images in both splits, by content: the score would be of images learnt by heart", "keep one"
     ),
     "split-similar": Code(
-        "warning", "pictures in both splits that look almost the same", "keep a scene's pictures in one split"
+        "warning", "images in both splits that look almost the same", "keep a scene's images in one split"
     ),
     "split-same": Code(
-        "warning", "validation is the training set", "the score tells what was learnt by heart; hold pictures back"
+        "warning", "validation is the training set", "the score tells what was learnt by heart; hold images back"
     ),
     "split-larger": Code(
         "warning",
-        "more pictures to validate on than to learn from",
+        "more images to validate on than to learn from",
         "are the two files swapped? Learn from the larger",
     ),
     "split-categories": Code("error", "categories that differ between the splits", "ids and names must agree"),
-    "split-unseen": Code("warning", "categories to validate that are not in training", "move pictures of them"),
+    "split-unseen": Code("warning", "categories to validate that are not in training", "move images of them"),
 }
 
 
@@ -157,3 +160,26 @@ class Report:
             for severity in ("error", "warning", "note")
         }
         return {**asdict(self), **counts}
+
+
+def refuse_errors(report: Report) -> None:
+    """Raise a UserError that names the first error of a report and how many more there are."""
+    if not report.errors:
+        return
+    first = report.errors[0]
+    more = f"; other kinds of errors: {len(report.errors) - 1}" if len(report.errors) > 1 else ""
+    where = next((summary.annotations for summary in report.splits if summary.name == first.split), first.split)
+    raise UserError(
+        f"{where}: {_text(first)}{more}",
+        f"{first.remedy}; `retinaserve data check` lists everything",
+    )
+
+
+def describe(finding: Finding) -> str:
+    """Return a finding in a line."""
+    return f"{finding.severity}: {finding.split}: {_text(finding)}"
+
+
+def _text(finding: Finding) -> str:
+    rest = f" and {finding.count - 1} more" if finding.count > 1 else ""
+    return f"{finding.message} [{finding.code}]: {finding.examples[0]}{rest}"

@@ -1,32 +1,32 @@
-"""A split as it lies on disk, read once: the annotation file's entries as they are, and facts on every picture.
+"""A split as it lies on disk, read once: the annotation file's entries as they are, and facts on every image.
 
     split = read_split("train", Path("images"), Path("train.json"), on_image=bar.update)
-    split.images[0].file.size, split.annotations[0]["bbox"]
+    split.images[0].file.size, split.boxes[0].bbox
 
-It judges nothing and raises for nothing that a check should tell.
+What a check should tell is no error here.
 """
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-EXIF_ORIENTATION = 0x0112
-TURNED = (5, 6, 7, 8)  # orientations that swap height and width
-# Pictures are compared by the signs of their horizontal and vertical gradients, 16 x 16 of each.
+from retinaserve.training.coco import CocoBox, CocoCategory, CocoImage, NotCoco, read_coco
+from retinaserve.training.letterbox import UNREADABLE, is_sideways
+
+# Images are compared by the signs of their horizontal and vertical gradients, 16 x 16 of each.
 LOOK = 16
 
 
 @dataclass(frozen=True)
-class PictureFile:
+class ImageFile:
     """What is known of a file: (w, h) upright, and what its content looks like where it was decoded."""
 
     exists: bool
@@ -34,45 +34,58 @@ class PictureFile:
     size: tuple[int, int] | None = None
     turned: bool = False  # EXIF swaps its sides
     digest: str = ""  # of the file's bytes
-    look: int | None = None  # bits, equal for pictures that look the same; None for flat ones
+    look: int | None = None  # bits, equal for images that look the same; None for flat ones
 
 
 @dataclass(frozen=True)
-class ImageEntry:
-    """An image of the annotation file. `id` and `name` are as they were found, whatever their type."""
+class ListedImage:
+    """An image of the annotation file, and the file that it names."""
 
-    id: Any
-    name: Any
-    listed_size: tuple[Any, Any]  # w, h
-    file: PictureFile
+    entry: CocoImage
+    file: ImageFile
+
+    @property
+    def name(self) -> str:
+        """The file's name, as an example of a finding has it."""
+        return str(self.entry.file_name)
 
 
 @dataclass(frozen=True)
 class Split:
-    """An annotation file and its pictures; with a `problem`, everything else is empty."""
+    """An annotation file and its images; with a `problem`, everything else is empty."""
 
     name: str
     path: Path
     problem: str = ""
-    images: tuple[ImageEntry, ...] = ()
-    annotations: tuple[Any, ...] = ()
-    categories: tuple[Any, ...] = ()
+    images: tuple[ListedImage, ...] = ()
+    boxes: tuple[CocoBox, ...] = ()
+    categories: tuple[CocoCategory, ...] = ()
 
     @cached_property
-    def image_of(self) -> Mapping[Any, ImageEntry]:
+    def image_of(self) -> Mapping[int, ListedImage]:
         """The images by their ids, as far as these can be used."""
-        return {image.id: image for image in self.images if is_id(image.id)}
+        return {image.entry.id: image for image in self.images if image.entry.id is not None}
 
     @cached_property
     def name_of(self) -> Mapping[int, str]:
         """The categories' names by their ids, as far as these can be used."""
-        found = (entry for entry in self.categories if isinstance(entry, Mapping) and is_id(entry.get("id")))
-        return {entry["id"]: str(entry.get("name")) for entry in found}
+        return {entry.id: str(entry.raw.get("name")) for entry in self.categories if entry.id is not None}
 
+    @cached_property
+    def boxes_per_category(self) -> Counter[int]:
+        """The numbers of boxes that can be learnt, those with an area, crowds apart."""
+        return Counter(
+            box.category_id
+            for box in self.boxes
+            if box.bbox and min(box.bbox[2:]) > 0 and not box.crowd
+            if box.category_id is not None and box.category_id in self.name_of
+        )
 
-def is_id(value: Any) -> bool:
-    """Return whether a value is an integer."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    @cached_property
+    def empty_images(self) -> tuple[ListedImage, ...]:
+        """The images with a usable id that no annotation belongs to."""
+        not_empty = {None, *(box.image_id for box in self.boxes)}
+        return tuple(image for image in self.images if image.entry.id not in not_empty)
 
 
 def read_split(
@@ -83,64 +96,50 @@ def read_split(
     decode: bool = True,
     on_image: Callable[[], object] = lambda: None,
 ) -> Split:
-    """Read an annotation file and its pictures, several at a time; without `decode` their headers alone."""
+    """Read an annotation file and its images, several at a time; without `decode` their headers alone."""
     try:
-        content = json.loads(annotations.read_bytes())
-    except FileNotFoundError:
-        return Split(name, annotations, "no such file")
-    except OSError as error:
-        return Split(name, annotations, str(error.strerror))
-    except ValueError as error:
-        return Split(name, annotations, f"not JSON: {error}")
-    keys = ("images", "annotations", "categories")
-    if not isinstance(content, Mapping):
-        return Split(name, annotations, "a list, as files of detections are")
-    missing = [key for key in keys if not isinstance(content.get(key), list)]
-    if missing:
-        return Split(name, annotations, f"no list of {' or '.join(missing)}")
-    empty = [key for key in ("images", "categories") if not content[key]]
+        content = read_coco(annotations)
+    except NotCoco as error:
+        return Split(name, annotations, error.problem)
+    empty = [key for key in ("images", "categories") if not getattr(content, key)]
     if empty:
         return Split(name, annotations, f"no {' and no '.join(empty)} in it")
 
-    def read(entry: Any) -> ImageEntry:
-        entry = entry if isinstance(entry, Mapping) else {}
-        file_name = entry.get("file_name")
-        file = PictureFile(False)
-        if isinstance(file_name, str) and file_name:
-            file = read_picture(images / file_name, decode=decode)
+    def read(entry: CocoImage) -> ListedImage:
+        file = read_image(images / entry.file_name, decode=decode) if entry.file_name else ImageFile(False)
         on_image()
-        return ImageEntry(entry.get("id"), file_name, (entry.get("width"), entry.get("height")), file)
+        return ListedImage(entry, file)
 
     # Pillow lets go of the interpreter's lock while it decodes.
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        entries = tuple(pool.map(read, content["images"]))
-    return Split(name, annotations, "", entries, tuple(content["annotations"]), tuple(content["categories"]))
+        listed = tuple(pool.map(read, content.images))
+    return Split(name, annotations, "", listed, content.boxes, content.categories)
 
 
-def read_picture(path: Path, *, decode: bool) -> PictureFile:
+def read_image(path: Path, *, decode: bool) -> ImageFile:
     """Return what is known of a file; whatever is wrong with it becomes its `error`."""
     try:
         data = path.read_bytes() if decode else b""
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return PictureFile(False)
+        return ImageFile(False)
     except OSError as error:
-        return PictureFile(True, str(error.strerror))
+        return ImageFile(True, str(error.strerror))
     if not path.is_file():
-        return PictureFile(False)
+        return ImageFile(False)
     try:
-        with Image.open(path) as picture:
-            size, turned = picture.size, picture.getexif().get(EXIF_ORIENTATION) in TURNED
+        with Image.open(path) as image:
+            size, turned = image.size, is_sideways(image)
             upright = (size[1], size[0]) if turned else size
             if not decode:
-                return PictureFile(True, "", upright, turned)
+                return ImageFile(True, "", upright, turned)
             # An eighth of the size is decoded as strictly as the whole, in a fraction of the time.
-            picture.draft("RGB", (4 * LOOK, 4 * LOOK))
-            small = ImageOps.exif_transpose(picture.convert("L").resize((LOOK + 1, LOOK + 1)))
-            return PictureFile(
+            image.draft("RGB", (4 * LOOK, 4 * LOOK))
+            small = ImageOps.exif_transpose(image.convert("L").resize((LOOK + 1, LOOK + 1)))
+            return ImageFile(
                 True, "", upright, turned, hashlib.blake2b(data, digest_size=16).hexdigest(), _look(small)
             )
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return PictureFile(True, str(error).replace(str(path), path.name))
+    except UNREADABLE as error:
+        return ImageFile(True, str(error).replace(str(path), path.name))
 
 
 def _look(small: Image.Image) -> int | None:
@@ -149,8 +148,3 @@ def _look(small: Image.Image) -> int | None:
     if np.median(np.abs(steps)) < 2:
         return None  # too flat: its signs are noise
     return int.from_bytes(np.packbits(steps > 0).tobytes(), "big")
-
-
-def entries_of(items: Iterable[Any]) -> list[Mapping[str, Any]]:
-    """Return those of a list's items that are objects."""
-    return [item for item in items if isinstance(item, Mapping)]
