@@ -1,29 +1,30 @@
-"""The one call from a checkpoint to a deployable graph.
+"""From a checkpoint to a deployable graph or plan.
 
-    export_detector(Path("model.pth"), Path("model.onnx"))
-    export_detector(Path("model.pth"), Path("model.onnx"), ExportOptions(int8=Int8Options(Path("train/"))))
-
-It joins the checkpoint and the export of the heads, left of this folder, with quantization and graft. It writes no
-Triton repository (build_tools/repository/builder.py).
+export("model.pth", "model.onnx")
+export("model.pth", "model.onnx", precision="int8", calibration_images="train/")
+export("model.pth", "model.plan", precision="fp16", engine=EngineOptions(plugins=library))
 """
 
 import json
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import sha256, whole, write_json
 from retinaserve.training.spec import METADATA_CHECKPOINT, DetectorSpec
 
 if TYPE_CHECKING:
+    from retinaserve.build_tools.engine.builder import BuiltPlan, EngineOptions
+    from retinaserve.build_tools.engine.listeners import Progress as BuildProgress
     from retinaserve.build_tools.graph.graft import Flavour
+    from retinaserve.build_tools.graph.onnx_io import Precision
     from retinaserve.build_tools.quantize.calibrate import Int8Options, Progress
     from retinaserve.training.model.retinanet import RetinaNet
 
-__all__ = ["ExportOptions", "export_detector"]
-
-Precision = Literal["fp32", "fp16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+__all__ = ["ExportOptions", "Exported", "export", "export_detector"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,91 @@ class ExportOptions:
     int8: "Int8Options | None" = None  # float if None
     half: bool = False  # what is in float otherwise, in FP16; on GPUs, INT8 too stands best among FP16
 
-    @property
-    def precision(self) -> Precision:
-        """What the network computes in."""
-        if self.int8:
-            return "int8"
-        return "fp16" if self.half else "fp32"
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    path: Path
+    spec: DetectorSpec
+    flavour: "Flavour"
+    calibration: Mapping[str, Any]  # the record that lies beside an INT8 graph, or nothing
+    plan: "BuiltPlan | None" = None
+
+
+def export(
+    model: str | Path,
+    output: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    precision: "Precision" = "fp32",
+    flavour: "Flavour | None" = None,
+    calibration_images: "str | Path | Int8Options | None" = None,
+    engine: "EngineOptions | None" = None,
+    progress: "Progress | None" = None,
+    build_progress: "BuildProgress | None" = None,
+) -> Exported:
+    """Write a checkpoint as an ONNX graph, or as a TensorRT plan for this machine's GPU, as `output` ends.
+
+    size: H, W, multiples of the largest stride; the checkpoint's own if None.
+    precision: what the network computes in; decode and NMS are float always. With flavour "tensorrt", what is not
+    INT8 of an int8 network is in FP16.
+    flavour: decode and NMS in standard operators for any runtime, or in this project's TensorRT plugins;
+    "tensorrt" for a plan and "standard" for a graph if None.
+    calibration_images: for int8, a folder or a COCO JSON; Int8Options says more than that.
+    engine: how a plan is built. `model` can be an exported graph there, which has its size and precision already.
+    progress, build_progress: pass calibration's images on; are called with a build's share and phase.
+
+    Raises UserError; the output appears whole or not at all.
+    """
+    model, output = Path(model), Path(output)
+    if output.suffix not in (".onnx", ".plan"):
+        raise UserError(f"{output}: a file name that ends in .onnx or .plan is expected", code=Exit.USAGE)
+    if precision == "int8" and calibration_images is None:
+        raise UserError("INT8 needs calibration_images", "a folder of images, or a COCO JSON", code=Exit.USAGE)
+    flavour = flavour or ("tensorrt" if output.suffix == ".plan" else "standard")
+    int8 = _int8_options(calibration_images) if precision == "int8" and calibration_images else None
+    half = precision == "fp16" or (precision == "int8" and flavour == "tensorrt")
+    options = ExportOptions(size, flavour, int8, half)
+    if output.suffix == ".plan":
+        return _export_plan(model, output, options, engine, progress, build_progress)
+
+    from retinaserve.build_tools.graph.onnx_io import OnnxGraph
+
+    record = export_detector(model, output, options, progress=progress)
+    return Exported(output, OnnxGraph.read(output).spec, flavour, record)
+
+
+def _int8_options(images: "str | Path | Int8Options") -> "Int8Options":
+    from retinaserve.build_tools.quantize.calibrate import Int8Options
+
+    return images if isinstance(images, Int8Options) else Int8Options(Path(images))
+
+
+def _export_plan(
+    model: Path,
+    plan: Path,
+    options: ExportOptions,
+    engine: "EngineOptions | None",
+    progress: "Progress | None",
+    build_progress: "BuildProgress | None",
+) -> Exported:
+    from retinaserve.build_tools.engine.builder import EngineOptions, build_plan, load_tensorrt
+    from retinaserve.build_tools.graph.onnx_io import OnnxGraph
+
+    engine = engine or EngineOptions()
+    trt = load_tensorrt()  # what is missing is named before the minutes that come first
+    with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
+        graph, record = model, {}
+        if model.suffix != ".onnx":
+            graph = Path(scratch) / "model.onnx"
+            record = export_detector(model, graph, options, progress=progress)
+        if not OnnxGraph.read(graph).custom_operators():
+            engine = replace(engine, plugins=None)
+        built = build_plan(graph, plan, engine, trt=trt, progress=build_progress)
+    if record:
+        write_json(record_path(plan), record)
+    return Exported(plan, built.manifest.spec, options.flavour, record, built)
 
 
 def export_detector(
@@ -61,7 +141,6 @@ def export_detector(
     from retinaserve.build_tools.graph.graft import graft
     from retinaserve.build_tools.quantize.calibrate import draw, to_int8
     from retinaserve.training.export import heads_graph
-    from retinaserve.training.files import sha256, whole
 
     options = options or ExportOptions()
     record: dict[str, Any] = {}

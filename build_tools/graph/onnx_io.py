@@ -25,7 +25,7 @@ from retinaserve.training.spec import (
     Tensor,
 )
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "int8"]
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 STANDARD = frozenset({"", "ai.onnx"})  # the operator sets that every runtime has
 
@@ -37,7 +37,7 @@ class OnnxGraph:
     path: Path
     model: onnx.ModelProto
     spec: DetectorSpec
-    precision: Precision
+    precision: Precision | Literal["bf16"]
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
 
@@ -142,7 +142,7 @@ def read_spec(model: onnx.ModelProto, source: str = "the ONNX model") -> Detecto
     return DetectorSpec.from_json(text)
 
 
-def precision_of(model: onnx.ModelProto) -> Precision:
+def precision_of(model: onnx.ModelProto) -> Precision | Literal["bf16"]:
     """Return what a network computes in: by its metadata, else int8 with Q/DQ nodes, else its narrowest float."""
     stated = metadata_of(model).get(METADATA_PRECISION)
     if stated == "int8" or any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in model.graph.node):

@@ -1,7 +1,7 @@
-"""A Triton repository from a grafted model or a plan, put in place in one step.
+"""A Triton repository from a checkpoint, a grafted graph or a plan, put in place in one step.
 
-    build_repository(Path("model.onnx"), Path("repository"), profile="cpu")     # Built(..., version=1, ...)
-    build_repository(Path("model.plan"), Path("repository"), profile="gpu", target=this_target())
+    build("model.pth", "repository")     # Built(..., version=1, ...)
+    build("model.plan", "repository", profile="gpu")
 
 A new repository appears by one rename. Into an existing one the next version of every model goes the same way,
 the ensemble's last, and the configs follow, so a server never reads half of a model.
@@ -10,19 +10,24 @@ the ensemble's last, and the configs follow, so a server never reads half of a m
 import io
 import json
 import shutil
-from dataclasses import dataclass, replace
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from PIL import Image
 
 from retinaserve.build_tools import openvino_cpu
+from retinaserve.build_tools.engine.gpu import this_target
 from retinaserve.build_tools.engine.manifest import Manifest, Target, check_plan, manifest_path
+from retinaserve.build_tools.export import export
 from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor
 from retinaserve.build_tools.preprocess.pipeline import serialise
 from retinaserve.build_tools.repository.configs import (
+    INT8_ARITHMETIC,
     MODELS,
     TEMPLATES,
     BuildOptions,
@@ -33,11 +38,14 @@ from retinaserve.build_tools.repository.configs import (
 )
 from retinaserve.build_tools.repository.versions import keep_pins
 from retinaserve.training import spec as contract
-from retinaserve.training.errors import UserError
+from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import staging
 from retinaserve.training.spec import DetectorSpec
 
-__all__ = ["Built", "build_repository"]
+if TYPE_CHECKING:
+    from retinaserve.build_tools.quantize.calibrate import Int8Options, Progress
+
+__all__ = ["Built", "build", "build_repository"]
 
 PREPROCESS_PACKAGE = Path(__file__).parents[1] / "preprocess"
 ADMISSION_PACKAGE = PREPROCESS_PACKAGE / "admission"
@@ -56,6 +64,7 @@ class Built:
     version: int
     precision: str  # of the graph or the plan: fp32, fp16 or int8
     models: tuple[str, ...]
+    calibration: Mapping[str, Any] = field(default_factory=dict)  # the record of a checkpoint that became INT8
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,52 @@ class _Model:
         if record.is_file() and graph.precision == "int8":
             files["model.calibration.json"] = record
         return cls(graph.spec, graph.precision, graph.identity(), files)
+
+
+def build(
+    model: str | Path,
+    repository: str | Path,
+    *,
+    profile: Profile = "cpu",
+    precision: str = "fp32",
+    calibration_images: "str | Path | Int8Options | None" = None,
+    options: BuildOptions | None = None,
+    target: Target | None = None,
+    progress: "Progress | None" = None,
+) -> Built:
+    """Make the Triton repository of a model; an existing one gets the next version.
+
+    model: for the cpu profile a grafted .onnx, or a checkpoint .pth that is exported first; for the gpu profile a
+    .plan with its manifest beside it.
+    precision: on CPUs, "fp32" or "bf16" for what is float in the graph, or "int8", which quantizes a checkpoint
+    with `calibration_images` first and computes in bf16 what stays float.
+    target: where a plan is to run; this machine if None. Raises UserError for a plan that was built for another.
+    """
+    model, repository = Path(model), Path(repository)
+    options = replace(options or BuildOptions(), arithmetic=INT8_ARITHMETIC if precision == "int8" else precision)
+    if profile == "gpu":
+        target = target or this_target()
+        return build_repository(model, repository, profile=profile, options=options, target=target)
+    record: Mapping[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
+        graph = model
+        if model.suffix == ".pth":
+            graph = Path(scratch) / "model.onnx"
+            record = export(
+                model,
+                graph,
+                precision="int8" if precision == "int8" else "fp32",
+                calibration_images=calibration_images,
+                progress=progress,
+            ).calibration
+        elif precision == "int8" and OnnxGraph.read(graph).precision != "int8":
+            raise UserError(
+                f"{model} is a float graph; INT8 is made from the checkpoint",
+                "retinaserve export MODEL.pth MODEL.onnx --precision int8 --calibration-images DIR",
+                code=Exit.USAGE,
+            )
+        built = build_repository(graph, repository, profile=profile, options=options)
+    return replace(built, calibration=record)
 
 
 def build_repository(

@@ -1,27 +1,29 @@
-"""The verbs of this folder: `export` from its own file, and `build`, from a graph to a Triton repository."""
+"""`build`: from a checkpoint, a graph or a plan to a Triton repository."""
 
 import shlex
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from retinaserve.scripts.cli.export import (
-    JSON,
-    calibration_options,
-    int8_options,
-    progress,
-    tell_calibration,
-)
-from retinaserve.scripts.cli.gpu_options import GPU_OPTIONS, gpu_build_options, gpu_options, target_of
+from retinaserve.scripts.cli.export import JSON, calibration_options, int8_options, print_calibration
 from retinaserve.scripts.cli.options import COUNT, PATH
-from retinaserve.scripts.cli.output import name_next
+from retinaserve.scripts.cli.output import name_next, progress
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
+    from retinaserve.build_tools.engine.manifest import Target
     from retinaserve.build_tools.repository.configs import Profile
+
+
+class Arithmetic(click.Choice[str]):
+    """A choice of precisions that takes f32 for fp32, as it was called before."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the choice that a word means."""
+        return super().convert("fp32" if value == "f32" else value, param, ctx)
 
 
 @click.command()
@@ -32,26 +34,50 @@ if TYPE_CHECKING:
 @click.option("--output", type=PATH, required=True, help="The repository; an existing one gets the next version.")
 @click.option(
     "--precision",
-    type=click.Choice(["f32", "bf16", "int8"]),
-    default="f32",
-    help="f32, bf16: what the CPU computes in where the graph is float. int8: quantize the checkpoint first, and "
-    "compute in bf16 what stays float. bf16 is f32 on a processor that has none.",
+    type=Arithmetic(["fp32", "bf16", "int8"]),
+    default="fp32",
+    help="fp32, bf16: what the CPU computes in where the graph is float. int8: quantize the checkpoint first, and "
+    "compute in bf16 what stays float. bf16 is fp32 on a processor that has none.",
 )
 @calibration_options
 @click.option(
     "--max-batch",
     type=click.IntRange(1, 256),
-    help="Pictures of one execution, at most; 4, or what the plan was built for.",
+    help="Images of one execution, at most; 4, or what the plan was built for.",
 )
 @click.option(
     "--max-queue",
     type=click.IntRange(1, 4096),
     help="CPU profile: requests that wait, at most; more are refused at once. 32, or two batches. A detector that "
-    "takes a second a picture wants fewer: who waits 30 s is refused too.",
+    "takes a second for an image wants fewer: who waits 30 s is refused too.",
 )
-@click.option("--max-image-bytes", type=COUNT, default=32 * 1024 * 1024, help="Largest encoded picture.")
-@click.option("--max-image-pixels", type=COUNT, default=64_000_000, help="Largest picture.")
-@gpu_options
+@click.option("--max-image-bytes", type=COUNT, default=32 * 1024 * 1024, help="Largest encoded image.")
+@click.option("--max-image-pixels", type=COUNT, default=64_000_000, help="Largest image.")
+@click.option(
+    "--triton-version",
+    metavar="VERSION",
+    default="26.08",
+    help="GPU profile: the server it is for, as its container's version or its own (2.72).",
+)
+@click.option(
+    "--plugins",
+    type=PATH,
+    help="GPU profile: the plugin library the server will load, compared with the plan's.",
+)
+@click.option(
+    "--tensorrt", metavar="VERSION", help="GPU profile: the server's TensorRT; this machine's if not given."
+)
+@click.option(
+    "--compute-capability",
+    metavar="N.N",
+    help="GPU profile: that of the GPU which will serve, such as 8.9; this machine's if not given.",
+)
+@click.option(
+    "--max-inflight",
+    type=click.IntRange(min=0),
+    default=0,
+    help="GPU profile: requests between two steps, at most; 0: no limit. From Triton 25.11 on.",
+)
 @JSON
 def build(
     model: Path,
@@ -62,8 +88,13 @@ def build(
     max_queue: int | None,
     max_image_bytes: int,
     max_image_pixels: int,
+    triton_version: str,
+    plugins: Path | None,
+    tensorrt: str | None,
+    compute_capability: str | None,
+    max_inflight: int,
     json_path: Path | None,
-    **more: Any,
+    **calibration: Any,
 ) -> None:
     """Make the Triton repository for MODEL.
 
@@ -71,33 +102,32 @@ def build(
     it is. The gpu profile takes a .plan with its manifest beside it, and refuses one that was not built for the
     target.
     """
-    from retinaserve.build_tools.export import ExportOptions, export_detector
-    from retinaserve.build_tools.graph.onnx_io import OnnxGraph
-    from retinaserve.build_tools.repository.builder import build_repository
-    from retinaserve.build_tools.repository.configs import INT8_ARITHMETIC, BuildOptions
+    from retinaserve.build_tools.repository import builder, configs
 
-    gpu = {name: more.pop(name) for name in GPU_OPTIONS}
-    arithmetic = INT8_ARITHMETIC if precision == "int8" else precision
     if max_queue and profile == "gpu":
         raise UserError("--max-queue is of the CPU profile", "on a GPU: --max-inflight", code=Exit.USAGE)
-    limits = {"max_queue": max_queue, **gpu_build_options(gpu)}
-    options = BuildOptions(arithmetic, max_batch, max_image_bytes, max_image_pixels, **limits)
-    target = target_of(gpu) if profile == "gpu" else None
-    with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
-        graph = model
-        if model.suffix == ".pth" and profile == "cpu":
-            graph = Path(scratch) / "model.onnx"
-            int8 = int8_options(**more) if precision == "int8" else None
-            record = export_detector(model, graph, ExportOptions(int8=int8), progress=progress)
-            if record:
-                tell_calibration(record)
-        if profile == "cpu" and precision == "int8" and OnnxGraph.read(graph).precision != "int8":
-            raise UserError(
-                f"{model} is a float graph; INT8 is made from the checkpoint",
-                "retinaserve export MODEL.pth MODEL.onnx --precision int8 --calibration-images DIR",
-                code=Exit.USAGE,
-            )
-        built = build_repository(graph, output, profile=profile, options=options, target=target)
+    options = configs.BuildOptions(
+        max_batch=max_batch,
+        max_image_bytes=max_image_bytes,
+        max_image_pixels=max_image_pixels,
+        triton=configs.triton_version(triton_version),
+        max_queue=max_queue,
+        max_inflight=max_inflight,
+    )
+    quantized_here = profile == "cpu" and precision == "int8" and model.suffix == ".pth"
+    built = builder.build(
+        model,
+        output,
+        profile=profile,
+        precision=precision,
+        calibration_images=int8_options(**calibration) if quantized_here else None,
+        options=options,
+        target=_target(plugins, tensorrt, compute_capability) if profile == "gpu" else None,
+        progress=partial(progress, title="calibrating"),
+    )
+    if built.calibration:
+        print_calibration(built.calibration)
+    arithmetic = configs.INT8_ARITHMETIC if precision == "int8" else precision
     what = f"{profile}, {built.precision}"
     if profile == "cpu":
         what = f"{profile}, {built.precision} graph, {arithmetic} where it is float"
@@ -109,3 +139,15 @@ def build(
         name_next(f"serve {built.repository} in NVIDIA's container: docs/serving.md")
     else:
         name_next(f"retinaserve serve {shlex.quote(str(built.repository))}")
+
+
+def _target(plugins: Path | None, tensorrt: str | None, compute_capability: str | None) -> "Target":
+    """Return where the plan will run: this machine, or what the options say of another."""
+    from retinaserve.build_tools.engine.gpu import this_target
+    from retinaserve.build_tools.engine.manifest import Target
+
+    here = this_target(plugins)
+    if not tensorrt and not compute_capability:
+        return here
+    # Another machine than this one: what this one has says nothing of it.
+    return Target(tensorrt or "", "", compute_capability or "", here.plugins_sha256)

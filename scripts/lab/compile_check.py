@@ -27,7 +27,7 @@ from retinaserve.build_tools.engine.builder import (
     compute_capability,
     load_tensorrt,
 )
-from retinaserve.build_tools.engine.layers import LayerReport
+from retinaserve.build_tools.engine.report import LayerReport
 from retinaserve.build_tools.export import ExportOptions, export_detector
 from retinaserve.build_tools.graph.detection import DECODE, DOMAIN
 from retinaserve.build_tools.graph.graft import save

@@ -44,7 +44,7 @@ def test_int8_from_checkpoint_to_repository(checkpoint: Path, pictures: Path, tm
     int8 = ("--precision", "int8", "--calibration-images", pictures, "--calibration-cache", cache)
     result = run("export", checkpoint, graph, *int8, "--exclude", "fpn.p7", "--json", report)
     assert result.exit_code == 0, result.output
-    assert "int8" in result.stdout and "broken.jpg" in result.stderr and "4 of 5 pictures" in result.stderr
+    assert "int8" in result.stdout and "broken.jpg" in result.stderr and "4 of 5 images" in result.stderr
     record = json.loads((tmp_path / "model.calibration.json").read_text())
     assert {item["file"] for item in record["pictures"]["images"]} == {f"{n}.jpg" for n in range(4)}
     assert [item["file"] for item in record["pictures"]["unreadable"]] == ["broken.jpg"]
@@ -54,7 +54,7 @@ def test_int8_from_checkpoint_to_repository(checkpoint: Path, pictures: Path, tm
     assert json.loads(metadata[METADATA_CALIBRATION])["pictures_sha256"] == record["pictures"]["sha256"]
 
     result = run("build", graph, "--output", tmp_path / "repository")
-    assert result.exit_code == 0 and "int8 graph, f32 where it is float" in result.stdout
+    assert result.exit_code == 0 and "int8 graph, fp32 where it is float" in result.stdout
     retinanet = tmp_path / "repository" / "retinanet"
     parameters = read_config(retinanet / "config.pbtxt").parameters
     assert {key: parameters[key].string_value for key in parameters} == {"precision": "f32", "graph": "int8"}

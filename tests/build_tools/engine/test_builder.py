@@ -13,11 +13,10 @@ import onnx
 import pytest
 
 from retinaserve.build_tools.engine import listeners
-from retinaserve.build_tools.engine.builder import RTX, EngineOptions, build_engine, load_tensorrt
+from retinaserve.build_tools.engine.builder import RTX, EngineOptions, build_engine, build_plan, load_tensorrt
 from retinaserve.build_tools.engine.gpu import Driver, find_gpus, this_target
 from retinaserve.build_tools.engine.listeners import message_log, progress_monitor, tidy
 from retinaserve.build_tools.engine.manifest import check_plan, read_manifest
-from retinaserve.build_tools.engine.plan import build_plan
 from retinaserve.build_tools.engine.plugin_library import load_plugins
 from retinaserve.build_tools.graph.detection import DECODE, NMS
 from retinaserve.build_tools.graph.float16 import to_float16

@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from retinaserve.build_tools.engine.layers import (
+from retinaserve.build_tools.engine.report import (
     Layer,
     LayerReport,
     parse_inspector,

@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from retinaserve.build_tools.engine.builder import RTX, EngineOptions, load_tensorrt
+from retinaserve.build_tools.engine.builder import RTX, EngineOptions, build_plan, load_tensorrt
 from retinaserve.build_tools.engine.gpu import find_gpus, tensorrt_version, this_target
 from retinaserve.build_tools.engine.manifest import check_plan
-from retinaserve.build_tools.engine.plan import build_plan
 from retinaserve.build_tools.graph.graft import graft, save
 from retinaserve.build_tools.graph.onnx_io import OnnxGraph
-from retinaserve.scripts.cli.export import export
-from retinaserve.scripts.cli.export_plan import tell_plan
+from retinaserve.scripts.cli.export import _print_plan, export
 from retinaserve.training.checkpoint import Checkpoint
 from retinaserve.training.checkpoint import save as save_checkpoint
 from retinaserve.training.errors import UserError
@@ -74,7 +72,7 @@ def test_what_is_told_of_a_plan(toy_onnx: Path, tmp_path: Path, capsys: pytest.C
     save(graft(toy_onnx.parent / "heads.onnx", until="candidates"), tmp_path / "model.onnx")
     options = EngineOptions((1, 2, 4), compute_capability="8.9")
     built = build_plan(tmp_path / "model.onnx", tmp_path / "model.plan", options, trt=load_tensorrt(RTX))
-    tell_plan(tmp_path / "model.plan", built)
+    _print_plan(tmp_path / "model.plan", built)
     told = capsys.readouterr()
     assert f"fp32 for 8.9, TensorRT {built.manifest.tensorrt}, batch 1 to 4, best at 2" in told.out
     assert "convolutions: 48 fp32; 0 of them in a wider type" in told.err
