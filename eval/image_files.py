@@ -4,12 +4,15 @@ files = annotated_files(Annotations.load(path), Path("val/images"))
 answers = detector.predict_many(read_files(files.values()))
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import UserError
+
+T = TypeVar("T")
 
 
 def annotated_files(truth: Annotations, folder: Path) -> dict[int, Path]:
@@ -35,3 +38,9 @@ def read_files(files: Iterable[Path]) -> Iterator[bytes | ImageError]:
             yield path.read_bytes()
         except OSError as error:
             yield ImageError(f"the file can't be read: {error.strerror or error}")
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """Return at most `most` of the items, evenly spread and always the same."""
+    count = min(most, len(items))
+    return [items[index * len(items) // count] for index in range(count)]

@@ -20,7 +20,7 @@ from retinaserve.eval.bench.perf_analyzer import Demand, Load, LoadError, PerfAn
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.server_info import ModelStatistics
 from retinaserve.eval.client.transport import Endpoint
-from retinaserve.eval.image_files import read_files
+from retinaserve.eval.image_files import read_files, spread
 from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import UserError
 from retinaserve.training.spec import DETECTOR
@@ -104,12 +104,6 @@ class Bench:
         after = client.statistics()
         spent = {name: after[name] - before.get(name, ModelStatistics()) for name in self.steps}
         return Level(client.endpoint.protocol, demand, load, spent, problem)
-
-
-def spread(files: Sequence[Path], most: int) -> list[Path]:
-    """Return at most `most` of the files, evenly spread, so that all sizes have their share."""
-    count = min(most, len(files))
-    return [files[index * len(files) // count] for index in range(count)]
 
 
 def concurrencies(text: str) -> list[int]:

@@ -1,1 +1,1 @@
-"""Offline detectors: checkpoints, ONNX graphs and TensorRT plans behind one `Detector`."""
+"""Detectors without a server: checkpoints, ONNX graphs and TensorRT plans behind one `OfflineDetector`."""

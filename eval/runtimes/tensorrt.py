@@ -1,12 +1,13 @@
-"""A TensorRT plan as an offline detector, on the GPU it was built for.
+"""A TensorRT plan on the GPU it was built for.
 
-    EngineDetector(Path("model.plan"), plugins=Path("libretinaserve_plugins.so")).predict([jpeg])
+    TensorRtRuntime(Path("model.plan"), plugins=Path("libretinaserve_plugins.so")).run(batch)
 
 It needs the `gpu` extra, a torch with CUDA (whose tensors are the buffers) and the manifest that is written beside
-a plan, since a plan says neither classes nor anchors. It builds nothing, and is for comparisons: every batch is
-copied to the GPU, run and copied back, one after the other.
+a plan, since a plan says neither classes nor anchors. For comparisons, not for speed: every batch is copied to the
+GPU, run and copied back, one after the other.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,53 +16,49 @@ import numpy.typing as npt
 
 from retinaserve.build_tools.engine.manifest import read_manifest
 from retinaserve.build_tools.engine.plugin_library import load_plugins
-from retinaserve.eval.runtimes.detector import OfflineDetector, Outputs
 from retinaserve.training.errors import Exit, UserError
-from retinaserve.training.spec import IMAGE, LETTERBOX, OUTPUTS, DetectorSpec
+from retinaserve.training.spec import IMAGE, LETTERBOX, OUTPUTS
 
+Arrays = Mapping[str, npt.NDArray[Any]]
 DEFAULT_PLUGINS = Path("build/plugins/libretinaserve_plugins.so")  # where `make plugins` leaves it
 
 
-class EngineDetector(OfflineDetector):
+class TensorRtRuntime:
     """A plan run by TensorRT; heads are answered where the plan has them among its outputs."""
 
-    runtime = "TensorRT"
+    name, note = "TensorRT", ""
 
-    def __init__(self, path: Path, *, plugins: Path | None = None, **settings: Any) -> None:
-        """Load the plan; `plugins` None takes what `make plugins` built, where it did."""
-        self._plugins = plugins or (DEFAULT_PLUGINS if DEFAULT_PLUGINS.is_file() else None)
-        super().__init__(path, **settings)
-
-    def _load(self, path: Path) -> DetectorSpec:
+    def __init__(self, path: Path, *, heads: bool = False, plugins: Path | None = None) -> None:
+        """Load a plan; `plugins` None takes what `make plugins` built, where it did."""
         manifest = read_manifest(path)
-        spec, self.precision = manifest.spec, manifest.precision
+        self.path, self.spec, self.precision = path, manifest.spec, manifest.precision
         self._torch, trt = _packages()
-        self._engine, self._keep_alive = _deserialize(trt, path, path.read_bytes(), self._plugins)
+        plugins = plugins or (DEFAULT_PLUGINS if DEFAULT_PLUGINS.is_file() else None)
+        self._engine, self._keep_alive = _deserialize(trt, path, path.read_bytes(), plugins)
         self._context = self._engine.create_execution_context()
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         missing = [name for name in (IMAGE, LETTERBOX, *OUTPUTS) if name not in names]
         if missing:
             raise UserError(f"{path}: the plan has no tensor {missing[0]!r}", f"its tensors: {', '.join(names)}")
-        heads = [name for pair in spec.head_names for name in pair]
-        if self.keep_heads and set(heads) <= set(names):
-            self.head_names = tuple(heads)
+        raw = tuple(name for pair in self.spec.head_names for name in pair)
+        self.output_names = (*OUTPUTS, *raw) if heads and set(raw) <= set(names) else tuple(OUTPUTS)
         self._outputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
         least, _, most = self._engine.get_tensor_profile_shape(IMAGE, 0)
         self._batches = (int(least[0]), int(most[0]))
-        return spec
 
-    def _run(self, images: npt.NDArray[np.uint8], letterboxes: npt.NDArray[np.float32]) -> Outputs:
+    def run(self, batch: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Return the outputs of a batch of any size, in as many runs as the plan's profile needs."""
         least, most = self._batches
         parts = []
-        for start in range(0, len(images), most):
-            rows = slice(start, start + most)
-            count = len(images[rows])
-            spare = [(0, max(0, least - count)), *[(0, 0)] * 3]  # a profile may want more than one picture
-            padded = np.pad(images[rows], spare), np.pad(letterboxes[rows], spare[:2], constant_values=1)
-            parts.append([output[:count] for output in self._run_once(*padded)])
-        return [np.concatenate(rows) for rows in zip(*parts, strict=True)]
+        for start in range(0, len(batch[IMAGE]), most):
+            images, letterboxes = (batch[name][start : start + most] for name in (IMAGE, LETTERBOX))
+            count = len(images)
+            spare = [(0, max(0, least - count)), *[(0, 0)] * 3]  # a profile may want more than one image
+            padded = np.pad(images, spare), np.pad(letterboxes, spare[:2], constant_values=1)
+            parts.append({name: rows[:count] for name, rows in self._run_once(*padded).items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.output_names}
 
-    def _run_once(self, images: npt.NDArray[np.uint8], letterboxes: npt.NDArray[np.float32]) -> Outputs:
+    def _run_once(self, images: npt.NDArray[Any], letterboxes: npt.NDArray[Any]) -> Arrays:
         torch, context = self._torch, self._context
         buffers = {IMAGE: torch.from_numpy(images).cuda(), LETTERBOX: torch.from_numpy(letterboxes).cuda()}
         for name, tensor in buffers.items():
@@ -76,7 +73,7 @@ class EngineDetector(OfflineDetector):
         if not context.execute_async_v3(stream.cuda_stream):
             raise UserError(f"{self.path}: TensorRT could not run the plan", "its log above says why")
         stream.synchronize()
-        return [buffers[name].cpu().numpy() for name in (*OUTPUTS, *self.head_names)]
+        return {name: buffers[name].cpu().numpy() for name in self.output_names}
 
 
 def _packages() -> tuple[Any, Any]:

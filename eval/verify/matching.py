@@ -1,11 +1,11 @@
-"""Two detectors' boxes of one picture, paired: what both found, what one found alone, and what lay on the edge.
+"""Two detectors' boxes of one image, matched: what both found, what one found alone, and what a cut explains.
 
-    pairs = match(reference, candidate, Edges(score_threshold=0.05, max_detections=100, nms_iou=0.5, margin=0.01))
-    pairs.iou, pairs.score_difference, pairs.odd
+    result = match(reference, candidate, Cuts(score_threshold=0.05, max_detections=100, nms_iou=0.5, margin=0.01))
+    result.iou, result.score_difference, result.unmatched
 
 A box that one side lacks is no fault where a limit of the detector cut it off by a hair: its score is at the
 threshold, at the last of a level's candidates or of the K places, or its overlap with a better box is at the limit
-of NMS. Those are counted apart, as borderline. Nothing here knows a picture or a file.
+of NMS. Those are counted apart, as borderline.
 """
 
 from dataclasses import dataclass
@@ -14,28 +14,31 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from retinaserve.plugins import reference as arithmetic
 from retinaserve.training.detections import Detections
 
-SAME_BOX = 0.5  # IoU from which two boxes may be the same one, COCO's loosest
-SLIVER = 1.0  # px
+MATCH_IOU = 0.5  # from which two boxes may be the same one, COCO's loosest
+THIN = 1.0  # px
 IOU_MARGINS = 2.0  # how much of a score's margin an overlap may be off NMS's limit; it moves with all four deltas
 
 Side = Literal["reference", "candidate"]
+Indices = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Edges:
+class Cuts:
     """Where a detector cuts, and how near in score a box has to be for the cut to explain it."""
 
     score_threshold: float
     max_detections: int
     nms_iou: float
     margin: float
-    level_cuts: tuple[float, ...] = ()  # scores at which a level's candidates were cut, of those that had too many
+    topk: tuple[float, ...] = ()  # scores at which a level's candidates were cut, of those that had too many
 
 
 @dataclass(frozen=True)
-class Odd:
+class Unmatched:
     """A box without a counterpart; `other_class` is the class the other side gave the same place, or -1."""
 
     side: Side
@@ -45,106 +48,84 @@ class Odd:
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
-    """What came of one picture; `rows` (n, 2) are the matched indices of reference and candidate."""
+class Matching:
+    """What came of one image; `pairs` (n, 2) are the matched indices of reference and candidate."""
 
-    rows: npt.NDArray[np.int64]
-    iou: npt.NDArray[np.float64]  # (n,)
-    score_difference: npt.NDArray[np.float64]  # (n,) candidate less reference
-    odd: tuple[Odd, ...]
+    pairs: Indices
+    iou: Floats  # (n,)
+    score_difference: Floats  # (n,) candidate less reference
+    unmatched: tuple[Unmatched, ...]
     borderline: int
 
 
-def match(reference: Detections, candidate: Detections, edges: Edges) -> Pairs:
-    """Pair the boxes of a class one to one, the highest IoU first."""
+def match(reference: Detections, candidate: Detections, cuts: Cuts) -> Matching:
+    """Match the boxes of a class one to one, the highest IoU first."""
     overlap = iou_matrix(reference.boxes, candidate.boxes)
-    rows = _pair(overlap, reference.classes[:, None] == candidate.classes[None, :])
-    free_reference = np.setdiff1d(np.arange(len(reference)), rows[:, 0])
-    free_candidate = np.setdiff1d(np.arange(len(candidate)), rows[:, 1])
-    odd: list[Odd] = []
+    pairs = _pair(overlap, reference.classes[:, None] == candidate.classes[None, :])
+    free = [
+        np.setdiff1d(np.arange(len(found)), pairs[:, column])
+        for column, found in enumerate((reference, candidate))
+    ]
+    unmatched: list[Unmatched] = []
     borderline = 0
-    others = {
-        "reference": _nearest(overlap, free_reference, free_candidate),
-        "candidate": _nearest(overlap.T, free_candidate, free_reference),
-    }
-    sides: tuple[tuple[Side, Detections, Detections, npt.NDArray[np.int64]], ...] = (
-        ("reference", reference, candidate, free_reference),
-        ("candidate", candidate, reference, free_candidate),
+    sides: tuple[tuple[Side, Detections, Detections, Indices, Indices, Floats], ...] = (
+        ("reference", reference, candidate, free[0], free[1], overlap),
+        ("candidate", candidate, reference, free[1], free[0], overlap.T),
     )
-    for side, mine, other, free in sides:
-        for index in free:
-            if _on_the_edge(mine, other, int(index), edges):
+    for side, found, other, mine, others, iou in sides:
+        for index in mine:
+            if _at_a_cut(found, other, int(index), cuts):
                 borderline += 1
                 continue
-            twin = others[side].get(int(index), -1)
-            other_class = int(other.classes[twin]) if twin >= 0 else -1
-            odd.append(Odd(side, int(index), float(mine.scores[index]), other_class))
-    return Pairs(
-        rows=rows,
-        iou=overlap[rows[:, 0], rows[:, 1]],
-        score_difference=candidate.scores[rows[:, 1]].astype(np.float64) - reference.scores[rows[:, 0]],
-        odd=tuple(odd),
+            rivals = iou[index, others]
+            same_place = len(others) and rivals.max() >= MATCH_IOU
+            other_class = int(other.classes[others[rivals.argmax()]]) if same_place else -1
+            unmatched.append(Unmatched(side, int(index), float(found.scores[index]), other_class))
+    return Matching(
+        pairs=pairs,
+        iou=overlap[pairs[:, 0], pairs[:, 1]],
+        score_difference=candidate.scores[pairs[:, 1]].astype(np.float64) - reference.scores[pairs[:, 0]],
+        unmatched=tuple(unmatched),
         borderline=borderline,
     )
 
 
-def iou_matrix(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def iou_matrix(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Floats:
     """Return the IoU (n, m) of boxes (n, 4) and (m, 4).
 
-    A sliver, thinner than a pixel, is compared half a pixel larger on all sides, and so is its partner: boxes that
-    were clipped to a line at the picture's edge are the same in all but the last digit, which is all their area.
+    A box thinner than a pixel is compared half a pixel larger on all sides, and so is its partner: boxes that were
+    clipped to a line at the image's edge are the same in all but the last digit, which is all their area.
     """
-    a, b = one.astype(np.float64)[:, None], other.astype(np.float64)[None, :]
-    thin = np.minimum((a[..., 2:] - a[..., :2]).min(-1), (b[..., 2:] - b[..., :2]).min(-1)) < SLIVER
-    grown = np.array([-0.5, -0.5, 0.5, 0.5]) * SLIVER
-    return np.where(thin, _iou(a + grown, b + grown), _iou(a, b))
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    thin = np.minimum.outer((a[:, 2:] - a[:, :2]).min(axis=1), (b[:, 2:] - b[:, :2]).min(axis=1)) < THIN
+    grown = np.array([-0.5, -0.5, 0.5, 0.5]) * THIN
+    return np.where(thin, arithmetic.iou_matrix(a + grown, b + grown), arithmetic.iou_matrix(a, b))
 
 
-def _iou(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    overlap = sides.clip(min=0).prod(-1)
-    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - overlap
-    iou: npt.NDArray[np.float64] = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
-    return iou
-
-
-def _pair(overlap: npt.NDArray[np.float64], same_class: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    # not `overlap < SAME_BOX`: a box of NaN pairs with nothing
-    rows, columns = np.nonzero(same_class & (overlap >= SAME_BOX))
-    taken: tuple[set[int], set[int]] = (set(), set())
-    pairs = []
+def _pair(overlap: Floats, same_class: npt.NDArray[np.bool_]) -> Indices:
+    # not `overlap < MATCH_IOU`: a box of NaN pairs with nothing
+    rows, columns = np.nonzero(same_class & (overlap >= MATCH_IOU))
+    pairs: list[tuple[int, int]] = []
+    used: tuple[set[int], set[int]] = (set(), set())
     for place in np.argsort(-overlap[rows, columns], kind="stable"):
         row, column = int(rows[place]), int(columns[place])
-        if row not in taken[0] and column not in taken[1]:
-            taken[0].add(row)
-            taken[1].add(column)
+        if row not in used[0] and column not in used[1]:
+            used[0].add(row)
+            used[1].add(column)
             pairs.append((row, column))
     return np.array(sorted(pairs), np.int64).reshape(-1, 2)
 
 
-def _nearest(
-    overlap: npt.NDArray[np.float64], mine: npt.NDArray[np.int64], others: npt.NDArray[np.int64]
-) -> dict[int, int]:
-    """Return, for each free box, the free box of the other side at the same place."""
-    if not len(others):
-        return {}
-    free = overlap[np.ix_(mine, others)]
-    best = free.argmax(1)
-    return {
-        int(index): int(others[best[row]]) for row, index in enumerate(mine) if free[row, best[row]] >= SAME_BOX
-    }
-
-
-def _on_the_edge(mine: Detections, other: Detections, index: int, edges: Edges) -> bool:
-    score = float(mine.scores[index])
-    if score <= edges.score_threshold + edges.margin:
+def _at_a_cut(found: Detections, other: Detections, index: int, cuts: Cuts) -> bool:
+    score = float(found.scores[index])
+    if score <= cuts.score_threshold + cuts.margin:
         return True
-    if any(abs(score - cut) <= edges.margin for cut in edges.level_cuts):
+    if any(abs(score - cut) <= cuts.margin for cut in cuts.topk):
         return True
-    if len(other) >= edges.max_detections and score <= float(other.scores.min()) + edges.margin:
+    if len(other) >= cuts.max_detections and score <= float(other.scores.min()) + cuts.margin:
         return True
-    better = (mine.classes == mine.classes[index]) & (mine.scores >= score)
+    better = (found.classes == found.classes[index]) & (found.scores >= score)
     better[index] = False
-    overlaps = iou_matrix(mine.boxes[[index]], mine.boxes[better])
+    overlaps = iou_matrix(found.boxes[[index]], found.boxes[better])
     # on both sides of the limit: far above it, NMS ought to have taken the box, and that is a fault
-    return bool((np.abs(overlaps - edges.nms_iou) <= IOU_MARGINS * edges.margin).any())
+    return bool((np.abs(overlaps - cuts.nms_iou) <= IOU_MARGINS * cuts.margin).any())

@@ -1,9 +1,7 @@
-"""What `verify` found, for people and for JSON: tables, where to look, and the worst pictures side by side.
+"""What `verify` found, for people and for JSON: tables, where to look, and the worst images side by side.
 
-    print(table(result))
-    write_pictures(result, Path("verified"))        # 1-model.onnx-openvino.jpg, one a candidate
-
-It judges nothing (eval/verify/verify.py does).
+print(table(result))
+write_pictures(result, Path("verified"))        # 1-model.onnx-openvino.jpg, one a candidate
 """
 
 import math
@@ -15,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from retinaserve.eval.verify.matching import Odd, Side
+from retinaserve.eval.verify.compare import Comparison, Verification
+from retinaserve.eval.verify.matching import Side, Unmatched
 from retinaserve.eval.verify.tolerances import AT_LEAST, TABLE
-from retinaserve.eval.verify.verify import Comparison, Verification
 from retinaserve.training.detections import Detections
 from retinaserve.training.draw import contact_sheet, draw, open_picture
 
@@ -44,7 +43,7 @@ def to_dict(result: Verification) -> dict[str, Any]:
     return {
         "passed": result.passed,
         "reference": {
-            "model": str(result.reference.path),
+            "model": str(result.reference.name),
             "runtime": result.reference.runtime,
             "precision": result.reference.precision,
         },
@@ -63,11 +62,11 @@ def advice(result: Verification, comparison: Comparison) -> list[str]:
     refused = len(comparison.refused)
     if refused:
         first = next(iter(comparison.refused.values())).message
-        lines.append(f"{refused} pictures that the reference takes were not answered, the first: {first}")
+        lines.append(f"{refused} images that the reference takes were not answered, the first: {first}")
     heads = {check.subject for check in comparison.failed if check.name in HEAD_COLUMNS}
     boxes = [check.name for check in comparison.failed if check.subject == "boxes"]
     swaps = Counter(_swaps(result, comparison))
-    if swaps and 2 * sum(swaps.values()) >= CLASSES_SWAPPED * comparison.odd:  # a swap is two lone boxes
+    if swaps and 2 * sum(swaps.values()) >= CLASSES_SWAPPED * comparison.unmatched:  # a swap is two lone boxes
         (one, other), count = swaps.most_common(1)[0]
         lines.append(f"the places agree, the classes do not: {one} became {other} {count} times")
     if heads:
@@ -85,26 +84,14 @@ def advice(result: Verification, comparison: Comparison) -> list[str]:
 
 
 def write_pictures(result: Verification, folder: Path, *, count: int = 6) -> list[Path]:
-    """Write a sheet of the `count` worst pictures for each candidate, the reference on the left."""
+    """Write a sheet of the `count` worst images for each candidate, the reference on the left."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for number, comparison in enumerate(result.comparisons, 1):
-        pictures = []
-        for image in comparison.worst(count):
-            pairs = comparison.pairs[image]
-            sides: tuple[tuple[Side, Detections, int], ...] = (
-                ("reference", result.expected[image], 0),
-                ("candidate", comparison.answers[image], 1),
-            )
-            for side, found, column in sides:
-                picture = _drawn(result, image, found, side, pairs.odd, pairs.rows[:, column])
-                alone = sum(odd.side == side for odd in pairs.odd)
-                pictures.append(
-                    (picture, f"{side}: {result.files[image].name}, {len(found)} boxes, {alone} alone")
-                )
-        if pictures:
+        tiles = [tile for image in comparison.worst(count) for tile in _tiles(result, comparison, image)]
+        if tiles:
             path = folder / f"{number}-{_slug(comparison.candidate.title)}.jpg"
-            contact_sheet(pictures, columns=2, tile=TILE).save(path, quality=90)
+            contact_sheet(tiles, columns=2, tile=TILE).save(path, quality=90)
             written.append(path)
     return written
 
@@ -113,15 +100,15 @@ def _block(result: Verification, comparison: Comparison) -> Iterator[str]:
     candidate, reference = comparison.candidate, result.reference
     yield f"{candidate.title}, {candidate.precision or 'precision unknown'}"
     yield (
-        f"against {reference.path} ({reference.runtime}, {reference.precision or 'precision unknown'}) "
-        f"on {len(comparison.answers)} pictures, limits of {comparison.judged_as}"
+        f"against {reference.name} ({reference.runtime}, {reference.precision or 'precision unknown'}) "
+        f"on {len(comparison.answers)} images, limits of {comparison.judged_as}"
     )
     if candidate.note:
         yield candidate.note
     yield ""
     yield from _heads_table(comparison)
     yield from _boxes_table(comparison)
-    yield from _odd_lines(result, comparison)
+    yield from _unmatched_lines(result, comparison)
     for line in advice(result, comparison):
         yield f"  -> {line}"
 
@@ -145,7 +132,7 @@ def _boxes_table(comparison: Comparison) -> Iterator[str]:
     yield f"  {'boxes':<16}{'reference':>10}{'candidate':>10}{'matched':>10}{'alone':>10}{'borderline':>12}"
     yield (
         f"  {'':<16}{comparison.expected_boxes:>10}{comparison.boxes:>10}{comparison.matched:>10}"
-        f"{comparison.odd:>10}{comparison.borderline:>12}"
+        f"{comparison.unmatched:>10}{comparison.borderline:>12}"
     )
     for check in comparison.checks:
         if check.name in HEAD_COLUMNS:
@@ -157,19 +144,19 @@ def _boxes_table(comparison: Comparison) -> Iterator[str]:
         mark = "" if check.passed else "   FAIL"
         yield f"  {check.name:<16}{_number(check.value):>10}{limit:>12}   {TABLE[check.name][0]}{more}{mark}"
     if comparison.refused:
-        yield f"  {'refused':<16}{len(comparison.refused):>10}{'<= 0':>12}   pictures without an answer   FAIL"
+        yield f"  {'refused':<16}{len(comparison.refused):>10}{'<= 0':>12}   images without an answer   FAIL"
 
 
-def _odd_lines(result: Verification, comparison: Comparison) -> Iterator[str]:
-    names = result.reference.class_names
-    every = [(image, odd) for image, pairs in comparison.pairs.items() for odd in pairs.odd]
+def _unmatched_lines(result: Verification, comparison: Comparison) -> Iterator[str]:
+    names = result.reference.model.class_names
+    every = [(image, box) for image, matching in comparison.matchings.items() for box in matching.unmatched]
     strongest = sorted(every, key=lambda item: -item[1].score)
-    for image, odd in strongest[:LISTED]:
-        found = _side(result, comparison, image, odd.side)
-        place = " ".join(f"{edge:.0f}" for edge in found.boxes[odd.index])
-        name = names[int(found.classes[odd.index])]
-        twin = f", {names[odd.other_class]} on the other side" if odd.other_class >= 0 else ""
-        yield f"  {result.files[image].name}: only in the {odd.side}: {name} {odd.score:.2f} at {place}{twin}"
+    for image, box in strongest[:LISTED]:
+        found = _side(result, comparison, image, box.side)
+        place = " ".join(f"{edge:.0f}" for edge in found.boxes[box.index])
+        name = names[int(found.classes[box.index])]
+        twin = f", {names[box.other_class]} on the other side" if box.other_class >= 0 else ""
+        yield f"  {result.files[image].name}: only in the {box.side}: {name} {box.score:.2f} at {place}{twin}"
     if len(strongest) > LISTED:
         yield f"  and {len(strongest) - LISTED} more, all in --json"
 
@@ -191,7 +178,7 @@ def _comparison_dict(result: Verification, comparison: Comparison) -> dict[str, 
             "reference": comparison.expected_boxes,
             "candidate": comparison.boxes,
             "matched": comparison.matched,
-            "alone": comparison.odd,
+            "alone": comparison.unmatched,
             "borderline": comparison.borderline,
         },
         "ap": {"reference": comparison.ap[0], "candidate": _json(comparison.ap[1])} if comparison.ap else None,
@@ -206,9 +193,9 @@ def _comparison_dict(result: Verification, comparison: Comparison) -> dict[str, 
             for check in comparison.checks
         ],
         "alone": [
-            _odd_dict(result, comparison, image, odd)
-            for image, pairs in comparison.pairs.items()
-            for odd in pairs.odd
+            _unmatched_dict(result, comparison, image, box)
+            for image, matching in comparison.matchings.items()
+            for box in matching.unmatched
         ],
         "refused": [
             {"file": str(result.files[image]), "kind": error.kind, "message": error.message}
@@ -217,15 +204,15 @@ def _comparison_dict(result: Verification, comparison: Comparison) -> dict[str, 
     }
 
 
-def _odd_dict(result: Verification, comparison: Comparison, image: int, odd: Odd) -> dict[str, Any]:
-    found, names = _side(result, comparison, image, odd.side), result.reference.class_names
+def _unmatched_dict(result: Verification, comparison: Comparison, image: int, box: Unmatched) -> dict[str, Any]:
+    found, names = _side(result, comparison, image, box.side), result.reference.model.class_names
     return {
         "file": str(result.files[image]),
-        "side": odd.side,
-        "class": names[int(found.classes[odd.index])],
-        "other_class": names[odd.other_class] if odd.other_class >= 0 else None,
-        "score": _json(odd.score),
-        "box": [_json(float(edge)) for edge in found.boxes[odd.index]],
+        "side": box.side,
+        "class": names[int(found.classes[box.index])],
+        "other_class": names[box.other_class] if box.other_class >= 0 else None,
+        "score": _json(box.score),
+        "box": [_json(float(edge)) for edge in found.boxes[box.index]],
     }
 
 
@@ -235,11 +222,11 @@ def _side(result: Verification, comparison: Comparison, image: int, side: Side) 
 
 def _swaps(result: Verification, comparison: Comparison) -> Iterator[tuple[str, str]]:
     """Yield (class, class on the other side) of the reference's lone boxes whose place the candidate has too."""
-    names = result.reference.class_names
-    for image, pairs in comparison.pairs.items():
-        for odd in pairs.odd:
-            if odd.side == "reference" and odd.other_class >= 0:
-                yield names[int(result.expected[image].classes[odd.index])], names[odd.other_class]
+    names = result.reference.model.class_names
+    for image, matching in comparison.matchings.items():
+        for box in matching.unmatched:
+            if box.side == "reference" and box.other_class >= 0:
+                yield names[int(result.expected[image].classes[box.index])], names[box.other_class]
 
 
 def _levels(tensors: set[str]) -> str:
@@ -251,18 +238,22 @@ def _levels(tensors: set[str]) -> str:
     return ", ".join(f"{kind.replace('_', ' ')} of {' '.join(names)}" for kind, names in levels.items())
 
 
-def _drawn(
-    result: Verification, image: int, found: Detections, side: Side, odds: tuple[Odd, ...], matched: Any
-) -> Any:
-    """Draw what both have and, said so in its label, what this side has alone; the rest is borderline or weak."""
-    names, count = result.reference.class_names, len(result.reference.class_names)
-    alone = [odd.index for odd in odds if odd.side == side]
-    shown = [index for index in matched if found.scores[index] >= SHOWN_SCORE]
-    keep = np.array([*alone, *shown], np.int64)
-    classes = found.classes[keep] + np.array([count] * len(alone) + [0] * len(shown), np.int32)
+def _tiles(result: Verification, comparison: Comparison, image: int) -> Iterator[tuple[Image.Image, str]]:
+    """Yield the image with the reference's boxes and with the candidate's, each with a caption.
+
+    Drawn are what both have and, with a label that says so, what a side has alone; the rest is borderline or weak.
+    """
+    file, matching, names = result.files[image], comparison.matchings[image], result.reference.model.class_names
     labels: Mapping[int, str] = dict(enumerate([*names, *(f"ONLY HERE {name}" for name in names)]))
-    chosen = replace(found, boxes=found.boxes[keep], scores=found.scores[keep], classes=classes)
-    return draw(open_picture(result.files[image]), chosen, labels, within=TILE)
+    sides = (("reference", result.expected[image]), ("candidate", comparison.answers[image]))
+    for column, (side, found) in enumerate(sides):
+        alone = [box.index for box in matching.unmatched if box.side == side]
+        shown = [index for index in matching.pairs[:, column] if found.scores[index] >= SHOWN_SCORE]
+        keep = np.array([*alone, *shown], np.int64)
+        classes = found.classes[keep] + np.array([len(names)] * len(alone) + [0] * len(shown), np.int32)
+        chosen = replace(found, boxes=found.boxes[keep], scores=found.scores[keep], classes=classes)
+        caption = f"{side}: {file.name}, {len(found)} boxes, {len(alone)} alone"
+        yield draw(open_picture(file), chosen, labels, within=TILE), caption
 
 
 def _slug(text: str) -> str:

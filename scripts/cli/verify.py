@@ -27,7 +27,7 @@ from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
     from retinaserve.eval.client.transport import TlsFiles
-    from retinaserve.eval.verify.verify import Verification
+    from retinaserve.eval.verify.compare import Verification
 
 
 @click.command()
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     "--server", "servers", metavar="HOST:PORT", multiple=True, help="A Triton server to compare as well."
 )
 @images_option
-@click.option("--annotations", type=FILE, help="COCO annotations of the pictures; with them it compares AP too.")
-@click.option("--count", type=click.IntRange(min=0), default=0, help="Pictures, evenly spread; 0 takes all.")
+@click.option("--annotations", type=FILE, help="COCO annotations of the images; with them it compares AP too.")
+@click.option("--count", type=click.IntRange(min=0), default=0, help="Images, evenly spread; 0 takes all.")
 @click.option(
     "--runtime",
     type=click.Choice(["both", "openvino", "onnxruntime"]),
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 @timeout_option
 @tls_options
 @json_option
-@click.option("--output", type=FOLDER, help="Write the worst pictures, side by side, into this directory.")
+@click.option("--output", type=FOLDER, help="Write the worst images, side by side, into this directory.")
 @click.option("--worst", type=COUNT, default=6, help="With --output: how many.")
 def verify(
     reference: Path,
@@ -84,16 +84,16 @@ def verify(
     output: Path | None,
     worst: int,
 ) -> None:
-    """Compare OTHERS and servers with REFERENCE on the same pictures, tensor by tensor and box by box.
+    """Compare OTHERS and servers with REFERENCE on the same images, tensor by tensor and box by box.
 
     Models are checkpoints (.pth), exported graphs (.onnx) and TensorRT plans (.plan). The exit code is 1 when a
-    number is beyond its limit, 3 when they are not the same detector or pictures can't be read.
+    number is beyond its limit, 3 when they are not the same detector or images can't be read.
     """
-    from retinaserve.eval.image_files import annotated_files
-    from retinaserve.eval.verify.sources import RUNTIMES, check_same, open_file, open_reference, open_server
+    from retinaserve.eval.client.client import Client
+    from retinaserve.eval.image_files import annotated_files, spread
+    from retinaserve.eval.runtimes.detector import open_detector
+    from retinaserve.eval.verify.compare import Candidate, check_same, compare
     from retinaserve.eval.verify.tolerances import parse_overrides
-    from retinaserve.eval.verify.verify import spread
-    from retinaserve.eval.verify.verify import verify as compare
     from retinaserve.training.coco import Annotations
     from retinaserve.training.images import find_images
 
@@ -104,25 +104,29 @@ def verify(
     overrides = parse_overrides(limits)
     truth = Annotations.load(annotations) if annotations else None
     files = annotated_files(truth, images) if truth else dict(enumerate(find_images([images]), 1))
-    runtimes = [name for name in RUNTIMES if runtime in (name, "both")]
-    settings: dict[str, Any] = {"threads": threads, "batch": batch, "plugins": plugins}
+    chosen = {image: files[image] for image in spread(list(files), count or len(files))}
+    settings: dict[str, Any] = {"threads": threads, "batch": batch, "plugins": plugins, "heads": True}
     with ExitStack() as stack:
-        # Servers first: one that is not there is told before a network is compiled.
-        served = [open_server(each, stack, timeout=timeout, tls=tls) for each in servers]
-        right = open_reference(reference, size=size, **settings)
-        candidates = [candidate for path in others for candidate in open_file(path, runtimes=runtimes, **settings)]
-        candidates += served
-        check_same(right.spec, str(reference), candidates)
+        # Servers first: one that is not there is reported before a network is compiled.
+        clients = [stack.enter_context(Client(each, timeout=timeout, tls=tls)) for each in servers]
+        right = open_detector(reference, size=size, **settings)
+        candidates = [
+            Candidate.of(open_detector(path, onnx_runtime=name, **settings))
+            for path in others
+            for name in _runtimes(path, runtime)
+        ]
+        candidates += [Candidate.of(client) for client in clients]
+        check_same(right, candidates)
         result = compare(
             right,
             candidates,
-            spread(files, count),
+            chosen,
             truth=truth,
             precision=precision or "",
             overrides=overrides,
             progress=progress,
         )
-    _tell(result, json_file, output, worst)
+    _print(result, json_file, output, worst)
     if not result.passed:
         words = shlex.join([str(reference), *map(str, others)]) + f" {server_words(*servers, tls=tls)}".rstrip()
         again = f"retinaserve verify {words} --images {shlex.quote(str(images))} --output DIR"
@@ -136,7 +140,17 @@ def verify(
         sys.exit(Exit.BAD_DATA)
 
 
-def _tell(result: "Verification", json_file: Path | None, output: Path | None, worst: int) -> None:
+def _runtimes(path: Path, choice: str) -> list[str | None]:
+    """Return what runs a file: for an ONNX file the choices that are installed, else what its suffix says."""
+    from retinaserve.eval.runtimes.onnx import BACKENDS, installed_backends
+
+    if path.suffix != ".onnx":
+        return [None]
+    wanted = [name for name in BACKENDS if choice in (name, "both")]
+    return [name for name in wanted if name in installed_backends()] or [*wanted]
+
+
+def _print(result: "Verification", json_file: Path | None, output: Path | None, worst: int) -> None:
     from retinaserve.eval.verify.report import table, to_dict, write_pictures
 
     if result.warning:
@@ -148,4 +162,4 @@ def _tell(result: "Verification", json_file: Path | None, output: Path | None, w
         write_json(json_file, to_dict(result))
     if output:
         for path in write_pictures(result, output, count=worst):
-            click.echo(f"worst pictures: {path}", err=True)
+            click.echo(f"worst images: {path}", err=True)

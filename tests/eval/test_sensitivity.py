@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from retinaserve.eval.report.report import evaluate_detector
-from retinaserve.eval.runtimes.detector import TorchDetector
+from retinaserve.eval.runtimes.detector import open_detector
 from retinaserve.eval.sensitivity import Finding, Sensitivity, noise
 from retinaserve.scripts.cli.main import main
 from retinaserve.training.checkpoint import Checkpoint, save
@@ -69,7 +69,7 @@ def test_the_culprit_is_found(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(encode(checker(300, 200, seed=number)))
     # Some of what torch finds is the truth, so that answers that got mixed up would score nothing.
-    detector = TorchDetector(tmp_path / "model.pth")
+    detector = open_detector(tmp_path / "model.pth")
     found = detector.predict([path.read_bytes() for path in sorted(tmp_path.glob("*.jpg"))])
     truth = truth_of(found, spec)
     assert truth["annotations"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinaserve.eval.bench.bench import Bench, Level, concurrencies, header, plot, row, spread, to_dict
+from retinaserve.eval.bench.bench import Bench, Level, concurrencies, header, plot, row, to_dict
 from retinaserve.eval.bench.perf_analyzer import Demand, Load, LoadError, PerfAnalyzer
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.server_info import ModelStatistics, by_model
@@ -68,15 +68,6 @@ def test_a_protocol_without_a_port_is_a_usage_error(servers: list[str], protocol
 
 def test_protocols_and_their_ports_agree() -> None:
     assert set(get_args(Protocols)) == set(PORTS)
-
-
-@pytest.mark.parametrize(
-    ("count", "most", "expected"),
-    [(0, 3, []), (2, 3, [0, 1]), (3, 3, [0, 1, 2]), (10, 3, [0, 3, 6]), (9, 2, [0, 4])],
-)
-def test_pictures_are_spread_evenly(count: int, most: int, expected: list[int]) -> None:
-    files = [Path(str(number)) for number in range(count)]
-    assert [int(path.name) for path in spread(files, most)] == expected
 
 
 def test_statistics_are_means_of_what_happened_between_two_looks() -> None:

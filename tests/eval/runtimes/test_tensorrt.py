@@ -10,9 +10,7 @@ import pytest
 import torch
 
 from retinaserve.build_tools.engine.manifest import manifest_path, write_plan
-from retinaserve.eval.runtimes.detector import OnnxDetector
-from retinaserve.eval.runtimes.tensorrt import EngineDetector
-from retinaserve.eval.verify.sources import open_file
+from retinaserve.eval.runtimes.detector import open_detector
 from retinaserve.training.errors import Exit, UserError
 from tests.pictures import checker, encode
 from tests.toys import PLAN, toy_manifest, toy_spec
@@ -42,7 +40,7 @@ def test_without_its_manifest_nothing_is_opened(tmp_path: Path, manifest: str | 
     if manifest:
         manifest_path(plan).write_text(manifest)
     with pytest.raises(UserError, match=message) as caught:
-        open_file(plan)
+        open_detector(plan)
     assert caught.value.code == Exit.BAD_DATA
 
 
@@ -50,13 +48,13 @@ def test_another_plans_manifest_is_named(tmp_path: Path) -> None:
     plan = plan_of(tmp_path / "model.plan")
     plan.write_bytes(b"another plan")
     with pytest.raises(UserError, match="is the manifest of another plan"):
-        open_file(plan)
+        open_detector(plan)
 
 
 @pytest.mark.skipif(not NO_TENSORRT, reason="TensorRT is installed")
 def test_without_tensorrt_it_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs TensorRT, which is not installed") as caught:
-        EngineDetector(plan_of(tmp_path / "model.plan", b"a plan"))
+        open_detector(plan_of(tmp_path / "model.plan", b"a plan"))
     assert caught.value.hint == "pip install 'retinaserve[gpu]'" and caught.value.code == Exit.USAGE
 
 
@@ -77,8 +75,8 @@ def test_a_plan_answers_as_its_graph(toy_onnx: Path, tmp_path: Path) -> None:
     config.add_optimization_profile(profile)
     content = bytes(builder.build_serialized_network(network, config))
     pictures = [encode(checker(150 + 90 * n, 400 - 30 * n, seed=n, cell=15 + 9 * n)) for n in range(7)]
-    expected = OnnxDetector(toy_onnx).predict(pictures)
-    found = EngineDetector(plan_of(tmp_path / "toy.plan", content, precision="fp32")).predict(pictures)
+    expected = open_detector(toy_onnx).predict(pictures)
+    found = open_detector(plan_of(tmp_path / "toy.plan", content, precision="fp32")).predict(pictures)
     for one, other in zip(found, expected, strict=True):
         assert abs(len(one) - len(other)) <= 2
         count = min(len(one), len(other), 10)
@@ -86,4 +84,4 @@ def test_a_plan_answers_as_its_graph(toy_onnx: Path, tmp_path: Path) -> None:
 
     foreign = plan_of(tmp_path / "foreign.plan", content[:1000])
     with pytest.raises(UserError, match="refuses the plan"):
-        EngineDetector(foreign)
+        open_detector(foreign)

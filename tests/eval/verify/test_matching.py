@@ -1,14 +1,14 @@
-"""Pairing by hand: what is the same box, what stands alone, and what a cut explains."""
+"""Matching by hand: what is the same box, what has no counterpart, and what a cut explains."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from retinaserve.eval.verify.matching import Edges, iou_matrix, match
+from retinaserve.eval.verify.matching import Cuts, iou_matrix, match
 from retinaserve.training.detections import Detections
 
-EDGES = Edges(score_threshold=0.05, max_detections=4, nms_iou=0.5, margin=0.01)
+CUTS = Cuts(score_threshold=0.05, max_detections=4, nms_iou=0.5, margin=0.01)
 Row = tuple[float, int, tuple[float, float, float, float]]
 A, B, C = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0), (40.0, 0.0, 50.0, 10.0)
 
@@ -27,7 +27,7 @@ def test_iou_by_hand() -> None:
     np.testing.assert_allclose(found[1, 3:], [1, 1 / 3], atol=1e-5)
 
 
-# name: (reference, candidate, matched rows, odd as (side, index, other class), borderline)
+# name: (reference, candidate, matched pairs, unmatched as (side, index, other class), borderline)
 CASES = {
     "nothing": ((), (), [], [], 0),
     "the same": (((0.9, 0, A), (0.8, 1, B)), ((0.9, 0, A), (0.8, 1, B)), [[0, 0], [1, 1]], [], 0),
@@ -70,27 +70,27 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_pairs(case: str) -> None:
-    reference, candidate, rows, odd, borderline = CASES[case]
-    pairs = match(found(*reference), found(*candidate), EDGES)
-    assert pairs.rows.tolist() == rows
-    assert [(item.side, item.index, item.other_class) for item in pairs.odd] == odd
-    assert pairs.borderline == borderline
+    reference, candidate, pairs, unmatched, borderline = CASES[case]
+    result = match(found(*reference), found(*candidate), CUTS)
+    assert result.pairs.tolist() == pairs
+    assert [(item.side, item.index, item.other_class) for item in result.unmatched] == unmatched
+    assert result.borderline == borderline
 
 
 def test_the_last_candidate_of_a_level_is_a_cut() -> None:
-    edges = replace(EDGES, level_cuts=(0.2, 0.41))
-    pairs = match(found((0.5, 0, A), (0.405, 0, B), (0.38, 0, C)), found(), edges)
-    assert [odd.index for odd in pairs.odd] == [0, 2] and pairs.borderline == 1
+    cuts = replace(CUTS, topk=(0.2, 0.41))
+    result = match(found((0.5, 0, A), (0.405, 0, B), (0.38, 0, C)), found(), cuts)
+    assert [box.index for box in result.unmatched] == [0, 2] and result.borderline == 1
 
 
 def test_scores_and_overlaps_are_told() -> None:
-    pairs = match(found((0.9, 0, A), (0.5, 0, B)), found((0.8, 0, A), (0.6, 0, (20, 0, 30, 8))), EDGES)
-    np.testing.assert_allclose(pairs.score_difference, [-0.1, 0.1], atol=1e-6)
-    np.testing.assert_allclose(pairs.iou, [1, 0.8])
+    result = match(found((0.9, 0, A), (0.5, 0, B)), found((0.8, 0, A), (0.6, 0, (20, 0, 30, 8))), CUTS)
+    np.testing.assert_allclose(result.score_difference, [-0.1, 0.1], atol=1e-6)
+    np.testing.assert_allclose(result.iou, [1, 0.8])
 
 
 def test_a_box_of_nan_pairs_with_nothing() -> None:
     nan = (float("nan"),) * 4
     with np.errstate(invalid="ignore"):
-        pairs = match(found((0.9, 0, A)), found((0.9, 0, nan)), EDGES)
-    assert pairs.rows.size == 0 and len(pairs.odd) == 2
+        result = match(found((0.9, 0, A)), found((0.9, 0, nan)), CUTS)
+    assert result.pairs.size == 0 and len(result.unmatched) == 2

@@ -184,7 +184,7 @@ MISTAKES = {
         "no Triton server answers at grpc://127.0.0.1:1",
     ),
     "no address": (["predict", "a.png", "--server", "ftp://x"], 2, "server 'ftp://x'"),
-    "no annotations": (["eval", "--images", ".", "--annotations", "x.json"], 3, "x.json: No such file"),
+    "no annotations": (["eval", "--images", ".", "--annotations", "x.json"], 3, "x.json: no such file"),
     "scores of nothing": (["infer", "m.onnx", "--images", ".", "--json", "s.json"], 2, "need --annotations"),
     "a report of nothing": (["infer", "m.onnx", "--images", ".", "--report", "r.html"], 2, "need --annotations"),
     "no place for the report": (

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from aiohttp.test_utils import TestClient, TestServer
 
-from retinaserve.eval.runtimes.detector import OnnxDetector
+from retinaserve.eval.runtimes.detector import open_detector
 from retinaserve.scripts.lab.baseline import Detector, application
 from tests.pictures import checker, encode
 from tests.toys import CLASSES
@@ -15,7 +15,7 @@ PICTURE = encode(checker(640, 480))
 
 def test_it_finds_what_the_detector_finds(toy_onnx: Path) -> None:
     """It decodes by Pillow and not by DALI, so that only most boxes agree."""
-    (expected,) = OnnxDetector(toy_onnx).predict([PICTURE])
+    (expected,) = open_detector(toy_onnx).predict([PICTURE])
     found = Detector(toy_onnx, threads=1).detect(PICTURE)
     assert abs(len(found) - len(expected)) <= 0.1 * len(expected)
     near = 0

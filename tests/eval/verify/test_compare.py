@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from retinaserve.eval.verify.tensors import TensorDifference
+from retinaserve.eval.verify.compare import TensorDifference
 
 
 def test_batches_add_up() -> None:
