@@ -165,7 +165,6 @@ __device__ inline void blockScan(
         Key* const shared = level.blocks > 1 ? &segment->bound : nullptr;
         blockOffer<kDECODE_THREADS, kDECODE_VALUES>(buffer, args.capacity, args.topK, shared, pending, keyOf);
     }
-    __syncthreads();
     if (buffer.count > args.topK)
     {
         blockPrune<kDECODE_THREADS>(buffer, args.capacity, args.topK, level.blocks > 1 ? &segment->bound : nullptr);
@@ -204,9 +203,9 @@ __device__ inline void blockGather(DecodeArguments const& args, Segment* segment
     __threadfence(); // the other blocks' keys are read after they have counted as done
     if (threadIdx.x == 0)
     {
-        shared.place = atomicAdd(&segment->count, 0U);
+        shared.place = segment->count;
         shared.buffer.count = 0;
-        shared.buffer.bound = max(shared.buffer.bound, atomicMax(&segment->bound, static_cast<Key>(0)));
+        shared.buffer.bound = max(shared.buffer.bound, segment->bound);
     }
     __syncthreads();
     uint32_t const count = shared.place;
@@ -224,7 +223,6 @@ __device__ inline void blockGather(DecodeArguments const& args, Segment* segment
         auto const keyOf = [&keys](uint32_t i) { return keys[i]; };
         blockOffer<kDECODE_THREADS, kKEYS>(shared.buffer, args.capacity, args.topK, nullptr, pending, keyOf);
     }
-    __syncthreads();
     if (shared.buffer.count > args.topK)
     {
         blockPrune<kDECODE_THREADS>(shared.buffer, args.capacity, args.topK, nullptr);

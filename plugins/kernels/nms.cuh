@@ -360,17 +360,15 @@ __global__ void __launch_bounds__(kMASK_THREADS) suppressKernel(RETINASERVE_ARGU
     auto& shared = dynamicShared<MaskShared>();
     int64_t const image = blockIdx.z;
     ImageState& state = args.images[image];
-    if (state.finished != 0)
-    {
-        return;
-    }
     bool const isFirst = args.start == 0;
     uint32_t const count = min(state.valid - args.start, args.count);
     uint32_t const squares = squaresAcross(count);
     uint32_t const column = blockIdx.x * kMASK_WORDS;
     bool const isEarlier = !isFirst && blockIdx.y + 1 == gridDim.y;
     bool const isBusy = isEarlier || (blockIdx.y < squares && blockIdx.y < column + kMASK_WORDS);
-    if (column >= squares || !isBusy)
+    // Only blocks that the last one waits for may ask whether the image is finished: others could meet the answer that
+    // this round writes.
+    if (column >= squares || !isBusy || state.finished != 0)
     {
         return;
     }
@@ -421,7 +419,7 @@ __global__ void __launch_bounds__(kMASK_THREADS) suppressKernel(RETINASERVE_ARGU
     if (threadIdx.x == 0)
     {
         state.kept = kept;
-        state.done = 0;
+        atomicExch(&state.done, 0U);
         state.finished = isFinished ? 1 : 0;
     }
 }

@@ -14,69 +14,15 @@
 
 #pragma once
 
+#include "cuda_types.h"
+
 #include <algorithm>
-#include <cmath>
 #include <csetjmp>
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
 #include <memory>
 #include <numeric>
 #include <random>
 #include <ucontext.h>
 #include <vector>
-
-#define __device__
-#define __global__ inline
-#define __launch_bounds__(...)
-#define RETINASERVE_ARGUMENTS const
-
-struct CUstream_st;
-using cudaStream_t = CUstream_st*;
-constexpr int32_t cudaErrorInvalidValue = 1;
-constexpr int32_t kSHIM_BARRIER_SKIPPED = 719; // cudaErrorLaunchFailure
-
-struct dim3
-{
-    uint32_t x, y, z;
-
-    constexpr dim3(uint32_t x_ = 1, uint32_t y_ = 1, uint32_t z_ = 1)
-        : x(x_)
-        , y(y_)
-        , z(z_)
-    {
-    }
-};
-
-struct alignas(16) uint4
-{
-    uint32_t x, y, z, w;
-};
-
-struct float2
-{
-    float x, y;
-};
-
-struct alignas(16) float4
-{
-    float x, y, z, w;
-};
-
-struct __half
-{
-    uint16_t bits;
-};
-
-inline float2 make_float2(float x, float y)
-{
-    return {x, y};
-}
-
-inline float4 make_float4(float x, float y, float z, float w)
-{
-    return {x, y, z, w};
-}
 
 namespace shim
 {
@@ -211,7 +157,7 @@ inline int32_t runBlock(uint32_t threads)
         if (done != 0 && done != threads)
         {
             machine.fibers.clear();
-            return kSHIM_BARRIER_SKIPPED;
+            return cudaErrorLaunchFailure;
         }
     }
     for (uint32_t thread = 0; thread < threads; ++thread)
@@ -264,83 +210,11 @@ inline T atomicOr(T* place, T value)
 }
 
 template <typename T>
-inline T min(T a, T b)
+inline T atomicExch(T* place, T value)
 {
-    return b < a ? b : a;
-}
-
-template <typename T>
-inline T max(T a, T b)
-{
-    return a < b ? b : a;
-}
-
-template <typename T>
-inline T __ldcs(T const* place)
-{
-    return *place;
-}
-
-inline int __popc(uint32_t bits)
-{
-    return __builtin_popcount(bits);
-}
-
-inline int __ffsll(long long bits)
-{
-    return __builtin_ffsll(bits);
-}
-
-inline uint32_t __float_as_uint(float value)
-{
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof(bits));
-    return bits;
-}
-
-inline float __uint_as_float(uint32_t bits)
-{
-    float value;
-    std::memcpy(&value, &bits, sizeof(value));
-    return value;
-}
-
-// Compiled with -ffp-contract=off, so that nothing is fused here either.
-inline float __fadd_rn(float a, float b)
-{
-    return a + b;
-}
-
-inline float __fsub_rn(float a, float b)
-{
-    return a - b;
-}
-
-inline float __fmul_rn(float a, float b)
-{
-    return a * b;
-}
-
-inline float __fdiv_rn(float a, float b)
-{
-    return a / b;
-}
-
-inline float __half2float(__half half)
-{
-    uint32_t const sign = static_cast<uint32_t>(half.bits & 0x8000U) << 16;
-    uint32_t const exponent = (half.bits >> 10) & 0x1FU;
-    uint32_t const fraction = half.bits & 0x3FFU;
-    if (exponent == 0x1FU)
-    {
-        return __uint_as_float(sign | 0x7F800000U | fraction << 13);
-    }
-    if (exponent == 0)
-    {
-        float const value = static_cast<float>(fraction) * 0x1p-24F;
-        return sign != 0 ? -value : value;
-    }
-    return __uint_as_float(sign | (exponent + 112) << 23 | fraction << 13);
+    T const before = *place;
+    *place = value;
+    return before;
 }
 
 namespace retinaserve
@@ -353,13 +227,6 @@ inline T& dynamicShared()
 }
 
 template <typename Arguments>
-struct Launch
-{
-    void (*kernel)(Arguments const);
-    Arguments const* arguments;
-};
-
-template <typename Arguments>
 inline int32_t launch(void (*kernel)(Arguments const), dim3 grid, dim3 block, size_t sharedBytes, cudaStream_t,
     Arguments const& arguments)
 {
@@ -370,11 +237,7 @@ inline int32_t launch(void (*kernel)(Arguments const), dim3 grid, dim3 block, si
     Launch<Arguments> const call{kernel, &arguments};
     shim::Machine& machine = shim::Machine::get();
     machine.arguments = &call;
-    machine.body = [](void const* opaque)
-    {
-        auto const& mine = *static_cast<Launch<Arguments> const*>(opaque);
-        mine.kernel(*mine.arguments);
-    };
+    machine.body = Launch<Arguments>::run;
     gridDim = grid;
     blockDim = block;
     for (uint32_t const number : machine.order(grid.x * grid.y * grid.z))

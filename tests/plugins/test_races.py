@@ -1,0 +1,59 @@
+"""The kernels' memory model: no race in any order, and whatever prevents one is missed when it is gone."""
+
+import shutil
+
+import pytest
+
+from tests.plugins.emulator.native import PLUGINS
+from tests.plugins.emulator.races import compile_detector, run_all, sites
+from tests.plugins.libraries import require_compiler
+
+SITES = sites()
+# What no single line takes away: (file, what stands there, what stands there instead, which of several).
+CHANGES = {
+    "sums in one buffer": ("primitives.cuh", "from ^= 1;", "", 0),
+    "squares in one buffer": ("nms.cuh", "shared.square[s % 2]", "shared.square[0]", 0),
+    "suppressed in one buffer": ("nms.cuh", "shared.gone[s % 2]", "shared.gone[0]", 0),
+    "hits not cleared": ("nms.cuh", "shared.hit[threadIdx.x / 2][threadIdx.x % 2] = 0;", "", 0),
+    "histogram not cleared": ("primitives.cuh", "buffer.histogram[bin] = 0;", "", 0),
+    "count not cleared for the gathering": ("decode.cuh", "shared.buffer.count = 0;", "", 0),
+    "count not cleared at the start": ("decode.cuh", "shared.buffer.count = 0;", "", 1),
+    "every block asks whether it is finished": (
+        "nms.cuh", "bool const isFirst = args.start == 0;",
+        "bool const isFirst = args.start == 0; if (state.finished != 0) { return; }", 0,
+    ),
+    "blocks reset by a plain write": ("nms.cuh", "atomicExch(&state.done, 0U);", "state.done = 0;", 0),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    require_compiler()
+    return compile_detector(tmp_path_factory.mktemp("races") / "races.so")
+
+
+@pytest.fixture(scope="module")
+def found(library):
+    return run_all(library, SITES)
+
+
+def test_the_kernels_do_not_race(found):
+    assert found[""] == ""
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_barrier_fence_or_atomic_that_is_gone_is_noticed(found, site):
+    assert found[site]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_change_is_noticed(library, tmp_path, change):
+    file, before, after, which = CHANGES[change]
+    kernels = shutil.copytree(PLUGINS / "kernels", tmp_path / "kernels")
+    parts = (kernels / file).read_text().split(before)
+    assert len(parts) > which + 1, f"{file} has no {before!r}"
+    (kernels / file).write_text(before.join(parts[: which + 1]) + after + before.join(parts[which + 1 :]))
+    unchanged = "decode" if file == "nms.cuh" else "nms"
+    for name in (unchanged, "kernels", "race_detector"):
+        shutil.copy(library.with_name(f"{name}.o"), tmp_path)
+    assert run_all(compile_detector(tmp_path / "races.so", kernels), {})[""]
