@@ -50,7 +50,6 @@ class Options:
     size: tuple[int, int] | None = None
     rounds: int = 3  # 0: nothing is timed
     seconds: float = 10.0  # of a flavour in a round
-    in_f32: bool = True  # also INT8 with f32 where it is float, beside what is served
 
 
 @dataclass
@@ -68,15 +67,14 @@ class Row:
 def flavours(options: Options) -> dict[str, tuple[ExportOptions, str]]:
     """Return the ways a checkpoint is exported and what the rest is computed in, float first, by name.
 
-    INT8 is served as `build --precision int8` does it and, `in_f32`, once more with f32 where it is float.
+    INT8 is served as `build --precision int8` does it, and once more with f32 where it is float.
     """
     plain = ExportOptions(size=options.size)
     ways = {"fp32": (plain, "f32")}
     for calibrator in options.calibrators:
         way = replace(plain, int8=replace(options.int8, calibrator=calibrator))
         ways[f"int8 {calibrator}"] = (way, INT8_ARITHMETIC)
-        if options.in_f32:
-            ways.setdefault("int8 in f32", (way, "f32"))
+        ways.setdefault("int8 in f32", (way, "f32"))
     return ways
 
 

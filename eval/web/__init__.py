@@ -1,1 +1,1 @@
-"""The page in a browser: drop a picture, see its boxes and how the server is. `retinaserve web` serves it."""
+"""The page in a browser: drop an image, see its boxes and how the server is. `retinaserve web` serves it."""

@@ -1,13 +1,13 @@
-"""The page's ASGI application: its files, one picture's boxes, a preview, and the server's state.
+"""The page's ASGI application: its files, one image's boxes, a preview, and the server's state.
 
     uvicorn.run(create_app(Gateway("localhost:8001")))
 
     GET  /              the page; /static/... its parts
-    POST /api/detect    a picture's bytes -> boxes and times, or {"kind", "message"} with the fitting status
-    POST /api/preview   a picture's bytes -> an upright JPEG, for what browsers can't show (TIFF)
+    POST /api/detect    an image's bytes -> boxes and times, or {"kind", "message"} with the fitting status
+    POST /api/preview   an image's bytes -> an upright JPEG, for what browsers can't show (TIFF)
     GET  /api/status    state, model, counts and times of the server
 
-It keeps nothing: no picture is written anywhere.
+It keeps nothing: no image is written anywhere.
 """
 
 import asyncio
@@ -32,9 +32,9 @@ from retinaserve.training.draw import Colour, colour_of, open_picture, text_colo
 from retinaserve.training.errors import UserError
 
 STATIC = Path(__file__).parent / "static"
-MOST_BYTES = 32 * 1024 * 1024  # of a picture, where the server does not tell
+MOST_BYTES = 32 * 1024 * 1024  # of an image, where the server does not tell
 MOST_PIXELS = 64_000_000
-MOST_UPLOADS = 16  # pictures held at a time: half a gigabyte at most
+MOST_UPLOADS = 16  # images held at a time: half a gigabyte at most
 PREVIEW_SIDE, PREVIEW_QUALITY = 2560, 88
 STATUS: Mapping[ErrorKind, int] = {"bad_image": 400, "server": 502, "overloaded": 503, "timeout": 504}
 
@@ -68,7 +68,7 @@ class _Page:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._uploads = 0
-        self._previewing = asyncio.Semaphore(1)  # a decoded picture is 190 MB at most
+        self._previewing = asyncio.Semaphore(1)  # a decoded image is 190 MB at most
 
     async def index(self, _: Request) -> Response:
         return FileResponse(STATIC / "index.html")
@@ -77,12 +77,12 @@ class _Page:
         return JSONResponse(await self._gateway.status())
 
     async def detect(self, request: Request) -> Response:
-        picture = await self._picture(request)
-        if isinstance(picture, Response):
-            return picture
+        image = await self._image(request)
+        if isinstance(image, Response):
+            return image
         with self._held():
             try:
-                answer = await self._gateway.detect(picture)
+                answer = await self._gateway.detect(image)
             except UserError as error:
                 return _problem(503, "down", error.message, hint=error.hint)
         if isinstance(answer, ImageError):
@@ -90,19 +90,19 @@ class _Page:
         return JSONResponse(answer_json(answer))
 
     async def preview(self, request: Request) -> Response:
-        picture = await self._picture(request)
-        if isinstance(picture, Response):
-            return picture
+        image = await self._image(request)
+        if isinstance(image, Response):
+            return image
         with self._held():
             async with self._previewing:
-                jpeg = await asyncio.to_thread(preview_jpeg, picture)
+                jpeg = await asyncio.to_thread(preview_jpeg, image)
         if jpeg is None:
-            return _problem(400, "bad_image", "this picture can't be shown")
+            return _problem(400, "bad_image", "this image can't be shown")
         return Response(jpeg, media_type="image/jpeg")
 
-    async def _picture(self, request: Request) -> bytes | Response:
+    async def _image(self, request: Request) -> bytes | Response:
         if self._uploads >= MOST_UPLOADS:
-            return _problem(503, "overloaded", f"{MOST_UPLOADS} pictures are under way already")
+            return _problem(503, "overloaded", f"{MOST_UPLOADS} images are under way already")
         limit = await self._most_bytes()
         with self._held():
             try:
@@ -111,7 +111,7 @@ class _Page:
                 message = f"the file is larger than the server takes ({limit / 2**20:.3g} MiB)"
                 return _problem(413, "bad_image", message)
             except Slow:
-                return _problem(408, "timeout", "the picture did not arrive in time")
+                return _problem(408, "timeout", "the image did not arrive in time")
 
     async def _most_bytes(self) -> int:
         try:
@@ -129,7 +129,7 @@ class _Page:
 
 
 def answer_json(answer: Answer) -> dict[str, Any]:
-    """Return an answer for JSON: sizes and boxes in the upright picture's pixels, hundredths; classes by index."""
+    """Return an answer for JSON: sizes and boxes in the upright image's pixels, hundredths; classes by index."""
     found = answer.detections
     height, width = found.size or (None, None)
     rows = zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True)
@@ -160,17 +160,17 @@ def timing_json(timing: Timing) -> dict[str, Any]:
 
 
 def colours(count: int) -> list[tuple[str, str]]:
-    """Return the colour of each class and of letters on it: those of annotated pictures."""
+    """Return the colour of each class and of letters on it: those of annotated images."""
     return [(_css(colour_of(index)), _css(text_colour(colour_of(index)))) for index in range(count)]
 
 
-def preview_jpeg(picture: bytes) -> bytes | None:
+def preview_jpeg(image: bytes) -> bytes | None:
     """Return an upright JPEG of at most PREVIEW_SIDE pixels a side, or None for what Pillow can't read."""
     try:
-        with Image.open(io.BytesIO(picture)) as header:
+        with Image.open(io.BytesIO(image)) as header:
             if header.width * header.height > MOST_PIXELS:
                 return None
-        upright = open_picture(picture)
+        upright = open_picture(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     upright.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))

@@ -1,12 +1,12 @@
-"""The page's connection to a Triton server: one picture's boxes with the time they took, and the server's state.
+"""The page's connection to a Triton server: one image's boxes with the time they took, and the server's state.
 
     gateway = Gateway("localhost:8001")
     await gateway.open()
     answer = await gateway.detect(jpeg)         # Answer, or an ImageError; UserError while the server is away
     status = await gateway.status()             # for JSON
 
-Triton tells times only as sums over all requests. Pictures therefore go to the server one after the other, and
-what the sums grew by is the time of that very picture, unless somebody else's requests ended meanwhile: then it is
+Triton tells times only as sums over all requests. Images therefore go to the server one after the other, and
+what the sums grew by is the time of that very image, unless somebody else's requests ended meanwhile: then it is
 a mean, and `Timing.requests` says over how many. A server that went away is connected to at the next question.
 """
 
@@ -45,18 +45,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Timing:
-    """Where a picture's time went: `server_ms` is Triton's own total, `call_ms` with the way to it and back."""
+    """Where an image's time went: `server_ms` is Triton's own total, `call_ms` with the way to it and back."""
 
     steps: tuple[Step, ...]
     server_ms: float
     call_ms: float
-    requests: int  # 1: of this picture alone; more: the mean over so many
-    wait_ms: float  # before that, behind the page's other pictures
+    requests: int  # 1: of this image alone; more: the mean over so many
+    wait_ms: float  # before that, behind the page's other images
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A picture's detections, what the server said of itself, and the time; None where it could not be told."""
+    """An image's detections, what the server said of itself, and the time; None where it could not be told."""
 
     detections: Detections
     served: ServedModel
@@ -105,7 +105,7 @@ class Gateway:
             return self._client
 
     async def detect(self, image: bytes) -> Answer | ImageError:
-        """Return one encoded picture's answer. Raises UserError while the server is away."""
+        """Return one encoded image's answer. Raises UserError while the server is away."""
         asked = time.perf_counter()
         async with self._alone:
             wait_ms = (time.perf_counter() - asked) * 1e3

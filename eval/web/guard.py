@@ -18,10 +18,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-BODY_SECONDS = 60.0  # a picture of 32 MB at 4.5 Mbit/s
+BODY_SECONDS = 60.0  # an image of 32 MB at 4.5 Mbit/s
 UPLOAD = "application/octet-stream"  # a type that no other site can send without asking first
 HEADERS: Mapping[str, str] = {
-    # Everything from here, nothing from elsewhere; blob: are the pictures the user dropped.
+    # Everything from here, nothing from elsewhere; blob: are the images the user dropped.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
         "worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -83,7 +83,7 @@ class Guard:
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return "another site may not send to this page"
         if headers.get("content-type") != UPLOAD:
-            return f"the picture's bytes are expected, as {UPLOAD}"
+            return f"the image's bytes are expected, as {UPLOAD}"
         return ""
 
     def _may_be_called(self, host: str) -> bool:

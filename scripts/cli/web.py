@@ -53,7 +53,7 @@ def web(
     tls: "TlsFiles | None",
     show: bool,
 ) -> None:
-    """Show a page to drop pictures on: their boxes, times, and how the server is.
+    """Show a page to drop images on: their boxes, times, and how the server is.
 
     A server that is not there yet is waited for: the page says so and goes on when it answers.
     """
@@ -75,7 +75,7 @@ def web(
         click.echo(f"page      {address}")
         click.echo(f"server    {gateway.endpoint}")
         click.echo("Ctrl-C ends it; the server goes on.", err=True)
-        name_next(f"open {address} and drop a picture on it")
+        name_next(f"open {address} and drop an image on it")
         config = uvicorn.Config(
             create_app(gateway, hosts=frozenset(name.lower() for name in names)),
             log_level="warning",

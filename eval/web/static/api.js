@@ -11,10 +11,10 @@ export class Problem extends Error {
   }
 }
 
-/** Ask for one picture's boxes. */
+/** Ask for one image's boxes. */
 export const detect = async (file) => (await post("/api/detect", file)).json();
 
-/** Ask for an upright JPEG of a picture that the browser can't show. */
+/** Ask for an upright JPEG of an image that the browser can't show. */
 export const preview = async (file) => (await post("/api/preview", file)).blob();
 
 /** Ask how the server is. */

@@ -5,7 +5,7 @@ const HEIGHT = 18;
 const pen = document.createElement("canvas").getContext("2d");
 
 /**
- * Place labels on a picture shown `scale` CSS pixels a pixel. `items` are {box, text}, the most important first, and
+ * Place labels on an image shown `scale` CSS pixels a pixel. `items` are {box, text}, the most important first, and
  * `width`, `height` the shown size. Returns for each {x, y, width} in CSS pixels, with free: false where it covers
  * another.
  */

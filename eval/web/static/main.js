@@ -26,8 +26,8 @@ store.addEventListener("selected", () => {
   strip.show();
   caption();
 });
-store.addEventListener("changed", ({ detail: picture }) => {
-  if (picture === store.current) {
+store.addEventListener("changed", ({ detail: image }) => {
+  if (image === store.current) {
     stage.answered();
     panel.show();
     caption();
@@ -55,9 +55,9 @@ stage.element.addEventListener("picked", ({ detail }) => panel.focus(detail));
 
 function take(files) {
   banner("");
-  openTab("pictures");
+  openTab("images");
   const left = store.add([...files]);
-  if (left) banner(`${plural(left, "picture")} left out: a page holds ${MOST}. \`retinaserve predict FOLDER\` takes any number.`);
+  if (left) banner(`${plural(left, "image")} left out: a page holds ${MOST}. \`retinaserve predict FOLDER\` takes any number.`);
 }
 
 /** Files of a drop or a paste, without the folders among them. */
@@ -71,7 +71,7 @@ function filesOf(transfer) {
 function takeTransfer(transfer) {
   const [files, folders] = filesOf(transfer);
   if (files.length) take(files);
-  if (folders) banner("Folders are not opened here; choose the pictures in it, or use `retinaserve predict FOLDER`.");
+  if (folders) banner("Folders are not opened here; choose the images in it, or use `retinaserve predict FOLDER`.");
 }
 
 for (const id of ["add", "choose"]) $(id).addEventListener("click", () => $("files").click());
@@ -157,7 +157,7 @@ function facts(model) {
   const rows = [
     [plural(model.classes.length, "class", "classes"), shown],
     ["Takes", `JPEG, PNG, WebP, BMP, TIFF${most.length ? `; ${most.join(", ")}` : ""}`],
-    ["Keeps", "nothing: pictures go to the server and are forgotten"],
+    ["Keeps", "nothing: images go to the server and are forgotten"],
   ];
   const text = JSON.stringify(rows);
   if ($("facts").dataset.text === text) return;
@@ -172,15 +172,15 @@ function banner(text, kind = "note") {
 }
 
 function caption() {
-  const picture = store.current;
-  $("caption-name").textContent = picture ? picture.name : "";
-  const size = picture?.size;
-  $("caption-size").textContent = picture ? [size && `${size[0]} × ${size[1]}`, bytes(picture.file.size)].filter(Boolean).join(" · ") : "";
+  const image = store.current;
+  $("caption-name").textContent = image ? image.name : "";
+  const size = image?.size;
+  $("caption-size").textContent = image ? [size && `${size[0]} × ${size[1]}`, bytes(image.file.size)].filter(Boolean).join(" · ") : "";
 }
 
 // ---- tabs and keys -----------------------------------------------------------------------------------------------
 
-const TABS = ["pictures", "server"];
+const TABS = ["images", "server"];
 
 function openTab(name) {
   for (const each of TABS) {
@@ -227,10 +227,10 @@ const KEYS = {
 };
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
-  if ($("pictures").hidden && event.key !== "?") return;
+  if ($("images").hidden && event.key !== "?") return;
   if (event.target.type === "range" && event.key.startsWith("Arrow")) return; // the slider's own
   const zoomed = stage.element.classList.contains("zoomed") && event.target === stage.element;
-  if (zoomed && event.key.startsWith("Arrow")) return; // scrolls the zoomed picture
+  if (zoomed && event.key.startsWith("Arrow")) return; // scrolls the zoomed image
   const action = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (!action) return;
   event.preventDefault();

@@ -1,9 +1,9 @@
-// The column beside the picture: score, classes, the list of boxes, where the time went, and copying.
+// The column beside the image: score, classes, the list of boxes, where the time went, and copying.
 
 import { $, h, ms, plural } from "./dom.js";
 import { asCoco, asJson, copy } from "./takeaway.js";
 
-const PARTS = { queue: "waiting in the server's queues", wait: "behind this page's other pictures", way: "sending, answering" };
+const PARTS = { queue: "waiting in the server's queues", wait: "behind this page's other images", way: "sending, answering" };
 
 export class Panel {
   #store;
@@ -22,19 +22,19 @@ export class Panel {
     $("copy-coco").addEventListener("click", () => this.#copy(asCoco, "a COCO data set"));
   }
 
-  /** Show everything of the current picture. */
+  /** Show everything of the current image. */
   show() {
-    const picture = this.#store.current;
-    const answer = picture?.answer ?? null;
+    const image = this.#store.current;
+    const answer = image?.answer ?? null;
     this.#classes(answer);
     this.#list(answer);
-    this.#times(picture);
+    this.#times(image);
     $("take").hidden = !answer;
     this.offerAll();
     $("copied").textContent = "What is shown above, score and classes applied.";
   }
 
-  /** Offer to copy all pictures when there are several. */
+  /** Offer to copy all images when there are several. */
   offerAll() {
     const several = this.#answered().length > 1;
     $("all-label").hidden = !several;
@@ -98,7 +98,7 @@ export class Panel {
     const state = this.#store.current?.state;
     $("nothing").hidden = shown.length > 0;
     $("nothing").textContent = !answer
-      ? { failed: "No boxes: the picture has no answer.", sending: "Looking …" }[state] ?? "The boxes of a picture are listed here."
+      ? { failed: "No boxes: the image has no answer.", sending: "Looking …" }[state] ?? "The boxes of an image are listed here."
       : found
         ? "Nothing passes the score and the classes above."
         : `Nothing was found above ${answer.model.score_threshold}, the server's own threshold.`;
@@ -138,18 +138,18 @@ export class Panel {
     to.firstChild.focus();
   }
 
-  #times(picture) {
-    const timing = picture?.answer?.timing;
-    $("time").hidden = !picture?.answer;
-    if (!picture?.answer) return;
-    $("elapsed").textContent = ms(picture.elapsed);
+  #times(image) {
+    const timing = image?.answer?.timing;
+    $("time").hidden = !image?.answer;
+    if (!image?.answer) return;
+    $("elapsed").textContent = ms(image.elapsed);
     const rows = [];
     if (timing) {
       if (timing.wait_ms >= 1) rows.push(["wait", PARTS.wait, timing.wait_ms]);
       rows.push(["queue", PARTS.queue, sum(timing.steps.map((step) => step.queue_ms))]);
       timing.steps.forEach((step, n) => rows.push([`step${n}`, step.name, step.compute_ms]));
       const known = sum(rows.map((row) => row[2]));
-      rows.push(["way", PARTS.way, Math.max(0, picture.elapsed - known)]);
+      rows.push(["way", PARTS.way, Math.max(0, image.elapsed - known)]);
     }
     $("bar").replaceChildren(
       ...rows.map(([kind, , value]) => {
@@ -162,20 +162,20 @@ export class Panel {
     $("time-note").textContent = !timing
       ? "The server did not tell its part."
       : timing.requests === 1
-        ? "Of this picture alone, by the server's own clock."
+        ? "Of this image alone, by the server's own clock."
         : `The server's parts are the mean of ${timing.requests} requests: others asked it meanwhile.`;
   }
 
   #answered() {
-    return this.#store.pictures.filter((picture) => picture.answer);
+    return this.#store.images.filter((image) => image.answer);
   }
 
   async #copy(make, kind) {
-    const pictures = $("all").checked ? this.#answered() : [this.#store.current];
-    const done = await copy(make(pictures, this.#view));
-    const boxes = sum(pictures.map((picture) => this.#view.shown(picture.answer).length));
+    const images = $("all").checked ? this.#answered() : [this.#store.current];
+    const done = await copy(make(images, this.#view));
+    const boxes = sum(images.map((image) => this.#view.shown(image.answer).length));
     $("copied").textContent = done
-      ? `Copied ${plural(boxes, "box", "boxes")} of ${plural(pictures.length, "picture")} as ${kind}.`
+      ? `Copied ${plural(boxes, "box", "boxes")} of ${plural(images.length, "image")} as ${kind}.`
       : "The browser does not let this page copy.";
   }
 }

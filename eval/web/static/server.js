@@ -10,7 +10,7 @@ const HEADS = [
   ["State", ""],
   ["Requests", "answered well"],
   ["Failed", "as Triton counts"],
-  ["Mean batch", "pictures an execution"],
+  ["Mean batch", "images an execution"],
   ["Queue", "mean wait of a request"],
   ["At work", "mean of a request, tensors moved included"],
   ["Latency", "mean, from arrival to answer"],
@@ -48,7 +48,7 @@ export class ServerTab {
       model.size ? `${model.size[0]} × ${model.size[1]} px inside` : null,
       `score above ${model.score_threshold}`,
       model.max_image_bytes ? `files to ${bytes(model.max_image_bytes)}` : null,
-      model.max_image_pixels ? `pictures to ${(model.max_image_pixels / 1e6).toLocaleString("en")} MP` : null,
+      model.max_image_pixels ? `images to ${(model.max_image_pixels / 1e6).toLocaleString("en")} MP` : null,
     ].filter(Boolean);
     return [
       h("div", { class: "title" }, h("h2", {}, `Triton ${status.version}`), h("p", { class: "dim" }, `${status.server} · ${limits.join(" · ")}`)),
@@ -68,7 +68,7 @@ export class ServerTab {
       tile("Requests", total.requests.toLocaleString("en"), recent ? `${recent.requests} in the last minute` : "", null),
       tile("Rate", `${mean(rates.slice(-RECENT)).toFixed(1)} / s`, "", spark(rates)),
       tile("Latency", recent.requests ? ms(recent.total_ms / recent.requests) : "–", recent.requests ? "" : "no request in the last minute", spark(latencies)),
-      tile("Failed", total.failed.toLocaleString("en"), metrics && "bad_images" in metrics ? `${plural(metrics.bad_images, "bad picture")}` : "", null, total.failed > 0 ? "warn" : ""),
+      tile("Failed", total.failed.toLocaleString("en"), metrics && "bad_images" in metrics ? `${plural(metrics.bad_images, "bad image")}` : "", null, total.failed > 0 ? "warn" : ""),
     ];
     if (metrics && "pending" in metrics) tiles.push(tile("Waiting", metrics.pending.toLocaleString("en"), "requests in the queues"));
     for (const [what, name] of [["gpu_utilization", "GPU"], ["cpu_utilization", "CPU"]]) {
@@ -115,10 +115,10 @@ export class ServerTab {
   }
 
   #where(status) {
-    if (status.metrics) return `Counts and times are Triton's statistics; waiting, bad pictures and load are its metrics at ${status.metrics_at}. Warm-up requests at the start are counted too.`;
+    if (status.metrics) return `Counts and times are Triton's statistics; waiting, bad images and load are its metrics at ${status.metrics_at}. Warm-up requests at the start are counted too.`;
     return status.metrics_at
       ? `Counts and times are Triton's statistics. No metrics answer at ${status.metrics_at}.`
-      : "Counts and times are Triton's statistics. Start the page with --metrics HOST:PORT to see load and refused pictures.";
+      : "Counts and times are Triton's statistics. Start the page with --metrics HOST:PORT to see load and refused images.";
   }
 
   /** What a model's sums grew by in the last minute. */
@@ -154,11 +154,11 @@ const memory = (metrics, kind) => {
 /** A line of the last minute's values; gaps where there is none. */
 function spark(values) {
   const most = Math.max(...values.filter((value) => value !== null), 0);
-  const picture = svg("svg", { class: "spark", viewBox: "0 0 120 28", preserveAspectRatio: "none", "aria-hidden": "true" });
+  const chart = svg("svg", { class: "spark", viewBox: "0 0 120 28", preserveAspectRatio: "none", "aria-hidden": "true" });
   const step = 120 / 29;
   const at = (value, n) => `${(120 - (values.length - 1 - n) * step).toFixed(1)},${(26 - (most ? value / most : 0) * 24).toFixed(1)}`;
   const points = values.map((value, n) => (value === null ? null : at(value, n))).filter(Boolean);
-  if (points.length > 1) picture.append(svg("polyline", { points: points.join(" ") }));
-  else if (points.length) picture.append(svg("circle", { cx: points[0].split(",")[0], cy: points[0].split(",")[1], r: 2 }));
-  return picture;
+  if (points.length > 1) chart.append(svg("polyline", { points: points.join(" ") }));
+  else if (points.length) chart.append(svg("circle", { cx: points[0].split(",")[0], cy: points[0].split(",")[1], r: 2 }));
+  return chart;
 }

@@ -1,5 +1,5 @@
-// The big picture and its boxes. Boxes are SVG in the picture's own pixels, so they stay sharp at any zoom; labels are
-// HTML, so they keep their size. The picture is decoded by the browser beside the page's thread, and boxes don't wait
+// The large image and its boxes. Boxes are SVG in the image's own pixels, so they stay sharp at any zoom; labels are
+// HTML, so they keep their size. The image is decoded by the browser beside the page's thread, and boxes don't wait
 // for it.
 
 import { $, h, svg } from "./dom.js";
@@ -8,7 +8,7 @@ import { place } from "./labels.js";
 const STEP = 1.25;
 const MOST_SCALE = 16; // CSS pixels a pixel
 const MOST_SIDE = 24000; // CSS pixels; browsers stop short of 2^25
-const MOST_ENLARGED = 4; // a tiny picture isn't blown up further to fit
+const MOST_ENLARGED = 4; // a tiny image isn't blown up further to fit
 const MARGIN = 24;
 const LEAST = 0.01; // pixels; SVG draws nothing of a rectangle without a width
 
@@ -23,9 +23,9 @@ export class Stage {
     this.#store = store;
     this.#view = view;
     this.element = $("stage");
-    this.image = $("picture");
-    this.image.addEventListener("load", () => this.#loaded());
-    this.image.addEventListener("error", () => this.#unknown());
+    this.photo = $("image");
+    this.photo.addEventListener("load", () => this.#loaded());
+    this.photo.addEventListener("error", () => this.#unknown());
     new ResizeObserver(() => this.#layout()).observe(this.element);
     $("boxes").addEventListener("pointerover", (event) => view.light(indexOf(event.target)));
     $("boxes").addEventListener("pointerleave", () => view.light(null));
@@ -37,32 +37,32 @@ export class Stage {
     this.#pan();
   }
 
-  /** Show the current picture, as far as it is known. */
+  /** Show the current image, as far as it is known. */
   show() {
-    const picture = this.#store.current;
+    const image = this.#store.current;
     this.#scale = null;
-    $("empty").hidden = Boolean(picture);
-    $("picture").alt = picture ? picture.name : "";
-    if (!picture) {
-      this.image.removeAttribute("src");
+    $("empty").hidden = Boolean(image);
+    $("image").alt = image ? image.name : "";
+    if (!image) {
+      this.photo.removeAttribute("src");
       $("frame").hidden = $("working").hidden = $("problem").hidden = true;
       return;
     }
-    this.#size = picture.size;
-    this.#groups = new Map(); // of the picture before
-    this.image.src = picture.source();
+    this.#size = image.size;
+    this.#groups = new Map(); // of the image before
+    this.photo.src = image.source();
     this.answered();
   }
 
-  /** Take in what is new of the current picture: its answer, or why there is none. */
+  /** Take in what is new of the current image: its answer, or why there is none. */
   answered() {
-    const picture = this.#store.current;
-    if (!picture) return;
-    this.#size = picture.size ?? this.#size;
-    $("working").hidden = picture.state !== "sending" || this.#naturally();
-    $("frame").classList.toggle("busy", picture.state === "sending");
-    $("problem").hidden = !picture.problem;
-    if (picture.problem) $("problem").replaceChildren(...this.#said(picture));
+    const image = this.#store.current;
+    if (!image) return;
+    this.#size = image.size ?? this.#size;
+    $("working").hidden = image.state !== "sending" || this.#naturally();
+    $("frame").classList.toggle("busy", image.state === "sending");
+    $("problem").hidden = !image.problem;
+    if (image.problem) $("problem").replaceChildren(...this.#said(image));
     this.#checkSize();
     this.#layout();
     this.drawBoxes();
@@ -99,7 +99,7 @@ export class Stage {
     });
   }
 
-  /** CSS pixels a pixel of the picture. */
+  /** CSS pixels a pixel of the image. */
   get scale() {
     return this.#scale ?? this.#fitted();
   }
@@ -138,7 +138,7 @@ export class Stage {
     style.height = `${height * this.scale}px`;
     $("boxes").setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.element.classList.toggle("zoomed", this.#scale !== null);
-    this.image.classList.toggle("pixels", this.scale >= 3);
+    this.photo.classList.toggle("pixels", this.scale >= 3);
     $("zoom-fit").textContent = this.#scale === null ? "fit" : `${Math.round(this.scale * 100)} %`;
     this.#drawLabels();
   }
@@ -163,53 +163,53 @@ export class Stage {
   }
 
   #naturally() {
-    return this.image.complete && this.image.naturalWidth > 0;
+    return this.photo.complete && this.photo.naturalWidth > 0;
   }
 
   #loaded() {
     if (!this.#store.current) return;
-    this.#size ??= [this.image.naturalWidth, this.image.naturalHeight];
+    this.#size ??= [this.photo.naturalWidth, this.photo.naturalHeight];
     this.answered();
   }
 
-  /** Browsers don't turn pictures of every format by their EXIF tag; the server does. */
+  /** Browsers don't turn images of every format by their EXIF tag; the server does. */
   #checkSize() {
-    const picture = this.#store.current;
-    if (picture.unknown) return this.#usePreview();
-    if (!picture.size || picture.previewed || !this.#naturally() || this.image.src !== picture.url) return;
-    const [width, height] = picture.size;
-    if (width !== this.image.naturalWidth || height !== this.image.naturalHeight) this.#usePreview();
+    const image = this.#store.current;
+    if (image.unknown) return this.#usePreview();
+    if (!image.size || image.previewed || !this.#naturally() || this.photo.src !== image.url) return;
+    const [width, height] = image.size;
+    if (width !== this.photo.naturalWidth || height !== this.photo.naturalHeight) this.#usePreview();
   }
 
   /** The browser does not know the format. */
   #unknown() {
-    const picture = this.#store.current;
-    if (!picture || this.image.src !== picture.url) return;
-    picture.unknown = true;
+    const image = this.#store.current;
+    if (!image || this.photo.src !== image.url) return;
+    image.unknown = true;
     this.#usePreview();
   }
 
   async #usePreview() {
-    const picture = this.#store.current;
-    if (!picture.answer || picture.previewed) return; // without an answer, asked again when there is one
+    const image = this.#store.current;
+    if (!image.answer || image.previewed) return; // without an answer, asked again when there is one
     try {
-      await picture.usePreview();
-      if (picture === this.#store.current) this.image.src = picture.source();
+      await image.usePreview();
+      if (image === this.#store.current) this.photo.src = image.source();
     } catch {
       // The boxes stand on an empty ground then.
     }
   }
 
-  #said(picture) {
-    const { problem } = picture;
-    const title = { bad_image: "This picture can't be read", overloaded: "The server is busy", timeout: "The server took too long" };
-    const again = picture.state === "failed" && problem.kind !== "bad_image";
+  #said(image) {
+    const { problem } = image;
+    const title = { bad_image: "This image can't be read", overloaded: "The server is busy", timeout: "The server took too long" };
+    const again = image.state === "failed" && problem.kind !== "bad_image";
     return [
-      h("h2", {}, title[problem.kind] ?? (picture.state === "waiting" ? "The server is away" : "The server failed")),
+      h("h2", {}, title[problem.kind] ?? (image.state === "waiting" ? "The server is away" : "The server failed")),
       h("p", {}, problem.message),
       problem.hint ? h("p", { class: "dim" }, problem.hint) : null,
-      picture.state === "waiting" ? h("p", { class: "dim" }, "The picture is sent by itself when it answers again.") : null,
-      again ? h("button", { onclick: () => this.#store.retry(picture) }, "Try again") : null,
+      image.state === "waiting" ? h("p", { class: "dim" }, "The image is sent by itself when it answers again.") : null,
+      again ? h("button", { onclick: () => this.#store.retry(image) }, "Try again") : null,
     ].filter(Boolean);
   }
 

@@ -1,19 +1,19 @@
-// The pictures of this page and the queue that sends them. It draws nothing: `changed(picture)` is told to others.
+// The images of this page and the queue that sends them. It draws nothing: `changed(image)` is told to others.
 
 import { detect, preview, Problem } from "./api.js";
 
 const IN_FLIGHT = 2; // one at the server, the next already on its way
-export const MOST = 100; // pictures a page holds
+export const MOST = 100; // images a page holds
 
 const AWAY = new Set(["down", "gone"]);
 
-export class Picture {
+export class PageImage {
   static #count = 0;
 
   constructor(file) {
-    this.id = ++Picture.#count;
+    this.id = ++PageImage.#count;
     this.file = file;
-    this.name = file.name || "pasted picture";
+    this.name = file.name || "pasted image";
     this.state = "waiting"; // sending, done, failed
     this.answer = null;
     this.problem = null;
@@ -23,7 +23,7 @@ export class Picture {
     this.previewed = null;
   }
 
-  /** The size of the upright picture, once it is known. */
+  /** The size of the upright image, once it is known. */
   get size() {
     return this.answer && this.answer.width ? [this.answer.width, this.answer.height] : null;
   }
@@ -51,7 +51,7 @@ export class Picture {
 }
 
 export class Store extends EventTarget {
-  pictures = [];
+  images = [];
   current = null;
   limits = { bytes: null };
   #flying = 0;
@@ -59,37 +59,37 @@ export class Store extends EventTarget {
 
   /** Take files in; returns how many there was no room for. */
   add(files) {
-    const taken = [...files].slice(0, Math.max(0, MOST - this.pictures.length)).map((file) => new Picture(file));
-    this.pictures.push(...taken);
+    const taken = [...files].slice(0, Math.max(0, MOST - this.images.length)).map((file) => new PageImage(file));
+    this.images.push(...taken);
     if (taken.length) this.select(taken[0]);
     this.#pump();
     return files.length - taken.length;
   }
 
-  remove(picture) {
-    const index = this.pictures.indexOf(picture);
+  remove(image) {
+    const index = this.images.indexOf(image);
     if (index < 0) return;
-    this.pictures.splice(index, 1);
-    picture.release();
-    if (this.current === picture) this.select(this.pictures[Math.min(index, this.pictures.length - 1)] ?? null);
-    this.#tell("changed", picture);
+    this.images.splice(index, 1);
+    image.release();
+    if (this.current === image) this.select(this.images[Math.min(index, this.images.length - 1)] ?? null);
+    this.#tell("changed", image);
   }
 
-  select(picture) {
-    this.current = picture;
-    this.#tell("selected", picture);
+  select(image) {
+    this.current = image;
+    this.#tell("selected", image);
   }
 
-  /** Select the neighbour `step` pictures on. */
+  /** Select the neighbour `step` images on. */
   step(step) {
-    const index = this.pictures.indexOf(this.current) + step;
-    if (this.pictures[index]) this.select(this.pictures[index]);
+    const index = this.images.indexOf(this.current) + step;
+    if (this.images[index]) this.select(this.images[index]);
   }
 
-  retry(picture) {
-    picture.state = "waiting";
-    picture.problem = null;
-    this.#tell("changed", picture);
+  retry(image) {
+    image.state = "waiting";
+    image.problem = null;
+    this.#tell("changed", image);
     this.#pump();
   }
 
@@ -97,46 +97,46 @@ export class Store extends EventTarget {
   resume() {
     if (!this.#paused) return;
     this.#paused = false;
-    for (const picture of this.pictures) {
-      if (picture.state !== "waiting") continue;
-      picture.problem = null;
-      this.#tell("changed", picture);
+    for (const image of this.images) {
+      if (image.state !== "waiting") continue;
+      image.problem = null;
+      this.#tell("changed", image);
     }
     this.#pump();
   }
 
   #pump() {
     while (!this.#paused && this.#flying < IN_FLIGHT) {
-      const next = this.pictures.find((picture) => picture.state === "waiting");
+      const next = this.images.find((image) => image.state === "waiting");
       if (!next) return;
       this.#send(next);
     }
   }
 
-  async #send(picture) {
-    picture.state = "sending";
+  async #send(image) {
+    image.state = "sending";
     this.#flying++;
     const sent = performance.now();
-    this.#tell("changed", picture);
+    this.#tell("changed", image);
     try {
       const most = this.limits.bytes;
-      if (most && picture.file.size > most) {
-        throw new Problem("bad_image", `the file has ${picture.file.size.toLocaleString("en")} bytes; the server takes ${most.toLocaleString("en")}`);
+      if (most && image.file.size > most) {
+        throw new Problem("bad_image", `the file has ${image.file.size.toLocaleString("en")} bytes; the server takes ${most.toLocaleString("en")}`);
       }
-      picture.answer = await detect(picture.file);
-      picture.elapsed = performance.now() - sent;
-      picture.state = "done";
+      image.answer = await detect(image.file);
+      image.elapsed = performance.now() - sent;
+      image.state = "done";
     } catch (error) {
-      picture.problem = error instanceof Problem ? error : new Problem("server", String(error));
-      picture.state = "failed";
-      if (AWAY.has(picture.problem.kind)) {
-        picture.state = "waiting"; // sent again when the server is back
+      image.problem = error instanceof Problem ? error : new Problem("server", String(error));
+      image.state = "failed";
+      if (AWAY.has(image.problem.kind)) {
+        image.state = "waiting"; // sent again when the server is back
         this.#paused = true;
-        this.#tell("away", picture.problem);
+        this.#tell("away", image.problem);
       }
     }
     this.#flying--;
-    this.#tell("changed", picture);
+    this.#tell("changed", image);
     this.#pump();
   }
 

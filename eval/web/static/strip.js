@@ -1,4 +1,4 @@
-// The row of small pictures below the big one, when there are several.
+// The row of thumbnails below the large image, when there are several.
 
 import { $, h } from "./dom.js";
 
@@ -9,83 +9,83 @@ export class Strip {
   #view;
   #entries = new Map(); // id -> {button, canvas, badge}
   #worker = null;
-  #waiting = new Map(); // id -> picture, of thumbnails being made
+  #waiting = new Map(); // id -> image, of thumbnails being made
 
   constructor(store, view) {
     this.#store = store;
     this.#view = view;
   }
 
-  /** Bring the row up to date with the pictures there are. */
+  /** Bring the row up to date with the images there are. */
   show() {
-    const { pictures, current } = this.#store;
-    $("strip").hidden = pictures.length < 2;
-    if (pictures.length < 2 && !this.#entries.size) return; // a lone picture's boxes are not to wait for this
-    const known = new Set(pictures.map((picture) => picture.id));
+    const { images, current } = this.#store;
+    $("strip").hidden = images.length < 2;
+    if (images.length < 2 && !this.#entries.size) return; // a lone image's boxes are not to wait for this
+    const known = new Set(images.map((image) => image.id));
     for (const [id, { item }] of this.#entries) {
       if (known.has(id)) continue;
       item.remove();
       this.#entries.delete(id);
     }
-    for (const picture of pictures) {
-      if (!this.#entries.has(picture.id)) this.#add(picture);
-      this.#update(picture, picture === current);
+    for (const image of images) {
+      if (!this.#entries.has(image.id)) this.#add(image);
+      this.#update(image, image === current);
     }
   }
 
   /** Bring the counts up to date. */
   count() {
-    for (const picture of this.#store.pictures) this.#update(picture, picture === this.#store.current);
+    for (const image of this.#store.images) this.#update(image, image === this.#store.current);
   }
 
-  #add(picture) {
+  #add(image) {
     const canvas = h("canvas", { width: 1, height: 1, "aria-hidden": "true" });
     const badge = h("span", { class: "badge" });
-    const button = h("button", { title: picture.name, onclick: () => this.#store.select(picture) }, canvas, badge);
+    const button = h("button", { title: image.name, onclick: () => this.#store.select(image) }, canvas, badge);
     const item = h("li", {}, button);
-    this.#entries.set(picture.id, { item, button, canvas, badge });
+    this.#entries.set(image.id, { item, button, canvas, badge });
     $("strip").append(item);
-    this.#shrink(picture, picture.file);
+    this.#shrink(image, image.file);
   }
 
-  #shrink(picture, file) {
+  #shrink(image, file) {
     if (!this.#worker) {
       this.#worker = new Worker("/static/thumbs-worker.js");
       this.#worker.addEventListener("message", ({ data }) => this.#made(data));
     }
-    this.#waiting.set(picture.id, picture);
-    this.#worker.postMessage({ id: picture.id, file });
+    this.#waiting.set(image.id, image);
+    this.#worker.postMessage({ id: image.id, file });
   }
 
-  #update(picture, current) {
-    const entry = this.#entries.get(picture.id);
+  #update(image, current) {
+    const entry = this.#entries.get(image.id);
     if (!entry) return;
     const { button, badge } = entry;
-    const count = picture.answer ? this.#view.shown(picture.answer).length : null;
-    badge.textContent = count ?? { failed: "!", sending: "…", waiting: "" }[picture.state];
-    button.dataset.state = picture.state;
-    button.setAttribute("aria-label", `${picture.name}, ${count === null ? WORDS[picture.state] : `${count} boxes`}`);
+    const count = image.answer ? this.#view.shown(image.answer).length : null;
+    badge.textContent = count ?? { failed: "!", sending: "…", waiting: "" }[image.state];
+    button.dataset.state = image.state;
+    button.setAttribute("aria-label", `${image.name}, ${count === null ? WORDS[image.state] : `${count} boxes`}`);
     if (current && button.getAttribute("aria-current") !== "true") button.scrollIntoView({ block: "nearest", inline: "nearest" });
     button.setAttribute("aria-current", String(current));
-    if (picture.answer && picture.thumbless) this.#fromPreview(picture);
+    if (image.answer && image.thumbless) this.#fromPreview(image);
   }
 
   #made({ id, bitmap }) {
-    const picture = this.#waiting.get(id);
+    const image = this.#waiting.get(id);
     this.#waiting.delete(id);
-    if (!picture) return;
+    if (!image) return;
     if (bitmap) {
       this.#draw(id, bitmap);
     } else {
-      picture.thumbless = true;
-      this.#update(picture, picture === this.#store.current);
+      image.thumbless = true;
+      this.#update(image, image === this.#store.current);
     }
   }
 
-  async #fromPreview(picture) {
-    picture.thumbless = false;
+  async #fromPreview(image) {
+    image.thumbless = false;
     try {
-      this.#shrink(picture, await picture.usePreview());
+      this.#shrink(image, await image.usePreview());
     } catch {
       // The entry stays without a thumbnail; its name and count are there.
     }

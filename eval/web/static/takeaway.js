@@ -2,9 +2,9 @@
 
 const round = (value) => Math.round(value * 100) / 100;
 
-/** The JSON of pictures: an object for one, an array for several. */
-export function asJson(pictures, view) {
-  const all = pictures.map(({ name, answer }) => ({
+/** The JSON of images: an object for one, an array for several. */
+export function asJson(images, view) {
+  const all = images.map(({ name, answer }) => ({
     file: name,
     width: answer.width,
     height: answer.height,
@@ -16,11 +16,11 @@ export function asJson(pictures, view) {
   return JSON.stringify(all.length === 1 ? all[0] : all, null, 1);
 }
 
-/** One COCO data set of pictures; ids of categories are the model's, of pictures and boxes their numbers. */
-export function asCoco(pictures, view) {
+/** One COCO data set of images; ids of categories are the model's, of images and boxes their numbers. */
+export function asCoco(images, view) {
   const categories = new Map();
   const annotations = [];
-  const images = pictures.map(({ name, answer }, n) => {
+  const records = images.map(({ name, answer }, n) => {
     const { classes, category_ids: ids } = answer.model;
     ids.forEach((id, kind) => categories.set(id, { id, name: classes[kind] }));
     for (const i of view.shown(answer)) {
@@ -38,7 +38,7 @@ export function asCoco(pictures, view) {
     }
     return { id: n + 1, file_name: name, width: answer.width, height: answer.height };
   });
-  return JSON.stringify({ images, categories: [...categories.values()], annotations }, null, 1);
+  return JSON.stringify({ images: records, categories: [...categories.values()], annotations }, null, 1);
 }
 
 /** Put text on the clipboard; returns whether it is there. */

@@ -1,4 +1,4 @@
-// Decodes pictures small, beside the page's thread.
+// Decodes images small, beside the page's thread.
 
 const HEIGHT = 112; // twice what is shown, for screens with fine pixels
 

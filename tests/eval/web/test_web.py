@@ -24,7 +24,7 @@ from tests.pictures import bad_pictures, checker, encode
 from tests.toys import CATEGORY_IDS, CLASSES
 
 pytestmark = pytest.mark.server
-PICTURE = encode(checker(300, 200))
+IMAGE = encode(checker(300, 200))
 ROOT = Path(__file__).parents[3]
 
 
@@ -40,9 +40,9 @@ def page(gateway: Gateway) -> Iterator[str]:
 
 
 def test_the_boxes_are_the_clients(page: str, server: TritonServer) -> None:
-    reply = ask(page, "/api/detect", PICTURE)
+    reply = ask(page, "/api/detect", IMAGE)
     with Client(server.grpc_url) as client:
-        (found,) = client.predict([PICTURE])
+        (found,) = client.predict([IMAGE])
     answer = reply.json
     assert reply.status == 200 and (answer["width"], answer["height"]) == (300, 200)
     assert len(answer["detections"]) == len(found) > 0
@@ -59,10 +59,10 @@ def test_a_phone_photo_is_upright(page: str) -> None:
     assert (answer["width"], answer["height"]) == (200, 300)
 
 
-def test_the_time_of_a_lone_picture_is_its_own(page: str, server: TritonServer) -> None:
+def test_the_time_of_a_lone_image_is_its_own(page: str, server: TritonServer) -> None:
     with Client(server.grpc_url) as client:
         before = counted(client)
-        timing = ask(page, "/api/detect", PICTURE).json["timing"]
+        timing = ask(page, "/api/detect", IMAGE).json["timing"]
         after = counted(client)
     assert timing["requests"] == 1
     assert [step["name"] for step in timing["steps"]] == ["preprocess", "retinanet"]
@@ -82,23 +82,21 @@ def test_the_time_among_others_is_called_a_mean(page: str, server: TritonServer)
     def others() -> None:
         with Client(server.grpc_url, concurrency=4) as client:
             while not stop.is_set():
-                list(client.predict_many([PICTURE] * 4))
+                list(client.predict_many([IMAGE] * 4))
 
     thread = threading.Thread(target=others)
     thread.start()
     try:
-        requests = [ask(page, "/api/detect", PICTURE).json["timing"]["requests"] for _ in range(8)]
+        requests = [ask(page, "/api/detect", IMAGE).json["timing"]["requests"] for _ in range(8)]
     finally:
         stop.set()
         thread.join()
     assert max(requests) > 1
 
 
-def test_pictures_at_once_are_answered_one_after_the_other(page: str) -> None:
+def test_images_at_once_are_answered_one_after_the_other(page: str) -> None:
     replies: list[Reply] = []
-    threads = [
-        threading.Thread(target=lambda: replies.append(ask(page, "/api/detect", PICTURE))) for _ in range(10)
-    ]
+    threads = [threading.Thread(target=lambda: replies.append(ask(page, "/api/detect", IMAGE))) for _ in range(10)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -109,17 +107,17 @@ def test_pictures_at_once_are_answered_one_after_the_other(page: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["empty", "text", "gif", "jpeg truncated", "png corrupt"])
-def test_a_bad_picture_has_the_servers_own_words(page: str, name: str) -> None:
-    picture, words = bad_pictures()[name]
-    reply = ask(page, "/api/detect", picture)
+def test_a_bad_image_has_the_servers_own_words(page: str, name: str) -> None:
+    image, words = bad_pictures()[name]
+    reply = ask(page, "/api/detect", image)
     assert reply.status == 400 and reply.json["kind"] == "bad_image" and words in reply.json["message"]
     assert "ensemble" not in reply.json["message"]
 
 
 def test_status_tells_models_counts_and_metrics(page: str) -> None:
     before = ask(page, "/api/status").json
-    ask(page, "/api/detect", PICTURE)
-    ask(page, "/api/detect", b"no picture")
+    ask(page, "/api/detect", IMAGE)
+    ask(page, "/api/detect", b"no image")
     threading.Event().wait(0.6)  # several pages share one look in half a second
     after = ask(page, "/api/status").json
     assert after["state"] == "ready" and re.fullmatch(r"2\.\d+\.\d+", after["version"])
@@ -139,7 +137,7 @@ def test_status_tells_models_counts_and_metrics(page: str) -> None:
 def test_status_over_http_is_the_same(server: TritonServer, page: str) -> None:
     with page_of(Gateway(f"http://{server.http_url}")) as other:
         status = ask(other, "/api/status").json
-        answer = ask(other, "/api/detect", PICTURE).json
+        answer = ask(other, "/api/detect", IMAGE).json
     expected = ask(page, "/api/status").json
     assert status["model"] == expected["model"] and status["metrics"] is None
     assert [m["name"] for m in status["models"]] == [m["name"] for m in expected["models"]]
@@ -150,8 +148,8 @@ def test_status_over_http_is_the_same(server: TritonServer, page: str) -> None:
     ("kind", "orientation", "size"), [("TIFF", 0, (300, 200)), ("PNG", 0, (300, 200)), ("JPEG", 6, (200, 300))]
 )
 def test_a_preview_is_an_upright_jpeg(page: str, kind: str, orientation: int, size: tuple[int, int]) -> None:
-    picture = encode(checker(300, 200), kind, **({"orientation": orientation} if orientation else {}))
-    reply = ask(page, "/api/preview", picture)
+    image = encode(checker(300, 200), kind, **({"orientation": orientation} if orientation else {}))
+    reply = ask(page, "/api/preview", image)
     assert reply.status == 200 and reply.headers["content-type"] == "image/jpeg"
     with Image.open(io.BytesIO(reply.body)) as preview:
         assert preview.size == size and preview.getexif().get(0x0112, 1) == 1
@@ -160,7 +158,7 @@ def test_a_preview_is_an_upright_jpeg(page: str, kind: str, orientation: int, si
 def test_a_preview_is_bounded(page: str) -> None:
     with Image.open(io.BytesIO(ask(page, "/api/preview", encode(checker(4000, 1000), "PNG")).body)) as preview:
         assert preview.size == (2560, 640)
-    assert ask(page, "/api/preview", b"no picture").status == 400
+    assert ask(page, "/api/preview", b"no image").status == 400
     bomb = encode(Image.new("1", (9000, 9000)), "PNG")
     assert len(bomb) < 100_000 and ask(page, "/api/preview", bomb).status == 400
 
@@ -191,16 +189,16 @@ def test_uploads_are_bounded(page: str) -> None:
     else:
         assert connection.getresponse().status == 413
     connection.close()
-    assert ask(page, "/api/detect", PICTURE).status == 200
+    assert ask(page, "/api/detect", IMAGE).status == 200
 
 
-def test_pictures_under_way_are_bounded(page: str) -> None:
+def test_images_under_way_are_bounded(page: str) -> None:
     with stuck_uploads(page, MOST_UPLOADS):
-        reply = ask(page, "/api/detect", PICTURE)
+        reply = ask(page, "/api/detect", IMAGE)
         assert reply.status == 503 and reply.json["kind"] == "overloaded"
         assert ask(page, "/api/status").status == 200
     deadline = time.monotonic() + 30
-    while ask(page, "/api/detect", PICTURE).status != 200:
+    while ask(page, "/api/detect", IMAGE).status != 200:
         assert time.monotonic() < deadline, "uploads that broke off are still counted"
 
 
@@ -224,7 +222,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_who_may_ask(page: str, name: str) -> None:
     headers, status = REFUSED[name]
-    reply = ask(page, "/api/detect", PICTURE, **headers)
+    reply = ask(page, "/api/detect", IMAGE, **headers)
     assert reply.status == status
     if status == 403:
         assert reply.json["kind"] == "refused"
@@ -261,7 +259,7 @@ def test_a_server_that_is_away_is_waited_for(repository: Path) -> None:
     http_port, grpc_port, metrics_port = free_ports(3)
     options = ServerOptions(http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port)
     with page_of(Gateway(f"127.0.0.1:{grpc_port}")) as url:
-        reply = ask(url, "/api/detect", PICTURE)
+        reply = ask(url, "/api/detect", IMAGE)
         assert reply.status == 503 and reply.json["kind"] == "down"
         assert f"no Triton server answers at grpc://127.0.0.1:{grpc_port}" in reply.json["message"]
         assert ask(url, "/api/status").json["state"] == "down"
@@ -272,10 +270,10 @@ def test_a_server_that_is_away_is_waited_for(repository: Path) -> None:
                 while ask(url, "/api/status").json["state"] != "ready":
                     assert time.monotonic() < deadline
                     time.sleep(0.1)
-                replies = [ask(url, "/api/detect", PICTURE) for _ in range(3)]
+                replies = [ask(url, "/api/detect", IMAGE) for _ in range(3)]
                 assert [reply.status for reply in replies] == [200] * 3
                 assert all(reply.json["timing"]["requests"] >= 1 for reply in replies)
-        assert ask(url, "/api/detect", PICTURE).json["kind"] == "down"
+        assert ask(url, "/api/detect", IMAGE).json["kind"] == "down"
 
 
 def test_a_server_with_another_model_says_so(server: TritonServer) -> None:

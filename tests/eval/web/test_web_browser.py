@@ -70,19 +70,19 @@ def page(browser: Any, url: str) -> Iterator[Any]:
         yield tab
 
 
-def test_a_page_without_pictures_explains_itself(page: Any) -> None:
+def test_a_page_without_images_explains_itself(page: Any) -> None:
     text = page.inner_text("#empty")
-    for word in ("Drop pictures here", "choose files", "disc, box, étoile filante", "32 MiB", "forgotten"):
+    for word in ("Drop images here", "choose files", "disc, box, étoile filante", "32 MiB", "forgotten"):
         assert word in text
     assert page.locator("#take").is_hidden() and page.locator("#time").is_hidden()
 
 
 @pytest.mark.parametrize("how", [DROP, PASTE], ids=["dropped", "pasted"])
 def test_boxes_are_drawn_where_the_server_said(page: Any, server: TritonServer, how: str) -> None:
-    picture = encode(checker(300, 200))
-    hand(page, how, "checker.jpg", picture)
+    image = encode(checker(300, 200))
+    hand(page, how, "checker.jpg", image)
     wait_for_boxes(page)
-    assert_drawn(page, expected(server, picture))
+    assert_drawn(page, expected(server, image))
     assert page.inner_text("#caption-name") == "checker.jpg" and "300 \u00d7 200" in page.inner_text(
         "#caption-size"
     )
@@ -90,14 +90,14 @@ def test_boxes_are_drawn_where_the_server_said(page: Any, server: TritonServer, 
 
 def test_the_lines_pixels_have_the_classes_colour(page: Any, server: TritonServer, tmp_path: Path) -> None:
     """Read from a screenshot: at each edge's middle, unless another box or a label lies there."""
-    picture = encode(checker(300, 200))
-    choose(page, ("checker.jpg", picture))
+    image = encode(checker(300, 200))
+    choose(page, ("checker.jpg", image))
     wait_for_boxes(page)
     page.uncheck("#labels-on")
-    found = expected(server, picture)
+    found = expected(server, image)
     page.screenshot(path=tmp_path / "page.png")
     screen = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
-    frame = page.locator("#picture").bounding_box()
+    frame = page.locator("#image").bounding_box()
     scale = frame["width"] / 300
     hits = 0
     for (x1, y1, x2, y2), kind in zip(found.boxes.tolist(), found.classes.tolist(), strict=True):
@@ -116,45 +116,45 @@ def test_the_lines_pixels_have_the_classes_colour(page: Any, server: TritonServe
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
 def test_phone_photos(page: Any, server: TritonServer, orientation: int) -> None:
-    picture = encode(checker(300, 200), orientation=orientation)
-    choose(page, ("phone.jpg", picture))
+    image = encode(checker(300, 200), orientation=orientation)
+    choose(page, ("phone.jpg", image))
     wait_for_boxes(page)
-    until(lambda: page.evaluate("document.getElementById('picture').naturalWidth"), "the picture was not shown")
+    until(lambda: page.evaluate("document.getElementById('image').naturalWidth"), "the image was not shown")
     size = page.evaluate(
-        "[document.getElementById('picture').naturalWidth, document.getElementById('picture').naturalHeight]"
+        "[document.getElementById('image').naturalWidth, document.getElementById('image').naturalHeight]"
     )
-    found = expected(server, picture)
+    found = expected(server, image)
     assert found.size is not None and size == [found.size[1], found.size[0]]
     assert_drawn(page, found)
 
 
 def test_boxes_stay_at_any_zoom(page: Any, server: TritonServer) -> None:
-    picture = encode(checker(300, 200))
-    choose(page, ("checker.jpg", picture))
+    image = encode(checker(300, 200))
+    choose(page, ("checker.jpg", image))
     wait_for_boxes(page)
-    width = page.locator("#picture").bounding_box()["width"]
+    width = page.locator("#image").bounding_box()["width"]
     for _ in range(3):
         page.keyboard.press("+")
-    assert page.locator("#picture").bounding_box()["width"] > 2 * width
-    assert_drawn(page, expected(server, picture), tolerance=0.1 + 0.6)
+    assert page.locator("#image").bounding_box()["width"] > 2 * width
+    assert_drawn(page, expected(server, image), tolerance=0.1 + 0.6)
     stroke = page.evaluate("getComputedStyle(document.querySelector('#boxes .box')).vectorEffect")
     assert stroke == "non-scaling-stroke", "lines keep their width"
     page.keyboard.press("0")
-    assert page.locator("#picture").bounding_box()["width"] == pytest.approx(width)
+    assert page.locator("#image").bounding_box()["width"] == pytest.approx(width)
 
 
 def test_score_and_classes_ask_the_server_nothing(page: Any, server: TritonServer) -> None:
-    picture = encode(checker(300, 200))
-    choose(page, ("checker.jpg", picture))
+    image = encode(checker(300, 200))
+    choose(page, ("checker.jpg", image))
     wait_for_boxes(page)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    everything = expected(server, picture, 0.0)
+    everything = expected(server, image, 0.0)
     page.locator("#score").fill("0.05")
     assert len(drawn(page)) == len(everything) == page.locator("#list li").count()
     score = round(float(np.median(everything.scores)), 2)
     page.locator("#score").fill(str(score))
-    above = expected(server, picture, score)
+    above = expected(server, image, score)
     assert 0 < len(above) < len(everything)
     assert_drawn(page, above)
     assert f"{len(above)} of {len(everything)} boxes" in page.inner_text("#count")
@@ -206,9 +206,9 @@ def test_the_keyboard_is_enough(page: Any) -> None:
     page.keyboard.press("Escape")
     page.keyboard.press("Delete")
     assert page.inner_text("#caption-name") == "a.jpg"
-    page.locator("#tab-pictures").focus()
+    page.locator("#tab-images").focus()
     page.keyboard.press("ArrowRight")
-    assert page.locator("#server").is_visible() and page.locator("#pictures").is_hidden()
+    assert page.locator("#server").is_visible() and page.locator("#images").is_hidden()
     unnamed = page.evaluate(
         "[...document.querySelectorAll('button,input')].filter((e) => e.checkVisibility() && !e.labels?.length &&"
         " !(e.textContent.trim() || e.ariaLabel)).length"
@@ -238,35 +238,35 @@ def test_a_busy_server_may_be_asked_again(page: Any, url: str) -> None:
 
 
 def test_a_format_the_browser_does_not_know(page: Any, server: TritonServer) -> None:
-    picture = encode(checker(300, 200), "TIFF")
-    choose(page, ("scan.tiff", picture), kind="image/tiff")
+    image = encode(checker(300, 200), "TIFF")
+    choose(page, ("scan.tiff", image), kind="image/tiff")
     wait_for_boxes(page)
     until(lambda: page.evaluate(f"{IMAGE}.naturalWidth") == 300, "no preview came")
-    assert_drawn(page, expected(server, picture))
+    assert_drawn(page, expected(server, image))
 
 
-def test_ten_pictures_at_once(page: Any, server: TritonServer) -> None:
-    pictures = [encode(checker(300 + 10 * n, 200, seed=n)) for n in range(10)]
-    choose(page, *((f"{n}.jpg", picture) for n, picture in enumerate(pictures)))
+def test_ten_images_at_once(page: Any, server: TritonServer) -> None:
+    images = [encode(checker(300 + 10 * n, 200, seed=n)) for n in range(10)]
+    choose(page, *((f"{n}.jpg", image) for n, image in enumerate(images)))
     until(lambda: page.locator("#strip button[data-state=done]").count() == 10, "not all were answered")
     counts = [int(text) for text in page.locator("#strip .badge").all_inner_texts()]
-    assert counts == [len(expected(server, picture)) for picture in pictures]
+    assert counts == [len(expected(server, image)) for image in images]
     until(
         lambda: page.evaluate("[...document.querySelectorAll('#strip canvas')].every((c) => c.height === 112)"),
         "thumbs",
     )
     for n in (3, 9):
         page.click(f"#strip li:nth-child({n + 1}) button")
-        assert_drawn(page, expected(server, pictures[n]))
-    assert "Of this picture alone" in page.inner_text("#time-note")
+        assert_drawn(page, expected(server, images[n]))
+    assert "Of this image alone" in page.inner_text("#time-note")
     rows = page.inner_text("#parts")
     assert "preprocess" in rows and "retinanet" in rows and "queues" in rows
 
 
 def test_what_is_copied_is_what_predict_prints(browser: Any, url: str, server: TritonServer) -> None:
-    pictures = {"a.jpg": encode(checker(300, 200)), "b.jpg": encode(checker(240, 200, seed=4))}
+    images = {"a.jpg": encode(checker(300, 200)), "b.jpg": encode(checker(240, 200, seed=4))}
     with opened(browser, url, permissions=["clipboard-read", "clipboard-write"]) as page:
-        choose(page, *pictures.items())
+        choose(page, *images.items())
         until(lambda: page.locator("#strip button[data-state=done]").count() == 2, "not all were answered")
 
         def copied(kind: str) -> Any:
@@ -274,7 +274,7 @@ def test_what_is_copied_is_what_predict_prints(browser: Any, url: str, server: T
             until(lambda: "Copied" in page.inner_text("#copied"), "nothing was copied")
             return json.loads(page.evaluate("navigator.clipboard.readText()"))
 
-        found = {name: expected(server, picture) for name, picture in pictures.items()}
+        found = {name: expected(server, image) for name, image in images.items()}
         with Client(server.grpc_url) as client:
             names, ids = client.class_names, client.category_ids
         assert copied("json") == json.loads(json_line(Path("a.jpg"), found["a.jpg"], names))
@@ -292,12 +292,12 @@ def test_what_is_copied_is_what_predict_prints(browser: Any, url: str, server: T
 
 
 def test_a_narrow_screen(browser: Any, url: str, server: TritonServer) -> None:
-    picture = encode(checker(300, 200))
+    image = encode(checker(300, 200))
     with opened(browser, url, viewport=NARROW, device_scale_factor=3, has_touch=True) as page:
-        choose(page, ("checker.jpg", picture))
+        choose(page, ("checker.jpg", image))
         wait_for_boxes(page)
-        assert_drawn(page, expected(server, picture))
-        for tab in ("pictures", "server"):
+        assert_drawn(page, expected(server, image))
+        for tab in ("images", "server"):
             page.click(f"#tab-{tab}")
             assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"], "it scrolls sideways"
         assert page.locator("#server table").is_visible()
@@ -309,7 +309,7 @@ def test_the_server_tab_counts(page: Any) -> None:
     page.click("#server .choice label:nth-child(2)")
     requests = "#server tbody tr:nth-child(1) td:nth-child(3)"
     before = int(page.inner_text(requests).replace(",", ""))
-    page.click("#tab-pictures")
+    page.click("#tab-images")
     choose(page, ("checker.jpg", encode(checker(300, 200))))
     wait_for_boxes(page)
     page.click("#tab-server")
@@ -322,16 +322,16 @@ def test_the_server_tab_counts(page: Any) -> None:
 def test_the_server_goes_and_comes_back(browser: Any, repository: Path) -> None:
     http_port, grpc_port, metrics_port = free_ports(3)
     options = ServerOptions(http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port)
-    picture = encode(checker(300, 200))
+    image = encode(checker(300, 200))
     with page_of(Gateway(f"127.0.0.1:{grpc_port}")) as url, opened(browser, url, ready=False) as page:
         until(lambda: "no Triton server answers" in page.inner_text("#banner"), "no banner")
-        choose(page, ("early.jpg", picture))
+        choose(page, ("early.jpg", image))
         until(lambda: "The server is away" in page.inner_text("#problem"), "no words about the outage")
         with TritonServer(repository, options) as running:
             running.wait_until_ready(60)
             wait_for_boxes(page)  # by itself
             assert page.locator("#banner").is_hidden() and page.locator("#problem").is_hidden()
-            assert_drawn(page, expected(running, picture))
+            assert_drawn(page, expected(running, image))
         until(lambda: page.get_attribute("#state", "data-state") == "away", "the outage was not noticed")
         assert page.locator("#boxes g").count() > 0, "what was answered stays"
         page.click("#tab-server")
@@ -361,16 +361,14 @@ LONG_TASKS = """() => {
 
 
 def test_twenty_megapixels_do_not_freeze_the_page(browser: Any, url: str, server: TritonServer) -> None:
-    picture = encode(checker(5472, 3648, cell=300), quality=90)
+    image = encode(checker(5472, 3648, cell=300), quality=90)
     with opened(browser, url) as page:
         page.evaluate(LONG_TASKS)
-        choose(page, ("photo.jpg", picture))
+        choose(page, ("photo.jpg", image))
         wait_for_boxes(page)
         for _ in range(4):
             page.keyboard.press("+")
         page.keyboard.press("0")
-        until(lambda: page.evaluate(f"{IMAGE}.complete"), "the picture was not shown")
-        assert_drawn(
-            page, expected(server, picture), tolerance=12
-        )  # a quarter of a pixel on the screen is 2 of its
+        until(lambda: page.evaluate(f"{IMAGE}.complete"), "the image was not shown")
+        assert_drawn(page, expected(server, image), tolerance=12)  # a quarter of a pixel on the screen is 2 of its
         assert page.evaluate("window.longest") < 250, "ms; a decode on the page's thread takes more"

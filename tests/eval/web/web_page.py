@@ -1,4 +1,4 @@
-"""The page in a browser's tab, for tests: opening it, handing it pictures, reading what it drew."""
+"""The page in a browser's tab, for tests: opening it, handing it images, reading what it drew."""
 
 import base64
 import time
@@ -12,7 +12,7 @@ from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.detections import Detections
 
 SCORE = 0.05  # the toy detector is never surer than 0.1; the page itself starts at 0.3
-IMAGE = "document.getElementById('picture')"
+IMAGE = "document.getElementById('image')"
 FOCUSED = "Number(document.activeElement.closest('li')?.dataset.index)"
 THUMBNAILS = "[...document.querySelectorAll('#strip canvas')].every((canvas) => canvas.height === 112)"
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
@@ -81,16 +81,16 @@ def hand(page: Any, how: str, name: str, data: bytes, kind: str = "image/jpeg") 
     page.evaluate(how, [name, base64.b64encode(data).decode(), kind])
 
 
-def expected(server: TritonServer, picture: bytes, score: float = SCORE) -> Detections:
+def expected(server: TritonServer, image: bytes, score: float = SCORE) -> Detections:
     with Client(server.grpc_url) as client:
-        return client.predict([picture])[0].above(score)
+        return client.predict([image])[0].above(score)
 
 
 def drawn(page: Any) -> list[dict[str, float]]:
-    """The rectangles on the screen, in the picture's pixels by where the picture itself is on the screen."""
+    """The rectangles on the screen, in the image's pixels by where the image itself is on the screen."""
     rectangles: list[dict[str, float]] = page.evaluate(
         """() => {
-          const frame = document.getElementById("picture").getBoundingClientRect();
+          const frame = document.getElementById("image").getBoundingClientRect();
           const view = document.getElementById("boxes").getAttribute("viewBox");
           const [, , width, height] = view.split(" ").map(Number);
           const x = (value) => ((value - frame.left) / frame.width) * width;

@@ -17,7 +17,7 @@ from tests.eval.web.web_server import ask, run_web
 from tests.pictures import checker, encode
 
 pytestmark = pytest.mark.server
-PICTURE = encode(checker(300, 200))
+IMAGE = encode(checker(300, 200))
 ROOT = Path(__file__).parents[3]
 
 
@@ -27,7 +27,7 @@ def test_the_command_serves_until_ctrl_c(server: TritonServer) -> None:
         url = process.stdout.readline().split()[-1]
         assert f"grpc://{server.grpc_url}" in process.stdout.readline()
         assert ask(url, "/").body.startswith(b"<!doctype html>")
-        assert ask(url, "/api/detect", PICTURE).status == 200
+        assert ask(url, "/api/detect", IMAGE).status == 200
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 0
