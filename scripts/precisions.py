@@ -167,7 +167,9 @@ def to_dict(rows: Sequence[Row], command: str) -> dict[str, Any]:
 
 def random_spec(backbone: str, size: tuple[int, int]) -> DetectorSpec:
     """Return the detector of 80 classes that is timed where nothing is trained."""
-    return DetectorSpec.create([f"class {number}" for number in range(80)], size=size, backbone=backbone)
+    return DetectorSpec.create(
+        [f"class {number}" for number in range(80)], size=size, backbone=backbone, norm="none"
+    )
 
 
 def random_checkpoint(backbone: str, path: Path, size: tuple[int, int]) -> None:

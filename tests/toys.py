@@ -23,6 +23,7 @@ def toy_spec() -> DetectorSpec:
         width=8,
         fpn_channels=16,
         head_depth=1,
+        norm="none",
     )
 
 

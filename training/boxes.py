@@ -13,21 +13,21 @@ from retinaserve.training.spec import DELTA_CLAMP
 
 
 def area(boxes: Tensor) -> Tensor:
-    """Return the areas (N,) of boxes (N, 4)."""
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    """Return the areas (...) of boxes (..., 4)."""
+    return (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
 
 
-def intersection(first: Tensor, second: Tensor) -> Tensor:
-    """Return the areas (N, M) shared by boxes (N, 4) and (M, 4)."""
-    low = torch.maximum(first[:, None, :2], second[None, :, :2])
-    high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
-    return (high - low).clamp(min=0).prod(dim=2)
+def intersection(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return the areas that boxes share; (..., 4) and (..., 4) are broadcast."""
+    low = torch.maximum(boxes[..., :2], others[..., :2])
+    high = torch.minimum(boxes[..., 2:], others[..., 2:])
+    return (high - low).clamp(min=0).prod(dim=-1)
 
 
-def iou(first: Tensor, second: Tensor) -> Tensor:
-    """Return the overlaps (N, M) of boxes (N, 4) and (M, 4), in 0..1; boxes without an area overlap nothing."""
-    shared = intersection(first, second)
-    union = area(first)[:, None] + area(second)[None, :] - shared
+def iou_matrix(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return the IoU (N, M) of boxes (N, 4) with others (M, 4), in 0..1; boxes without an area overlap nothing."""
+    shared = intersection(boxes[:, None], others[None])
+    union = area(boxes)[:, None] + area(others)[None] - shared
     return torch.where(union > 0, shared / union, 0.0)
 
 
@@ -44,12 +44,6 @@ def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
     centres = deltas[:, :2] * anchor_sizes + anchor_centres
     halves = deltas[:, 2:].clamp(max=DELTA_CLAMP).exp() * anchor_sizes / 2
     return torch.cat((centres - halves, centres + halves), dim=1)
-
-
-def clip(boxes: Tensor, height: float, width: float) -> Tensor:
-    """Return the boxes cut to a picture's area."""
-    limits = boxes.new_tensor((width, height, width, height))
-    return torch.minimum(boxes.clamp(min=0), limits)
 
 
 def _centres(boxes: Tensor) -> tuple[Tensor, Tensor]:

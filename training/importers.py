@@ -176,7 +176,7 @@ def import_odtk(
         tuple(categories),
         size,
         _rows(table),
-        Network(ODTK_BACKBONES[names[0]], width, _pyramid_width(weights)),
+        Network(ODTK_BACKBONES[names[0]], width, _pyramid_width(weights), norm="none"),
     )
     note = f"predecessor's {names[0]}, {count} classes, {convention} anchors"
     return _checked(spec, _with_counters(weights), (note,))

@@ -3,8 +3,8 @@
     spec = DetectorSpec.create(["cat", "dog"], size=(512, 512), backbone="resnet18")
     DetectorSpec.from_json(spec.to_json()) == spec
 
-It knows tensor names, anchors, thresholds, normalisation and the size of the network, and nothing of torch,
-so that a client, a build tool or a test can read it anywhere. It holds no weights and computes no boxes.
+Tensor names, anchors, thresholds, normalisation and the size of the network, without torch, so that a client, a
+build tool or a test can read it anywhere.
 """
 
 import json
@@ -16,8 +16,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from retinaserve.training.anchors import base_anchors
-from retinaserve.training.errors import UserError
+from retinaserve.training.anchors import base_anchors, grid_anchors
+from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.settings import check_settings, setting
 
 __all__ = ["DetectorSpec", "Network"]
 
@@ -114,28 +115,27 @@ BACKBONES: Mapping[str, ResNetLayout | MobileNetLayout] = {
 class Network:
     """The size of the network: a detector of 1 M parameters is a configuration, not another model."""
 
-    backbone: str = "resnet50"
-    width: int = 64  # 64 is the published network; every layer of the backbone is narrower or wider with it
-    fpn_channels: int = 256
-    head_depth: int = 4  # 3x3 convolutions in each head before its output convolution
-    norm: str = "none"  # "batch", "group": in the pyramid and the heads too, which training from scratch needs
+    backbone: str = setting("resnet50", "What finds the features.", choices=tuple(BACKBONES))
+    width: int = setting(64, "Of the backbone; 64 is the published network.", low=1)
+    fpn_channels: int = setting(256, "Channels of pyramid and heads.", low=1)
+    head_depth: int = setting(4, "Convolutions before each head's output.", low=0)
+    # training from scratch needs one
+    norm: str = setting("batch", "Normalisation of pyramid and heads.", choices=NORMS)
     # Imported weights differ in these: torchvision's first RetinaNet makes P6 from P5, its second has norms in the
     # heads alone.
-    p6_from: str = "c5"
+    p6_from: str = setting("c5", choices=P6_SOURCES)
     pyramid_norm: bool = True  # where there is a `norm`
 
     def __post_init__(self) -> None:
-        if self.backbone not in BACKBONES:
-            raise UserError(f"backbone {self.backbone!r} is not known", f"one of: {', '.join(BACKBONES)}")
-        for name in ("width", "fpn_channels"):
-            if getattr(self, name) < 1:
-                raise UserError(f"network {name} is {getattr(self, name)}", "a positive number is expected")
-        if self.head_depth < 0:
-            raise UserError(f"network head_depth is {self.head_depth}", "0 or more is expected")
-        if self.norm not in NORMS:
-            raise UserError(f"network norm is {self.norm!r}", f"one of: {', '.join(NORMS)}")
-        if self.p6_from not in P6_SOURCES:
-            raise UserError(f"network p6_from is {self.p6_from!r}", f"one of: {', '.join(P6_SOURCES)}")
+        check_settings(self, "network ", code=Exit.BAD_DATA)
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a new detector is asked for besides its network."""
+
+    size: tuple[int, int] = setting((512, 512), "Input of the network.", low=32, metavar="H W")
+    anchor_size: float = setting(4.0, "In strides.", low=0, open_low=True)
 
 
 @dataclass(frozen=True)
@@ -185,29 +185,24 @@ class DetectorSpec:
         cls,
         classes: Sequence[str],
         *,
-        size: tuple[int, int] = (512, 512),
-        backbone: str = "resnet50",
-        width: int = 64,
-        fpn_channels: int = 256,
-        head_depth: int = 4,
-        norm: str = "none",
-        p6_from: str = "c5",
-        pyramid_norm: bool = True,
+        size: tuple[int, int] = Design.size,
+        anchor_size: float = Design.anchor_size,
         category_ids: Sequence[int] | None = None,
-        base_size: float = 4.0,
         **settings: Any,
     ) -> Self:
         """Return a spec with the default anchors; category ids count from 1 unless given.
 
-        `base_size` is an anchor's side in strides; lower it for small objects. `settings` are further fields.
+        anchor_size: side of an anchor in strides, lower for small objects; settings: further fields of `Network`
+        and of the spec.
         """
-        table = base_anchors(settings.get("strides", STRIDES), base_size=base_size)
+        table = base_anchors(settings.get("strides", STRIDES), base_size=anchor_size)
+        network = {each.name: settings.pop(each.name) for each in fields(Network) if each.name in settings}
         return cls(
             classes=tuple(classes),
             category_ids=tuple(category_ids if category_ids is not None else range(1, len(classes) + 1)),
             size=size,
-            anchors=tuple(tuple(_box(row) for row in level) for level in table),
-            network=Network(backbone, width, fpn_channels, head_depth, norm, p6_from, pyramid_norm),
+            anchors=anchor_rows(table),
+            network=Network(**network),
             **settings,
         )
 
@@ -215,6 +210,13 @@ class DetectorSpec:
     def anchor_table(self) -> npt.NDArray[np.float32]:
         """The anchors as a (levels, A, 4) array."""
         return np.asarray(self.anchors, np.float32)
+
+    def all_anchors(self) -> npt.NDArray[np.float32]:
+        """Return the anchors of all levels (N, 4), each level in the order of a flattened (A, h, w) map."""
+        levels = enumerate(zip(self.anchor_table, self.strides, strict=True))
+        return np.concatenate(
+            [grid_anchors(table, stride, *self.feature_size(level)) for level, (table, stride) in levels]
+        )
 
     @property
     def anchors_per_cell(self) -> int:
@@ -283,14 +285,16 @@ class DetectorSpec:
             raise UserError(f"detector spec has unknown fields: {', '.join(unknown)}")
         try:
             values = {name: _frozen(value) for name, value in data.items() if name in known - {"network"}}
-            return cls(network=Network(**data["network"]), **values)
+            # the first specs had no norm to choose
+            return cls(network=Network(**{"norm": "none", **data["network"]}), **values)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"detector spec is incomplete: {error}") from None
 
 
-def _box(row: npt.NDArray[np.float32]) -> Box:
-    x1, y1, x2, y2 = (float(value) for value in row)
-    return x1, y1, x2, y2
+def anchor_rows(table: npt.NDArray[np.float32]) -> tuple[tuple[Box, ...], ...]:
+    """Return a (levels, A, 4) array as the spec keeps it."""
+    rows: tuple[tuple[Box, ...], ...] = _frozen(table.tolist())
+    return rows
 
 
 def _frozen(value: Any) -> Any:

@@ -5,25 +5,31 @@
 def verb(server: str, tls: TlsFiles | None) -> None: ...
 """
 
+import difflib
 import functools
 import shlex
 from collections.abc import Callable
+from dataclasses import Field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
+from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.settings import Setting, plain_type, settings_of
 from retinaserve.training.spec import DETECTOR
 
 if TYPE_CHECKING:
     from retinaserve.eval.client.transport import TlsFiles
 
+Verb = TypeVar("Verb", bound=Callable[..., None])
 Protocol = Literal["grpc", "http"]
 
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 COUNT = click.IntRange(min=1)
+POSITIVE = click.FloatRange(min=0, min_open=True)
 SERVER_HELP = "The Triton server: HOST:PORT, or grpc://, http://, grpcs:// or https:// before it"
 
 server_option = click.option(
@@ -104,3 +110,94 @@ def report_options(verb: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(options):
         verb = option(verb)
     return verb
+
+
+def setting_options(
+    record: type, *, names: tuple[str, ...] | None = None, **defaults: Any
+) -> Callable[[Verb], Verb]:
+    """Add an option for each setting of a dataclass, or for those of `names`; `defaults` are the verb's own."""
+    chosen = [
+        (each, known)
+        for each, known in settings_of(record)
+        if known.help and (names is None or known.name in names)
+    ]
+
+    def add(verb: Verb) -> Verb:
+        for each, known in reversed(chosen):
+            verb = _setting_option(each, known, defaults.get(known.name, each.default))(verb)
+        return verb
+
+    return add
+
+
+def _setting_option(each: Field[Any], known: Setting, default: Any) -> Callable[[Verb], Verb]:
+    kind = plain_type(each.type)
+    if kind is bool:
+        return click.option(*known.flags, is_flag=True, default=default, help=known.help)
+    parts = get_args(kind) if get_origin(kind) is tuple else (kind,)
+    allowed: Any = click.Choice(known.choices)
+    if not known.choices:
+        number: Any = click.FloatRange if float in parts else click.IntRange
+        allowed = number(known.low, known.high, min_open=known.open_low, max_open=known.open_high)
+    many: dict[str, Any] = {"multiple": True} if Ellipsis in parts else {"nargs": len(parts)}
+    return click.option(
+        *known.flags,
+        type=allowed,
+        default=None if default == () else default,
+        metavar=known.metavar,
+        help=known.help,
+        **many,
+    )
+
+
+def use_config(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
+    """Let a file's values stand for the defaults of a command: the callback of an eager --config."""
+    if value is not None and not context.resilient_parsing:
+        context.default_map = {**(context.default_map or {}), **load_config(value, context)}
+
+
+config_option = click.option(
+    "--config",
+    type=PATH,
+    is_eager=True,
+    expose_value=False,
+    callback=use_config,
+    help="YAML file whose keys are flags, or the name of a recipe; flags override it.",
+)
+
+
+def load_config(path: Path, context: click.Context) -> dict[str, Any]:
+    """Return a file's values by the names of the command's parameters.
+
+    Raises UserError for a key that is no flag, a value that its flag would refuse, and for what is not YAML.
+    """
+    from retinaserve.training.trainer.record import find_settings, read_settings
+
+    path = find_settings(path)
+    known = {
+        flag.lstrip("-").replace("-", "_"): parameter
+        for parameter in context.command.params
+        if isinstance(parameter, click.Option) and parameter.name not in ("config", "override", "help")
+        for flag in parameter.opts
+    }
+    values: dict[str, Any] = {}
+    for key, value in read_settings(path).items():
+        option = known.get(str(key).replace("-", "_"))
+        if option is None:
+            near = difflib.get_close_matches(str(key).replace("-", "_"), known, 1, 0.5)
+            raise UserError(
+                f"{path}: {key!r} is not a flag of {context.info_name or context.command.name}",
+                f"did you mean {near[0].replace('_', '-')!r}?" if near else "see --help for those there are",
+                code=Exit.USAGE,
+            )
+        if value is None:
+            continue
+        try:
+            option.type_cast_value(context, value)
+        except click.BadParameter as error:
+            raise UserError(
+                f"{path}: {key}: {error.message.rstrip('.')}", f"it is {value!r}", code=Exit.USAGE
+            ) from None
+        assert option.name is not None
+        values[option.name] = value
+    return values

@@ -1,11 +1,12 @@
-"""What `train` says while it works: what it is about to do, one live line, and scores as they come.
+"""What `train` prints while it works: what it is about to do, one live line, and scores as they come.
 
     announce(dataset, spec, config)
     live = Line(); live.show(progress); live.end()
 
-To stderr: one line that changes on a terminal, a line a report elsewhere. Of several processes the first talks.
+To stderr: one line that changes on a terminal, a line per report elsewhere.
 """
 
+import functools
 import json
 import os
 import sys
@@ -19,28 +20,31 @@ import torch
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.data.label_statistics import LabelStatistics
 from retinaserve.training.spec import DetectorSpec
+from retinaserve.training.trainer.config import BASE_RATES, REFERENCE_BATCH, TrainConfig
 from retinaserve.training.trainer.progress import Progress
-from retinaserve.training.trainer.schedule import BASE_RATES, REFERENCE_BATCH
-from retinaserve.training.trainer.settings import TrainConfig
 from retinaserve.training.trainer.validate import Scores
 
 MOST_CLASSES = 6
 UNIMPORTANT = ("report_every", "save_every", "val_every", "workers", "loader")  # for what is learnt
 MANY = 500_000  # images to learn from, more than a CPU gets through in a working day
-FEW = 0.9  # share of boxes that fit an anchor, below which it is worth a word
+FEW = 0.9  # share of boxes that fit an anchor, below which advice is given
+
+note = functools.partial(click.echo, err=True)
 
 
-def announce(dataset: CocoDataset, spec: DetectorSpec, config: TrainConfig, *, world: int, lr_given: bool) -> None:
-    """Say what is about to be trained, and how."""
+def announce(
+    dataset: CocoDataset, spec: DetectorSpec, config: TrainConfig, *, processes: int, lr_given: bool
+) -> None:
+    """Print what is about to be trained, and how."""
     network = spec.network
     epochs = config.iterations * config.batch / len(dataset)
-    _say(
+    note(
         f"{len(dataset)} images, {dataset.box_count} boxes, {len(spec.classes)} classes; "
         f"{network.backbone} of width {network.width} at {spec.size[0]} x {spec.size[1]}; "
         f"{config.iterations} iterations of {config.batch} ({epochs:.1f} epochs)"
     )
     if config.shorter is not None:
-        _say(
+        note(
             f"trained at a shorter side of {config.shorter}, at most {config.longest}; "
             f"exported and validated at {spec.size[0]} x {spec.size[1]}"
         )
@@ -48,43 +52,43 @@ def announce(dataset: CocoDataset, spec: DetectorSpec, config: TrainConfig, *, w
     if not lr_given:
         rate = f"{BASE_RATES[config.optimizer]:g} x batch {config.batch} / {REFERENCE_BATCH}; --lr sets it"
     course = f"x {config.gamma:g} at {_list(config.milestones)}" if config.milestones else "cosine to zero"
-    team = f"; {world} processes with {config.batch // world} images each" if world > 1 else ""
-    _say(
+    shared = f"; {processes} processes with {config.batch // processes} images each" if processes > 1 else ""
+    note(
         f"{config.optimizer}, learning rate {config.lr:.3g} ({rate}), "
-        f"{config.warmup} iterations of warm-up, {course}{team}"
+        f"{config.warmup} iterations of warm-up, {course}{shared}"
     )
     without_gpu = not torch.cuda.is_available()
     if without_gpu and config.iterations * config.batch > MANY:
-        _say("without a GPU this may take days: --config cpu is a recipe that takes an hour")
+        note("without a GPU this may take days: --config cpu is a recipe that takes an hour")
     if without_gpu and crowded(os.getloadavg()[0], os.cpu_count() or 1, torch.get_num_threads()):
-        _say("other programs keep this machine busy: with OMP_NUM_THREADS=1 in front it may be many times faster")
+        note("other programs keep this machine busy: with OMP_NUM_THREADS=1 in front it may be many times faster")
     if config.compile:
-        _say("the first iteration compiles the network, which takes a minute or more")
+        note("the first iteration compiles the network, which takes a minute or more")
 
 
 def crowded(load: float, cores: int, threads: int) -> bool:
-    """Say whether torch's threads would wait for each other, which has cost up to forty times."""
+    """Return whether torch's threads would wait for each other, which has cost up to forty times."""
     return threads > 1 and load + threads > 2 * cores
 
 
 def announce_labels(statistics: LabelStatistics) -> None:
-    """Say what the labels are like, and whether the anchors fit them."""
+    """Print what the labels are like, and whether the anchors fit them."""
     counts = sorted(statistics.per_class.items(), key=lambda item: -item[1])
     shown = ", ".join(f"{name} {count}" for name, count in counts[:MOST_CLASSES])
     more = f" and {len(counts) - MOST_CLASSES} more classes" if len(counts) > MOST_CLASSES else ""
     rest = f"; {statistics.empty_images} images without boxes" if statistics.empty_images else ""
     rest += f"; {statistics.crowds} crowd regions" if statistics.crowds else ""
-    _say(f"labels: {shown}{more}{rest}")
+    note(f"labels: {shown}{more}{rest}")
     if len(statistics.sizes):
         sides = statistics.sizes.prod(axis=1) ** 0.5
         small, large = sorted(sides)[len(sides) // 20], sorted(sides)[len(sides) * 19 // 20]
         fit = f"{statistics.covered:.0%} of them fit an anchor"
         advice = "; see --anchor-size and --size" if statistics.covered < FEW else ""
-        _say(f"boxes: most measure {small:.0f} to {large:.0f} of the network's pixels; {fit}{advice}")
+        note(f"boxes: most measure {small:.0f} to {large:.0f} of the network's pixels; {fit}{advice}")
 
 
 def announce_changes(training: Mapping[str, Any], config: TrainConfig) -> None:
-    """Say which settings a run goes on with that it did not begin with; `training` is its checkpoint's."""
+    """Print which settings a run goes on with that it did not begin with; `training` is its checkpoint's."""
     # JSON knows lists only.
     now: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     before: dict[str, Any] = json.loads(training.get("config", "{}"))
@@ -94,14 +98,14 @@ def announce_changes(training: Mapping[str, Any], config: TrainConfig) -> None:
         if name in now and now[name] != value and name not in UNIMPORTANT
     ]
     if changes:
-        _say(f"goes on with other settings: {', '.join(changes)}")
+        note(f"goes on with other settings: {', '.join(changes)}")
 
 
 class Line:
     """The progress on stderr."""
 
-    def __init__(self, *, speaks: bool = True) -> None:
-        self.live, self.speaks = sys.stderr.isatty(), speaks
+    def __init__(self, *, enabled: bool = True) -> None:
+        self.live, self.enabled = sys.stderr.isatty(), enabled
 
     def show(self, progress: Progress) -> None:
         """Show a report."""
@@ -119,7 +123,7 @@ class Line:
 
     def end(self) -> None:
         """Leave the live line."""
-        if self.live and self.speaks:
+        if self.live and self.enabled:
             click.echo(err=True)
 
 
@@ -142,7 +146,3 @@ def clock(seconds: float) -> str:
 
 def _list(numbers: tuple[int, ...]) -> str:
     return ", ".join(str(number) for number in numbers)
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)

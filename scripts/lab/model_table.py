@@ -41,7 +41,7 @@ from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
 from retinaserve.training.model import build_model
 from retinaserve.training.spec import BACKBONES, RETINANET, DetectorSpec
-from retinaserve.training.trainer.config import git_commit
+from retinaserve.training.trainer.record import git_commit
 
 IMAGES, CALIBRATION = 8, 4  # of random weights only the time matters, so few images will do
 ALONE, FULL = 1, 4  # requests in flight: for latency, and for throughput

@@ -8,7 +8,7 @@ from PIL import Image
 
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.spec import DetectorSpec
-from retinaserve.training.trainer.settings import TrainConfig
+from retinaserve.training.trainer.config import TrainConfig
 
 SPEC = DetectorSpec.create(
     ["dark", "light"],
@@ -20,7 +20,7 @@ SPEC = DetectorSpec.create(
     norm="batch",
     category_ids=[2, 5],
 )
-QUICK = TrainConfig(6, batch=4, warmup=2, report_every=2, save_every=100)
+QUICK = TrainConfig(6, batch=4, lr=0.002, warmup=2, report_every=2, save_every=100)
 
 
 def draw(folder: Path, count: int, *, boxes: bool = True) -> CocoDataset:

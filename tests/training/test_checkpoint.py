@@ -14,7 +14,14 @@ from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import DetectorSpec
 
 SPEC = DetectorSpec.create(
-    ["a", "b"], size=(64, 96), backbone="resnet18", width=8, fpn_channels=8, head_depth=1, category_ids=[3, 90]
+    ["a", "b"],
+    size=(64, 96),
+    backbone="resnet18",
+    width=8,
+    fpn_channels=8,
+    head_depth=1,
+    norm="none",
+    category_ids=[3, 90],
 )
 
 

@@ -91,7 +91,7 @@ def assert_same(state: dict[str, torch.Tensor], images: torch.Tensor, how: Any, 
         torch.testing.assert_close(deltas, theirs, rtol=1e-3, atol=1e-3)
 
     (count,), found_boxes, found_scores, found_classes = (
-        part[0] for part in detect(detector.spec, heads, torch.tensor([[*size, *size]]))
+        torch.from_numpy(part[0]) for part in detect(detector.spec, heads, np.array([[*size, *size]], np.float32))
     )
     ids = torch.tensor(detector.spec.category_ids)[found_classes.long()][:count]
     wanted = (scores > 0.1).nonzero()[:, 0].tolist()
@@ -203,7 +203,7 @@ def test_predecessors_boxes_are_its_own(convention: str) -> None:
             logits[0, anchor * 3 + 2, y, x] = 2
             boxes[0, anchor * 4 : anchor * 4 + 4, y, x] = torch.tensor(deltas)
         heads.append((logits, boxes))
-    (count,), (box,), _, (label,) = (part[0, :1] for part in detect(spec, heads, torch.full((1, 4), 128.0)))
+    (count,), (box,), _, (label,) = (part[0, :1] for part in detect(spec, heads, np.full((1, 4), 128, np.float32)))
 
     stride, scale, ratio = 16, 4 * 2 ** (1 / 3), 2.0  # anchor 4: the second scale, the second ratio
     w = math.sqrt(stride**2 / ratio)
@@ -275,7 +275,7 @@ def test_an_imported_detector_is_built_like_any_other(tmp_path: Path) -> None:
     mean, std = torch.tensor(spec.mean).view(3, 1, 1), torch.tensor(spec.std).view(3, 1, 1)
     with torch.no_grad():
         heads = model((torch.from_numpy(image) / 255 - mean) / std)
-    expected = [part.numpy() for part in detect(spec, heads, torch.from_numpy(letterbox))]
+    expected = detect(spec, heads, letterbox)
     # Fifty layers and the scaled class output: the last bits differ, so the order of near ties may.
     count, total = int(found[0][0, 0]), int(expected[0][0, 0])
     assert total > 20 and abs(count - total) <= 2

@@ -1,185 +1,109 @@
-"""A training from a file: YAML whose keys are the flags, and a record of what a run was made with.
+"""How to train: one frozen record of every choice that is not the detector's own (that is the spec's).
 
-    @click.option("--config", type=PATH, is_eager=True, callback=use_config, expose_value=False)
-    save_record(model, context, {"spec": ..., "training": ...})
+    TrainConfig(1000, batch=8, lr=0.005, augment="multiscale", ema=0.999)
 
-Flags override the file, the file overrides defaults. `--config NAME` is a recipe of `training/recipes`. The record
-is MODEL.config.yaml, which --config reads again, and MODEL.environment.json.
+Each field is a flag of `retinaserve train`, a key of recipes and a line of the run's record.
 """
 
-import difflib
-import importlib.metadata
-import os
-import platform
-import subprocess
-import sys
-from collections.abc import Hashable, Mapping
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
-import click
-
+from retinaserve.training.data.augment import MODES
 from retinaserve.training.errors import Exit, UserError
-from retinaserve.training.files import write_json, write_text
+from retinaserve.training.settings import check_settings, from_flags, setting
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-NOT_IN_A_FILE = ("config", "override", "help")
-PACKAGES = (
-    "retinaserve",
-    "torch",
-    "numpy",
-    "pillow",
-    "nvidia-dali-cuda120",
-    "onnx",
-    "pycocotools",
-    "click",
-    "pyyaml",
-)
+REFERENCE_BATCH = 16  # what the optimizers' default rates are for
+# In proportion to the batch: https://arxiv.org/abs/1706.02677. SGD's is Detectron's RetinaNet's, AdamW's by trial.
+BASE_RATES = {"adamw": 0.002, "sgd": 0.01}
+DECAYS = {"adamw": 0.01, "sgd": 1e-4}
 
 
-def use_config(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
-    """Let a file's values stand for the defaults of a command: the callback of an eager --config."""
-    if value is not None and not context.resilient_parsing:
-        context.default_map = {**(context.default_map or {}), **load_config(value, context)}
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; what to train is the spec's. `lr` and `weight_decay` follow the optimizer where not given."""
 
+    iterations: int = setting(90000, "Iterations, counted from the first run.", flag="iters", low=1)
+    batch: int = setting(16, "Images of an iteration, of all processes together.", low=1)
+    optimizer: Literal["adamw", "sgd"] = setting("adamw", "What takes the steps.")
+    lr: float = setting(
+        None,
+        "Highest learning rate.  [default: adamw 0.002, sgd 0.01 at 16 images, in proportion]",
+        low=0,
+        open_low=True,
+    )
+    warmup: int = setting(1000, "Iterations of rising learning rate.", low=0)
+    milestones: tuple[int, ...] = setting((), "Where --gamma applies; without it, a cosine.", low=1)
+    gamma: float = setting(0.1, "What the learning rate is multiplied by.", low=0, open_low=True)
+    weight_decay: float = setting(
+        None,
+        "Of convolutions.  [default: adamw 0.01, sgd 0.0001]",  # not of norms and biases
+        aliases=("regularization_l2",),
+        low=0,
+    )
+    clip: float = setting(10.0, "Norm that the gradient is cut to.", low=0, open_low=True)
+    box_weight: float = setting(1.0, "Of the box loss beside the class loss.", low=0)
+    giou: bool = setting(False, "Generalised IoU for boxes, instead of smooth L1 of their deltas.")
+    ema: float = setting(0.0, "Decay of the weights' average.", low=0, high=1, open_high=True)
+    batch_norms: Literal["local", "sync", "frozen"] = setting(
+        "sync", "Batch norms: each process's, all processes', or the backbone's as they are.", flag="batch_norm"
+    )
+    freeze: int = setting(0, "Stages of the backbone that don't learn, from the stem.", low=0, high=5)
+    shorter: int | None = setting(
+        None, "Train at this shorter side instead of letterboxed into --size.", flag="resize", low=1
+    )
+    longest: int = setting(1333, "The longest side, with --resize.", flag="max_size", low=1)
+    jitter: tuple[int, int] | None = setting(
+        None, "Range of the shorter side, from multiscale on.", low=1, metavar="MIN MAX"
+    )
+    augment: str = setting("basic", "Each does what those before it do, too.", choices=MODES)
+    loader: Literal["torch", "dali"] = setting("torch", "What reads the images.")
+    workers: int = setting(0, "Processes (DALI: threads) that read images.", low=0)
+    seed: int = setting(0, "Fixes weights, order and augmentation.", low=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "auto: bf16 or fp16 on a GPU, fp32 on a CPU."
+    )
+    compile: bool = setting(False, "Compile the network with torch.compile.")
+    report_every: int = setting(20, low=1)
+    val_every: int = setting(1000, "Iterations between validations.", flag="val_iters", low=1)
+    save_every: int = setting(1000, "Iterations between checkpoints.", low=1)
 
-def load_config(path: Path, context: click.Context) -> dict[str, Any]:
-    """Return a file's values by the names of the command's parameters.
-
-    Raises UserError for a key that is no flag, a value that its flag would refuse, and for what is not YAML.
-    """
-    path = _find(path)
-    known = {
-        flag.lstrip("-").replace("-", "_"): parameter
-        for parameter in context.command.params
-        if isinstance(parameter, click.Option) and parameter.name not in NOT_IN_A_FILE
-        for flag in parameter.opts
-    }
-    values: dict[str, Any] = {}
-    for key, value in _read(path).items():
-        option = known.get(str(key).replace("-", "_"))
-        if option is None:
-            near = difflib.get_close_matches(str(key).replace("-", "_"), known, 1, 0.5)
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.jitter is not None and self.jitter[0] > self.jitter[1]:
             raise UserError(
-                f"{path}: {key!r} is not a flag of {context.info_name or context.command.name}",
-                f"did you mean {near[0].replace('_', '-')!r}?" if near else "see --help for those there are",
+                f"jitter is {self.jitter}",
+                "a smaller and a larger number of pixels are expected",
                 code=Exit.USAGE,
             )
-        if value is None:
-            continue
-        try:
-            option.type_cast_value(context, value)
-        except click.BadParameter as error:
-            raise UserError(
-                f"{path}: {key}: {error.message.rstrip('.')}", f"it is {value!r}", code=Exit.USAGE
-            ) from None
-        assert option.name is not None
-        values[option.name] = value
-    return values
+        usual = {
+            "lr": BASE_RATES[self.optimizer] * self.batch / REFERENCE_BATCH,
+            "weight_decay": DECAYS[self.optimizer],
+        }
+        for name, value in usual.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
+    @classmethod
+    def from_flags(cls, values: Mapping[str, Any]) -> Self:
+        """Return the record that values by the names of flags ask for, others among them or not.
 
-def save_record(model: Path, context: click.Context, extra: Mapping[str, Any]) -> None:
-    """Write, beside a model, what its run was asked for and what it ran on; `extra` joins the latter."""
-    import yaml
+        `schedule` multiplies iterations and milestones.
+        """
+        chosen = from_flags(cls, values)
+        factor: float = values.get("schedule", 1.0)
 
-    options = {
-        name.replace("_", "-"): _plain(value)
-        for name, value in context.params.items()
-        if value is not None and name not in (*NOT_IN_A_FILE, "model") and value != ()
-    }
-    text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True, default_flow_style=None)
-    write_text(model.with_suffix(".config.yaml"), f"# retinaserve train MODEL.pth --config THIS_FILE\n{text}")
-    record = {**environment(), **extra}
-    write_json(model.with_suffix(".environment.json"), record)
+        def scheduled(iteration: int) -> int:
+            return max(1, round(iteration * factor))
 
+        iterations = scheduled(chosen.pop("iterations", cls.iterations))
+        milestones = tuple(sorted(scheduled(milestone) for milestone in chosen.pop("milestones", ())))
+        return cls(iterations, milestones=milestones, **chosen)
 
-def environment() -> dict[str, Any]:
-    """Return what a run depends on: command, commit, versions, processors."""
-    import torch
-
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "git": git_commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": versions,
-        "cpu": {"model": _cpu_model(), "cores": os.cpu_count()},
-        "gpus": gpus,
-        "cuda": torch.version.cuda,
-        "processes": int(os.environ.get("WORLD_SIZE", 1)),
-    }
-
-
-def git_commit(folder: Path = Path(__file__).parent) -> dict[str, Any] | None:
-    """Return the commit of the code that runs and whether it was changed since; None outside of git."""
-    try:
-        commit, changes = (
-            subprocess.run(
-                ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10
-            ).stdout
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": commit.strip(), "changed": bool(changes.strip())}
-
-
-def _find(path: Path) -> Path:
-    """Return the file, or the recipe of that name."""
-    if path.is_file():
-        return path
-    names = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
-    if str(path) in names:
-        return RECIPES / f"{path}.yaml"
-    raise UserError(f"{path}: no such file", f"a YAML file, or a recipe: {', '.join(names)}", code=Exit.USAGE)
-
-
-def _read(path: Path) -> Mapping[Hashable, Any]:
-    import yaml
-
-    try:
-        document = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}", "a YAML file is expected", code=Exit.USAGE) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise UserError(
-            f"{path}{where}: {problem}", "flags and values are expected: lr: 0.01", code=Exit.USAGE
-        ) from None
-    if content is None:
-        return {}
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path}: not a mapping", "flags and values are expected: lr: 0.01", code=Exit.USAGE)
-    keys = [key.value for key, _ in document.value] if isinstance(document, yaml.MappingNode) else []
-    twice = [key for key in keys if keys.count(key) > 1]
-    if twice:  # YAML's reader would take the last without a word
-        raise UserError(f"{path}: {twice[0]!r} is there twice", "keep one", code=Exit.USAGE)
-    return content
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
+    def lr_at(self, iteration: int) -> float:
+        """Return the learning rate of an iteration, counted from 0: a warm-up, then a cosine or steps down."""
+        warm = min(1.0, (iteration + 1) / max(1, self.warmup))
+        if self.milestones:
+            return self.lr * warm * self.gamma ** sum(iteration >= milestone for milestone in self.milestones)
+        return self.lr * warm * (1 + math.cos(math.pi * min(1.0, iteration / self.iterations))) / 2

@@ -1,6 +1,6 @@
 """What people look at to trust a run: curves, labels, a batch as the network sees it, and what it finds.
 
-plot_results(metrics_path(checkpoint), Path("model.results.png"))
+plot_results(reports, scores, Path("model.results.png"))
 plot_labels(describe_labels(dataset, spec), spec, Path("model.labels.png"))
 draw_batch(batch, spec.classes).save("model.train_batch.jpg")
 draw_predictions(dataset, spec, found).save("model.val_predictions.jpg")
@@ -19,16 +19,16 @@ from retinaserve.training.data.stream import Batch
 from retinaserve.training.detections import Detections
 from retinaserve.training.draw import contact_sheet, draw
 from retinaserve.training.spec import DetectorSpec
-from retinaserve.training.trainer.progress import read_metrics, read_scores
 
 MOST_CLASSES = 30
 MOST_IMAGES, TILE = 16, (360, 360)
 SHOWN_SCORE = 0.3
 
 
-def plot_results(metrics: Path, output: Path) -> bool:
-    """Draw the curves of a metrics file; return whether there was anything to draw."""
-    reports, scores = read_metrics(metrics), read_scores(metrics)
+def plot_results(
+    reports: Sequence[Mapping[str, float]], scores: Sequence[Mapping[str, float]], output: Path
+) -> bool:
+    """Draw the curves of a metrics file's reports and validations; return whether there was anything to draw."""
     if not reports:
         return False
     figure, losses = _figure(columns=2 if scores else 1)

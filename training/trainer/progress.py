@@ -1,25 +1,30 @@
-"""How a run is going: means between reports, and the file they are kept in.
+"""How a run is going: means between reports, the file they are kept in, and what else a run leaves behind.
 
-    meter = Meter(iterations, batch, start)
-    with meter.waiting(): batch = next(batches)
-    meter.add(losses)
-    metrics.append(meter.report(iteration, lr))
-
-Nothing here prints; the command shows a `Progress` as it likes.
+meter = Meter(iterations, batch, first)
+with meter.waiting(): batch = next(batches)
+meter.add(losses)
+recorder.progress(meter.report(iteration, lr))
 """
 
 import json
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from retinaserve.training.files import write_text
+from retinaserve.training.checkpoint import Checkpoint, save
+from retinaserve.training.data.dataset import CocoDataset
+from retinaserve.training.data.stream import Batch
+from retinaserve.training.detections import Detections
+from retinaserve.training.files import remove_leftovers, write_text
 from retinaserve.training.model.losses import Losses
+from retinaserve.training.spec import DetectorSpec
+from retinaserve.training.trainer.plots import draw_batch, draw_predictions
+from retinaserve.training.trainer.validate import Scores
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Meter:
         self._reset(iteration)
 
     def _reset(self, iteration: int) -> None:
-        self.first, self.since, self.waited, self.away = iteration, time.monotonic(), 0.0, 0.0
+        self.first, self.since, self.waited, self.paused_for = iteration, time.monotonic(), 0.0, 0.0
         self.losses: list[Losses] = []
 
     @contextmanager
@@ -57,11 +62,11 @@ class Meter:
         self.waited += time.monotonic() - start
 
     @contextmanager
-    def apart(self) -> Iterator[None]:
-        """Leave the time within out: validation is no training."""
+    def paused(self) -> Iterator[None]:
+        """Leave the time within out: validating and saving are not training."""
         start = time.monotonic()
         yield
-        self.away += time.monotonic() - start
+        self.paused_for += time.monotonic() - start
 
     def add(self, losses: Losses) -> None:
         """Remember an iteration's losses, without waiting for the device."""
@@ -70,18 +75,19 @@ class Meter:
     def report(self, iteration: int, lr: float) -> Progress:
         """Return the means, and start anew."""
         cls, box = (float(torch.stack(values).mean()) for values in zip(*self.losses, strict=True))
-        seconds, count = max(time.monotonic() - self.since - self.away, 1e-9), iteration - self.first
+        seconds = max(time.monotonic() - self.since - self.paused_for, 1e-9)
+        count = iteration - self.first
         progress = Progress(
             iteration,
             self.iterations,
             cls,
             box,
             lr,
-            count * self.batch / seconds,
-            self.waited / seconds,
-            (self.iterations - iteration) * seconds / count,
-            count / seconds,
-            memory_peak(),
+            images_per_second=count * self.batch / seconds,
+            data_wait=self.waited / seconds,
+            eta=(self.iterations - iteration) * seconds / count,
+            iterations_per_second=count / seconds,
+            memory=memory_peak(),
         )
         self._reset(iteration)
         return progress
@@ -94,25 +100,73 @@ def memory_peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
 
 
-class Metrics:
-    """A file of one JSON object a report, in the order of iterations."""
+class Recorder:
+    """What a run writes beside its checkpoint at `path`, and whom it reports to; disabled, it does nothing.
 
-    def __init__(self, path: Path, *, keep: int) -> None:
-        """Open the file and drop what lies beyond iteration `keep`: it will be done again."""
-        self.path = path
-        lines = [line for line in _lines(path) if line["iteration"] <= keep]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    `<stem>.metrics.jsonl` is one JSON object per report or validation, in the order of iterations.
+    """
 
-    def append(self, progress: Progress) -> None:
-        """Write one report."""
-        self._write(asdict(progress))
+    def __init__(
+        self,
+        path: Path,
+        *,
+        enabled: bool = True,
+        on_progress: Callable[[Progress], object] = lambda _: None,
+        on_scores: Callable[[int, Scores], object] = lambda *_: None,
+    ) -> None:
+        self.path, self.enabled, self.on_progress, self.on_scores = path, enabled, on_progress, on_scores
+        self.metrics, self.best = metrics_path(path), path.with_suffix(".best.pth")
+        self.saved = -1  # the iteration of the checkpoint at `path`
 
-    def append_scores(self, iteration: int, scores: Mapping[str, float]) -> None:
-        """Write one validation."""
-        self._write({"iteration": iteration, **scores})
+    def start(self, first: int) -> None:
+        """Drop what lies beyond iteration `first`, which will be done again, and what a killed run half wrote."""
+        if not self.enabled:
+            return
+        for file in (self.path, self.best, self.metrics):
+            remove_leftovers(file)
+        lines = [line for line in _lines(self.metrics) if line["iteration"] <= first]
+        # In one step: killed in between, the run keeps its history.
+        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in lines))
+        self.saved = first if self.path.exists() else -1
 
-    def _write(self, line: Mapping[str, float]) -> None:
-        with self.path.open("a") as file:
+    def batch(self, batch: Batch, spec: DetectorSpec) -> None:
+        """Draw the first batch as the network sees it."""
+        if self.enabled:
+            draw_batch(batch, spec.classes).save(self.path.with_suffix(".train_batch.jpg"))
+
+    def progress(self, progress: Progress) -> None:
+        """Keep and pass on a report."""
+        if self.enabled:
+            self._append(asdict(progress))
+            self.on_progress(progress)
+
+    def validation(
+        self,
+        iteration: int,
+        scores: Scores,
+        dataset: CocoDataset,
+        spec: DetectorSpec,
+        found: Mapping[int, Detections],
+    ) -> None:
+        """Keep and pass on a validation, and draw what was found in its first images."""
+        if self.enabled:
+            self._append({"iteration": iteration, **asdict(scores)})
+            draw_predictions(dataset, spec, found).save(self.path.with_suffix(".val_predictions.jpg"))
+            self.on_scores(iteration, scores)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write the checkpoint, unless it is there."""
+        if self.enabled and checkpoint.iteration != self.saved:
+            save(self.path, checkpoint)
+            self.saved = checkpoint.iteration
+
+    def save_best(self, checkpoint: Checkpoint) -> None:
+        """Write the best checkpoint so far."""
+        if self.enabled:
+            save(self.best, checkpoint)
+
+    def _append(self, line: Mapping[str, float]) -> None:
+        with self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
 

@@ -71,8 +71,7 @@ def predict(
         images = ((images.float() - mean) / std).contiguous()
         with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
             heads = model(images)
-        slots = detect(spec, heads, torch.from_numpy(np.stack(letterboxes)))
-        for index, count, *rest in zip(some, *(each.cpu().numpy() for each in slots), strict=True):
+        for index, count, *rest in zip(some, *detect(spec, heads, np.stack(letterboxes)), strict=True):
             found[dataset.labels[index].image_id] = Detections.from_slots(count.item(), *rest)
     return found
 

@@ -35,7 +35,9 @@ def test_versions_follow_each_other(toy_onnx: Path, tmp_path: Path) -> None:
 
 def test_another_detector_needs_another_repository(toy_onnx: Path, tmp_path: Path) -> None:
     build_repository(toy_onnx, tmp_path / "repository")
-    other = DetectorSpec.create(["disc", "box", "moon"], size=(128, 192), backbone="resnet18", width=8)
+    other = DetectorSpec.create(
+        ["disc", "box", "moon"], size=(128, 192), backbone="resnet18", width=8, norm="none"
+    )
     heads = tmp_path / "heads.onnx"
     export_heads(toy_model(other), other, heads)
     onnx.save(graft(heads), tmp_path / "other.onnx")

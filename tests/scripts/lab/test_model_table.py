@@ -14,8 +14,12 @@ from tests.toys import toy_model, toy_spec
 
 def test_network_cost_by_hand() -> None:
     """What another class costs, by hand: the rest of the network is the same."""
-    spec = DetectorSpec.create(["a"], size=(128, 128), backbone="resnet18", fpn_channels=16, head_depth=0)
-    more = DetectorSpec.create(["a", "b"], size=(128, 128), backbone="resnet18", fpn_channels=16, head_depth=0)
+    spec = DetectorSpec.create(
+        ["a"], size=(128, 128), backbone="resnet18", fpn_channels=16, head_depth=0, norm="none"
+    )
+    more = DetectorSpec.create(
+        ["a", "b"], size=(128, 128), backbone="resnet18", fpn_channels=16, head_depth=0, norm="none"
+    )
     (parameters, operations), (parameters_more, operations_more) = network_cost(spec), network_cost(more)
     outputs = 9  # another class is another channel for each anchor of a cell
     assert parameters_more - parameters == outputs * (16 * 3 * 3 + 1)

@@ -1,136 +1,82 @@
-import json
-import subprocess
-from pathlib import Path
-from typing import Any
+import itertools
+import math
+from dataclasses import asdict, replace
 
-import click
 import pytest
-from click.testing import CliRunner
 
-from retinaserve.scripts.cli.train import train
 from retinaserve.training.errors import UserError
-from retinaserve.training.trainer.config import (
-    RECIPES,
-    environment,
-    git_commit,
-    load_config,
-    save_record,
-    use_config,
-)
+from retinaserve.training.settings import settings_of
+from retinaserve.training.trainer.config import TrainConfig
 
-PATH = click.Path(path_type=Path)
-
-
-@click.command("train")
-@click.argument("model", type=PATH)
-@click.option("--config", type=PATH, is_eager=True, expose_value=False, callback=use_config, help="File.")
-@click.option("--images", type=PATH, required=True)
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=0.1)
-@click.option("--size", type=int, nargs=2, default=(512, 512))
-@click.option("--norm", type=click.Choice(("none", "batch")), default="batch")
-@click.option("--weight-decay", "--regularization-l2", type=float)
-@click.option("--milestones", type=int, multiple=True)
-@click.option("--giou", is_flag=True)
-@click.option("--override", is_flag=True)
-@click.pass_context
-def command(context: click.Context, /, model: Path, **options: Any) -> None:
-    """Take flags of every kind that `train` has."""
-    save_record(model, context, {"spec": {"size": options["size"]}})
-    click.echo(json.dumps(options, default=str))
-
-
-def run(folder: Path, text: str, *flags: str) -> dict[str, Any]:
-    (folder / "my.yaml").write_text(text)
-    arguments = [str(folder / "model.pth"), "--config", str(folder / "my.yaml"), *flags]
-    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
-
-
-def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
-    found = run(tmp_path, "# nothing\n", "--images", "a")
-    assert (found["lr"], found["size"], found["giou"], found["milestones"]) == (0.1, [512, 512], False, [])
-
-
-def test_flags_override_the_file_and_the_file_overrides_defaults(tmp_path: Path) -> None:
-    # 1e-3 is a string in YAML 1.1
-    text = "images: pictures\nlr: 1e-3\nsize: [64, 96]\nnorm: none\n"
-    text += "regularization-l2: 0.5\nmilestones: [3, 5]\ngiou: true\n"
-    found = run(tmp_path, text, "--size", "32", "32")
-    assert found == {
-        "images": "pictures",
-        "lr": 0.001,
-        "size": [32, 32],
-        "norm": "none",
-        "weight_decay": 0.5,
-        "milestones": [3, 5],
-        "giou": True,
-        "override": False,
-    }
+QUICK = TrainConfig(6)
 
 
 @pytest.mark.parametrize(
-    ("text", "message", "hint"),
+    ("config", "rates"),
     [
-        ("leraning-rate: 1\n", "'leraning-rate' is not a flag of train", "--help"),
-        ("sizes: [1, 2]\n", "'sizes' is not a flag", "did you mean 'size'?"),
-        ("weight_decya: 1\n", "'weight_decya' is not a flag", "did you mean 'weight-decay'?"),
-        ("model: a.pth\n", "'model' is not a flag", ""),
-        ("override: true\n", "'override' is not a flag", ""),
-        ("lr: fast\n", "lr: 'fast' is not a valid float", "it is 'fast'"),
-        ("lr: 0\n", "lr: 0.0 is not in the range x>0", ""),
-        ("size: 512\n", "size: ", "it is 512"),
-        ("size: [1, 2, 3]\n", "size: ", ""),
-        ("norm: no\n", "norm: ", "it is False"),
-        ("lr: 1\nlr: 2\n", "'lr' is there twice", "keep one"),
-        ("- lr\n", "not a mapping", "lr: 0.01"),
-        ("lr: [1\n", "line 2", ""),
-        ("lr\n", "not a mapping", ""),
+        (TrainConfig(4, lr=1.0, warmup=0), {0: 1.0, 2: 0.5, 4: 0.0}),
+        (TrainConfig(100, lr=1.0, warmup=4, milestones=(50,)), {0: 0.25, 3: 1.0, 49: 1.0, 50: 0.1, 99: 0.1}),
+        (TrainConfig(10, lr=2.0, warmup=0, milestones=(2, 4), gamma=0.5), {0: 2.0, 2: 1.0, 3: 1.0, 4: 0.5}),
+    ],
+    ids=["cosine", "a step after warm-up", "two steps"],
+)
+def test_rates_by_hand(config: TrainConfig, rates: dict[int, float]) -> None:
+    assert {iteration: config.lr_at(iteration) for iteration in rates} == pytest.approx(rates, abs=1e-9)
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    config = TrainConfig(100, lr=1.0, warmup=10)
+    rates = [config.lr_at(iteration) for iteration in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(rates[9])
+    assert rates[50] == pytest.approx(0.5) and rates[99] == pytest.approx((1 + math.cos(0.99 * math.pi)) / 2)
+    assert all(first > second for first, second in itertools.pairwise(rates[9:]))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("iterations", 0),
+        ("batch", 0),
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("box_weight", -1.0),
+        ("augment", "much"),
+        ("precision", "fp8"),
+        ("freeze", 6),
+        ("ema", 1.0),
+        ("jitter", (0, 9)),
+        ("jitter", (9, 8)),
+        ("milestones", (5, 0)),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, text: str, message: str, hint: str) -> None:
-    (tmp_path / "my.yaml").write_text(text)
-    with pytest.raises(UserError) as refused:
-        load_config(tmp_path / "my.yaml", click.Context(command, info_name="train"))
-    assert "my.yaml" in refused.value.message and message in refused.value.message
-    assert hint in refused.value.hint and refused.value.code == 2
+def test_nonsense_is_refused(field: str, value: object) -> None:
+    with pytest.raises(UserError, match=field):
+        replace(QUICK, **{field: value})  # type: ignore[arg-type]
 
 
-def test_a_missing_file_names_the_recipes(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file") as refused:
-        load_config(tmp_path / "none.yaml", click.Context(command))
-    assert "bccd, bccd-cpu, cpu, playing_cards, playing_cards-cpu, shapes" in refused.value.hint
+@pytest.mark.parametrize(
+    ("given", "lr", "weight_decay"),
+    [
+        ({}, 0.002, 0.01),
+        ({"batch": 4}, 0.0005, 0.01),
+        ({"optimizer": "sgd"}, 0.01, 1e-4),
+        ({"optimizer": "sgd", "lr": 0.5, "weight_decay": 0.0}, 0.5, 0.0),
+    ],
+    ids=["adamw", "in proportion to the batch", "sgd", "given"],
+)
+def test_rate_and_decay_follow_the_optimizer(given: dict[str, object], lr: float, weight_decay: float) -> None:
+    config = TrainConfig(1, **given)  # type: ignore[arg-type]
+    assert (config.lr, config.weight_decay) == (lr, weight_decay)
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_recipes_are_flags_of_train(path: Path) -> None:
-    values = load_config(Path(path.stem), click.Context(train, info_name="train"))
-    assert {"backbone", "size", "iters", "batch", "lr", "augment"} <= values.keys()
+def test_flags_make_a_record_and_the_schedule_scales_it() -> None:
+    flags = {"iters": 90, "milestones": (70, 50), "schedule": 0.1, "resize": 640, "val_iters": 5, "backbone": "x"}
+    config = TrainConfig.from_flags(flags)
+    assert (config.iterations, config.milestones, config.shorter, config.val_every) == (9, (5, 7), 640, 5)
+    assert TrainConfig.from_flags({}) == TrainConfig()
 
 
-def test_the_record_runs_again(tmp_path: Path) -> None:
-    first = run(tmp_path, "images: pictures\nlr: 0.25\nmilestones: [3, 5]\nnorm: none\n", "--size", "32", "48")
-    record = tmp_path / "model.config.yaml"
-    again = run(tmp_path, record.read_text())
-    assert first == again
-    written = json.loads((tmp_path / "model.environment.json").read_text())
-    assert written["spec"] == {"size": [32, 48]} and written["packages"]["torch"]
-
-
-def test_the_environment_says_what_ran() -> None:
-    found = environment()
-    assert found["cpu"]["cores"] >= 1 and found["cpu"]["model"] and found["processes"] == 1
-    assert json.loads(json.dumps(found)) == found
-
-
-def test_the_commit_is_gits(tmp_path: Path) -> None:
-    assert git_commit(tmp_path) is None
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    (tmp_path / "file").write_text("a")
-    for words in (["init", "-q"], ["add", "file"], ["commit", "-q", "-m", "a"]):
-        subprocess.run([*git, *words], check=True)
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    assert git_commit(tmp_path) == {"commit": commit, "changed": False}
-    (tmp_path / "file").write_text("b")
-    assert git_commit(tmp_path) == {"commit": commit, "changed": True}
+def test_every_setting_is_known_by_its_flag_and_has_help() -> None:
+    flags = {name for _, known in settings_of(TrainConfig) if known.help for name in known.flags}
+    assert {"--iters", "--batch-norm", "--resize", "--max-size", "--val-iters", "--regularization-l2"} <= flags
+    assert len(flags) == len(asdict(QUICK)) - 1 + 1  # report_every has none, weight_decay has two

@@ -16,8 +16,8 @@ from retinaserve.scripts.cli.train import train
 from retinaserve.training.checkpoint import load
 from retinaserve.training.errors import UserError
 from retinaserve.training.model import build_model
-from retinaserve.training.model.norms import FrozenBatchNorm, GlooBatchNorm, with_batch_norms
-from retinaserve.training.trainer.distributed import Team, found_team
+from retinaserve.training.trainer.distributed import ProcessGroup, read_environment
+from retinaserve.training.trainer.norms import CpuSyncBatchNorm, FrozenBatchNorm, replace_batch_norms
 from retinaserve.training.trainer.progress import metrics_path
 from tests.training.squares import draw
 
@@ -37,7 +37,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     torchrun += ["--log-dir", str(tmp_path / "logs")]  # it makes a folder among the temporary ones, and leaves it
     process = subprocess.run(
-        [*torchrun, "-m", "tests.training.trainer.team_member", "train", str(together), *data],
+        [*torchrun, "-m", "tests.training.trainer.group_member", "train", str(together), *data],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -46,19 +46,19 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     )
     assert process.returncode == 0, process.stderr
     assert "2 processes with 2 images each" in process.stderr
-    assert process.stderr.count("validation at 5") == 1, "the first process alone talks"
+    assert process.stderr.count("validation at 5") == 1, "the main process alone prints"
     # One that outlives the group may kill its process while Python shuts down; on a busy machine it did.
     assert process.stdout.count("threads: ") == 2 and "gloo" not in process.stdout, process.stdout
     lines = [
         [json.loads(line) for line in metrics_path(path).read_text().splitlines()] for path in (alone, together)
     ]
-    for one, two in zip(*lines, strict=True):
-        for key in {"cls_loss", "box_loss", "ap"} & one.keys():
-            assert two[key] == pytest.approx(one[key], rel=1e-4), key
-    ours, theirs = load(alone), load(together)
+    for expected, found in zip(*lines, strict=True):
+        for key in {"cls_loss", "box_loss", "ap"} & expected.keys():
+            assert found[key] == pytest.approx(expected[key], rel=1e-4), key
+    one, two = load(alone), load(together)
     torch.manual_seed(0)
-    start = build_model(ours.spec).state_dict()
-    for first, second in ((ours.weights, theirs.weights), (ours.training["model"], theirs.training["model"])):
+    start = build_model(one.spec).state_dict()
+    for first, second in ((one.weights, two.weights), (one.training["model"], two.training["model"])):
         # Sums are taken in another order, and what that rounds differently grows with every step: what is learnt
         # may differ by a hundredth of itself. Batch norms or losses of a half batch each differ by a third.
         learnt = sum(float((first[key] - start[key]).square().sum()) for key in start if "num_batches" not in key)
@@ -67,29 +67,29 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "team"),
+    ("environment", "group"),
     [
-        ({}, Team(0, 1, 0)),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Team(3, 4, 1)),
-        ({"RANK": "3"}, Team(0, 1, 0)),
+        ({}, ProcessGroup(0, 1, 0)),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, ProcessGroup(3, 4, 1)),
+        ({"RANK": "3"}, ProcessGroup(0, 1, 0)),
     ],
     ids=["alone", "torchrun", "something else"],
 )
-def test_the_environment_says_who_we_are(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], team: Team
+def test_the_environment_has_the_ranks(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], group: ProcessGroup
 ) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert found_team() == team
+    assert read_environment() == group
 
 
 def test_nonsense_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "first")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="RANK"):
-        found_team()
+        read_environment()
 
 
 def test_synchronised_norms_are_batch_norms(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_synchronised_norms_are_batch_norms(tmp_path: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         torch.manual_seed(0)
-        plain, synced = nn.BatchNorm2d(3), GlooBatchNorm(3)
+        plain, synced = nn.BatchNorm2d(3), CpuSyncBatchNorm(3)
         for _ in range(3):
             x = torch.randn(2, 3, 4, 5) * 3 + 1
             a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -121,17 +121,20 @@ class Toy(nn.Module):
 
 
 def test_frozen_norms_keep_still_in_the_backbone_only() -> None:
-    model = with_batch_norms(Toy(), "frozen", Team()).train()
-    norm = model.backbone[1]  # type: ignore[index]
+    model = Toy()
+    replace_batch_norms(model, "frozen", processes=1)
+    model.train()
+    norm = model.backbone[1]
     assert isinstance(norm, FrozenBatchNorm) and not norm.training and not norm.weight.requires_grad
     assert type(model.head) is nn.BatchNorm2d and model.head.training
     before = norm.running_mean.clone()
-    model.backbone(torch.randn(2, 3, 4, 4) + 5)  # type: ignore[operator]
+    model.backbone(torch.randn(2, 3, 4, 4) + 5)
     assert torch.equal(norm.running_mean, before)
     assert model.state_dict().keys() == Toy().state_dict().keys()
 
 
-@pytest.mark.parametrize(("world", "kind"), [(1, nn.BatchNorm2d), (2, GlooBatchNorm)])
-def test_norms_are_synchronised_among_several(world: int, kind: type) -> None:
-    model = with_batch_norms(Toy(), "sync", Team(0, world, 0))
-    assert type(model.head) is kind and type(model.backbone[1]) is kind  # type: ignore[index]
+@pytest.mark.parametrize(("processes", "kind"), [(1, nn.BatchNorm2d), (2, CpuSyncBatchNorm)])
+def test_norms_are_synchronised_among_several(processes: int, kind: type) -> None:
+    model = Toy()
+    replace_batch_norms(model, "sync", processes=processes)
+    assert type(model.head) is kind and type(model.backbone[1]) is kind

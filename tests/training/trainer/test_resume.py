@@ -11,8 +11,8 @@ import torch
 
 from retinaserve.training.checkpoint import load
 from retinaserve.training.data.dataset import CocoDataset
-from retinaserve.training.trainer.loop import train
-from retinaserve.training.trainer.settings import TrainConfig
+from retinaserve.training.trainer.config import TrainConfig
+from retinaserve.training.trainer.trainer import Trainer
 from tests.training.squares import QUICK, SPEC, draw
 
 # Every kind of state: an average, momenta, a schedule, the order and the views of pictures.
@@ -22,7 +22,7 @@ CONFIG = replace(QUICK, iterations=30, ema=0.9, augment="photometric", save_ever
 def work(path: Path, folder: Path, config: TrainConfig) -> None:
     torch.set_num_threads(1)
     data = CocoDataset(folder, folder / "annotations.json")
-    train(path, SPEC, data, config, validation=data)
+    Trainer(SPEC, config).fit(path, data, validation=data)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -30,12 +30,12 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path: Path, 
     data = draw(tmp_path / "set", 5)
     whole, killed = tmp_path / "whole.pth", tmp_path / "killed.pth"
     started = time.monotonic()
-    train(whole, SPEC, data, CONFIG, validation=data)
+    Trainer(SPEC, CONFIG).fit(whole, data, validation=data)
     seconds = time.monotonic() - started
 
     # A server that has imported torch, and computed nothing yet, forks the victims in no time.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["retinaserve.training.trainer.loop", "tests.training.trainer.test_resume"])
+    context.set_forkserver_preload(["retinaserve.training.trainer.trainer", "tests.training.trainer.test_resume"])
     rng, kills = random.Random(seed), 0
     for _ in range(40):
         process = context.Process(target=work, args=(killed, tmp_path / "set", CONFIG))

@@ -8,12 +8,18 @@ from retinaserve.training.errors import UserError
 from retinaserve.training.model import build_model
 from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import DetectorSpec
-from retinaserve.training.trainer.finetune import initialise
+from retinaserve.training.trainer.start import initialise
 
 
 def detector(*classes: str, seed: int = 0, width: int = 8, fpn_channels: int = 8) -> RetinaNet:
     spec = DetectorSpec.create(
-        classes, size=(64, 64), backbone="resnet18", width=width, fpn_channels=fpn_channels, head_depth=1
+        classes,
+        size=(64, 64),
+        backbone="resnet18",
+        width=width,
+        fpn_channels=fpn_channels,
+        head_depth=1,
+        norm="none",
     )
     torch.manual_seed(seed)
     return build_model(spec)

@@ -1,4 +1,4 @@
-"""`python -m tests.training.trainer.team_member VERB ...`: a `retinaserve` that says which threads it leaves."""
+"""`python -m tests.training.trainer.group_member VERB ...`: a `retinaserve` that says which threads it leaves."""
 
 import time
 from pathlib import Path
