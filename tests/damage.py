@@ -1,4 +1,4 @@
-"""Good pictures in every format the server takes, and all of them damaged in every way.
+"""Good images in every format the server takes, and all of them damaged in every way.
 
 for name, data in damaged(per_kind=2): ...    # "jpeg progressive/cut 1", b"..."
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.pictures import checker, encode, good_formats
+from tests.images import checker, encode, good_formats
 
 
 def noise(width: int = 160, height: int = 100) -> Image.Image:
@@ -20,7 +20,7 @@ def noise(width: int = 160, height: int = 100) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3)).astype(np.uint8))
 
 
-def good_pictures() -> dict[str, bytes]:
+def good_images() -> dict[str, bytes]:
     """Return `good_formats` and what else those formats can be."""
     base, busy = checker(320, 200), noise()
     grey = Image.fromarray(np.linspace(0, 65535, 320)[None].repeat(200, 0).astype(np.uint16))
@@ -41,11 +41,11 @@ def good_pictures() -> dict[str, bytes]:
         "tiff packbits": encode(base, "TIFF", compression="packbits"),
         "bmp palette": encode(base.quantize(64), "BMP"),
         "bmp alpha": encode(base.convert("RGBA"), "BMP"),
-        "mpo": _two_pictures(base, busy),
+        "mpo": _two_images(base, busy),
     }
 
 
-def _two_pictures(first: Image.Image, second: Image.Image) -> bytes:
+def _two_images(first: Image.Image, second: Image.Image) -> bytes:
     """A JPEG with another behind it, as some cameras write."""
     buffer = io.BytesIO()
     first.save(buffer, "MPO", save_all=True, append_images=[second])
@@ -53,8 +53,8 @@ def _two_pictures(first: Image.Image, second: Image.Image) -> bytes:
 
 
 def damaged(*, per_kind: int) -> Iterator[tuple[str, bytes]]:
-    """Give each good picture damaged in each way, `per_kind` times; the same ones every time."""
-    for number, (name, data) in enumerate(good_pictures().items()):
+    """Give each good image damaged in each way, `per_kind` times; the same ones every time."""
+    for number, (name, data) in enumerate(good_images().items()):
         for which, (kind, damage) in enumerate(MUTATORS.items()):
             for count in range(per_kind):
                 yield f"{name}/{kind} {count}", damage(data, np.random.default_rng([number, which, count]))

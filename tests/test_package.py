@@ -16,7 +16,7 @@ import pytest
 import retinaserve
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.scripts.shapes.draw import draw_dataset
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 
 ROOT = Path(__file__).parent.parent
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))

@@ -1,4 +1,4 @@
-"""The types at every boundary: what a detector answers for one picture, and what it is.
+"""The types at every boundary: what a detector answers for one image, and what it is.
 
     Detections(boxes, scores, classes)      # arrays of N rows, best score first
     ImageError("truncated JPEG", "bad_image")
@@ -20,12 +20,12 @@ ErrorKind = Literal["bad_image", "overloaded", "timeout", "server"]
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """One picture's boxes: (N, 4) float32 xyxy in its own pixels, with scores (N,) and classes (N,)."""
+    """An image's boxes: (N, 4) float32 xyxy in its own pixels, with scores (N,) and classes (N,)."""
 
     boxes: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
     classes: npt.NDArray[np.int32]
-    size: tuple[int, int] | None = None  # height, width of the picture after its EXIF orientation
+    size: tuple[int, int] | None = None  # height, width of the image after its EXIF orientation
 
     def __post_init__(self) -> None:
         count = len(self.scores)
@@ -61,20 +61,20 @@ class Detections:
 
     @classmethod
     def none(cls) -> Self:
-        """Return the answer without a box: what scoring takes a picture for that could not be answered."""
+        """Return the answer without a box: what scoring takes an image for that could not be answered."""
         return cls.from_slots(0, np.empty((0, 4)), [], [])
 
 
 @dataclass(frozen=True)
 class ImageError:
-    """Why one picture has no detections: a value, so that one bad picture never loses the others."""
+    """Why one image has no detections: a value, so that one bad image never loses the others."""
 
     message: str
     kind: ErrorKind = "bad_image"
 
 
 class Detector(Protocol):
-    """Anything that answers boxes for encoded pictures: torch, ONNX, TensorRT or a Triton server."""
+    """Anything that answers boxes for encoded images: torch, ONNX, TensorRT or a Triton server."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -85,10 +85,10 @@ class Detector(Protocol):
         """The COCO category of each class index."""
 
     def predict(self, images: Sequence[bytes]) -> list[Detections]:
-        """Return the detections of each encoded picture, in order. Raises UserError for a bad picture."""
+        """Return the detections of each encoded image, in order. Raises UserError for a bad image."""
 
     def predict_many(self, images: Iterable[bytes | ImageError]) -> Iterator[Detections | ImageError]:
-        """Yield an answer a picture, in order, reading `images` only as far as needed.
+        """Yield an answer an image, in order, reading `images` only as far as needed.
 
         An ImageError among `images` (a file that could not be read) is passed on in its place.
         """

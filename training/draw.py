@@ -1,9 +1,9 @@
-"""Annotated pictures: boxes, class names and scores, to look at on any size of picture.
+"""Annotated images: boxes, class names and scores, to look at on any size of image.
 
-    picture = draw(open_picture(jpeg), detections, class_names)
-    contact_sheet([(picture, "a.jpg")], columns=4).save("sheet.jpg")
+    image = draw(open_image(jpeg), detections, class_names)
+    contact_sheet([(image, "a.jpg")], columns=4).save("sheet.jpg")
 
-Line widths and letters follow the picture's diagonal, and a picture too small for letters is enlarged. Nothing
+Line widths and letters follow the image's diagonal, and an image too small for letters is enlarged. Nothing
 here decides what is drawn: cut weak detections off with `detections.above(score)` before.
 """
 
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from retinaserve.training.detections import Detections
 
-__all__ = ["contact_sheet", "draw", "open_picture"]
+__all__ = ["contact_sheet", "draw", "open_image"]
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
@@ -43,12 +43,12 @@ PALETTE: tuple[Colour, ...] = (
     (13, 148, 136),  # teal
     (192, 85, 211),  # orchid
 )
-SMALLEST_SIDE = 320  # a picture whose longer side is below is enlarged, or its labels would hide it
+SMALLEST_SIDE = 320  # an image whose longer side is below is enlarged, or its labels would hide it
 SMALLEST_TEXT = 11  # px
 
 
 def colour_of(index: int) -> Colour:
-    """Return the colour of a class: the same in every picture; 36 differ, then they come again."""
+    """Return the colour of a class: the same in every image; 36 differ, then they come again."""
     base = PALETTE[index % len(PALETTE)]
     target, share = ((None, 0.0), (LIGHT, 0.45), (DARK, 0.45))[index // len(PALETTE) % 3]
     if target is None:
@@ -68,8 +68,8 @@ def contrast(one: Colour, other: Colour) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def open_picture(image: bytes | Path) -> Image.Image:
-    """Decode an encoded picture to RGB, upright: the pixels detections are in. Raises OSError for garbage."""
+def open_image(image: bytes | Path) -> Image.Image:
+    """Decode an encoded image to RGB, upright: the pixels detections are in. Raises OSError for garbage."""
     with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
         upright = ImageOps.exif_transpose(opened)
         if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
@@ -79,7 +79,7 @@ def open_picture(image: bytes | Path) -> Image.Image:
 
 
 def draw(
-    picture: Image.Image,
+    image: Image.Image,
     detections: Detections,
     class_names: Sequence[str] | Mapping[int, str],
     *,
@@ -87,14 +87,14 @@ def draw(
     scores: bool = True,
     outlines: npt.ArrayLike = (),
 ) -> Image.Image:
-    """Return a copy of an upright RGB picture with its boxes drawn, and those of `outlines` thin and white.
+    """Return a copy of an upright RGB image with its boxes drawn, and those of `outlines` thin and white.
 
     `within` (width, height) scales the copy to fit before anything is drawn, so that lines and letters keep
-    their size; without it only a picture too small for letters is scaled, by a whole number.
+    their size; without it only an image too small for letters is scaled, by a whole number.
     """
-    scale = _scale(picture.size, within)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    canvas = picture.resize(size, Image.Resampling.LANCZOS) if size != picture.size else picture.copy()
+    scale = _scale(image.size, within)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    canvas = image.resize(size, Image.Resampling.LANCZOS) if size != image.size else image.copy()
     diagonal = math.hypot(*size)
     line = max(2, round(diagonal / 300))
     font = _font(max(SMALLEST_TEXT, round(diagonal / 55)))
@@ -117,19 +117,19 @@ def draw(
 
 
 def contact_sheet(
-    pictures: Sequence[tuple[Image.Image, str]], *, columns: int = 4, tile: tuple[int, int] = (400, 300)
+    images: Sequence[tuple[Image.Image, str]], *, columns: int = 4, tile: tuple[int, int] = (400, 300)
 ) -> Image.Image:
-    """Return pictures with their captions in a grid; each is scaled to fit the tile (width, height)."""
-    columns = max(1, min(columns, len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
+    """Return images with their captions in a grid; each is scaled to fit the tile (width, height)."""
+    columns = max(1, min(columns, len(images)))
+    rows = math.ceil(len(images) / columns)
     gap, font = max(8, tile[0] // 40), _font(max(SMALLEST_TEXT, tile[0] // 30))
     text_height = round(1.6 * _height(font))
     step_x, step_y = tile[0] + gap, tile[1] + text_height + gap
     sheet = Image.new("RGB", (gap + columns * step_x, gap + rows * step_y), PAPER)
     ink = ImageDraw.Draw(sheet)
-    for number, (picture, caption) in enumerate(pictures):
+    for number, (image, caption) in enumerate(images):
         left, top = gap + number % columns * step_x, gap + number // columns * step_y
-        fitted = ImageOps.contain(picture, tile, Image.Resampling.LANCZOS)
+        fitted = ImageOps.contain(image, tile, Image.Resampling.LANCZOS)
         sheet.paste(fitted, (left + (tile[0] - fitted.width) // 2, top + (tile[1] - fitted.height) // 2))
         text = _shortened(caption, font, tile[0])
         ink.text((left + tile[0] / 2, top + tile[1] + text_height / 2), text, CAPTION, font, anchor="mm")

@@ -3,7 +3,7 @@
     find_images(["photos", "more/*.jpg", "one.png"])
 
 Files are taken as they are named; directories (with all below them) and patterns give the files with the
-suffix of a picture. Nothing is opened: what is inside a file is for the server to judge.
+suffix of an image. Nothing is opened: what is inside a file is for the server to judge.
 """
 
 import re
@@ -40,7 +40,7 @@ def _images_of(place: str) -> Iterable[Path]:
     if path.is_file():  # also one whose name has the brackets of a pattern
         return [path]
     if path.is_dir():
-        images = _pictures(path.rglob("*"))
+        images = _images(path.rglob("*"))
         if not images:
             raise UserError(f"{place}: no images in this directory", f"suffixes: {_suffixes()}")
         return images
@@ -48,15 +48,15 @@ def _images_of(place: str) -> Iterable[Path]:
         raise UserError(f"{place}: no such file or directory")
     # Path.glob takes no pattern that starts at the root.
     matches = glob(str(path), recursive=True)  # noqa: PTH207
-    images = _pictures(Path(match) for match in matches)
+    images = _images(Path(match) for match in matches)
     if not images:
         raise UserError(f"{place}: the pattern matches no images", f"suffixes: {_suffixes()}")
     return images
 
 
-def _pictures(paths: Iterator[Path]) -> list[Path]:
-    pictures = (path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
-    return sorted(pictures, key=natural_key)
+def _images(paths: Iterator[Path]) -> list[Path]:
+    images = (path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(images, key=natural_key)
 
 
 def _suffixes() -> str:

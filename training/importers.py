@@ -17,7 +17,7 @@ from torch import Tensor
 
 from retinaserve.training.anchors import FloatArray
 from retinaserve.training.checkpoint import Backbone
-from retinaserve.training.coco_names import COCO
+from retinaserve.training.coco import COCO_NAMES
 from retinaserve.training.errors import UserError
 from retinaserve.training.model import build_model
 from retinaserve.training.spec import BACKBONES, STRIDES, Box, DetectorSpec, Network, ResNetLayout
@@ -338,12 +338,14 @@ def _renamed(rule: Callable[[str], str], name: str) -> str:
 
 def _torchvision_categories(classes: int) -> Categories:
     if classes == TORCHVISION_CLASSES:
-        return COCO
+        return COCO_NAMES
     return {number: f"class {number}" for number in range(1, classes)}
 
 
 def _odtk_categories(classes: int) -> Categories:
-    return COCO if classes == ODTK_CLASSES else {number: f"class {number}" for number in range(1, classes + 1)}
+    return (
+        COCO_NAMES if classes == ODTK_CLASSES else {number: f"class {number}" for number in range(1, classes + 1)}
+    )
 
 
 def _select_classes(value: Tensor, classes: int, kept: Sequence[int]) -> Tensor:

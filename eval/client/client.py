@@ -35,9 +35,9 @@ from retinaserve.eval.client.transport import (
     image_error,
     no_server,
 )
+from retinaserve.eval.identity import Identity
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import UserError
-from retinaserve.training.identity import Identity
 from retinaserve.training.spec import BOXES, CLASSES, DETECTOR, LETTERBOX, NUM_DETECTIONS, SCORES
 
 __all__ = ["Answer", "AsyncClient", "Client"]

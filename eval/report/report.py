@@ -20,7 +20,7 @@ from PIL import Image
 from retinaserve.eval.image_files import annotated_files, read_files
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections, Detector, ImageError
-from retinaserve.training.draw import contact_sheet, draw, open_picture
+from retinaserve.training.draw import contact_sheet, draw, open_image
 from retinaserve.training.files import write_json
 from retinaserve.training.scores import (
     IOU_50,
@@ -108,7 +108,7 @@ class Report:
         ids = [image_id for image_id in self.files if image_id not in self.errors]
         tiles = []
         for image_id in ids[:: max(1, len(ids) // SHEET_IMAGES)][:SHEET_IMAGES]:
-            image, name = open_picture(self.files[image_id]), self.files[image_id].name
+            image, name = open_image(self.files[image_id]), self.files[image_id].name
             drawn = _renumbered(self.truth.boxes_of(image_id), of_category)
             found = _renumbered(self.results[image_id].above(SHEET_SCORE), of_class)
             left = draw(image, drawn, names, within=TILE, scores=False)

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from retinaserve.eval.identity import Identity
 from retinaserve.plugins import reference
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import Exit, UserError
-from retinaserve.training.identity import Identity
 from retinaserve.training.spec import (
     BOXES,
     CLASSES,

@@ -19,7 +19,7 @@ from retinaserve.eval.verify.compare import Comparison, Verification
 from retinaserve.eval.verify.matching import Side, Unmatched
 from retinaserve.eval.verify.tolerances import AT_LEAST, TABLE
 from retinaserve.training.detections import Detections
-from retinaserve.training.draw import contact_sheet, draw, open_picture
+from retinaserve.training.draw import contact_sheet, draw, open_image
 
 LISTED = 8  # boxes without a counterpart that are printed, the strongest
 TILE = (640, 480)
@@ -253,7 +253,7 @@ def _tiles(result: Verification, comparison: Comparison, image: int) -> Iterator
         classes = found.classes[keep] + np.array([len(names)] * len(alone) + [0] * len(shown), np.int32)
         chosen = replace(found, boxes=found.boxes[keep], scores=found.scores[keep], classes=classes)
         caption = f"{side}: {file.name}, {len(found)} boxes, {len(alone)} alone"
-        yield draw(open_picture(file), chosen, labels, within=TILE), caption
+        yield draw(open_image(file), chosen, labels, within=TILE), caption
 
 
 def _slug(text: str) -> str:

@@ -28,7 +28,7 @@ from starlette.staticfiles import StaticFiles
 from retinaserve.eval.web.gateway import Answer, Gateway, Timing, served_json
 from retinaserve.eval.web.guard import Guard, Slow, TooLarge, read_body
 from retinaserve.training.detections import ErrorKind, ImageError
-from retinaserve.training.draw import Colour, colour_of, open_picture, text_colour
+from retinaserve.training.draw import Colour, colour_of, open_image, text_colour
 from retinaserve.training.errors import UserError
 
 STATIC = Path(__file__).parent / "static"
@@ -170,7 +170,7 @@ def preview_jpeg(image: bytes) -> bytes | None:
         with Image.open(io.BytesIO(image)) as header:
             if header.width * header.height > MOST_PIXELS:
                 return None
-        upright = open_picture(image)
+        upright = open_image(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     upright.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))

@@ -203,11 +203,11 @@ def print_predictions(
 
 
 def _draw(file: Path, found: "Detections", class_names: Sequence[str], target: Path) -> None:
-    from retinaserve.training.draw import draw, open_picture
+    from retinaserve.training.draw import draw, open_image
 
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        picture = open_picture(file)
+        picture = open_image(file)
     except OSError as error:  # Pillow is stricter than the server's decoder with what is damaged
         click.secho(f"{file}: answered, but it can't be drawn: {error}", fg="yellow", err=True)
         return

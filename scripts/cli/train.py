@@ -69,8 +69,7 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
     )
     from retinaserve.training.check.checks import preflight
     from retinaserve.training.checkpoint import load
-    from retinaserve.training.data.dataset import CocoDataset
-    from retinaserve.training.data.label_statistics import describe_labels
+    from retinaserve.training.data.dataset import CocoDataset, describe_labels
     from retinaserve.training.trainer.distributed import process_group
     from retinaserve.training.trainer.plots import plot_labels, plot_results
     from retinaserve.training.trainer.progress import metrics_path, read_metrics, read_scores

@@ -17,8 +17,7 @@ from typing import Any
 import click
 import torch
 
-from retinaserve.training.data.dataset import CocoDataset
-from retinaserve.training.data.label_statistics import LabelStatistics
+from retinaserve.training.data.dataset import CocoDataset, LabelStatistics
 from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.trainer.config import BASE_RATES, REFERENCE_BATCH, TrainConfig
 from retinaserve.training.trainer.progress import Progress

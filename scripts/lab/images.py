@@ -26,7 +26,7 @@ from retinaserve.eval.client.client import Client
 from retinaserve.scripts.lab import run
 from retinaserve.scripts.server.triton import Server
 from retinaserve.training.checkpoint import Checkpoint, load, save
-from retinaserve.training.draw import contact_sheet, draw, open_picture
+from retinaserve.training.draw import contact_sheet, draw, open_image
 from retinaserve.training.errors import Exit, UserError
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -91,7 +91,7 @@ def readme(demo: Path, output: Path) -> None:
         names = client.class_names
     found = [(path, answer.above(SCORE)) for path, answer in zip(files, answers, strict=True)]
     chosen = [(path, answer) for path, answer in found if len(answer) > 2][:DETECTIONS]
-    drawn = [(draw(open_picture(path), answer, names, within=TILE), path.name) for path, answer in chosen]
+    drawn = [(draw(open_image(path), answer, names, within=TILE), path.name) for path, answer in chosen]
     contact_sheet(drawn, columns=COLUMNS, tile=TILE).save(output, quality=88)
 
 
@@ -164,7 +164,7 @@ def speed(repository: Path, files: Sequence[Path]) -> Iterator[str]:
 
 def _wide(demo: Path) -> list[Path]:
     """Return the held-out images that are wider than high."""
-    sizes = {path: open_picture(path).size for path in sorted((demo / "data" / "val" / "images").iterdir())}
+    sizes = {path: open_image(path).size for path in sorted((demo / "data" / "val" / "images").iterdir())}
     return [path for path, (width, height) in sizes.items() if width > height]
 
 

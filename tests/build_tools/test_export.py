@@ -13,10 +13,10 @@ from retinaserve.scripts.cli.main import main
 from retinaserve.training.checkpoint import Checkpoint, save
 from retinaserve.training.spec import METADATA_CALIBRATION
 from tests.disk import files_no_larger_than
-from tests.pictures import bad_pictures, checker, encode
+from tests.images import bad_images, checker, encode
 from tests.toys import toy_model, toy_spec
 
-BAD = len(bad_pictures())
+BAD = len(bad_images())
 
 
 def run(*arguments: object) -> Result:
@@ -35,7 +35,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calibration")
     for number in range(4):
         (folder / f"{number}.jpg").write_bytes(encode(checker(200, 160, seed=number, cell=15 + number)))
-    (folder / "broken.jpg").write_bytes(bad_pictures()["jpeg truncated"][0])
+    (folder / "broken.jpg").write_bytes(bad_images()["jpeg truncated"][0])
     return folder
 
 
@@ -86,7 +86,7 @@ def test_mistakes_leave_nothing_behind(
     monkeypatch.chdir(folder)
     for name in ("empty", "bad"):
         (folder / name).mkdir()
-    for number, (data, _) in enumerate(bad_pictures().values()):
+    for number, (data, _) in enumerate(bad_images().values()):
         (folder / "bad" / f"{number}.jpg").write_bytes(data)
     before = sorted(folder.rglob("*"))
     result = run("export", checkpoint, "model.onnx", *arguments)

@@ -14,7 +14,7 @@ import retinaserve
 from retinaserve.eval.runtimes.detector import open_detector
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.scripts.shapes.draw import draw_dataset
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "api.md").read_text()

@@ -13,7 +13,7 @@ import pytest
 from retinaserve.eval.client.client import Client
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.detections import Detections
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
 REQUESTS = PAGE.split("## Send requests")[1].split("## ")[0]

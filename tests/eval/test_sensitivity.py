@@ -17,7 +17,7 @@ from retinaserve.training.checkpoint import Checkpoint, save
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
 from retinaserve.training.spec import DetectorSpec
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 from tests.toys import toy_model, toy_spec
 
 

@@ -17,7 +17,7 @@ from retinaserve.scripts.shapes.draw import CATEGORIES, draw_dataset
 from retinaserve.training.checkpoint import load, load_model
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.trainer.validate import predict, score
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -17,7 +17,7 @@ from retinaserve.eval.client.client import AsyncClient, Client
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.detections import Detections, ImageError
 from tests.counted import counted
-from tests.pictures import bad_pictures, checker, encode, good_formats
+from tests.images import bad_images, checker, encode, good_formats
 from tests.toys import CATEGORY_IDS, CLASSES, toy_spec
 
 pytestmark = pytest.mark.server
@@ -102,7 +102,7 @@ def test_a_burst_that_nothing_follows_is_not_left_waiting(client: Client) -> Non
 @pytest.mark.parametrize("client", ["grpc", "http"], indirect=True)
 def test_of_200_concurrent_pictures_only_the_40_bad_ones_fail(client: Client, server: TritonServer) -> None:
     good = pictures(16)
-    bad = list(bad_pictures().values())
+    bad = list(bad_images().values())
     requests = [(good[n % len(good)], "") for n in range(160)] + [bad[n % len(bad)] for n in range(40)]
     random.Random(0).shuffle(requests)
     expected = {image: client.predict([image])[0] for image in good}
@@ -117,7 +117,7 @@ def test_of_200_concurrent_pictures_only_the_40_bad_ones_fail(client: Client, se
 
 
 def test_error_messages_hold_no_paths_of_the_server(client: Client) -> None:
-    answers = list(client.predict_many([data for data, _ in bad_pictures().values()]))
+    answers = list(client.predict_many([data for data, _ in bad_images().values()]))
     assert all(isinstance(answer, ImageError) and "/" not in answer.message for answer in answers)
 
 

@@ -26,8 +26,8 @@ from retinaserve.scripts.server.installation import Installation
 from retinaserve.scripts.server.triton import Server, TritonServer
 from retinaserve.training.detections import Detections, ImageError
 from tests.counted import counted
-from tests.damage import damaged, good_pictures
-from tests.pictures import bad_pictures, checker, encode, good_formats
+from tests.damage import damaged, good_images
+from tests.images import bad_images, checker, encode, good_formats
 from tests.toys import PLAN, toy_manifest, toy_spec
 
 pytestmark = pytest.mark.server
@@ -81,7 +81,7 @@ def test_good_pictures_go_through_unchanged(server: TritonServer) -> None:
 def test_of_a_batch_only_the_bad_pictures_fail_each_by_name(client: Client, server: TritonServer) -> None:
     good = boards(12)
     expected = {image: client.predict([image])[0] for image in good}
-    bad = list(bad_pictures().values())
+    bad = list(bad_images().values())
     requests = [(good[n % len(good)], "") for n in range(60)] + bad
     random.Random(0).shuffle(requests)
     before = counted(client)
@@ -134,7 +134,7 @@ def with_dali_backend(repository: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.skipif(not DALI_BACKEND, reason="RETINASERVE_DALI_BACKEND names no folder with libtriton_dali.so")
 def test_the_real_dali_backend_loses_no_batch_to_a_damaged_picture(with_dali_backend: TritonServer) -> None:
-    spec, good = toy_spec(), list(good_pictures().values())
+    spec, good = toy_spec(), list(good_images().values())
     with grpc.InferenceServerClient(with_dali_backend.grpc_url) as direct:
         for data, wanted in zip(good, Preprocessor(spec.size, spec.pad_value, threads=1).run(good), strict=True):
             tensor = grpc.InferInput("image_bytes", [1, len(data)], "UINT8")
@@ -144,7 +144,7 @@ def test_the_real_dali_backend_loses_no_batch_to_a_damaged_picture(with_dali_bac
             assert (answer.as_numpy("image")[0] == wanted.image).all()
             assert (answer.as_numpy("letterbox")[0] == wanted.letterbox).all()
         # Past admission, what the backend says of a picture that it can't decode holds no path of the server.
-        corrupt = bad_pictures()["webp corrupt"][0]
+        corrupt = bad_images()["webp corrupt"][0]
         tensor = grpc.InferInput("image_bytes", [1, len(corrupt)], "UINT8")
         tensor.set_data_from_numpy(np.frombuffer(corrupt, np.uint8)[None])
         with pytest.raises(grpc.InferenceServerException, match="Failed to decode") as caught:

@@ -11,7 +11,7 @@ from retinaserve.build_tools.quantize.ranges import Calibrator
 from retinaserve.scripts.cli.export import CALIBRATORS
 from retinaserve.scripts.precisions import Options, Row, compare, flavours, markdown, ratio, to_dict
 from retinaserve.training.checkpoint import Checkpoint, save
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 from tests.toys import toy_model, toy_spec
 
 

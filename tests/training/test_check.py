@@ -16,7 +16,7 @@ from retinaserve.training.check.checks import check_data, preflight
 from retinaserve.training.check.findings import CODES, Report, refuse_errors
 from retinaserve.training.check.snapshot import read_split
 from retinaserve.training.errors import UserError
-from tests.pictures import encode
+from tests.images import encode
 
 Coco = dict[str, Any]
 SIZE = (80, 60)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from retinaserve.training.detections import Detections
-from retinaserve.training.draw import colour_of, contact_sheet, contrast, draw, open_picture, text_colour
+from retinaserve.training.draw import colour_of, contact_sheet, contrast, draw, open_image, text_colour
 
 GREY = (128, 128, 128)
 BLUE = (37, 99, 235)  # the first class
@@ -16,11 +16,11 @@ def one(*box: float, index: int = 0) -> Detections:
 
 
 def test_no_detections_leave_the_picture_as_it_is() -> None:
-    picture = Image.effect_noise((640, 480), 50).convert("RGB")
-    assert np.array_equal(np.asarray(draw(picture, Detections.none(), ())), np.asarray(picture))
+    image = Image.effect_noise((640, 480), 50).convert("RGB")
+    assert np.array_equal(np.asarray(draw(image, Detections.none(), ())), np.asarray(image))
 
 
-# Size of the picture, box, and a place in the middle of its right line (half-open: x2 - 1 is the last column).
+# Size of the image, box, and a place in the middle of its right line (half-open: x2 - 1 is the last column).
 LINES = {
     "normal": ((640, 480), (100, 200, 400, 400), (399, 300)),
     "huge": ((4000, 3000), (1000, 1000, 3000, 2000), (2999, 1500)),
@@ -92,18 +92,18 @@ def test_labels_of_boxes_on_one_place_stay_apart() -> None:
         assert (drawn == colour_of(index)).all(axis=2).sum() > 500, "its label is hidden"
 
 
-def jpeg(picture: Image.Image, orientation: int) -> bytes:
+def jpeg(image: Image.Image, orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = io.BytesIO()
-    picture.save(data, "JPEG", exif=exif, quality=95)
+    image.save(data, "JPEG", exif=exif, quality=95)
     return data.getvalue()
 
 
 def test_a_turned_photo_is_upright() -> None:
-    picture = Image.new("RGB", (60, 40), "white")
-    picture.paste((255, 0, 0), (0, 0, 20, 20))  # top left
-    upright = open_picture(jpeg(picture, 6))  # to be turned right by 90 degrees: it comes to the top right
+    image = Image.new("RGB", (60, 40), "white")
+    image.paste((255, 0, 0), (0, 0, 20, 20))  # top left
+    upright = open_image(jpeg(image, 6))  # to be turned right by 90 degrees: it comes to the top right
     assert upright.size == (40, 60)
     red, _, blue = upright.getpixel((35, 5))
     assert red > 200 and blue < 60
@@ -116,7 +116,7 @@ MODES = {"L": 128, "RGBA": (10, 20, 30, 0), "P": 3, "CMYK": (0, 0, 0, 0), "1": 1
 def test_pictures_of_every_mode_open_as_rgb(mode: str) -> None:
     data = io.BytesIO()
     Image.new(mode, (5, 4), MODES[mode]).save(data, "TIFF" if mode == "CMYK" else "PNG")
-    opened = open_picture(data.getvalue())
+    opened = open_image(data.getvalue())
     assert (opened.mode, opened.size) == ("RGB", (5, 4))
     if mode in ("RGBA", "LA"):
         assert opened.getpixel((0, 0)) == (255, 255, 255), "nothing shows through but paper"
@@ -134,8 +134,8 @@ SHEETS = {"one": (1, 4, 1, 1), "a row": (3, 4, 3, 1), "more rows": (9, 4, 4, 3)}
 @pytest.mark.parametrize("case", SHEETS)
 def test_a_sheet_has_room_for_all(case: str) -> None:
     count, columns, wide, high = SHEETS[case]
-    pictures = [(Image.new("RGB", (50 + 100 * n, 200), BLUE), f"{n} " * 60) for n in range(count)]
-    sheet = contact_sheet(pictures, columns=columns, tile=(200, 150))
+    images = [(Image.new("RGB", (50 + 100 * n, 200), BLUE), f"{n} " * 60) for n in range(count)]
+    sheet = contact_sheet(images, columns=columns, tile=(200, 150))
     assert wide * 200 < sheet.width < wide * 220 and high * 150 < sheet.height < high * 200
-    last = np.asarray(sheet)[-sheet.height // high :]  # the last row has a picture too
+    last = np.asarray(sheet)[-sheet.height // high :]  # the last row has an image too
     assert (last == BLUE).all(axis=2).any()

@@ -15,7 +15,7 @@ from retinaserve.build_tools.graph.graft import graft, save
 from retinaserve.build_tools.repository.builder import build_repository
 from retinaserve.scripts.cli.import_weights import import_weights
 from retinaserve.training.checkpoint import Backbone, Checkpoint, load, load_model, read
-from retinaserve.training.coco_names import COCO
+from retinaserve.training.coco import COCO_NAMES
 from retinaserve.training.errors import UserError
 from retinaserve.training.export import export_heads
 from retinaserve.training.importers import (
@@ -31,7 +31,7 @@ from retinaserve.training.model import build_model
 from retinaserve.training.model.postprocess import detect
 from tests import torchvision_layout
 
-UNUSED_IDS = sorted(set(range(91)) - set(COCO))
+UNUSED_IDS = sorted(set(range(91)) - set(COCO_NAMES))
 # The published file of 2020, what torchvision writes today, frozen norms trained by someone, and the second model.
 LAYOUTS: dict[str, dict[str, Any]] = {
     "v1, published": {"version": 1, "old_names": True},
@@ -85,7 +85,9 @@ def assert_same(state: dict[str, torch.Tensor], images: torch.Tensor, how: Any, 
     heads = model(images)
     for (logits, deltas), (their_logits, their_deltas, (h, w)) in zip(heads, expected, strict=True):
         # (1, HWA, K) -> (1, A*C, h, w)
-        theirs = their_logits[:, :, list(COCO)].view(1, h, w, 9, 80).permute(0, 3, 4, 1, 2).reshape(1, -1, h, w)
+        theirs = (
+            their_logits[:, :, list(COCO_NAMES)].view(1, h, w, 9, 80).permute(0, 3, 4, 1, 2).reshape(1, -1, h, w)
+        )
         torch.testing.assert_close(logits, theirs, rtol=1e-3, atol=LOGITS)
         theirs = their_deltas.view(1, h, w, 9, 4).permute(0, 3, 4, 1, 2).reshape(1, -1, h, w)
         torch.testing.assert_close(deltas, theirs, rtol=1e-3, atol=1e-3)
@@ -135,7 +137,11 @@ def test_another_epsilon_goes_into_the_scale() -> None:
 
 
 def test_coco_names() -> None:
-    assert len(COCO) == 80 and (COCO[1], COCO[44], COCO[90]) == ("person", "bottle", "toothbrush")
+    assert len(COCO_NAMES) == 80 and (COCO_NAMES[1], COCO_NAMES[44], COCO_NAMES[90]) == (
+        "person",
+        "bottle",
+        "toothbrush",
+    )
     assert UNUSED_IDS == [0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83]
 
 

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from retinaserve.training.data.dataset import CocoDataset
-from retinaserve.training.data.label_statistics import LabelStatistics
+from retinaserve.training.data.dataset import CocoDataset, LabelStatistics
 from retinaserve.training.data.stream import Batch
 from retinaserve.training.detections import Detections
 from retinaserve.training.draw import contact_sheet, draw

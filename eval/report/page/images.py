@@ -22,7 +22,7 @@ from retinaserve.eval.report.analysis import Analysis
 from retinaserve.eval.report.comparison import ImageChange
 from retinaserve.eval.report.error_types import CORRECT, KINDS, ClassifiedBoxes
 from retinaserve.eval.report.thresholds import steps
-from retinaserve.training.draw import open_picture
+from retinaserve.training.draw import open_image
 
 WORST, CHANGED = 24, 8
 LOWEST_SHOWN = 0.1  # weaker detections are not drawn
@@ -70,7 +70,7 @@ class Thumbnails:
         if image_id in self._made:
             return replace(self._made[image_id], first=False)
         try:
-            image = open_picture(self._files[image_id])
+            image = open_image(self._files[image_id])
         except (OSError, Image.DecompressionBombError):
             return None
         scale = min(1.0, LONGER_SIDE / max(image.size))

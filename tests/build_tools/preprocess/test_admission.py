@@ -14,8 +14,8 @@ from retinaserve.build_tools.preprocess.admission import bmp, jpeg, png, tiff, w
 from retinaserve.build_tools.preprocess.admission.header import Damaged
 from retinaserve.build_tools.preprocess.admission.trial import trial
 from retinaserve.build_tools.preprocess.admission.verdict import READERS, kind_of
-from tests.damage import damaged, good_pictures
-from tests.pictures import checker, encode
+from tests.damage import damaged, good_images
+from tests.images import checker, encode
 
 PER_KIND = 3
 
@@ -26,9 +26,9 @@ def decoder() -> Preprocessor:
     return Preprocessor((64, 64), (124, 116, 104), threads=1, max_batch=1)
 
 
-@pytest.mark.parametrize("name", good_pictures())
+@pytest.mark.parametrize("name", good_images())
 def test_good_pictures_are_admitted_with_the_size_that_pillow_reads(name: str) -> None:
-    data = good_pictures()[name]
+    data = good_images()[name]
     assert admit(data) is None and trial(data) is None
     with Image.open(io.BytesIO(data)) as image:
         header = READERS[kind_of(memoryview(data))](memoryview(data))

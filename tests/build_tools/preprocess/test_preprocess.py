@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from retinaserve.build_tools.preprocess import BadImage, Prepared, Preprocessor, admit, letterbox_size
-from tests.pictures import bad_pictures, checker, encode, good_formats
+from tests.images import bad_images, checker, encode, good_formats
 
 SIZE, FILL = (256, 320), (124, 116, 104)
 
@@ -106,9 +106,9 @@ def test_exif_orientation_is_applied_first(preprocessor: Preprocessor, orientati
     assert np.abs(result.image.astype(int) - pillow_letterbox(upright, SIZE).astype(int)).mean() < 3.5
 
 
-@pytest.mark.parametrize("name", bad_pictures())
+@pytest.mark.parametrize("name", bad_images())
 def test_a_bad_picture_is_named_and_fails_alone(preprocessor: Preprocessor, name: str) -> None:
-    data, words = bad_pictures()[name]
+    data, words = bad_images()[name]
     good = encode(checker(64, 48))
     before, bad, after = preprocessor.run([good, data, good])
     assert isinstance(before, Prepared) and isinstance(after, Prepared)
@@ -118,7 +118,7 @@ def test_a_bad_picture_is_named_and_fails_alone(preprocessor: Preprocessor, name
 
 def test_many_bad_pictures_in_one_batch(preprocessor: Preprocessor) -> None:
     good = [encode(checker(64 + n, 48)) for n in range(20)]
-    bad = [data for data, _ in bad_pictures().values()]
+    bad = [data for data, _ in bad_images().values()]
     mixed = [picture for pair in zip(good, bad, strict=False) for picture in pair]
     results = preprocessor.run(mixed)
     assert [isinstance(result, Prepared) for result in results] == [True, False] * len(bad)

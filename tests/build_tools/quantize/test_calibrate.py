@@ -8,7 +8,7 @@ import pytest
 from retinaserve.build_tools.preprocess import Preprocessor
 from retinaserve.build_tools.quantize.calibrate import Drawn, Int8Options, draw, image_files
 from retinaserve.training.errors import UserError
-from tests.pictures import bad_pictures, checker, encode
+from tests.images import bad_images, checker, encode
 from tests.toys import toy_spec
 
 COUNT = 40
@@ -58,21 +58,21 @@ def test_images_are_what_the_server_sees(folder: Path) -> None:
 
 def test_the_unreadable_are_named_and_replaced(folder: Path, tmp_path: Path) -> None:
     mixed = shutil.copytree(folder, tmp_path / "mixed")
-    for number, (data, _) in enumerate(bad_pictures().values()):
+    for number, (data, _) in enumerate(bad_images().values()):
         (mixed / f"bad {number}.jpg").write_bytes(data)
     found = drawn(mixed, COUNT)
     assert len(found.files) == COUNT
     record = found.record()
     assert record["count"] == COUNT and record["sha256"] == found.digest
-    assert {item["file"] for item in record["unreadable"]} <= {f"bad {n}.jpg" for n in range(len(bad_pictures()))}
+    assert {item["file"] for item in record["unreadable"]} <= {f"bad {n}.jpg" for n in range(len(bad_images()))}
     assert record["unreadable"] and all(item["reason"] for item in record["unreadable"])
     assert not any("bad" in item["file"] for item in record["images"])
 
 
 def test_a_set_without_a_readable_image_is_refused(tmp_path: Path) -> None:
-    for number, (data, _) in enumerate(bad_pictures().values()):
+    for number, (data, _) in enumerate(bad_images().values()):
         (tmp_path / f"{number}.jpg").write_bytes(data)
-    with pytest.raises(UserError, match=f"none of its {len(bad_pictures())} images can be read"):
+    with pytest.raises(UserError, match=f"none of its {len(bad_images())} images can be read"):
         drawn(tmp_path, 5)
 
 

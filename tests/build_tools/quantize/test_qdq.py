@@ -18,7 +18,7 @@ from retinaserve.eval.sensitivity import noise
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.export import heads_graph
 from retinaserve.training.spec import METADATA_CALIBRATION, METADATA_PRECISION, NETWORK_INPUT, DetectorSpec
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 from tests.toys import toy_model
 
 LAYERS = ("conv", "add")

@@ -19,7 +19,7 @@ from retinaserve.build_tools.repository.builder import build_repository
 from retinaserve.build_tools.repository.configs import MODELS, BuildOptions, read_config
 from retinaserve.scripts.cli.main import main
 from retinaserve.training.errors import UserError
-from tests.damage import good_pictures
+from tests.damage import good_images
 from tests.toys import PLAN, toy_manifest, toy_spec
 
 # Serialises as Triton's dali backend does where there is no model.dali (model_provider.h).
@@ -177,7 +177,7 @@ def test_with_its_decoder_on_the_cpu_it_gives_the_cpu_profiles_tensors() -> None
     """The backend's way: the serialised pipeline, loaded again, outputs by position."""
     from nvidia.dali import Pipeline
 
-    spec, images = toy_spec(), list(good_pictures().values())
+    spec, images = toy_spec(), list(good_images().values())
     loaded = Pipeline.deserialize(
         serialise(size=spec.size, fill=spec.pad_value, max_batch=len(images), threads=1, decoder="cpu"),
         device_id=None,
@@ -197,7 +197,7 @@ def test_with_its_decoder_on_the_cpu_it_gives_the_cpu_profiles_tensors() -> None
 @pytest.mark.skipif(not find_gpus(), reason="no NVIDIA GPU here")
 def test_decoded_on_the_gpu_pictures_are_the_cpus_within_a_few_levels() -> None:
     """nvJPEG and libjpeg-turbo differ in their IDCT and chroma upsampling; resize and letterbox are the same."""
-    spec, images = toy_spec(), list(good_pictures().values())
+    spec, images = toy_spec(), list(good_images().values())
     pipeline = preprocess_pipeline(
         size=spec.size, fill=spec.pad_value, decoder="mixed", batch_size=len(images), num_threads=2, device_id=0
     )

@@ -20,7 +20,7 @@ from retinaserve.eval.client.transport import PORTS, Endpoint, Protocols
 from retinaserve.scripts.cli.bench import bench_endpoints
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.errors import UserError
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 
 CONCURRENCIES = {
     "one": ("4", [4]),

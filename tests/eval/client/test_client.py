@@ -15,7 +15,7 @@ from retinaserve.eval.client.client import AsyncClient, Client
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import UserError
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 
 pytestmark = pytest.mark.server
 PROTOCOLS = ("grpc", "http")

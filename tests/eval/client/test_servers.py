@@ -19,7 +19,7 @@ from retinaserve.eval.client.transport import Endpoint
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 
 FREE = ServerOptions.free_ports()
 IMAGES = [encode(checker(40 + n, 30, cell=10)) for n in range(16)]

@@ -7,7 +7,7 @@ from retinaserve.eval.client.server_info import ModelStatistics
 from retinaserve.eval.client.traffic import Traffic
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.detections import ImageError
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 
 
 @pytest.mark.server

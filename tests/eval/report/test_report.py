@@ -13,7 +13,7 @@ from retinaserve.eval.report.report import Report, evaluate_detector
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import UserError
-from tests.pictures import checker
+from tests.images import checker
 
 NAMES = {2: "ball", 4: "crate", 6: "never there"}
 BOX = (10.0, 20.0, 110.0, 80.0)

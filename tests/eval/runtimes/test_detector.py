@@ -11,7 +11,7 @@ from retinaserve.eval.runtimes.detector import open_detector
 from retinaserve.training.checkpoint import Checkpoint, save
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import UserError
-from tests.pictures import bad_pictures, checker, encode
+from tests.images import bad_images, checker, encode
 from tests.toys import CATEGORY_IDS, CLASSES, toy_model, toy_spec
 
 
@@ -58,11 +58,11 @@ def test_bad_pictures_fail_alone_and_in_their_place(toy_onnx: Path) -> None:
     alone = {image: detector.predict([image])[0] for image in PICTURES}
     unreadable = ImageError("the file can't be read: Permission denied")
     mixed: list[bytes | ImageError] = [unreadable]
-    for number, (data, _) in enumerate(bad_pictures().values()):
+    for number, (data, _) in enumerate(bad_images().values()):
         mixed += [data, PICTURES[number % len(PICTURES)]]
     answers = list(detector.predict_many(iter(mixed)))
     assert len(answers) == len(mixed) and answers[0] is unreadable
-    for (_, words), answer in zip(bad_pictures().values(), answers[1::2], strict=True):
+    for (_, words), answer in zip(bad_images().values(), answers[1::2], strict=True):
         assert isinstance(answer, ImageError) and answer.kind == "bad_image" and words in answer.message
     for image, answer in zip(mixed[2::2], answers[2::2], strict=True):
         assert isinstance(image, bytes) and isinstance(answer, Detections)

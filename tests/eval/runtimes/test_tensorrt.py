@@ -12,7 +12,7 @@ import torch
 from retinaserve.build_tools.engine.manifest import manifest_path, write_plan
 from retinaserve.eval.runtimes.detector import open_detector
 from retinaserve.training.errors import Exit, UserError
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 from tests.toys import PLAN, toy_manifest, toy_spec
 
 NO_TENSORRT = importlib.util.find_spec("tensorrt") is None

@@ -20,7 +20,7 @@ from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.checkpoint import Checkpoint
 from retinaserve.training.checkpoint import save as save_checkpoint
 from tests import graphs
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 from tests.toys import toy_model, toy_spec
 
 Run = Callable[..., Result]

@@ -20,7 +20,7 @@ from retinaserve.scripts.server.triton import ServerOptions, TritonServer, free_
 from retinaserve.training.draw import PALETTE
 from tests.counted import counted
 from tests.eval.web.web_server import Reply, ask, page_of, stuck_uploads
-from tests.pictures import bad_pictures, checker, encode
+from tests.images import bad_images, checker, encode
 from tests.toys import CATEGORY_IDS, CLASSES
 
 pytestmark = pytest.mark.server
@@ -108,7 +108,7 @@ def test_images_at_once_are_answered_one_after_the_other(page: str) -> None:
 
 @pytest.mark.parametrize("name", ["empty", "text", "gif", "jpeg truncated", "png corrupt"])
 def test_a_bad_image_has_the_servers_own_words(page: str, name: str) -> None:
-    image, words = bad_pictures()[name]
+    image, words = bad_images()[name]
     reply = ask(page, "/api/detect", image)
     assert reply.status == 400 and reply.json["kind"] == "bad_image" and words in reply.json["message"]
     assert "ensemble" not in reply.json["message"]

@@ -34,7 +34,7 @@ from tests.eval.web.web_page import (
     wait_for_boxes,
 )
 from tests.eval.web.web_server import page_of, stuck_uploads
-from tests.pictures import bad_pictures, checker, encode
+from tests.images import bad_images, checker, encode
 
 pytestmark = pytest.mark.server
 
@@ -217,7 +217,7 @@ def test_the_keyboard_is_enough(page: Any) -> None:
 
 
 def test_a_bad_file_says_what_is_wrong(page: Any) -> None:
-    data, words = bad_pictures()["jpeg truncated"]
+    data, words = bad_images()["jpeg truncated"]
     choose(page, ("good.jpg", encode(checker(300, 200))), ("cut.jpg", data))
     until(lambda: page.locator("#strip button[data-state=failed]").count(), "the bad one did not fail")
     page.click("#strip li:nth-child(2) button")

@@ -6,7 +6,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from retinaserve.scripts.cli.main import main
-from tests.pictures import bad_pictures, checker, encode
+from tests.images import bad_images, checker, encode
 
 
 def test_nothing_to_do_is_a_usage_error() -> None:
@@ -16,8 +16,8 @@ def test_nothing_to_do_is_a_usage_error() -> None:
 
 def test_refused_pictures_are_named_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "good.jpg").write_bytes(encode(checker(64, 48)))
-    (tmp_path / "cut.jpg").write_bytes(bad_pictures()["jpeg truncated"][0])
-    (tmp_path / "corrupt.webp").write_bytes(bad_pictures()["webp corrupt"][0])
+    (tmp_path / "cut.jpg").write_bytes(bad_images()["jpeg truncated"][0])
+    (tmp_path / "corrupt.webp").write_bytes(bad_images()["webp corrupt"][0])
     result = CliRunner().invoke(main, ["admit", str(tmp_path), "--json", str(tmp_path / "r.json")])
     assert result.exit_code == 1
     assert "cut.jpg: the JPEG image is truncated" in result.output

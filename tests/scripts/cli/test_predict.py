@@ -10,7 +10,7 @@ from PIL import Image
 
 from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.server.triton import TritonServer
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 
 Run = Callable[..., Result]
 

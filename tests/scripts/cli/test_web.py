@@ -14,7 +14,7 @@ from retinaserve.scripts.cli.web import is_loopback, listen, page_url, usual_met
 from retinaserve.scripts.server.triton import TritonServer, free_ports
 from retinaserve.training.errors import UserError
 from tests.eval.web.web_server import ask, run_web
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 
 pytestmark = pytest.mark.server
 IMAGE = encode(checker(300, 200))

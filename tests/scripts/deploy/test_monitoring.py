@@ -20,7 +20,7 @@ from retinaserve.build_tools.repository.configs import read_config, write_config
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.transport import Endpoint, ServerError, Transport
 from retinaserve.scripts.server.triton import Server, ServerOptions, TritonServer
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 from tests.scripts.deploy.promql import Scrape, problems
 
 ROOT = Path(__file__).parents[3]

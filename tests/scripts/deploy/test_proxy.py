@@ -19,7 +19,7 @@ from retinaserve.eval.client.client import Client
 from retinaserve.scripts.server.protection import ADMIN_HEADER
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer, free_ports
 from retinaserve.training.detections import Detections
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 
 CONFIG = Path(__file__).parents[3] / "scripts" / "deploy" / "proxy" / "haproxy.cfg"
 PICTURES = [encode(checker(40 + n, 30, cell=10)) for n in range(16)] + [encode(checker(400, 300, cell=4), "PNG")]

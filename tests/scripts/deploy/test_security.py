@@ -33,7 +33,7 @@ from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import UserError
 from tests.certificates import Pair, issue
 from tests.eval.web.web_server import ask, run_web
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 from tests.tls_proxy import EncryptingProxy
 
 PICTURE = encode(checker(300, 200))

@@ -20,8 +20,8 @@ from retinaserve.scripts.drills.reload import ReloadOptions, reload
 from retinaserve.scripts.drills.result import Result
 from retinaserve.scripts.drills.scarce import run_scarce
 from retinaserve.scripts.drills.soak import SoakOptions, soak
-from tests.damage import damaged, good_pictures
-from tests.pictures import bad_pictures, checker, encode
+from tests.damage import damaged, good_images
+from tests.images import bad_images, checker, encode
 
 pytestmark = pytest.mark.server
 IMAGES = [encode(checker(200 + 20 * n, 150, seed=n, cell=15 + n)) for n in range(4)]
@@ -68,8 +68,8 @@ def test_versions_change_under_load(repository: Path) -> None:
 
 def test_damaged_images_harm_nobody(repository: Path) -> None:
     """Each is answered with detections or its own fault, the good ones between them with detections."""
-    samples = [("ok", data) for data in good_pictures().values()]
-    samples += [("invalid", data) for data, _ in bad_pictures().values()]
+    samples = [("ok", data) for data in good_images().values()]
+    samples += [("invalid", data) for data, _ in bad_images().values()]
     for number, (_, data) in enumerate(damaged(per_kind=1)):
         samples += [("either", data), *([("ok", IMAGES[0])] if number % 5 == 0 else [])]
 

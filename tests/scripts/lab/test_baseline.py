@@ -7,7 +7,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from retinaserve.eval.runtimes.detector import open_detector
 from retinaserve.scripts.lab.baseline import Detector, application
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 from tests.toys import CLASSES
 
 PICTURE = encode(checker(640, 480))

@@ -15,7 +15,7 @@ from retinaserve.scripts.lab.capacity import (
     summary,
     trial_of,
 )
-from tests.pictures import checker, encode
+from tests.images import checker, encode
 
 
 @pytest.mark.parametrize(

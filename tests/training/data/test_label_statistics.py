@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from retinaserve.scripts.cli.train_console import announce_labels
-from retinaserve.training.data.label_statistics import describe_labels
+from retinaserve.training.data.dataset import describe_labels
 from retinaserve.training.spec import DetectorSpec
 from tests.training.squares import SPEC, draw
 

@@ -10,7 +10,7 @@ from retinaserve.eval.report.comparison import read_baseline
 from retinaserve.eval.report.page.page import page, write_page
 from retinaserve.training.files import write_json
 from tests.eval.scenes import ANSWERS, CATEGORIES, LABELS, Row, label, report_on
-from tests.pictures import checker
+from tests.images import checker
 
 EVIL = "</script><script>alert('1')</script>\"'&\u2028é {{data}}"
 EVIL_FILE = '"><img src=x onerror=alert(2)>{{style}}.png'

@@ -1,4 +1,4 @@
-"""Encoded pictures for tests: every format the server takes, and a dozen ways to be bad."""
+"""Encoded images for tests: every format the server takes, and a dozen ways to be bad."""
 
 import io
 
@@ -14,7 +14,7 @@ def checker(width: int, height: int, *, seed: int = 0, cell: int = 40) -> Image.
 
 
 def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
-    """Encode a picture; `orientation` writes an EXIF tag."""
+    """Encode an image; `orientation` writes an EXIF tag."""
     buffer = io.BytesIO()
     orientation = options.pop("orientation", None)
     if orientation:
@@ -26,7 +26,7 @@ def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
 
 
 def good_formats() -> dict[str, bytes]:
-    """Return the same 320 x 200 picture in every format and colour layout that has to be read."""
+    """Return the same 320 x 200 image in every format and colour layout that has to be read."""
     base = checker(320, 200)
     return {
         "jpeg": encode(base, quality=95, subsampling=0),
@@ -44,7 +44,7 @@ def good_formats() -> dict[str, bytes]:
     }
 
 
-def bad_pictures() -> dict[str, tuple[bytes, str]]:
+def bad_images() -> dict[str, tuple[bytes, str]]:
     """Return broken data by kind, each with words that its error message has to contain."""
     base = checker(320, 200)
     jpeg, png = encode(base), encode(base, "PNG")
