@@ -1,70 +1,60 @@
-"""Detections in the forms a user takes away: JSON lines, a COCO file, annotated pictures.
+"""Detections in the forms a user takes away: JSON lines, a COCO file, annotated images.
 
     print(json_line(path, detections, class_names))
-    book = CocoBook(class_names, category_ids); book.add(path, detections); book.to_dict()
+    coco_results([(path, detections)], class_names, category_ids)
 
-The COCO file is a data set, pictures and categories included, so that labelling tools open it; a bare result
+The COCO file is a data set, images and categories included, so that labelling tools open it; a bare result
 list for pycocotools is training/scores.py's.
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import Exit, UserError
 
-KEPT_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})  # other pictures become JPEG when annotated
+KEPT_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})  # other images become JPEG when annotated
 
 
 def json_line(file: Path, found: Detections, class_names: Sequence[str]) -> str:
-    """Return one picture's detections as a line of JSON; boxes are x1 y1 x2 y2."""
+    """Return one image's detections as a line of JSON; boxes are x1 y1 x2 y2."""
     height, width = found.size or (None, None)
-    detections = [
-        {"class": class_names[index], "score": score, "box": box}
-        for box, score, index in zip(_rounded(found), _scores(found), found.classes.tolist(), strict=True)
-    ]
+    detections = [{"class": class_names[index], "score": score, "box": box} for box, score, index in _rows(found)]
     line = {"file": str(file), "width": width, "height": height, "detections": detections}
     return json.dumps(line, ensure_ascii=False)
 
 
-class CocoBook:
-    """Gathers detections picture by picture into one COCO data set."""
-
-    def __init__(self, class_names: Sequence[str], category_ids: Sequence[int]) -> None:
-        self._ids = category_ids
-        self._images: list[dict[str, Any]] = []
-        self._annotations: list[dict[str, Any]] = []
-        self._categories = [{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)]
-
-    def add(self, file: Path, found: Detections) -> None:
-        """Add a picture; its id is its number."""
+def coco_results(
+    answers: Iterable[tuple[Path, Detections]], class_names: Sequence[str], category_ids: Sequence[int]
+) -> dict[str, Any]:
+    """Return images with their detections as one COCO data set; an image's id is its number."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, (file, found) in enumerate(answers, 1):
         height, width = found.size or (None, None)
-        image_id = len(self._images) + 1
-        self._images.append({"id": image_id, "file_name": str(file), "width": width, "height": height})
-        for box, score, index in zip(_rounded(found), _scores(found), found.classes.tolist(), strict=True):
-            x, y, extent = box[0], box[1], (round(box[2] - box[0], 2), round(box[3] - box[1], 2))
-            self._annotations.append(
+        images.append({"id": image_id, "file_name": str(file), "width": width, "height": height})
+        for (x1, y1, x2, y2), score, index in _rows(found):
+            extent = round(x2 - x1, 2), round(y2 - y1, 2)
+            annotations.append(
                 {
-                    "id": len(self._annotations) + 1,
+                    "id": len(annotations) + 1,
                     "image_id": image_id,
-                    "category_id": self._ids[index],
-                    "bbox": [x, y, *extent],
+                    "category_id": category_ids[index],
+                    "bbox": [x1, y1, *extent],
                     "area": round(extent[0] * extent[1], 2),
                     "iscrowd": 0,
                     "score": score,
                 }
             )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the data set."""
-        return {"images": self._images, "categories": self._categories, "annotations": self._annotations}
+    categories = [{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)]
+    return {"images": images, "categories": categories, "annotations": annotations}
 
 
 def annotated_paths(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Return where each annotated picture goes: the tree of the files below what they have in common.
+    """Return where each annotated image goes: the tree of the files below what they have in common.
 
     Raises UserError where that would overwrite one of the files.
     """
@@ -80,10 +70,7 @@ def annotated_paths(files: Sequence[Path], folder: Path) -> list[Path]:
     return targets
 
 
-def _rounded(found: Detections) -> list[list[float]]:
-    """Hundredths of a pixel: more digits would only be noise."""
-    return [[round(value, 2) for value in box] for box in found.boxes.tolist()]
-
-
-def _scores(found: Detections) -> list[float]:
-    return [round(score, 4) for score in found.scores.tolist()]
+def _rows(found: Detections) -> Iterator[tuple[list[float], float, int]]:
+    """Yield box, score and class; more than hundredths of a pixel would only be noise."""
+    for box, score, index in zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True):
+        yield [round(value, 2) for value in box], round(score, 4), index

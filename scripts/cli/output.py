@@ -181,24 +181,26 @@ def print_predictions(
 ) -> int:
     """Print every answer as it comes, draw it into `output`, report the bad; return how many were bad."""
     from retinaserve.eval.image_files import read_files
-    from retinaserve.eval.predictions import CocoBook, annotated_paths, json_line
+    from retinaserve.eval.predictions import annotated_paths, coco_results, json_line
     from retinaserve.training.detections import ImageError
 
     targets = annotated_paths(files, output) if output else [None] * len(files)
-    book, failed = CocoBook(detector.class_names, detector.category_ids), 0
+    kept, failed = [], 0
     for file, target, answer in zip(files, targets, detector.predict_many(read_files(files)), strict=True):
         if isinstance(answer, ImageError):
             failed += 1
             click.secho(f"{file}: {answer.message}", fg="red", err=True)
             continue
         found = answer.above(score)
-        book.add(file, found)
+        if style == "coco":
+            kept.append((file, found))
         if style == "jsonl":
             click.echo(json_line(file, found, detector.class_names))
         if target:
             _draw(file, found, detector.class_names, target)
     if style == "coco":
-        click.echo(json.dumps(book.to_dict(), ensure_ascii=False))
+        results = coco_results(kept, detector.class_names, detector.category_ids)
+        click.echo(json.dumps(results, ensure_ascii=False))
     return failed
 
 
@@ -207,11 +209,11 @@ def _draw(file: Path, found: "Detections", class_names: Sequence[str], target: P
 
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        picture = open_image(file)
+        image = open_image(file)
     except OSError as error:  # Pillow is stricter than the server's decoder with what is damaged
         click.secho(f"{file}: answered, but it can't be drawn: {error}", fg="yellow", err=True)
         return
-    draw(picture, found, class_names).save(target, quality=92)
+    draw(image, found, class_names).save(target, quality=92)
 
 
 def finish(failed: int, count: int, following: str, *, passed: bool = True) -> None:

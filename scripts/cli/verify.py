@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
-    help="Judge by the limits of this precision, rather than by that of the files and the server.",
+    help="Apply the limits of this precision, rather than of that of the files and the server.",
 )
 @click.option(
     "--limit", "limits", metavar="NAME=VALUE", multiple=True, help="Another limit, by its name in the table."

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from retinaserve.eval.predictions import CocoBook, annotated_paths, json_line
+from retinaserve.eval.predictions import annotated_paths, coco_results, json_line
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 
@@ -11,7 +11,7 @@ FOUND = Detections.from_slots(2, [[1.004, 2, 11, 22.5], [0, 0, 5, 5]], [0.87654,
 NAMES, IDS = ("cat", "étoile"), (3, 9)
 
 
-def test_a_line_of_json_is_a_picture() -> None:
+def test_a_line_of_json_is_an_image() -> None:
     line = json_line(Path("a b.jpg"), FOUND, NAMES)
     assert "\n" not in line and "étoile" in line
     assert json.loads(line) == {
@@ -26,11 +26,8 @@ def test_a_line_of_json_is_a_picture() -> None:
     assert json.loads(json_line(Path("x"), Detections.none(), NAMES))["detections"] == []
 
 
-def test_a_coco_book_is_a_data_set() -> None:
-    book = CocoBook(NAMES, IDS)
-    book.add(Path("none.jpg"), Detections.none())
-    book.add(Path("some.jpg"), FOUND)
-    data = book.to_dict()
+def test_coco_results_are_a_data_set() -> None:
+    data = coco_results([(Path("none.jpg"), Detections.none()), (Path("some.jpg"), FOUND)], NAMES, IDS)
     assert [image["id"] for image in data["images"]] == [1, 2]
     assert data["categories"] == [{"id": 3, "name": "cat"}, {"id": 9, "name": "étoile"}]
     first, second = data["annotations"]
@@ -47,7 +44,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("case", PLACES)
-def test_annotated_pictures_never_share_a_path(case: str, tmp_path: Path) -> None:
+def test_annotated_images_never_share_a_path(case: str, tmp_path: Path) -> None:
     files, expected = PLACES[case]
     paths = annotated_paths([tmp_path / file for file in files], tmp_path / "out")
     assert [path.relative_to(tmp_path / "out").as_posix() for path in paths] == expected
