@@ -26,12 +26,16 @@ DECOYS = ("model_repository", "eval", "training", "scripts", "plugins", "build_t
 
 def test_the_public_names_are_these() -> None:
     assert sorted(retinaserve.__all__) == [
+        "AsyncClient",
         "Client",
         "Detections",
         "ImageError",
         "Server",
         "UserError",
+        "build",
+        "export",
         "open_detector",
+        "train",
     ]
     assert set(retinaserve.__all__) <= set(dir(retinaserve))
     for name in retinaserve.__all__:
