@@ -28,6 +28,7 @@ WORST, CHANGED = 24, 8
 LOWEST_SHOWN = 0.1  # weaker detections are not drawn
 MOST_BOXES = 60  # of an image
 LONGER_SIDE = 400  # px of a thumbnail
+WIDTH = 300  # px of every panel in its own coordinates, so that labels have one size on the page
 QUALITY = 60  # of WebP
 MOST_BYTES = 1_200_000  # of all thumbnails together, before base64: keeps the page below 2 MB
 LETTER = 7.4  # px of the widest usual letter of a label
@@ -39,8 +40,8 @@ class Thumbnail:
     """An embedded image; `first` when its pixels still have to be written."""
 
     image_id: int
-    size: tuple[int, int]  # width, height
-    scale: float  # thumbnail / original
+    height: int  # px of the panel, whose width is WIDTH
+    scale: float  # panel / original
     uri: str
     first: bool
 
@@ -73,8 +74,8 @@ class Thumbnails:
             image = open_image(self._files[image_id])
         except (OSError, Image.DecompressionBombError):
             return None
-        scale = min(1.0, LONGER_SIDE / max(image.size))
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        smaller = min(1.0, LONGER_SIDE / max(image.size))
+        size = (max(1, round(image.width * smaller)), max(1, round(image.height * smaller)))
         buffer = io.BytesIO()
         image.resize(size, Image.Resampling.LANCZOS).save(buffer, "WEBP", quality=QUALITY, method=4)
         encoded = buffer.getvalue()
@@ -82,7 +83,8 @@ class Thumbnails:
             return None
         self._left -= len(encoded)
         uri = f"data:image/webp;base64,{base64.b64encode(encoded).decode()}"
-        self._made[image_id] = Thumbnail(image_id, size, scale, uri, first=True)
+        scale = WIDTH / image.width
+        self._made[image_id] = Thumbnail(image_id, max(1, round(image.height * scale)), scale, uri, first=True)
         return self._made[image_id]
 
 
@@ -167,15 +169,15 @@ def _detected(classified: ClassifiedBoxes, image_id: int, fixed: float | None) -
 
 
 def _panel(thumbnail: Thumbnail, boxes: Sequence[Box], caption: str) -> str:
-    (width, height), name = thumbnail.size, f"image-{thumbnail.image_id}"
+    height, name = thumbnail.height, f"image-{thumbnail.image_id}"
     shown = f'<use href="#{name}"/>'
     if thumbnail.first:
-        shown = f'<image id="{name}" width="{width}" height="{height}" href="{thumbnail.uri}"/>'
+        shown = f'<image id="{name}" width="{WIDTH}" height="{height}" href="{thumbnail.uri}"/>'
     # What is small is drawn last, or a larger box would take its tooltip.
     ordered = sorted(boxes, key=lambda box: float(np.prod(box.corners[2:] - box.corners[:2])), reverse=True)
     drawn = "".join(_drawn(box, thumbnail, named=len(boxes) <= MOST_LABELS) for box in ordered)
     return (
-        f'<figure><svg class="image" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(caption)}">'
+        f'<figure><svg class="image" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(caption)}">'
         f"{shown}{drawn}</svg><figcaption>{escape(caption)}</figcaption></figure>"
     )
 
@@ -185,7 +187,7 @@ def _drawn(box: Box, thumbnail: Thumbnail, *, named: bool) -> str:
     full = f"{box.name}: {box.note}"
     label = full if box.wrong and box.kind == "detected" else box.name
     above = y1 - 3 if y1 > 14 else y1 + 12
-    x = max(2.0, min(x1, thumbnail.size[0] - LETTER * len(label)))
+    x = max(2.0, min(x1, WIDTH - LETTER * len(label)))
     look = f"box {box.kind}{' wrong' if box.wrong else ''}{' named' if named else ''}"
     return (
         f'<g class="{look}" data-step="{box.step}"><title>{escape(full)}</title>'

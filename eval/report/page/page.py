@@ -209,7 +209,8 @@ def _change(old: float | None, new: float | None) -> tuple[str, str, str]:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    # Halves go up, as JavaScript's toFixed has them beside these numbers.
+    return "-" if value is None else f"{value + 1e-12:.3f}"
 
 
 def _signed(value: float | None) -> str:
