@@ -39,7 +39,7 @@ MOST_ANCHORS = 128
 
 @dataclass(frozen=True)
 class Candidates:
-    """Tensors of N slots a picture: logits (B, N), boxes (B, N, 4) letterboxed pixels, classes (B, N) int64.
+    """Tensors of N slots an image: logits (B, N), boxes (B, N, 4) letterboxed pixels, classes (B, N) int64.
 
     A slot is filled if its logit is above the threshold; what the other slots hold means nothing.
     """
@@ -158,7 +158,7 @@ def add_nms(
     # and ONNX Runtime differs at the one float32 value just above it, where no pair of whole sizes lies.
     iou = np.nextafter(np.float32(spec.nms_iou), np.float32(2))
     selected = nodes("NonMaxSuppression", candidates.boxes, rows, [spec.max_detections], [iou], [threshold])
-    places = nodes("Gather", selected, [0, 2], axis=1)  # (S, 3) picture, class, slot -> (S, 2)
+    places = nodes("Gather", selected, [0, 2], axis=1)  # (S, 3) image, class, slot -> (S, 2)
     nothing = nodes("ConstantOfShape", nodes("Shape", logits), value=gs.Constant("", threshold.reshape(1)))
     kept = nodes("ScatterND", nothing, places, nodes("GatherND", logits, places))  # (B, N)
 

@@ -3,7 +3,7 @@
     model, rounding = to_float16(Path("heads.onnx"))      # then build_tools/graph/graft.py
     rounding.zeroed, rounding.denormal, rounding.values
 
-Precision lies in the graph's types, as TensorRT 11 requires and TensorRT 10 offers. The picture arrives in float
+Precision lies in the graph's types, as TensorRT 11 requires and TensorRT 10 offers. The image arrives in float
 and the heads leave in float. So normalisation stays outside, as all box arithmetic does: 8 bits a pixel are exact
 in half, but (x/255 - mean)/std would be rounded at each step, and a builder makes it one kernel with the cast.
 Inside, operators that sum over a whole map (normalisation layers) stay in float. A quantized network stays

@@ -1,4 +1,4 @@
-"""Encoded pictures to letterboxed tensors: the one definition that serving, evaluation and calibration share.
+"""Encoded images to letterboxed tensors: the one definition that serving, evaluation and calibration share.
 
     Preprocessor((512, 512), fill=(124, 116, 104)).run([jpeg, png])    # [Prepared | BadImage, ...]
 
@@ -8,7 +8,7 @@ where `model.py` imports it as `preprocess`.
 
 from .admission import MAX_BYTES, MAX_PIXELS, BadImage, admit
 from .pipeline import preprocess_pipeline
-from .preprocessor import Prepared, Preprocessor, letterbox_size
+from .preprocessor import Prepared, Preprocessor
 
 __all__ = [
     "MAX_BYTES",
@@ -17,6 +17,5 @@ __all__ = [
     "Prepared",
     "Preprocessor",
     "admit",
-    "letterbox_size",
     "preprocess_pipeline",
 ]

@@ -1,4 +1,4 @@
-"""The DALI pipeline from encoded bytes to a letterboxed picture, on the CPU or the GPU.
+"""The DALI pipeline from encoded bytes to a letterboxed image, on the CPU or the GPU.
 
     preprocess_pipeline(size=(512, 512), fill=(124, 116, 104), batch_size=16, num_threads=2, device_id=None)
 
@@ -35,17 +35,17 @@ def preprocess_graph(*, size: tuple[int, int], fill: tuple[int, int, int], decod
     ratio = dmath.min(height / original_h, width / original_w)
     resized_h, resized_w = letterbox_pixels(original_h, ratio), letterbox_pixels(original_w, ratio)
 
-    picture = fn.decoders.image(encoded, device=decoder, output_type=types.RGB)
-    picture = fn.resize(
-        picture,
+    image = fn.decoders.image(encoded, device=decoder, output_type=types.RGB)
+    image = fn.resize(
+        image,
         resize_x=resized_w,
         resize_y=resized_h,
         interp_type=types.INTERP_LINEAR,
         antialias=True,
     )
     # One pass: place at the top left, pad with the mean colour, HWC -> CHW.
-    picture = fn.crop_mirror_normalize(
-        picture,
+    image = fn.crop_mirror_normalize(
+        image,
         crop=(height, width),
         crop_pos_x=0.0,
         crop_pos_y=0.0,
@@ -56,7 +56,7 @@ def preprocess_graph(*, size: tuple[int, int], fill: tuple[int, int, int], decod
         dtype=types.UINT8,
         output_layout="CHW",
     )
-    return picture, fn.stack(original_h, original_w, resized_h, resized_w)
+    return image, fn.stack(original_h, original_w, resized_h, resized_w)
 
 
 preprocess_pipeline = pipeline_def(output_dtype=OUTPUT_TYPES, output_ndim=OUTPUT_RANKS)(preprocess_graph)

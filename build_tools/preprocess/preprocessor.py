@@ -1,12 +1,11 @@
-"""Runs the DALI pipeline over encoded pictures so that a bad one fails alone.
+"""Runs the DALI pipeline over encoded images so that a bad one fails alone.
 
-    results = Preprocessor((512, 512), (124, 116, 104)).run(encoded)    # one Prepared or BadImage a picture
+    results = Preprocessor((512, 512), (124, 116, 104)).run(encoded)    # one Prepared or BadImage an image
 
-DALI loses a whole batch to one corrupt picture. Admission catches most of them first; when the decoder still
+DALI loses a whole batch to one corrupt image. Admission catches most of them first; when the decoder still
 refuses a batch, it is halved until the culprits stand alone. Not safe to call from two threads at once.
 """
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,22 +19,14 @@ from .pipeline import preprocess_pipeline
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A picture as the network takes it: `image` uint8 (3, H, W) RGB, `letterbox` float32 (4,)."""
+    """An image as the network takes it: `image` uint8 (3, H, W) RGB, `letterbox` float32 (4,)."""
 
     image: npt.NDArray[np.uint8]
     letterbox: npt.NDArray[np.float32]
 
 
-def letterbox_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the (h, w) a picture is resized to: one ratio for both axes, rounded half up, at least 1."""
-    # float32, because the pipeline computes in it and a rounding must not fall the other way.
-    h, w = np.float32(height), np.float32(width)
-    ratio = min(np.float32(size[0]) / h, np.float32(size[1]) / w)
-    return max(1, math.floor(h * ratio + np.float32(0.5))), max(1, math.floor(w * ratio + np.float32(0.5)))
-
-
 class Preprocessor:
-    """The pipeline on the CPU, built once for batches of up to `max_batch` pictures."""
+    """The pipeline on the CPU, built once for batches of up to `max_batch` images."""
 
     def __init__(
         self,
@@ -62,7 +53,7 @@ class Preprocessor:
         self._pipeline.build()
 
     def run(self, images: Sequence[bytes]) -> list[Prepared | BadImage]:
-        """Prepare encoded pictures, any number, in order; a bad one gives its BadImage, alone."""
+        """Prepare encoded images, any number, in order; a bad one gives its BadImage, alone."""
         results: list[Prepared | BadImage | None] = [admit(bytes(data), **self._limits) for data in images]
         good = [index for index, result in enumerate(results) if result is None]
         for start in range(0, len(good), self.max_batch):
@@ -75,11 +66,11 @@ class Preprocessor:
         """Run one batch; halve it when the decoder refuses it."""
         try:
             self._pipeline.feed_input("image_bytes", [np.frombuffer(data, np.uint8) for data in images])
-            pictures, letterboxes = self._pipeline.run()
+            tensors, letterboxes = self._pipeline.run()
         except RuntimeError:
             if len(images) == 1:
                 return [undecodable(bytes(images[0]))]
             half = len(images) // 2
             return self._decode(images[:half]) + self._decode(images[half:])
-        pictures, letterboxes = pictures.as_array(), letterboxes.as_array()
-        return [Prepared(picture, letterbox) for picture, letterbox in zip(pictures, letterboxes, strict=True)]
+        rows = zip(tensors.as_array(), letterboxes.as_array(), strict=True)
+        return [Prepared(image, letterbox) for image, letterbox in rows]

@@ -1,4 +1,4 @@
-"""How large the tensors of a float graph get on real pictures, and where to cut them off for INT8.
+"""How large the tensors of a float graph get on real images, and where to cut them off for INT8.
 
     histograms = collect(model, tensors, normalise(spec, images))
     threshold = THRESHOLDS["entropy"](histograms["relu_3"])       # scale = threshold / 127
@@ -47,7 +47,7 @@ class Histogram:
         magnitudes = np.abs(values.ravel())
         largest = float(magnitudes.max(initial=0.0))
         if not np.isfinite(largest):
-            raise UserError("a tensor is infinite or not a number on a calibration picture", "train it anew")
+            raise UserError("a tensor is infinite or not a number on a calibration image", "train it anew")
         self.largest = max(self.largest, largest)
         if not largest:
             self.counts[0] += magnitudes.size
@@ -115,7 +115,7 @@ THRESHOLDS: Mapping[Calibrator, Callable[[Histogram], float]] = {
 
 
 def normalise(spec: DetectorSpec, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Return uint8 pictures (..., 3, H, W) as the network takes them, as the graft's first layer makes them."""
+    """Return uint8 images (..., 3, H, W) as the network takes them, as the graft's first layer makes them."""
     mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (spec.mean, spec.std))
     normalised: npt.NDArray[np.float32] = (images / np.float32(255) - mean) / std
     return normalised
@@ -124,7 +124,7 @@ def normalise(spec: DetectorSpec, images: npt.NDArray[np.uint8]) -> npt.NDArray[
 def collect(
     model: onnx.ModelProto, tensors: Sequence[str], inputs: Iterable[npt.NDArray[np.float32]]
 ) -> dict[str, Histogram]:
-    """Run raw heads on normalised pictures (3, H, W), one at a time; return the tensors' histograms by name."""
+    """Run raw heads on normalised images (3, H, W), one at a time; return the tensors' histograms by name."""
     try:
         import onnxruntime
     except ImportError:
@@ -140,21 +140,21 @@ def collect(
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
     session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
     histograms = {name: Histogram.empty() for name in tensors}
-    for picture in inputs:
-        values = dict(zip(inner, session.run(inner, {NETWORK_INPUT: picture[None]}), strict=True))
+    for image in inputs:
+        values = dict(zip(inner, session.run(inner, {NETWORK_INPUT: image[None]}), strict=True))
         for name in tensors:
-            histograms[name].add(values.get(name, picture))
+            histograms[name].add(values.get(name, image))
     return histograms
 
 
 def cached(
-    cache: Path | None, model: onnx.ModelProto, pictures: str, run: Callable[[], dict[str, Histogram]]
+    cache: Path | None, model: onnx.ModelProto, images: str, run: Callable[[], dict[str, Histogram]]
 ) -> dict[str, Histogram]:
-    """Return `run()`, or what it was when graph and pictures (their hash) were the same; `cache` is a folder."""
+    """Return `run()`, or what it was when graph and images (their hash) were the same; `cache` is a folder."""
     if cache is None:
         return run()
     graph = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-    key = hashlib.sha256(f"{FORMAT} {graph} {pictures}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{FORMAT} {graph} {images}".encode()).hexdigest()[:32]
     path = cache / f"{key}.npz"
     if path.is_file():
         with np.load(path) as stored:

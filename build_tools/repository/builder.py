@@ -69,7 +69,7 @@ class Built:
 
 @dataclass(frozen=True)
 class _Warmup:
-    """A picture for `preprocess`, and what `preprocess` makes of it for `retinanet`: files by model."""
+    """An image for `preprocess`, and what `preprocess` makes of it for `retinanet`: files by model."""
 
     files: dict[str, dict[str, bytes]]
 

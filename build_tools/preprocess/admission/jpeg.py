@@ -1,15 +1,15 @@
 """Walks the segments of a JPEG: tables, frame and scan headers, and the markers between several scans.
 
-    jpeg.read(memoryview(data))    # Header(640, 480)
+    read_jpeg(memoryview(data))    # Header(640, 480)
 
 It refuses what makes libjpeg-turbo give up; the rules are those of its jdmarker.c, jdhuff.c and jdinput.c. It
-does not decode: of damaged coefficients libjpeg-turbo makes a picture with a flaw.
+does not decode: of damaged coefficients libjpeg-turbo makes an image with a flaw.
 """
 
 import re
 import struct
 
-from .header import Damaged, Header, Truncated, need
+from .formats import Damaged, Header, Truncated, need
 
 SOI, EOI, SOS, DQT, DHT, DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
 BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
@@ -129,11 +129,11 @@ class _Walk:
         return self.header
 
     def is_last(self, start: int) -> bool:
-        """Say whether the scan whose header begins at `start` is the whole picture."""
+        """Say whether the scan whose header begins at `start` is the whole image."""
         return not self.progressive and self.data[start] == len(self.components)
 
 
-def read(data: memoryview) -> Header:
+def read_jpeg(data: memoryview) -> Header:
     """Return the header of a JPEG. Raises Damaged, or Truncated where its end mark is missing."""
     walk = _Walk(data)
     at = 2
@@ -147,7 +147,7 @@ def read(data: memoryview) -> Header:
             continue
         if marker == EOI:
             if not walk.scans or walk.header is None:
-                raise Damaged("it ends before its picture begins")
+                raise Damaged("it ends before its image begins")
             return walk.header
         at += 2
         if marker in ALONE:
@@ -172,7 +172,7 @@ def read(data: memoryview) -> Header:
         elif marker == SOS:
             header = walk.scan(at, end)
             if walk.is_last(at) and bytes(data[max(end, len(data) - TAIL) :]).rfind(END_MARK) >= 0:
-                # Of a damaged middle libjpeg-turbo makes a picture with a flaw: there is no need to look at it.
+                # Of a damaged middle libjpeg-turbo makes an image with a flaw: there is no need to look at it.
                 return header
             found = MARKER.search(data, end)
             if not found:

@@ -1,56 +1,62 @@
-"""Says what is wrong with an encoded picture by reading its structure, without decoding it.
+"""Says what is wrong with an encoded image by reading its structure, without decoding it.
 
     bad = admit(data, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS)    # None, or BadImage(message)
+    bad = bad or trial(data)    # decodes a WebP or TIFF once
 
-It spares the decoder what can't be decoded and gives the sender a reason. Behind it a JPEG, PNG or BMP decodes;
-a WebP or TIFF, which have no checksums, may still be damaged where only a decoder can tell. It reads the buffer
-where it lies and needs the standard library alone.
+It spares the decoder what can't be decoded and gives the sender a reason. Behind `admit` a JPEG, PNG or BMP
+decodes; a WebP or TIFF, which have no checksums, may still be damaged where only a decoder can tell. It reads
+the buffer where it lies. Only `trial` needs more than the standard library: Pillow.
 """
 
-from collections.abc import Callable
+import io
+import warnings
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from . import bmp, jpeg, png, tiff, webp
-from .header import Damaged, Header, Truncated
+from .formats import BMP_HEADERS, Damaged, Header, Truncated, read_bmp, read_png, read_tiff, read_webp
+from .jpeg import read_jpeg
 
 MAX_BYTES = 32 * 1024 * 1024
 MAX_PIXELS = 64_000_000  # 64 MP: every phone's full-size photo, and 190 MB decoded
 
 Buffer = bytes | memoryview  # of bytes: any contiguous one-dimensional buffer does
+# A flipped bit of a WebP or a TIFF is not told by any checksum, and their decoders give up on most. Of a JPEG,
+# libjpeg-turbo makes an image with a flaw; a PNG has checksums.
+UNCHECKED = ("WEBP", "TIFF")
 SUPPORTED = "JPEG, PNG, WebP, BMP and TIFF are supported"
 READERS: dict[str, Callable[[memoryview], Header]] = {
-    "JPEG": jpeg.read,
-    "PNG": png.read,
-    "WEBP": webp.read,
-    "BMP": bmp.read,
-    "TIFF": tiff.read,
+    "JPEG": read_jpeg,
+    "PNG": read_png,
+    "WEBP": read_webp,
+    "BMP": read_bmp,
+    "TIFF": read_tiff,
 }
 # What else people send, by its first bytes, so that the answer can call it by name.
 STRANGERS = (
     (b"GIF8", 0, "a GIF"),
     (b"%PDF", 0, "a PDF"),
-    (b"ftypheic", 4, "an HEIC picture"),
-    (b"ftypheix", 4, "an HEIC picture"),
-    (b"ftypmif1", 4, "an HEIF picture"),
-    (b"ftypavif", 4, "an AVIF picture"),
+    (b"ftypheic", 4, "an HEIC image"),
+    (b"ftypheix", 4, "an HEIC image"),
+    (b"ftypmif1", 4, "an HEIF image"),
+    (b"ftypavif", 4, "an AVIF image"),
     (b"ftyp", 4, "a video"),
     (b"\x00\x00\x00\x0cjP  ", 0, "a JPEG 2000"),
     (b"\xff\x0a", 0, "a JPEG XL"),
     (b"PK\x03\x04", 0, "a ZIP archive"),
     (b"\x1f\x8b", 0, "a gzip archive"),
-    (b"RIFF", 0, "a RIFF file without a WebP picture"),
+    (b"RIFF", 0, "a RIFF file without a WebP image"),
 )
 
 
 @dataclass(frozen=True)
 class BadImage:
-    """Why a picture was refused, in words for the person who sent it."""
+    """Why an image was refused, in words for the person who sent it."""
 
     message: str
 
 
 def admit(data: Buffer, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> BadImage | None:
-    """Return what is wrong with an encoded picture, or None when it may be decoded."""
+    """Return what is wrong with an encoded image, or None when it may be decoded."""
     view = memoryview(data)
     if not view:
         return BadImage("the image is empty: 0 bytes")
@@ -71,8 +77,29 @@ def admit(data: Buffer, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIX
     return None
 
 
+def trial(data: Buffer, *, kinds: Collection[str] = UNCHECKED) -> BadImage | None:
+    """Decode the image if it is of one of `kinds`; return what is wrong with it, or None.
+
+    Only the GPU profile's admission needs it: behind it Triton's dali backend loses a batch to one corrupt image,
+    where the CPU profile halves the batch (preprocessor.py). Call it after `admit`, which bounds the pixels.
+    """
+    from PIL import Image
+
+    kind = kind_of(memoryview(data))
+    if kind not in kinds:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata, and Pillow's own pixel limit
+            with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+                image.load()
+    except Exception:  # a decoder raises nearly anything
+        return undecodable(data)
+    return None
+
+
 def undecodable(data: Buffer) -> BadImage:
-    """Return the message for a picture that `admit` let through and the decoder refused."""
+    """Return the message for an image that `admit` let through and the decoder refused."""
     view = memoryview(data)
     kind = kind_of(view)
     header = READERS[kind](view)
@@ -93,7 +120,7 @@ def kind_of(view: memoryview) -> str:
     if start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return "TIFF"
     # Two letters begin many a text as well: the length of the second header makes it a BMP.
-    if start.startswith(b"BM") and int.from_bytes(start[14:18], "little") in bmp.HEADERS:
+    if start.startswith(b"BM") and int.from_bytes(start[14:18], "little") in BMP_HEADERS:
         return "BMP"
     return ""
 

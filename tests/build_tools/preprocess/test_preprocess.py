@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinaserve.build_tools.preprocess import BadImage, Prepared, Preprocessor, admit, letterbox_size
+from retinaserve.build_tools.preprocess import BadImage, Prepared, Preprocessor, admit
+from retinaserve.training.letterbox import letterbox_size
 from tests.images import bad_images, checker, encode, good_formats
 
 SIZE, FILL = (256, 320), (124, 116, 104)
@@ -44,7 +45,7 @@ def test_no_pictures_give_no_results(preprocessor: Preprocessor) -> None:
 def test_letterbox_equals_pillow(preprocessor: Preprocessor, width: int, height: int) -> None:
     picture = checker(width, height)
     result = prepare(preprocessor, encode(picture, "PNG"))
-    rows, columns = letterbox_size(height, width, SIZE)
+    rows, columns = letterbox_size((height, width), SIZE)
     assert result.letterbox.tolist() == [height, width, rows, columns]
     difference = np.abs(result.image.astype(int) - pillow_letterbox(picture, SIZE).astype(int))
     # Beyond a border DALI repeats the last pixel, Pillow shortens the filter: the outermost pixels may differ.
@@ -59,7 +60,7 @@ def test_sizes_agree_with_the_pipeline_on_many_ratios(preprocessor: Preprocessor
     sizes = [(int(h), int(w)) for h, w in rng.integers(1, 700, (60, 2))]
     results = preprocessor.run([encode(Image.new("L", (w, h)), "PNG") for h, w in sizes])
     found = [tuple(r.letterbox[2:].astype(int)) for r in results if isinstance(r, Prepared)]
-    assert found == [letterbox_size(h, w, SIZE) for h, w in sizes]
+    assert found == [letterbox_size((h, w), SIZE) for h, w in sizes]
 
 
 @pytest.mark.parametrize("name", good_formats())

@@ -1,7 +1,7 @@
-"""Triton python-backend model `preprocess`: encoded pictures to letterboxed tensors, by DALI on the CPU.
+"""Triton python-backend model `preprocess`: encoded images to letterboxed tensors, by DALI on the CPU.
 
 `preprocess/` beside this file is a copy of the project's one definition, put there by `retinaserve build`.
-A bad picture fails its own request with INVALID_ARG; the others of the batch are answered.
+A bad image fails its own request with INVALID_ARG; the others of the batch are answered.
 """
 
 import json
@@ -30,7 +30,8 @@ class TritonPythonModel:
             max_pixels=int(parameters["max_image_pixels"]),
         )
         # Triton 2.51 leaves its own failure counter at 0 for errors a python model returns.
-        # The family must outlive its metrics.
+        # The family must outlive its metrics. Its description is that of repositories built before: versions that
+        # are served side by side share it.
         self._family = pb_utils.MetricFamily(
             name="retinaserve_bad_images",
             description="Pictures refused as empty, damaged, unsupported or too large",
@@ -45,7 +46,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         rows = [np.from_dlpack(pb_utils.get_input_tensor_by_name(request, "image_bytes")) for request in requests]
-        results = iter(self._preprocessor.run([picture for request in rows for picture in request]))
+        results = iter(self._preprocessor.run([image for request in rows for image in request]))
         return [self._respond([next(results) for _ in request]) for request in rows]
 
     def _respond(self, results: list[Any]) -> Any:

@@ -1,6 +1,6 @@
-"""Triton python-backend model `admission`: lets an encoded picture through as it is, or fails its request.
+"""Triton python-backend model `admission`: lets an encoded image through as it is, or fails its request.
 
-It stands in front of the dali backend, which fails every request of a batch for one picture that it can't decode.
+It stands in front of the dali backend, which fails every request of a batch for one image that it can't decode.
 `admission/` beside this file is a copy of the project's one definition, put there by `retinaserve build`; it
 needs neither DALI nor a GPU.
 """
@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from admission import BadImage, admit
+from admission import BadImage, admit, trial
 
 
 class TritonPythonModel:
-    """Reads each picture where it lies in shared memory; nothing is copied and nothing is kept."""
+    """Reads each image where it lies in shared memory; nothing is copied and nothing is kept."""
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
@@ -26,11 +26,10 @@ class TritonPythonModel:
         formats = tuple(json.loads(parameters["trial_formats"]))
         self._trial = None
         if formats:
-            from admission.trial import trial  # needs Pillow
-
             self._trial = partial(trial, kinds=formats)
         # The server's own failure counter does not count errors that a python model returns (2.51).
-        # The family must outlive its metrics.
+        # The family must outlive its metrics. Its description is that of repositories built before: versions that
+        # are served side by side share it.
         self._family = pb_utils.MetricFamily(
             name="retinaserve_bad_images",
             description="Pictures refused as empty, damaged, unsupported or too large",
@@ -47,7 +46,7 @@ class TritonPythonModel:
         return [self._answer(pb_utils.get_input_tensor_by_name(request, "image_bytes")) for request in requests]
 
     def _answer(self, tensor: Any) -> Any:
-        bad = [reason for row in tensor.as_numpy() if (reason := self._judge(memoryview(row)))]
+        bad = [reason for row in tensor.as_numpy() if (reason := self._refusal(memoryview(row)))]
         if bad:
             self._bad_images.increment(len(bad))
             return pb_utils.InferenceResponse(
@@ -56,6 +55,6 @@ class TritonPythonModel:
         # The very tensor that came in: it lies in shared memory already, a new one would be copied there.
         return pb_utils.InferenceResponse([tensor])
 
-    def _judge(self, data: memoryview) -> BadImage | None:
+    def _refusal(self, data: memoryview) -> BadImage | None:
         bad: BadImage | None = admit(data, **self._limits)
         return self._trial(data) if self._trial and not bad else bad
