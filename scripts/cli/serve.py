@@ -4,13 +4,16 @@ import signal
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from retinaserve.scripts.cli.options import FILE, PATH
-from retinaserve.scripts.server.protection import LOOPBACK, Tls, check_exposure, read_token
-from retinaserve.scripts.server.triton import ServerOptions, TritonServer, check_repository, with_ports
 from retinaserve.training.errors import Exit, UserError
+
+if TYPE_CHECKING:
+    from retinaserve.scripts.server.protection import Tls
+    from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 
 READY = """\
 HTTP      http://{http}
@@ -18,7 +21,7 @@ gRPC      {grpc}
 metrics   {metrics}
 log       {log}
 
-Ask it from another terminal; the first shows a page to drop pictures on:
+Ask it from another terminal; the first shows a page to drop images on:
 
 {web}
 
@@ -30,7 +33,7 @@ Ask it from another terminal; the first shows a page to drop pictures on:
 """
 WEB = "retinaserve web --server {page} --metrics {metrics}"
 PREDICT = "retinaserve predict PICTURE.jpg --server {grpc}{tls}"
-# Triton's binary extension: a JSON header, then the picture's bytes; the answer is JSON.
+# Triton's binary extension: a JSON header, then the image's bytes; the answer is JSON.
 CURL = """\
 f="PICTURE.jpg"; n=$(stat -c %s "$f")
 h='{{"inputs":[{{"name":"image_bytes","shape":[1,'$n'],"datatype":"UINT8","parameters":{{"binary_data_size":'$n'}}}}]}}'
@@ -46,7 +49,7 @@ with Client("{grpc}"{tls}) as client:
 EOF"""
 
 
-def ready_text(server: TritonServer) -> str:
+def ready_text(server: "TritonServer") -> str:
     """Return the endpoints of a running server and four ways to ask it, to be pasted as they are."""
     urls = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}
     page, options, arguments, imports = server.grpc_url, "", "", ""
@@ -66,8 +69,10 @@ def ready_text(server: TritonServer) -> str:
     return READY.format(**urls, **examples, log=server.log)
 
 
-def tls_of(certificate: Path | None, key: Path | None, client_ca: Path | None) -> Tls | None:
+def tls_of(certificate: Path | None, key: Path | None, client_ca: Path | None) -> "Tls | None":
     """Return what the three options mean together. Raises click.UsageError for half of a pair."""
+    from retinaserve.scripts.server.protection import Tls
+
     if certificate and key:
         return Tls(certificate, key, client_ca)
     if certificate or key or client_ca:
@@ -96,7 +101,7 @@ def tls_of(certificate: Path | None, key: Path | None, client_ca: Path | None) -
 @click.option(
     "--restart",
     is_flag=True,
-    help="Start the server again when it dies or answers no picture; see docs/operations.md.",
+    help="Start the server again when it dies or answers no image; see docs/operations.md.",
 )
 @click.option(
     "--tls-cert", type=FILE, help="PEM certificate: gRPC is encrypted, HTTP and metrics stay on loopback."
@@ -134,6 +139,9 @@ def serve(
     verbose: bool,
 ) -> None:
     """Serve REPOSITORY with the embedded Triton until Ctrl-C."""
+    from retinaserve.scripts.server.protection import LOOPBACK, check_exposure, read_token
+    from retinaserve.scripts.server.triton import ServerOptions
+
     check_exposure(host, expose=expose)
     if host not in LOOPBACK:
         click.secho(
@@ -171,8 +179,10 @@ def serve(
 
 
 def _serve_once(
-    repository: Path, options: ServerOptions, log: Path | None, timeout: float, asked: threading.Event
+    repository: Path, options: "ServerOptions", log: Path | None, timeout: float, asked: threading.Event
 ) -> None:
+    from retinaserve.scripts.server.triton import TritonServer
+
     with TritonServer(repository, options, log=log) as server:
         click.echo(f"starting Triton on {repository} ...", err=True)
         server.wait_until_ready(timeout, cancelled=asked.is_set)
@@ -186,20 +196,21 @@ def _serve_once(
 
 
 def _supervise(
-    repository: Path, options: ServerOptions, log: Path | None, timeout: float, asked: threading.Event
+    repository: Path, options: "ServerOptions", log: Path | None, timeout: float, asked: threading.Event
 ) -> None:
     """Serve until asked to stop, over the deaths of the server; the ports stay the same."""
     from retinaserve.scripts.server.supervisor import RestartPolicy, Supervisor
+    from retinaserve.scripts.server.triton import TritonServer, check_repository, with_ports
 
-    picture = repository / "preprocess" / "warmup" / "picture.jpg"
+    image = repository / "preprocess" / "warmup" / "picture.jpg"
     check_repository(repository)
-    if not picture.is_file():
-        raise UserError(f"{picture}: no such file", "--restart sends it to see whether the server answers")
+    if not image.is_file():
+        raise UserError(f"{image}: no such file", "--restart sends it to see whether the server answers")
 
     def warn(text: str) -> None:
         click.secho(text, fg="yellow", err=True)
 
-    def started(server: TritonServer) -> None:
+    def started(server: "TritonServer") -> None:
         click.secho("ready", fg="green", err=True)
         click.echo(ready_text(server))
 
@@ -207,7 +218,7 @@ def _supervise(
     click.echo(f"starting Triton on {repository} ...", err=True)
     supervisor = Supervisor(
         lambda: TritonServer(repository, options, log=log),
-        picture.read_bytes(),
+        image.read_bytes(),
         policy=RestartPolicy(ready=timeout),
         log=warn,
         started=started,

@@ -17,7 +17,7 @@ from retinaserve.scripts.server.installation import usable_cores
 INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 LITTLE_MEMORY = 4e9
-# A request and an answer of every instance lie there at once: 16 pictures of 640 x 640 are 20 MB.
+# A request and an answer of every instance lie there at once: 16 images of 640 x 640 are 20 MB.
 LITTLE_SHARED_MEMORY = 256e6
 LITTLE_DISK = 2e9
 

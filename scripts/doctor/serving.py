@@ -72,7 +72,7 @@ def perf_analyzer() -> Check:
 
 
 def dali() -> Check:
-    """Decode a picture with the pipeline that serving uses."""
+    """Decode an image with the pipeline that serving uses."""
     from PIL import Image
 
     from retinaserve.build_tools.preprocess import Prepared, Preprocessor
@@ -82,9 +82,7 @@ def dali() -> Check:
     Image.new("RGB", (96, 64), (200, 30, 30)).save(buffer, "JPEG")
     (result,) = Preprocessor((64, 64), (0, 0, 0), threads=1, max_batch=1).run([buffer.getvalue()])
     if not isinstance(result, Prepared):
-        return Check(
-            "DALI", Status.FAIL, f"it refused a good picture: {result}", "pip install 'retinaserve[serve]'"
-        )
+        return Check("DALI", Status.FAIL, f"it refused a good image: {result}", "pip install 'retinaserve[serve]'")
     return Check("DALI", Status.OK, f"{installed('nvidia-dali-cuda120')} decodes and letterboxes on the CPU")
 
 

@@ -51,7 +51,7 @@ class EfficiencyOptions:
 
 @dataclass(frozen=True)
 class Loop:
-    """Milliseconds a image in the plain loop; means, and the median of the sum."""
+    """Milliseconds an image in the plain loop; means, and the median of the sum."""
 
     decode: float
     engine: float

@@ -1,10 +1,10 @@
-"""Keeps a server up: starts it again when it dies, or lives and answers no picture any more.
+"""Keeps a server up: starts it again when it dies, or lives and answers no image any more.
 
-    supervisor = Supervisor(lambda: TritonServer(repository, options), picture, log=print)
+    supervisor = Supervisor(lambda: TritonServer(repository, options), image, log=print)
     supervisor.run(stop)                        # until `stop` is set; raises UserError when it gives up
 
 Triton 2.51 never restarts a python-backend process that died, and goes on saying that it is ready while every
-request fails. So health is that none of its processes is dead and that pictures are answered: the server counts
+request fails. So health is that none of its processes is dead and that images are answered: the server counts
 them under load, otherwise it is sent one. A server that refuses because its queue is full is busy, not ill, unless
 nothing at all comes out of it for long.
 """
@@ -32,7 +32,7 @@ class RestartPolicy:
     """When a server is looked at, restarted and given up; times in seconds."""
 
     interval: float = 2.0  # between looks
-    patience: float = 10.0  # for the answer to one picture; a loaded server takes seconds
+    patience: float = 10.0  # for the answer to one image; a loaded server takes seconds
     busy: float = 60.0  # without any answer, however busy
     first_pause: float = 0.5  # before a restart; doubles with each failure in the window
     longest_pause: float = 30.0
@@ -47,7 +47,7 @@ class Supervisor:
     def __init__(
         self,
         start: Callable[[], TritonServer],
-        picture: bytes,
+        image: bytes,
         *,
         policy: RestartPolicy | None = None,
         log: Callable[[str], None] = lambda _: None,
@@ -55,7 +55,7 @@ class Supervisor:
     ) -> None:
         """`started` is called with every server that has become ready, `log` with what happens."""
         self._start = start
-        self._picture = picture
+        self._image = image
         self._policy = policy or RestartPolicy()
         self._log = log
         self._started = started
@@ -102,7 +102,7 @@ class Supervisor:
             elif health == "ill" and server.process.poll() is None:
                 return why
             elif now - last > self._policy.busy:
-                return f"no picture was answered for {now - last:.0f} s"
+                return f"no image was answered for {now - last:.0f} s"
         return "stopped"
 
     def _look(self, server: TritonServer, answered: int) -> tuple[Health, int, str]:
@@ -114,12 +114,12 @@ class Supervisor:
                 count = client.statistics()[DETECTOR].requests
                 if count > answered:
                     return "well", count, ""
-                (answer,) = client.predict_many([self._picture])
+                (answer,) = client.predict_many([self._image])
         except UserError as error:
             return "ill", answered, error.message
         if isinstance(answer, Detections):
             return "well", answered, ""
-        # It waits for its turn, or for a place to wait: pictures before it may be large, and are many.
+        # It waits for its turn, or for a place to wait: images before it may be large, and are many.
         return ("busy" if answer.kind in ("timeout", "overloaded") else "ill"), answered, answer.message
 
     def _wait_or_give_up(self, cause: str, stop: threading.Event) -> None:

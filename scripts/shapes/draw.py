@@ -2,9 +2,9 @@
 
     draw_dataset(Path("shapes/train"), images=600, seed=0)     # images/*.jpg|png and annotations.json
 
-Shapes are rotated, stretched, textured, hollow or outlined, cut by the border and overlapping; pictures differ
+Shapes are rotated, stretched, textured, hollow or outlined, cut by the border and overlapping; images differ
 in size and shape, some are greyscale, carry an EXIF orientation, or hold no shape at all. A box is the tight box
-of the whole outline within the picture, as for an object that stands behind another; a shape of which less than
+of the whole outline within the image, as for an object that stands behind another; a shape of which less than
 `VISIBLE` is seen has none. There are no crowds and no segmentations.
 """
 
@@ -31,18 +31,18 @@ CATEGORIES: Mapping[str, int] = {
     "cross": 8,
     "crescent": 13,
 }
-SIDE = (200, 640)  # pixels of a picture's longer side
+SIDE = (200, 640)  # pixels of an image's longer side
 FLATTEST = 0.5  # of the longer side, the shorter one at least
-EXTENT = (0.12, 0.5)  # a shape's larger side, of the picture's longer side
+EXTENT = (0.12, 0.5)  # a shape's larger side, of the image's longer side
 SMALLEST = 12.0  # pixels, below which a shape can't be told from another
 MOST_SHAPES = 8
 EMPTY, GREY, ROTATED, PNG, HOLLOW, OUTLINED = 0.05, 0.1, 0.12, 0.12, 0.12, 0.4  # shares
-CUT = 0.15  # share of shapes that may reach beyond the picture
+CUT = 0.15  # share of shapes that may reach beyond the image
 PLACES = 3  # that a shape may choose from: fewer hide each other, some still do
 VISIBLE = 0.5  # of a shape's pixels, for a box
 OVERSAMPLING = 4  # masks are drawn this much larger and averaged: smooth edges
 
-# How a picture is stored under an EXIF orientation so that undoing the orientation shows it upright again.
+# How an image is stored under an EXIF orientation so that undoing the orientation shows it upright again.
 STORED_AS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -60,7 +60,7 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Shape:
-    """One drawn shape: its category, its box (x, y, w, h) within the picture, and how much of it is seen."""
+    """One drawn shape: its category, its box (x, y, w, h) within the image, and how much of it is seen."""
 
     category: str
     box: tuple[float, float, float, float]
@@ -81,7 +81,7 @@ class DataSet:
 def draw_dataset(
     directory: Path, *, images: int, seed: int, on_image: Callable[[], object] = lambda: None
 ) -> DataSet:
-    """Write `images` pictures and their annotations.json into `directory`; `on_image` is called after each.
+    """Write `images` images and their annotations.json into `directory`; `on_image` is called after each.
 
     Files that are there already are overwritten, others are left. Raises UserError for an unusable directory.
     """
@@ -101,14 +101,14 @@ def draw_dataset(
     }
     for index in range(images):
         rng = np.random.default_rng((seed, index))
-        picture, shapes = draw_picture(rng)
-        name = _save(picture, folder / f"{index:05d}", rng)
+        image, shapes = draw_image(rng)
+        name = _save(image, folder / f"{index:05d}", rng)
         coco["images"].append(
             {
                 "id": index + 1,
                 "file_name": name,
-                "width": picture.width,
-                "height": picture.height,
+                "width": image.width,
+                "height": image.height,
                 "license": 1,
             }
         )
@@ -129,8 +129,8 @@ def draw_dataset(
     return DataSet(folder, annotations, images, len(coco["annotations"]))
 
 
-def draw_picture(rng: Rng) -> tuple[Image.Image, list[Shape]]:
-    """Return an upright picture, RGB or greyscale, and those of its shapes that have a box."""
+def draw_image(rng: Rng) -> tuple[Image.Image, list[Shape]]:
+    """Return an upright image, RGB or greyscale, and those of its shapes that have a box."""
     longer = int(rng.integers(SIDE[0], SIDE[1] + 1))
     shorter = int(longer * rng.uniform(FLATTEST, 1))
     width, height = (longer, shorter) if rng.random() < 0.6 else (shorter, longer)
@@ -195,7 +195,7 @@ def _arc(radius: float, start: float, end: float, count: int) -> Points:
 def draw_shape(
     canvas: Image.Image, owners: npt.NDArray[np.uint8], number: int, ground: Colour, rng: Rng
 ) -> tuple[str, tuple[float, float, float, float], int]:
-    """Draw a random shape; return its category, its box within the picture and its number of pixels."""
+    """Draw a random shape; return its category, its box within the image and its number of pixels."""
     category = str(rng.choice(list(CATEGORIES)))
     longer = max(canvas.size)
     extent = max(SMALLEST, longer * math.exp(rng.uniform(*np.log(EXTENT))))
@@ -237,7 +237,7 @@ def _place(extent: Points, owners: npt.NDArray[np.uint8], rng: Rng) -> Points:
     """Return a top left corner: of a few random ones, that where the shape hides least of those before it."""
     size = np.array(owners.shape[::-1])
     if rng.random() < CUT or (extent > size).any():
-        low, high = -extent / 2, size - extent / 2  # centred within the picture, and cut where that goes beyond
+        low, high = -extent / 2, size - extent / 2  # centred within the image, and cut where that goes beyond
     else:
         low, high = np.zeros(2), size - extent
     corners = rng.uniform(low, high, (PLACES, 2))
@@ -284,17 +284,17 @@ def _with_grain(canvas: Image.Image, rng: Rng) -> Image.Image:
     return Image.fromarray(np.clip(pixels + noise[..., None], 0, 255).astype(np.uint8))
 
 
-def _save(picture: Image.Image, stem: Path, rng: Rng) -> str:
-    """Write the picture as PNG or JPEG, now and then turned and with the EXIF tag that undoes it."""
+def _save(image: Image.Image, stem: Path, rng: Rng) -> str:
+    """Write the image as PNG or JPEG, now and then turned and with the EXIF tag that undoes it."""
     if rng.random() < PNG:
         path = stem.with_suffix(".png")
-        picture.save(path, compress_level=1)
+        image.save(path, compress_level=1)
         return path.name
     path = stem.with_suffix(".jpg")
     exif = Image.Exif()
     if rng.random() < ROTATED:
         orientation = int(rng.choice(list(STORED_AS)))
         exif[EXIF_ORIENTATION] = orientation
-        picture = picture.transpose(STORED_AS[orientation])
-    picture.save(path, quality=int(rng.integers(80, 96)), exif=exif)
+        image = image.transpose(STORED_AS[orientation])
+    image.save(path, quality=int(rng.integers(80, 96)), exif=exif)
     return path.name

@@ -40,7 +40,7 @@ def contrasting(rng: Rng, ground: Colour) -> Colour:
 
 
 def texture(rng: Rng, height: int, width: int, colours: tuple[Colour, Colour]) -> Pixels:
-    """Return a (height, width, 3) picture of one random kind, between two colours."""
+    """Return a (height, width, 3) image of one random kind, between two colours."""
     kind = str(rng.choice(KINDS))
     weights = _weights(kind, rng, height, width)[..., None]
     first, second = (np.asarray(colour, np.float32) for colour in colours)

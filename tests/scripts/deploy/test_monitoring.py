@@ -57,7 +57,7 @@ def scrape(server: TritonServer) -> Scrape:
 def live(server: TritonServer) -> Scrape:
     """The metrics after traffic, good and bad."""
     with Client(server.grpc_url) as client:
-        list(client.predict_many([encode(checker(300, 200)), b"no picture"] * 4))
+        list(client.predict_many([encode(checker(300, 200)), b"no image"] * 4))
     return scrape(server)
 
 
@@ -123,19 +123,19 @@ def test_refusals_are_what_the_rule_makes_of_tritons_counters(narrow: TritonServ
 
     async def overload() -> tuple[int, int]:
         transport = Transport(Endpoint.parse(narrow.grpc_url), concurrency=64)
-        pictures = [encode(checker(1000, 800))] * 60 + [b"no picture"] * 3
+        images = [encode(checker(1000, 800))] * 60 + [b"no image"] * 3
         statuses = []
 
-        async def ask(picture: bytes) -> None:
+        async def ask(image: bytes) -> None:
             try:
-                await transport.infer("detector", picture, timeout=30)
+                await transport.infer("detector", image, timeout=30)
             except ServerError as error:
                 statuses.append(error.status)
 
         try:
-            await asyncio.gather(*(ask(picture) for picture in pictures[:60]))
-            for picture in pictures[60:]:
-                await ask(picture)
+            await asyncio.gather(*(ask(image) for image in images[:60]))
+            for image in images[60:]:
+                await ask(image)
         finally:
             await transport.close()
         return statuses.count("unavailable"), statuses.count("invalid")
@@ -204,7 +204,7 @@ def test_a_request_leaves_a_trace_with_its_steps(repository: Path) -> None:
     assert parents["detector"] == "InferRequest"
     assert parents["preprocess"] == "detector" and parents["retinanet"] == "detector"
     text = json.dumps(Collector.spans)
-    assert len(text) < 50_000 and "image_bytes" not in text, "times alone, no pictures"
+    assert len(text) < 50_000 and "image_bytes" not in text, "times alone, no images"
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed; it comes with Prometheus")

@@ -125,7 +125,7 @@ def test_start_serves_closed_and_ends_on_sigterm(tritonserver: Path, repository:
     closed = {"--model-control-mode=none", "--allow-client-shm=false", "--disable-auto-complete-config"}
     assert closed | {"--exit-on-error=true", "--strict-readiness=true"} <= set(called)
     limit = int(next(word for word in called if "max-input-size" in word).split("=")[1])
-    assert 0 < limit - 33_554_432 <= 128 * 1024, "the largest picture and its header, no more"
+    assert 0 < limit - 33_554_432 <= 128 * 1024, "the largest image and its header, no more"
 
 
 START_ERRORS = {

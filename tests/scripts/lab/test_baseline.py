@@ -29,7 +29,7 @@ def test_it_answers_over_http_and_refuses_what_is_no_picture(toy_onnx: Path) -> 
     async def ask() -> tuple[dict[str, object], int]:
         async with TestClient(TestServer(application(Detector(toy_onnx, threads=1), workers=2))) as client:
             good = await (await client.post("/detect", data=PICTURE)).json()
-            bad = await client.post("/detect", data=b"no picture")
+            bad = await client.post("/detect", data=b"no image")
             return good, bad.status
 
     good, status = asyncio.run(ask())

@@ -49,8 +49,8 @@ def test_pictures_are_as_the_annotations_say(drawn: DataSet) -> None:
     assert {path.name for path in drawn.images.iterdir()} == {image["file_name"] for image in coco["images"]}
     sizes = {}
     for image in coco["images"]:
-        with Image.open(drawn.images / image["file_name"]) as picture:
-            assert ImageOps.exif_transpose(picture).size == (image["width"], image["height"])
+        with Image.open(drawn.images / image["file_name"]) as image:
+            assert ImageOps.exif_transpose(image).size == (image["width"], image["height"])
         sizes[image["id"]] = image["width"], image["height"]
         assert 200 <= max(sizes[image["id"]]) <= 640
     for annotation in coco["annotations"]:
@@ -78,10 +78,10 @@ def test_the_set_is_varied(drawn: DataSet) -> None:
     assert min(ratios) < 0.7 and max(ratios) > 1.4
     modes, orientations, suffixes = set(), set(), set()
     for image in coco["images"]:
-        with Image.open(drawn.images / image["file_name"]) as picture:
-            modes.add(picture.mode)
+        with Image.open(drawn.images / image["file_name"]) as image:
+            modes.add(image.mode)
             suffixes.add(Path(image["file_name"]).suffix)
-            orientations.add(picture.getexif().get(0x0112, 1))
+            orientations.add(image.getexif().get(0x0112, 1))
     assert modes == {"L", "RGB"} and suffixes == {".jpg", ".png"}
     assert 1 in orientations and len(orientations) > 2
     sides = [max(annotation["bbox"][2:]) for annotation in coco["annotations"]]
