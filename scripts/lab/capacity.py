@@ -55,7 +55,6 @@ class CapacityOptions:
     repeats: int = 1  # loads of a trial, whose medians count: one moment of a busy machine decides nothing
     in_flight: int = 4  # of the closed loop that finds the peak
     resolution: float = 0.05  # the search ends when the rates that hold and fail are this near
-    rounds: int = 1
     warm_up: float = 2.0  # seconds of the closed loop, which count for nothing
     pause: float = 1.0  # between trials: what is left in queues is not the next one's
     seed: int = 0
@@ -78,10 +77,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Measured:
-    """One service in one round."""
+    """What one service bears."""
 
     service: str
-    round: int
     peak: float  # images/s of the closed loop
     p50_alone: float  # ms, one request at a time
     capacity: float  # the highest rate that held; 0 where none did
@@ -109,24 +107,22 @@ def measure(
     precision: str = "fp32",
     services: Sequence[str] = SERVICES,
     log: Log = lambda _: None,
-) -> Iterator[Measured]:
-    """Measure every service once a round, and give those of a round when it is done."""
-    for number in range(options.rounds):
-        with ExitStack() as stack:
-            running = [stack.enter_context(_running(name, graph, repository, precision)) for name in services]
-            yield from asyncio.run(_round(running, number, list(images), options, log))
-
-
-async def _round(
-    services: Sequence[Service], number: int, images: list[bytes], options: CapacityOptions, log: Log
 ) -> list[Measured]:
-    # One load at a time. asyncio's lock is fair: all services that wait get it before one gets it again.
-    turn = asyncio.Lock()
-    return await asyncio.gather(*(_measure(each, number, images, options, log, turn) for each in services))
+    """Measure the services side by side."""
+
+    async def together(running: Sequence[Service]) -> list[Measured]:
+        # One load at a time. asyncio's lock is fair: all services that wait get it before one gets it again.
+        turn = asyncio.Lock()
+        return await asyncio.gather(*(_measure(each, list(images), options, log, turn) for each in running))
+
+    with ExitStack() as stack:
+        return asyncio.run(
+            together([stack.enter_context(_running(name, graph, repository, precision)) for name in services])
+        )
 
 
 async def _measure(
-    service: Service, number: int, images: list[bytes], options: CapacityOptions, log: Log, turn: asyncio.Lock
+    service: Service, images: list[bytes], options: CapacityOptions, log: Log, turn: asyncio.Lock
 ) -> Measured:
     async def closed(in_flight: int, seconds: float) -> list[Request]:
         async with turn:
@@ -161,7 +157,6 @@ async def _measure(
     after = usage(service.pid, service.shared_memory).processes
     return Measured(
         service=service.name,
-        round=number,
         peak=round(peak, 2),
         p50_alone=milliseconds(good(alone))["p50"],
         capacity=round(capacity, 2),
@@ -278,33 +273,10 @@ def mix(images: Sequence[bytes]) -> list[dict[str, Any]]:
     return found
 
 
-def beside(measured: Sequence[Measured], baseline: str = "web") -> dict[str, list[float]]:
-    """Return each service's capacity over the baseline's, a number a round: machines drift between rounds.
-
-    Without the rounds in which the baseline held no rate.
-    """
-    own = {each.round: each.capacity for each in measured if each.service == baseline and each.capacity}
-    result: dict[str, list[float]] = {}
-    for each in measured:
-        if each.service != baseline and each.round in own:
-            result.setdefault(each.service, []).append(round(each.capacity / own[each.round], 3))
-    return result
-
-
-def summary(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
-    """Return the medians over the rounds and, of the capacity, the lowest and highest."""
-    result = {}
-    for service in dict.fromkeys(each.service for each in measured):
-        own = [each for each in measured if each.service == service]
-        rates = [each.capacity for each in own]
-        result[service] = {
-            "capacity": statistics.median(rates),
-            "lowest": min(rates),
-            "highest": max(rates),
-            "peak": statistics.median(each.peak for each in own),
-            "p50_alone_ms": statistics.median(each.p50_alone for each in own),
-        }
-    return result
+def beside(measured: Sequence[Measured], baseline: str = "web") -> dict[str, float]:
+    """Return each service's capacity over the baseline's; nothing where that held no rate."""
+    own = next((each.capacity for each in measured if each.service == baseline), 0.0)
+    return {each.service: round(each.capacity / own, 3) for each in measured if own and each.service != baseline}
 
 
 def main() -> None:
@@ -315,21 +287,18 @@ def main() -> None:
     parser.add_argument("--max-p99", type=float, default=500.0, help="Milliseconds that p99 may take.")
     parser.add_argument("--seconds", type=float, default=20.0, help="Length of each load.")
     parser.add_argument("--repeats", type=int, default=1, help="Loads of each rate, whose medians count.")
-    parser.add_argument("--rounds", type=int, default=1, help="Turns of every service.")
     parser.add_argument("--in-flight", type=int, default=4, help="Requests of the load that finds the peak.")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="Where the graph is float.")
     parser.add_argument("--service", choices=SERVICES, action="append", help="Only this one; may be repeated.")
     parser.add_argument("--json", type=Path, help="Write all numbers to this file.")
     given = parser.parse_args()
-    options = CapacityOptions(given.max_p99, given.seconds, given.repeats, given.in_flight, rounds=given.rounds)
-    done = []
+    options = CapacityOptions(given.max_p99, given.seconds, given.repeats, given.in_flight)
     with tempfile.TemporaryDirectory(prefix="retinaserve-") as scratch:
         build = BuildOptions(arithmetic=given.precision)
         repository = build_repository(given.model, Path(scratch) / "repository", options=build).repository
         files = find_images(given.images)[:64] if given.images else []
         images = [path.read_bytes() for path in files] or drawn(Path(scratch))
-        print("service        round   peak/s  alone ms  capacity/s   CPU s  memory MB")
-        for each in measure(
+        measured = measure(
             given.model,
             repository,
             images,
@@ -337,23 +306,20 @@ def main() -> None:
             precision=given.precision,
             services=given.service or SERVICES,
             log=partial(print, file=sys.stderr),
-        ):
-            done.append(each)
-            row = f"{each.service:<14}{each.round + 1:>6}{each.peak:>9.1f}{each.p50_alone:>10.1f}"
-            row += f"{each.capacity:>12.1f}{sum(each.cpu_seconds.values()):>8.1f}"
-            print(f"{row}{sum(each.memory_mb.values()):>11.0f}")
-    ratios = beside(done)
-    for service, rounds in ratios.items():
-        by_round = ", ".join(f"{ratio:.2f}" for ratio in rounds)
-        print(f"{service}: {statistics.median(rounds):.2f} of the web service's rate; by round {by_round}")
+        )
+    print("service          peak/s  alone ms  capacity/s   CPU s  memory MB")
+    for each in measured:
+        row = f"{each.service:<14}{each.peak:>9.1f}{each.p50_alone:>10.1f}{each.capacity:>12.1f}"
+        print(f"{row}{sum(each.cpu_seconds.values()):>8.1f}{sum(each.memory_mb.values()):>11.0f}")
+    for service, ratio in beside(measured).items():
+        print(f"{service}: {ratio:.2f} of the web service's rate")
     if given.json:
         report = {
             "machine": machine(),
             "options": asdict(options),
             "mix": mix(images),
-            "summary": summary(done),
-            "beside_web": ratios,
-            "measured": [asdict(each) for each in done],
+            "beside_web": beside(measured),
+            "measured": [asdict(each) for each in measured],
         }
         write_json(given.json, report)
 

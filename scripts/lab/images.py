@@ -1,21 +1,19 @@
-"""The images of README and docs, from what `make demo` left, and how fast the page shows boxes.
+"""The images of README and docs, and the checkpoint of examples/, from what `make demo` left.
 
     python -m retinaserve.scripts.lab.images readme runs/demo docs/detections.jpg
     python -m retinaserve.scripts.lab.images page runs/demo docs/web.jpg
     python -m retinaserve.scripts.lab.images report runs/demo docs/report.png
     python -m retinaserve.scripts.lab.images checkpoint runs/demo examples/shapes.pth
-    python -m retinaserve.scripts.lab.images speed runs/demo/repository IMAGE.jpg ...
 
-page, report and speed need a Chromium and `pip install 'retinaserve[browser]'`.
+page and report need a Chromium and `pip install 'retinaserve[browser]'`.
 """
 
 import argparse
 import io
 import shutil
-import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,24 +31,6 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 COLUMNS, TILE, SCORE, DETECTIONS = 4, (400, 300), 0.5, 8  # of the README's
 VIEW, SCALE, WIDTH, DROPPED, MOST_BOXES = {"width": 1180, "height": 740}, 2, 1600, 7, 6  # of the page's
 REPORT_WIDTH, COLOURS = 1100, 160
-TURNS = 11
-WATCH = """() => {
-  window.longest = 0;
-  new PerformanceObserver((list) => {
-    for (const task of list.getEntries()) window.longest = Math.max(window.longest, task.duration);
-  }).observe({entryTypes: ["longtask"]});
-  const files = document.getElementById("files");
-  files.addEventListener("change", () => (window.chosen = performance.now()), {capture: true});
-  new MutationObserver(() => {
-    if (!window.chosen || !document.querySelector("#time:not([hidden])")) return;
-    requestAnimationFrame(() => requestAnimationFrame(() => {
-      window.shown ??= performance.now() - window.chosen; // the second frame: the first one is on the screen
-    }));
-  }).observe(document.getElementById("count"), {childList: true});
-}"""
-# What the page itself shows of the server's part: everything but the last line, which is the rest.
-SERVER = """() => [...document.querySelectorAll("#parts dd")].slice(0, -1)
-  .reduce((sum, part) => sum + Number(part.textContent.replace(/[^0-9.]/g, "")), 0)"""
 
 
 @contextmanager
@@ -133,35 +113,6 @@ def checkpoint(demo: Path, output: Path) -> None:
     save(output, Checkpoint(found.spec, found.weights, found.iteration))
 
 
-def speed(repository: Path, files: Sequence[Path]) -> Iterator[str]:
-    """Yield each image's medians: from its choice to the painted boxes, and the server's part.
-
-    The first turn warms up and is left out. The browser shares the machine's cores with the server.
-    """
-    with open_page(repository) as shown:
-        shown.evaluate(WATCH)
-        for path in files:
-            whole, server, longest = [], [], []
-            for _ in range(TURNS):
-                shown.evaluate("window.shown = undefined; window.longest = 0")
-                shown.set_input_files("#files", path)
-                while not (painted := shown.evaluate("window.shown")):
-                    shown.wait_for_timeout(10)
-                shown.wait_for_timeout(300)  # the image itself may still be decoded
-                whole.append(painted)
-                server.append(shown.evaluate(SERVER))
-                longest.append(shown.evaluate("window.longest"))
-                shown.keyboard.press("Delete")
-            parts = [one - two for one, two in zip(whole[1:], server[1:], strict=True)]
-            with Image.open(path) as image:
-                megapixels = image.width * image.height / 1e6
-            yield (
-                f"{path.name} ({megapixels:.1f} MP): {statistics.median(whole[1:]):.0f} ms to the boxes, server "
-                f"{statistics.median(server[1:]):.0f} ms, page {statistics.median(parts):.0f} ms; longest task "
-                f"{max(longest):.0f} ms"
-            )
-
-
 def _wide(demo: Path) -> list[Path]:
     """Return the held-out images that are wider than high."""
     sizes = {path: open_image(path).size for path in sorted((demo / "data" / "val" / "images").iterdir())}
@@ -175,23 +126,14 @@ def _drop(shown: Any, files: list[Path], *, already: int) -> None:
 
 
 def main() -> None:
-    """Write one of the project's images, or measure the page."""
+    """Write one of the project's images, or its example checkpoint."""
     makers = {each.__name__: each for each in (readme, page, report, checkpoint)}
     parser = argparse.ArgumentParser(description=main.__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    for name, maker in makers.items():
-        verb = verbs.add_parser(name, help=maker.__doc__)
-        verb.add_argument("demo", type=Path, help="The folder that `make demo` wrote.")
-        verb.add_argument("output", type=Path)
-    verb = verbs.add_parser("speed", help="How long the page takes to show boxes.")
-    verb.add_argument("repository", type=Path)
-    verb.add_argument("images", type=Path, nargs="+")
+    parser.add_argument("what", choices=makers)
+    parser.add_argument("demo", type=Path, help="The folder that `make demo` wrote.")
+    parser.add_argument("output", type=Path)
     given = parser.parse_args()
-    if given.verb == "speed":
-        for line in speed(given.repository, given.images):
-            print(line)
-    else:
-        makers[given.verb](given.demo, given.output)
+    makers[given.what](given.demo, given.output)
 
 
 if __name__ == "__main__":

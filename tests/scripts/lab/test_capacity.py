@@ -12,7 +12,6 @@ from retinaserve.scripts.lab.capacity import (
     highest,
     measure,
     mix,
-    summary,
     trial_of,
 )
 from tests.images import checker, encode
@@ -63,23 +62,13 @@ def test_one_bad_load_of_three_does_not_decide() -> None:
     assert trial_of(7, [load(90), load(5, "unavailable"), load(110)]) == Trial(7, 20, 10, 90, 90)
 
 
-def test_the_summary_has_the_median_and_the_spread() -> None:
-    trials = (Trial(5, 9, 0, 1, 2), Trial(9, 9, 0, 1, 700))
-    runs = [
-        Measured("web", number, 10 + number, 4.0, rate, trials, {}, {}) for number, rate in enumerate((8, 6, 9))
-    ]
-    found = summary(runs)
-    assert found["web"] == {"capacity": 8, "lowest": 6, "highest": 9, "peak": 11, "p50_alone_ms": 4.0}
+def test_services_are_compared_with_the_hand_written_one() -> None:
+    def run(service: str, capacity: float) -> Measured:
+        return Measured(service, 1.0, 1.0, capacity, (), {}, {})
 
-
-def test_services_are_compared_within_a_round() -> None:
-    def run(service: str, number: int, capacity: float) -> Measured:
-        return Measured(service, number, 1.0, 1.0, capacity, (), {}, {})
-
-    runs = [run("triton-grpc", 0, 12), run("web", 0, 8), run("triton-grpc", 1, 5), run("web", 1, 5)]
-    assert beside(runs) == {"triton-grpc": [1.5, 1.0]}
-    assert beside([*runs, run("triton-grpc", 2, 5), run("web", 2, 0)]) == {"triton-grpc": [1.5, 1.0]}
-    assert beside(runs[::2]) == {}
+    grpc, web, nothing = run("triton-grpc", 12), run("web", 8), run("web", 0)
+    assert beside([grpc, web]) == {"triton-grpc": 1.5}
+    assert beside([grpc, nothing]) == beside([grpc]) == {}
 
 
 def test_the_mix_tells_pictures_apart() -> None:

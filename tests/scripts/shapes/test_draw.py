@@ -44,15 +44,15 @@ def test_a_larger_set_begins_with_the_smaller(tmp_path: Path) -> None:
     assert digests(small / "images").items() <= digests(large / "images").items()
 
 
-def test_pictures_are_as_the_annotations_say(drawn: DataSet) -> None:
+def test_images_are_as_the_annotations_say(drawn: DataSet) -> None:
     coco = json.loads(drawn.annotations.read_text())
     assert {path.name for path in drawn.images.iterdir()} == {image["file_name"] for image in coco["images"]}
     sizes = {}
-    for image in coco["images"]:
-        with Image.open(drawn.images / image["file_name"]) as image:
-            assert ImageOps.exif_transpose(image).size == (image["width"], image["height"])
-        sizes[image["id"]] = image["width"], image["height"]
-        assert 200 <= max(sizes[image["id"]]) <= 640
+    for entry in coco["images"]:
+        sizes[entry["id"]] = entry["width"], entry["height"]
+        with Image.open(drawn.images / entry["file_name"]) as image:
+            assert ImageOps.exif_transpose(image).size == sizes[entry["id"]]
+        assert 200 <= max(sizes[entry["id"]]) <= 640
     for annotation in coco["annotations"]:
         x, y, w, h = annotation["bbox"]
         width, height = sizes[annotation["image_id"]]
@@ -77,10 +77,10 @@ def test_the_set_is_varied(drawn: DataSet) -> None:
     ratios = [image["width"] / image["height"] for image in coco["images"]]
     assert min(ratios) < 0.7 and max(ratios) > 1.4
     modes, orientations, suffixes = set(), set(), set()
-    for image in coco["images"]:
-        with Image.open(drawn.images / image["file_name"]) as image:
+    for entry in coco["images"]:
+        with Image.open(drawn.images / entry["file_name"]) as image:
             modes.add(image.mode)
-            suffixes.add(Path(image["file_name"]).suffix)
+            suffixes.add(Path(entry["file_name"]).suffix)
             orientations.add(image.getexif().get(0x0112, 1))
     assert modes == {"L", "RGB"} and suffixes == {".jpg", ".png"}
     assert 1 in orientations and len(orientations) > 2
