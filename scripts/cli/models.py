@@ -104,9 +104,9 @@ def _report(deployment: "Deployment", json_file: Path | None) -> None:
     state: dict[str, Any] = deployment.status()
     notes = {"served": "answers as detector", "canary": "answers as detector_canary", "previous": "served before"}
     for version in state["on_disk"]:
-        said = [words for key, words in notes.items() if state[key] == version]
+        notes_of = [words for key, words in notes.items() if state[key] == version]
         if version in state["ready"].get("retinanet", []):
-            said.append("in memory")
-        click.echo(f"version {version}: {', '.join(said) or 'on disk'}")
+            notes_of.append("in memory")
+        click.echo(f"version {version}: {', '.join(notes_of) or 'on disk'}")
     if json_file:
         write_json(json_file, json.loads(json.dumps(state)))

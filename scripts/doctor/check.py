@@ -3,7 +3,7 @@
     for check in examine([python, packages]):
         print(check.status, check.name, check.detail)
 
-A probe that fails by an exception is a line like any other: a doctor that breaks off helps nobody.
+A probe that fails by an exception is a line like any other: the rest is still looked at.
 """
 
 from collections.abc import Callable, Iterable, Iterator

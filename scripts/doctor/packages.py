@@ -54,7 +54,7 @@ def packages(profile: str) -> Check:
 def requirements(*extras: str) -> dict[Requirement, str]:
     """Return what the extras ask for, each with the extra that does; "" is what is always installed.
 
-    An extra that brings others, as `dev` does, is resolved into theirs.
+    An extra that brings others, as `dev` does, is resolved into what those ask for.
     """
     found: dict[Requirement, str] = {}
     for extra in extras:

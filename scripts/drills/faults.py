@@ -1,4 +1,4 @@
-"""What goes wrong around a server, done to it on purpose: kills, full disks, clients that leave or dawdle.
+"""What goes wrong around a server, done to it on purpose: kills, full disks, clients that leave or are slow.
 
     result = faults(Path("repository"))
 
@@ -127,7 +127,7 @@ def clients(repository: Path, figures: dict[str, Any], images: list[bytes] | Non
         time.sleep(1)
         after = fix.usage()
     kept = after.processes[SERVER].descriptors - before.processes[SERVER].descriptors
-    log(f"{3 * CONNECTIONS} clients left or dawdled; the server keeps {kept} more descriptors")
+    log(f"{3 * CONNECTIONS} clients left or were slow; the server keeps {kept} more descriptors")
     checks.append(Check("descriptors kept of those that left", kept, at_most=2))
     figures["clients"] = {"calm_ms": 1000 * medians[0], "slow_ms": 1000 * medians[1], "descriptors_kept": kept}
     return checks
@@ -136,7 +136,7 @@ def clients(repository: Path, figures: dict[str, Any], images: list[bytes] | Non
 def cancelled(repository: Path, figures: dict[str, Any], images: list[bytes] | None, log: Log) -> list[Check]:
     """Clients that give up on gRPC requests, which may kill Triton 2.51: under a supervisor.
 
-    Triton's issue 7368, mended by its pull request 7840 for 24.12.
+    Triton's issue 7368, fixed by its pull request 7840 for 24.12.
     """
     died: list[str] = []
     with fixture(repository, images=images, start=False) as fix, supervised(fix, died.append):
@@ -189,7 +189,7 @@ def scarce(repository: Path, figures: dict[str, Any], log: Log) -> list[Check]:
 
 @contextmanager
 def supervised(fix: Fixture, log: Log, policy: RestartPolicy = QUICK) -> Iterator[None]:
-    """Run the fix's server under a supervisor, in a thread; it is ready when the body begins."""
+    """Run the fixture's server under a supervisor, in a thread; it is ready when the body begins."""
     stop, ready = threading.Event(), threading.Event()
     supervisor = Supervisor(fix.start, fix.images[0], policy=policy, log=log, started=lambda _: ready.set())
     thread = threading.Thread(target=supervisor.run, args=[stop], daemon=True)
@@ -204,7 +204,7 @@ def supervised(fix: Fixture, log: Log, policy: RestartPolicy = QUICK) -> Iterato
 
 
 async def outage(fix: Fixture, image: bytes, old: int, *, limit: float = 60.0) -> tuple[float, dict[str, int]]:
-    """Ask until another server than process `old` answers; return the seconds, and what was said meanwhile."""
+    """Ask until another server than process `old` answers; return the seconds, and the statuses meanwhile."""
     start, seen = time.monotonic(), Counter[str]()
     while time.monotonic() - start < limit:
         transport = Transport(fix.endpoint, concurrency=1)

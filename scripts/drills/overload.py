@@ -4,7 +4,7 @@
 
 Floods and peaks take turns, and goodput is a flood's rate over that of the peaks before and after it, because
 machines drift. The load comes from this process, on the same machine: what it costs is the server's loss, and is
-said beside the goodput.
+shown beside the goodput.
 """
 
 import asyncio

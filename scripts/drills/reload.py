@@ -99,7 +99,7 @@ async def _drill(fix: Fixture, old: int, options: ReloadOptions, log: Log) -> Re
     checks = [
         none_failed("failed requests", requests),
         Check("answers that are of no one version", mixed, at_most=0, note="compared with the version at rest"),
-        Check("images that tell the versions apart", apart, at_least=1, note="others prove nothing"),
+        Check("images that the versions answer differently", apart, at_least=1, note="others prove nothing"),
         Check("answers of the old version", order.count(str(old)), at_least=1),
         Check("answers of the new version", order.count(str(new)), at_least=1),
         Check(

@@ -137,7 +137,7 @@ def memory_checks(
     # Shrinking is flat enough.
     ratio = after / before if after - before > SMALLEST else 1.0
     a_request = _slope([sample for sample in samples if sample[0] >= 0.5 * seconds]) * seconds / requests
-    # A short run can't tell a small leak from the arenas' swing, and its bound says so.
+    # A short run does not show a small leak in the arenas' swing, so its bound is wider.
     bound = max(options.leak, SWING / (0.5 * requests))
     return [
         Check(

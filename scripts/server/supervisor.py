@@ -131,7 +131,7 @@ class Supervisor:
         if count >= policy.failures:
             raise UserError(
                 f"the server failed {count} times in {policy.window:.0f} s, the last time: {cause}",
-                "mend the cause and start it again",
+                "remove the cause and start it again",
                 code=Exit.CHECK_FAILED,
             )
         pause = min(policy.longest_pause, policy.first_pause * 2 ** (count - 1))
@@ -144,5 +144,5 @@ def _dead_children(server: int) -> set[int]:
     try:
         children = psutil.Process(server).children()
         return {child.pid for child in children if child.status() == psutil.STATUS_ZOMBIE}
-    except psutil.NoSuchProcess:  # the server, or a child just collected: the next look tells
+    except psutil.NoSuchProcess:  # the server, or a child just collected: the next look shows it
         return set()

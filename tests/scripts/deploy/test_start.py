@@ -17,34 +17,13 @@ from retinaserve.scripts.server.triton import free_ports
 from tests.scripts.deploy.test_container import CONTAINER, run
 
 # tritonserver's options in 2.72.0, from its command_line_parser.cc; those that start.sh may use.
-OPTIONS_OF_2_72 = {
-    "allow-client-shm",
-    "allow-metrics",
-    "backend-config",
-    "disable-auto-complete-config",
-    "exit-on-error",
-    "exit-timeout-secs",
-    "grpc-address",
-    "grpc-port",
-    "grpc-restricted-protocol",
-    "grpc-root-cert",
-    "grpc-server-cert",
-    "grpc-server-key",
-    "grpc-use-ssl",
-    "grpc-use-ssl-mutual",
-    "http-address",
-    "http-max-input-size",
-    "http-port",
-    "http-restricted-api",
-    "log-verbose",
-    "metrics-address",
-    "metrics-config",
-    "metrics-port",
-    "model-control-mode",
-    "model-repository",
-    "strict-readiness",
-    "trace-config",
-}
+OPTIONS = """
+allow-client-shm allow-metrics backend-config disable-auto-complete-config exit-on-error exit-timeout-secs
+grpc-address grpc-port grpc-restricted-protocol grpc-root-cert grpc-server-cert grpc-server-key grpc-use-ssl
+grpc-use-ssl-mutual http-address http-max-input-size http-port http-restricted-api log-verbose metrics-address
+metrics-config metrics-port model-control-mode model-repository strict-readiness trace-config
+"""
+OPTIONS_OF_2_72 = set(OPTIONS.split())
 
 # The real server behind the name `tritonserver`. It keeps what it was called with, leaves out the two flags that
 # 2.51 does not have yet, and names the python backend's place, which in NVIDIA's image is the default.

@@ -81,19 +81,8 @@ def test_what_makes_no_sense_is_refused(
     administered: TritonServer, repository: Path, words: list[str], expected: str, token: str
 ) -> None:
     verb, *version = words
-    result = CliRunner().invoke(
-        main,
-        [
-            "models",
-            verb,
-            str(repository),
-            *version,
-            "--server",
-            administered.grpc_url,
-            "--admin-token-file",
-            token,
-        ],
-    )
+    server = ("--server", administered.grpc_url, "--admin-token-file", token)
+    result = CliRunner().invoke(main, ["models", verb, str(repository), *version, *server])
     assert result.exit_code == 2 and expected in result.output, result.output
 
 
