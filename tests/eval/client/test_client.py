@@ -27,9 +27,11 @@ def url(server: TritonServer, protocol: str) -> str:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_no_images_give_no_answers(server: TritonServer, protocol: str) -> None:
+def test_no_images_give_no_answers_and_a_bad_one_is_named(server: TritonServer, protocol: str) -> None:
     with Client(url(server, protocol)) as client:
         assert client.predict([]) == [] and list(client.predict_many([])) == []
+        with pytest.raises(UserError, match=r"image 2: .*empty"):
+            client.predict([IMAGE, b""])
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -82,11 +84,6 @@ def test_a_cancelled_call_leaves_the_client_of_use(server: TritonServer, protoco
     assert len(found) > 0
 
 
-def test_predict_names_the_image_that_failed(server: TritonServer) -> None:
-    with Client(server.grpc_url) as client, pytest.raises(UserError, match=r"image 2: .*empty"):
-        client.predict([IMAGE, b""])
-
-
 def test_images_are_read_only_as_far_as_needed(server: TritonServer) -> None:
     read = 0
 
@@ -117,15 +114,17 @@ def test_a_closed_client_leaves_no_thread(server: TritonServer) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_an_unknown_model_is_named(server: TritonServer, protocol: str) -> None:
-    with pytest.raises(UserError, match=r"has no model 'retinnet'.*unknown model"):
-        Client(url(server, protocol), model="retinnet")
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_model_that_is_no_detector_is_named(server: TritonServer, protocol: str) -> None:
-    with pytest.raises(UserError, match=r"model 'preprocess' at .* does not say its class names"):
-        Client(url(server, protocol), model="preprocess")
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("retinnet", r"has no model 'retinnet'.*unknown model"),
+        ("preprocess", r"model 'preprocess' at .* does not say its class names"),
+    ],
+    ids=["unknown", "no detector"],
+)
+def test_a_wrong_model_is_named(server: TritonServer, protocol: str, model: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Client(url(server, protocol), model=model)
 
 
 def test_the_other_protocols_port_is_explained(server: TritonServer) -> None:

@@ -45,51 +45,32 @@ def test_servers_take_turns_without_those_set_aside(monkeypatch: pytest.MonkeyPa
     assert {replicas.next() for _ in range(6)} == {a, b, c}
 
 
-def test_no_more_are_under_way_than_may_be() -> None:
-    async def crowd() -> int:
-        slots, inside, most = Slots(3), 0, 0
+def test_refusals_leave_as_many_slots_as_the_server_took() -> None:
+    async def under_way(slots: Slots, *, refused: int = 0) -> int:
+        """Ask 60 at once; return how many were sent together, of which some are refused."""
+        sent, end = 0, asyncio.Event()
 
         async def one() -> None:
-            nonlocal inside, most
-            async with slots:
-                inside += 1
-                most = max(most, inside)
-                await asyncio.sleep(0)
-                inside -= 1
-
-        await asyncio.gather(*(one() for _ in range(20)))
-        return most
-
-    assert asyncio.run(crowd()) == 3
-
-
-def test_refusals_leave_as_many_slots_as_the_server_took() -> None:
-    async def burst() -> int:
-        """Send 40 at once to a server that takes 5; return how many are sent after that."""
-        slots, sent = Slots(40), 0
-
-        async def first(number: int) -> None:
-            async with slots:
-                await asyncio.sleep(0)
-                if number >= 5:
-                    slots.refused()
-
-        async def again(end: asyncio.Event) -> None:
             nonlocal sent
             async with slots:
                 sent += 1
+                number = sent
                 await end.wait()
+                if number <= refused:
+                    slots.refused()
 
-        await asyncio.gather(*(first(number) for number in range(40)))
-        end = asyncio.Event()
-        tasks = [asyncio.create_task(again(end)) for _ in range(40)]
+        tasks = [asyncio.create_task(one()) for _ in range(60)]
         await asyncio.sleep(0.01)
-        seen = sent
+        together = sent
         end.set()
         await asyncio.gather(*tasks)
-        return seen
+        return together
 
-    assert asyncio.run(burst()) == 5
+    async def burst() -> list[int]:
+        slots = Slots(40)
+        return [await under_way(slots, refused=35), await under_way(slots)]
+
+    assert asyncio.run(burst()) == [40, 5]
 
 
 def test_one_slot_is_always_left_and_each_round_of_answers_opens_one() -> None:
