@@ -128,8 +128,10 @@ def nms(
         while len(waiting) and len(kept) < max_detections:
             best, rest = waiting[0], waiting[1:]
             kept.append(int(best))
-            overlap = iou_matrix(boxes[image, [best]], boxes[image, rest])[0] > np.float32(iou)
-            waiting = rest[~(overlap & (classes[image, rest] == classes[image, best]))]
+            suppressed = classes[image, rest] == classes[image, best]
+            overlap = iou_matrix(boxes[image, [best]], boxes[image, rest[suppressed]])[0]
+            suppressed[suppressed] = overlap > np.float32(iou)
+            waiting = rest[~suppressed]
 
         original_h, original_w, resized_h, resized_w = letterbox[image].astype(np.float32)
         scale = np.array([original_w / resized_w, original_h / resized_h] * 2, np.float32)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from retinaserve.plugins import reference
@@ -25,26 +24,29 @@ def detect(
     heads: (logits, deltas) per level, as spec.head_names describes them; letterbox: (B, 4) original h, w, resized
     h, w. Boxes are in pixels of the original image.
     """
+    threshold, topk = spec.score_threshold_logit, spec.topk_candidates
+    best = [_best(logits.detach().float(), threshold, topk) for logits, _ in heads]
     candidates = reference.decode(
-        [_above(logits.detach().float(), spec.score_threshold_logit) for logits, _ in heads],
+        best,
         [deltas.detach().float().cpu().numpy() for _, deltas in heads],
         letterbox,
         anchors=spec.anchor_table,
         strides=spec.strides,
-        threshold_logit=spec.score_threshold_logit,
-        topk=spec.topk_candidates,
+        threshold_logit=threshold,
+        topk=topk,
         delta_clamp=DELTA_CLAMP,
     )
     return reference.nms(*candidates, letterbox, iou=spec.nms_iou, max_detections=spec.max_detections)
 
 
-def _above(logits: Tensor, threshold: float) -> FloatArray:
-    """Return logits on the host, with -inf below the threshold: only the few above it are copied from a device."""
-    if logits.device.type == "cpu":
-        values: FloatArray = logits.numpy()
-        return values
-    flat = logits.flatten()
-    index = (flat >= torch.tensor(threshold, dtype=torch.float32)).nonzero().flatten()
-    values = np.full(flat.shape, -np.inf, np.float32)
-    values[index.cpu().numpy()] = flat[index].cpu().numpy()
-    return values.reshape(logits.shape)
+def _best(logits: Tensor, threshold: float, topk: int) -> FloatArray:
+    """Return a level's logits on the host, with -inf for what can't be a candidate: few are copied and sorted."""
+    host = np.full(tuple(logits.shape), -np.inf, np.float32)
+    for row, flat in zip(logits.flatten(1), host.reshape(len(host), -1), strict=True):
+        index = (row >= threshold).nonzero()[:, 0]
+        values = row[index]
+        if len(values) > topk:  # equal ones all stay: which of them are taken is the reference's to say
+            kept = values >= values.topk(topk).values[-1]
+            index, values = index[kept], values[kept]
+        flat[index.cpu().numpy()] = values.cpu().numpy()
+    return host
