@@ -132,37 +132,10 @@ def test_boxes_of_a_picture_are_corners_of_category_ids(tmp_path: Path) -> None:
     assert truth.boxes_of(12).boxes.shape == (0, 4)
 
 
-WRONG_FILES = {
-    "empty": ("", "not JSON"),
-    "a list": ("[]", "a list, as files of detections are"),
-    "no categories": ('{"images": [], "annotations": []}', "no list of categories"),
-    "three numbers": (
-        '{"images": [], "categories": [], "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3]}]}',
-        "annotation number 0 has the bbox [1, 2, 3]",
-    ),
-    "an unknown image": (
-        '{"images": [], "categories": [{"id": 1, "name": "a"}],'
-        ' "annotations": [{"image_id": 5, "category_id": 1, "bbox": [1, 2, 3, 4]}]}',
-        "of image 5, which is not listed",
-    ),
-    "not a number": (
-        '{"images": [], "categories": [],'
-        ' "annotations": [{"image_id": 5, "category_id": 1, "bbox": [1, 2, NaN, 4]}]}',
-        "has the bbox [1, 2, nan, 4]",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", WRONG_FILES)
-def test_a_wrong_file_is_named_with_its_fault(case: str, tmp_path: Path) -> None:
-    text, message = WRONG_FILES[case]
-    path = tmp_path / "wrong.json"
-    path.write_text(text)
-    with pytest.raises(UserError, match=r"wrong\.json") as caught:
-        Annotations.load(path)
-    assert message in caught.value.message
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.json: no such file"):
-        Annotations.load(tmp_path / "none.json")
+def test_numbers_in_text_are_taken_for_what_they_say(tmp_path: Path) -> None:
+    truth = load(tmp_path, [annotation("10", 3.0, ["1", 2, 3, 4])])  # type: ignore[arg-type]
+    assert [(box["image_id"], box["category_id"], box["bbox"]) for box in truth.boxes] == [(10, 3, [1, 2, 3, 4])]
+    with pytest.raises(UserError, match=r"truth\.json: annotation number 0 has the bbox \['one', 2, 3, 4\]"):
+        load(tmp_path, [annotation(10, 3, ["one", 2, 3, 4])])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="annotation number 0 is of image 5, which is not listed"):
+        load(tmp_path, [annotation(5, 3, [1, 2, 3, 4])])

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from retinaserve.plugins.reference import iou_matrix
 from retinaserve.training.coco import Annotations
 from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import letterbox_size, load_image, upright_size
@@ -130,10 +131,9 @@ def _sizes(dataset: CocoDataset, index: int, spec: DetectorSpec) -> npt.NDArray[
 
 
 def _best_overlaps(sizes: npt.NDArray[np.float32], spec: DetectorSpec) -> npt.NDArray[np.float32]:
-    """Return the IoU (M,) of sizes with the anchor that fits best, centres together."""
-    table = spec.anchor_table.reshape(-1, 4)
+    """Return the IoU (M,) of sizes with the anchor that fits best, one upon the other."""
+    table = spec.anchor_table.reshape(-1, 4).astype(np.float32)
     anchors = table[:, 2:] - table[:, :2]
-    shared = np.minimum(sizes[:, None], anchors[None]).prod(axis=2)
-    union = sizes.prod(axis=1)[:, None] + anchors.prod(axis=1)[None] - shared
-    best: npt.NDArray[np.float32] = (shared / union).max(axis=1)
+    boxes, others = (np.concatenate((np.zeros_like(each), each), axis=1) for each in (sizes, anchors))
+    best: npt.NDArray[np.float32] = iou_matrix(boxes, others).max(axis=1)
     return best

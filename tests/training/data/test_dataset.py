@@ -3,13 +3,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from retinaserve.training.data.dataset import CocoDataset
+from retinaserve.scripts.cli.train_console import announce_labels
+from retinaserve.training.data.dataset import CocoDataset, describe_labels
 from retinaserve.training.errors import UserError
-
-FILL = (124, 116, 104)
+from retinaserve.training.spec import DetectorSpec
+from tests.training.squares import SPEC, draw
 
 
 def coco() -> dict[str, Any]:
@@ -37,7 +39,7 @@ def write(folder: Path, content: Any) -> tuple[Path, Path]:
     return images, path
 
 
-def test_classes_follow_the_ids_and_pictures_the_file(tmp_path: Path) -> None:
+def test_classes_follow_the_ids_and_images_the_file(tmp_path: Path) -> None:
     data = CocoDataset(*write(tmp_path, coco()))
     assert (data.classes, data.category_ids) == (("car", "toothbrush"), (3, 90))
     first, second = data.labels
@@ -61,36 +63,36 @@ def change(**fields: Any) -> Callable[[dict[str, Any]], Any]:
     return apply
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        pytest.param(lambda _: "", "not JSON", id="empty file"),
-        pytest.param(lambda _: "{'a': 1}", "not JSON", id="not json"),
-        pytest.param(lambda _: [{"image_id": 1}], "a list, as files of detections are", id="detections"),
-        pytest.param(lambda _: {"shapes": []}, "no list of images or annotations or categories", id="labelme"),
-        pytest.param(change(categories={}), "no list of categories", id="categories as a dict"),
-        pytest.param(change(categories=[]), "there are no categories", id="no categories"),
-        pytest.param(change(images=[], annotations=[]), "there are no images", id="no images"),
-        pytest.param(change(images__id="a7"), "image has the id 'a7'", id="id is a string"),
-        pytest.param(change(images__id=2), "two images have the id 2", id="same image twice"),
-        pytest.param(change(images__file_name=None), "image has the file_name None", id="no file name"),
-        pytest.param(change(images__file_name="lost.png"), "lost.png: no such image (1 of 2", id="no picture"),
-        pytest.param(change(categories__id=3), "two categories have the id 3", id="same category twice"),
-        pytest.param(change(categories__name="car"), "two categories are named 'car'", id="same name twice"),
-        pytest.param(change(annotations__image_id=5), "annotation 1 is of image 5", id="image not listed"),
-        pytest.param(change(annotations__category_id=0), "annotation 1 has category 0", id="class not listed"),
-        pytest.param(change(annotations__bbox=[1, 2, 3]), "annotation 1 has the bbox [1, 2, 3]", id="short box"),
-        pytest.param(change(annotations__bbox=[0, 0, float("nan"), 1]), "bbox [0, 0, nan, 1]", id="nan in a box"),
-        pytest.param(change(annotations__bbox=None), "annotation 1 has the bbox None", id="no box"),
-        pytest.param(change(annotations=[3]), "annotation number 0 has the image_id None: 3", id="no objects"),
-    ],
-)
-def test_a_wrong_file_is_explained(tmp_path: Path, spoil: Callable[[dict[str, Any]], Any], message: str) -> None:
+WRONG = {
+    "empty file": (lambda _: "", "not JSON"),
+    "not json": (lambda _: "{'a': 1}", "not JSON"),
+    "detections": (lambda _: [{"image_id": 1}], "a list, as files of detections are"),
+    "labelme": (lambda _: {"shapes": []}, "no list of images or annotations or categories"),
+    "categories as a dict": (change(categories={}), "no list of categories"),
+    "no categories": (change(categories=[]), "there are no categories"),
+    "no images": (change(images=[], annotations=[]), "there are no images"),
+    "id is a string": (change(images__id="a7"), "image has the id 'a7'"),
+    "same image twice": (change(images__id=2), "two images have the id 2"),
+    "no file name": (change(images__file_name=None), "image has the file_name None"),
+    "no image": (change(images__file_name="lost.png"), "lost.png: no such image (1 of 2"),
+    "same category twice": (change(categories__id=3), "two categories have the id 3"),
+    "same name twice": (change(categories__name="car"), "two categories are named 'car'"),
+    "image not listed": (change(annotations__image_id=5), "annotation 1 is of image 5"),
+    "class not listed": (change(annotations__category_id=0), "annotation 1 has category 0"),
+    "short box": (change(annotations__bbox=[1, 2, 3]), "annotation 1 has the bbox [1, 2, 3]"),
+    "nan in a box": (change(annotations__bbox=[0, 0, float("nan"), 1]), "bbox [0, 0, nan, 1]"),
+    "no box": (change(annotations__bbox=None), "annotation 1 has the bbox None"),
+    "no objects": (change(annotations=[3]), "annotation number 0 has the image_id None: 3"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_file_is_explained(tmp_path: Path, case: str) -> None:
+    spoil, message = WRONG[case]
     images, path = write(tmp_path, spoil(coco()))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=r"annotations\.json") as caught:
         CocoDataset(images, path)
     assert message in caught.value.message
-    assert "annotations.json" in str(caught.value)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
@@ -101,3 +103,27 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     _, path = write(tmp_path, coco())
     with pytest.raises(UserError, match=r"a\.png: no such image \(2 of 2 are missing\)"):
         CocoDataset(tmp_path / "elsewhere", path)
+
+
+def test_a_set_without_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    statistics = describe_labels(draw(tmp_path / "set", 3, boxes=False), SPEC)
+    assert statistics.empty_images == 3 and not len(statistics.sizes) and statistics.covered == 0
+    announce_labels(statistics)
+    assert capsys.readouterr().err == "labels: dark 0, light 0; 3 images without boxes\n"
+
+
+def test_sizes_are_the_networks_and_anchors_are_told_to_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = draw(tmp_path / "set", 5)
+    sides = [labels.boxes[0, 2] - labels.boxes[0, 0] for labels in data.labels]
+    statistics = describe_labels(data, SPEC)
+    assert statistics.per_class == {"dark": 3, "light": 2}
+    assert statistics.sizes[:, 0].tolist() == sides == statistics.sizes[:, 1].tolist()
+    # Squares of 20 px and more: anchors measure 32, 40, 51 px, and half of 32 x 32 is 22.6 x 22.6.
+    assert statistics.covered == np.mean([side >= 32 / 2**0.5 for side in sides])
+    larger = DetectorSpec.create(["dark", "light"], size=(128, 128), category_ids=[2, 5])
+    assert describe_labels(data, larger).sizes[:, 0].tolist() == [2 * side for side in sides]
+    tiny = DetectorSpec.create(["dark", "light"], size=(16, 16), category_ids=[2, 5])
+    announce_labels(describe_labels(data, tiny))
+    assert "0% of them fit an anchor; see --anchor-size and --size" in capsys.readouterr().err
