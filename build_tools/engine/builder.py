@@ -147,7 +147,7 @@ def build_engine(trt: Any, graph: Path, options: EngineOptions, *, progress: Pro
         config.num_compute_capabilities = 1
         config.set_compute_capability(compute_capability(trt, options.compute_capability), 0)
     cache = _read_cache(config, options.timing_cache, log) if options.timing_cache else None
-    monitor = progress_monitor(trt, progress or _silent)
+    monitor = progress_monitor(trt, progress or (lambda share, doing: None))
     config.progress_monitor = monitor
     started = time.perf_counter()
     with interruptible(monitor):
@@ -158,7 +158,7 @@ def build_engine(trt: Any, graph: Path, options: EngineOptions, *, progress: Pro
     if monitor.cancelled:
         raise KeyboardInterrupt
     if serialized is None:
-        raise UserError(f"{graph}: NVIDIA's builder refuses it: {log.told()}")
+        raise UserError(f"{graph}: NVIDIA's builder refuses it: {log.first_error()}")
     if options.timing_cache and cache is not None:
         with whole(options.timing_cache) as (partial,):
             partial.write_bytes(bytes(config.get_timing_cache().serialize()))
@@ -175,7 +175,7 @@ def build_engine(trt: Any, graph: Path, options: EngineOptions, *, progress: Pro
 
 
 def _check(model: onnx.ModelProto, graph: Path, options: EngineOptions, trt: Any) -> None:
-    """Refuse what TensorRT would answer with a riddle, or TensorRT for RTX by ending the process."""
+    """Refuse what TensorRT would refuse without a reason, and TensorRT for RTX by ending the process."""
     read_spec(model, str(graph))
     custom = sorted({node.op_type for node in model.graph.node if node.domain == DOMAIN})
     if custom and trt.__name__ == RTX:
@@ -247,13 +247,9 @@ def _inspect(trt: Any, data: bytes, log: Any) -> Any:
     runtime = trt.Runtime(log)
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
-        raise UserError(f"the engine was built and can't be read back: {log.told()}")
+        raise UserError(f"the engine was built and can't be read back: {log.first_error()}")
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     return parse_inspector(text)
-
-
-def _silent(share: float, doing: str) -> None:
-    """Show nothing."""
 
 
 def _device(options: EngineOptions) -> tuple[str, str]:

@@ -46,7 +46,7 @@ def message_log(trt: Any) -> Any:
             elif LISTING in message:
                 self.listing = message
 
-        def told(self) -> str:
+        def first_error(self) -> str:
             """Return the first error: those that follow it are its consequences."""
             return tidy(self.errors[0]) if self.errors else "no reason was given"
 

@@ -4,7 +4,7 @@
     read_manifest(Path("model.plan")).spec.classes
     check_plan(Path("model.plan"), Target(tensorrt="10.13.3", compute_capability="8.9", plugins_sha256=...))
 
-It needs neither TensorRT nor a GPU: what a target has is handed in (build_tools/machine.py looks at this one).
+It needs neither TensorRT nor a GPU: what a target has is handed in (build_tools/engine/gpu.py looks at this one).
 """
 
 import json

@@ -4,7 +4,7 @@
     report.convolutions, report.fallen                                  # {"int8": 68, "fp32": 10}, ()
 
 The text of TensorRT's engine inspector and the listing that a builder logs name the same facts in two notations;
-both are read here. It needs no TensorRT.
+both are read here.
 """
 
 import json

@@ -39,7 +39,7 @@ MOST_ANCHORS = 128
 
 @dataclass(frozen=True)
 class Candidates:
-    """Tensors of N slots an image: logits (B, N), boxes (B, N, 4) letterboxed pixels, classes (B, N) int64.
+    """Tensors of N slots per image: logits (B, N), boxes (B, N, 4) letterboxed pixels, classes (B, N) int64.
 
     A slot is filled if its logit is above the threshold; what the other slots hold means nothing.
     """
@@ -54,8 +54,8 @@ class Candidates:
 class _Slots:
     """What is known of each of the N slots beforehand, as constants: the level it belongs to, in numbers."""
 
-    taken: tuple[int, ...]  # slots a level
-    sizes: tuple[int, ...]  # logits a level
+    taken: tuple[int, ...]  # slots per level
+    sizes: tuple[int, ...]  # logits per level
     cells: npt.NDArray[np.int64]  # h * w of the slot's level; the rest (N,) as well
     width: npt.NDArray[np.int64]
     stride: npt.NDArray[np.int64]
@@ -88,7 +88,7 @@ def add_decode(
     *,
     by_index: bool = True,
 ) -> Candidates:
-    """Append top-k and box decoding of all levels; heads: (logits, deltas) a level.
+    """Append top-k and box decoding of all levels; heads: (logits, deltas) per level.
 
     A level's candidates stand in the order of their flat index, so that a consumer that prefers the earlier of
     equal logits decides ties as the reference does; best first, as TopK returns them, unless `by_index`.

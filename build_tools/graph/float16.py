@@ -7,7 +7,7 @@ Precision lies in the graph's types, as TensorRT 11 requires and TensorRT 10 off
 and the heads leave in float. So normalisation stays outside, as all box arithmetic does: 8 bits a pixel are exact
 in half, but (x/255 - mean)/std would be rounded at each step, and a builder makes it one kernel with the cast.
 Inside, operators that sum over a whole map (normalisation layers) stay in float. A quantized network stays
-quantized, and what it has in float goes to half: on a GPU that is what INT8 should stand in. It does not quantize.
+quantized, and what it has in float goes to half: on a GPU that is what INT8 should stand in.
 
 Not onnxruntime.transformers.float16: it moves weights above 10 000 and below 1e-7 without a word, and leaves nodes
 in an order that ONNX's own checker refuses.

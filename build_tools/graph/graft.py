@@ -56,7 +56,7 @@ def graft(
 
     `flavour` says what decode and NMS are made of; inputs, outputs and metadata are the same. `spec` overrides
     the model's own. `keep_heads` leaves the raw heads among the outputs. Candidates are what there is before
-    NMS: logits (B, N), boxes (B, N, 4) in letterboxed pixels and int32 classes (B, N), best first a level.
+    NMS: logits (B, N), boxes (B, N, 4) in letterboxed pixels and int32 classes (B, N), best first per level.
     Raises UserError where inputs or outputs are not what the spec says.
     """
     source = str(raw) if isinstance(raw, Path) else "the ONNX model"
@@ -150,7 +150,7 @@ def _unshare_biases(graph: gs.Graph) -> None:
 
 
 def _add_front(nodes: NodeBuilder, spec: DetectorSpec, network_input: gs.Variable) -> gs.Variable:
-    """Feed the network's input from UINT8 pixels: (x/255 - mean) / std as one Mul and one Add a channel."""
+    """Feed the network's input from UINT8 pixels: (x/255 - mean) / std as one Mul and one Add per channel."""
     image = gs.Variable(IMAGE, np.uint8, [BATCH, 3, *spec.size])
     mean, std = (np.array(values, np.float64).reshape(1, 3, 1, 1) for values in (spec.mean, spec.std))
     scaled = nodes("Mul", nodes("Cast", image, to=onnx.TensorProto.FLOAT), 1 / (255 * std))

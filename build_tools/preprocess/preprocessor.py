@@ -1,9 +1,9 @@
 """Runs the DALI pipeline over encoded images so that a bad one fails alone.
 
-    results = Preprocessor((512, 512), (124, 116, 104)).run(encoded)    # one Prepared or BadImage an image
+    results = Preprocessor((512, 512), (124, 116, 104)).run(encoded)    # one Prepared or BadImage per image
 
 DALI loses a whole batch to one corrupt image. Admission catches most of them first; when the decoder still
-refuses a batch, it is halved until the culprits stand alone. Not safe to call from two threads at once.
+refuses a batch, it is halved until the bad ones stand alone. Not safe to call from two threads at once.
 """
 
 import os

@@ -1,1 +1,1 @@
-"""INT8: which layers, which ranges, and the Q/DQ nodes that say so."""
+"""INT8: which layers, which ranges, and the Q/DQ nodes for them."""

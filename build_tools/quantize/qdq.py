@@ -6,7 +6,7 @@
 A convolution is called as in the checkpoint; in the heads, which are the same for all levels, the level follows:
 cls_head.convs.0/p3. A sum is called after the convolution it is computed with.
 
-Symmetric with zero point 0, signed bytes, a scale a tensor for activations and a scale a channel for weights.
+Symmetric with zero point 0, signed bytes, one scale per tensor for activations and one per channel for weights.
 Quantized are the inputs of convolutions and one input of each sum; a pool or an upsampling in front passes INT8
 through. In float stay: the class and box output convolutions and what follows them, biases, and whatever is
 excluded. The largest values of tensors are found by build_tools/quantize/ranges.py.
@@ -205,7 +205,7 @@ class _Activations:
 
 
 def _fold(node: gs.Node) -> Array:
-    """Take the batch norm behind a convolution, if there is one, into its bias; return its factor a channel."""
+    """Take the batch norm behind a convolution, if there is one, into its bias; return its factor per channel."""
     channels = node.inputs[1].values.shape[0]
     consumers = node.outputs[0].outputs
     if len(consumers) != 1 or consumers[0].op != "BatchNormalization":

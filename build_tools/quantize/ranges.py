@@ -4,7 +4,7 @@
     threshold = THRESHOLDS["entropy"](histograms["relu_3"])       # scale = threshold / 127
 
 A histogram holds absolute values, because the quantization is symmetric. All calibrators read the same histograms,
-so the network runs once for all three, and a cache of them serves every later choice. It places no Q/DQ nodes.
+so the network runs once for all three, and a cache of them serves every later choice.
 """
 
 import hashlib

@@ -6,7 +6,7 @@
 Triton keeps one config for all versions of a model, so versions of an ensemble can't name different steps. One
 version of `detector` is served at a time, with both of its steps pinned to the same number: an answer belongs to
 one version, and says which. Another version can be asked beside it as `detector_canary`, an ensemble of its own.
-A repository that `build` has just made pins nothing: a server takes its newest version. No server is told here.
+A repository that `build` has just made pins nothing: a server takes its newest version.
 """
 
 import shutil

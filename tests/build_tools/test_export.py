@@ -2,15 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 from click.testing import CliRunner, Result
 
+from retinaserve.build_tools.export import export
 from retinaserve.build_tools.graph.onnx_io import OnnxGraph
+from retinaserve.build_tools.repository.builder import build
 from retinaserve.build_tools.repository.configs import read_config
 from retinaserve.scripts.cli.main import main
 from retinaserve.training.checkpoint import Checkpoint, save
+from retinaserve.training.errors import UserError
 from retinaserve.training.spec import METADATA_CALIBRATION
 from tests.disk import files_no_larger_than
 from tests.images import bad_images, checker, encode
@@ -31,7 +35,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calibration")
     for number in range(4):
         (folder / f"{number}.jpg").write_bytes(encode(checker(200, 160, seed=number, cell=15 + number)))
@@ -39,9 +43,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_int8_from_checkpoint_to_repository(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+def test_int8_from_checkpoint_to_repository(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     graph, cache, report = tmp_path / "model.onnx", tmp_path / "cache", tmp_path / "report.json"
-    int8 = ("--precision", "int8", "--calibration-images", pictures, "--calibration-cache", cache)
+    int8 = ("--precision", "int8", "--calibration-images", images, "--calibration-cache", cache)
     result = run("export", checkpoint, graph, *int8, "--exclude", "fpn.p7", "--json", report)
     assert result.exit_code == 0, result.output
     assert "int8" in result.stdout and "broken.jpg" in result.stderr and "4 of 5 images" in result.stderr
@@ -77,7 +81,7 @@ def test_int8_from_checkpoint_to_repository(checkpoint: Path, pictures: Path, tm
         (["--precision", "int9"], 2, "'int9' is not one of"),
         (["--size", "200", "320"], 2, "multiples of 128, the largest stride"),
     ],
-    ids=["no pictures", "missing folder", "empty folder", "all unreadable", "no such precision", "odd size"],
+    ids=["no images", "missing folder", "empty folder", "all unreadable", "no such precision", "odd size"],
 )
 def test_mistakes_leave_nothing_behind(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, words: str
@@ -108,14 +112,14 @@ def test_a_full_disk_leaves_what_was_there(checkpoint: Path, toy_onnx: Path, tmp
 
 
 def test_an_interrupted_run_leaves_what_was_there(
-    checkpoint: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("retinaserve.build_tools.quantize.calibrate.collect", interrupted)
     before = sorted(checkpoint.parent.rglob("*"))
-    int8 = ("--precision", "int8", "--calibration-images", pictures)
+    int8 = ("--precision", "int8", "--calibration-images", images)
     assert run("export", checkpoint, checkpoint.with_suffix(".onnx"), *int8).exit_code == 130
     assert sorted(checkpoint.parent.rglob("*")) == before
 
@@ -150,3 +154,31 @@ def test_graphs_that_can_not_be_served(toy_onnx: Path, tmp_path: Path) -> None:
 def test_int8_is_not_made_from_a_float_graph(toy_onnx: Path, tmp_path: Path) -> None:
     result = run("build", toy_onnx, "--output", tmp_path / "repository", "--precision", "int8")
     assert result.exit_code == 2 and "is a float graph" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "words"),
+    [
+        ("model.txt", {}, "ends in .onnx or .plan"),
+        ("model.onnx", {"precision": "int8"}, "INT8 needs calibration_images"),
+        ("model.onnx", {"size": (100, 100)}, "multiples of 128"),
+    ],
+)
+def test_programs_are_told_what_is_wrong(
+    checkpoint: Path, tmp_path: Path, output: str, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        export(checkpoint, tmp_path / output, **options)
+    assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+def test_programs_export_and_build_in_two_calls(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    exported = export(
+        str(checkpoint), str(tmp_path / "model.onnx"), precision="int8", calibration_images=str(images)
+    )
+    assert exported.path == tmp_path / "model.onnx" and exported.flavour == "standard" and exported.plan is None
+    assert exported.calibration["pictures"]["count"] == 4
+    built = build(str(exported.path), str(tmp_path / "repository"), precision="int8")
+    assert (built.version, built.precision) == (1, "int8")
+    parameters = read_config(tmp_path / "repository" / "retinanet" / "config.pbtxt").parameters
+    assert parameters["precision"].string_value == "bf16"
