@@ -281,17 +281,13 @@ def compare(
         encoded = [data for image, data in chunk if image in prepared and isinstance(data, bytes)]
         found, heads = reference.observe(list(prepared.values()))
         expected |= dict(zip(prepared, found, strict=True))
+        topk = [topk_cuts(spec, heads, row) for row in range(len(found))]
         for comparison in comparisons:
             answers, exposed = comparison.candidate.answer(encoded, list(prepared.values()))
             comparison.add_heads(heads, exposed)
-            for row, (image, answer) in enumerate(zip(prepared, answers, strict=True)):
-                cuts = Cuts(
-                    spec.score_threshold,
-                    spec.max_detections,
-                    spec.nms_iou,
-                    comparison.limits["margin"],
-                    topk_cuts(spec, heads, row),
-                )
+            margin = comparison.limits["margin"]
+            for image, answer, last in zip(prepared, answers, topk, strict=True):
+                cuts = Cuts(spec.score_threshold, spec.max_detections, spec.nms_iou, margin, last)
                 comparison.add(image, expected[image], answer, cuts)
     _check_something(expected, errors, comparisons)
     warning = _score(reference, expected, comparisons, truth) if truth else ""

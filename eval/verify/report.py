@@ -1,7 +1,7 @@
 """What `verify` found, for people and for JSON: tables, where to look, and the worst images side by side.
 
 print(table(result))
-write_pictures(result, Path("verified"))        # 1-model.onnx-openvino.jpg, one a candidate
+write_sheets(result, Path("verified"))        # 1-model.onnx-openvino.jpg, one per candidate
 """
 
 import math
@@ -83,7 +83,7 @@ def advice(result: Verification, comparison: Comparison) -> list[str]:
     return lines
 
 
-def write_pictures(result: Verification, folder: Path, *, count: int = 6) -> list[Path]:
+def write_sheets(result: Verification, folder: Path, *, count: int = 6) -> list[Path]:
     """Write a sheet of the `count` worst images for each candidate, the reference on the left."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []

@@ -151,7 +151,7 @@ def _runtimes(path: Path, choice: str) -> list[str | None]:
 
 
 def _print(result: "Verification", json_file: Path | None, output: Path | None, worst: int) -> None:
-    from retinaserve.eval.verify.report import table, to_dict, write_pictures
+    from retinaserve.eval.verify.report import table, to_dict, write_sheets
 
     if result.warning:
         click.secho(f"warning: {result.warning}", fg="yellow", err=True)
@@ -161,5 +161,5 @@ def _print(result: "Verification", json_file: Path | None, output: Path | None, 
     if json_file:
         write_json(json_file, to_dict(result))
     if output:
-        for path in write_pictures(result, output, count=worst):
+        for path in write_sheets(result, output, count=worst):
             click.echo(f"worst images: {path}", err=True)

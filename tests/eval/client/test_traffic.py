@@ -12,14 +12,14 @@ from tests.images import checker, encode
 
 @pytest.mark.server
 def test_a_run_is_timed_and_the_server_says_how_busy_it_was(server: TritonServer) -> None:
-    picture = encode(checker(300, 200))
+    image = encode(checker(300, 200))
     with Client(server.grpc_url, concurrency=4) as client:
         idle = Traffic.watch(client)
         time.sleep(0.3)
         assert idle.latency() == {} and max(idle.busy(0.3).values()) == 0.0
         traffic = Traffic.watch(client)
         start = time.perf_counter()
-        answers = list(client.predict_many([picture, b"no picture", ImageError("gone"), *[picture] * 37]))
+        answers = list(client.predict_many([image, b"no image", ImageError("gone"), *[image] * 37]))
         wall = time.perf_counter() - start
         busy, latency = traffic.busy(wall), traffic.latency()
     assert sum(isinstance(answer, ImageError) for answer in answers) == 2

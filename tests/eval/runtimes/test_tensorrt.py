@@ -61,7 +61,7 @@ def test_without_tensorrt_it_says_what_to_install(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(NO_TENSORRT or not torch.cuda.is_available(), reason="needs TensorRT and an NVIDIA GPU")
 def test_a_plan_answers_as_its_graph(toy_onnx: Path, tmp_path: Path) -> None:
-    """The standard flavour, which TensorRT parses without plugins; seven pictures in a plan for two to four."""
+    """The standard flavour, which TensorRT parses without plugins; seven images in a plan for two to four."""
     import tensorrt as trt
 
     logger = trt.Logger(trt.Logger.WARNING)
@@ -74,9 +74,9 @@ def test_a_plan_answers_as_its_graph(toy_onnx: Path, tmp_path: Path) -> None:
         profile.set_shape(name, *((count, *shape) for count in (2, 3, 4)))
     config.add_optimization_profile(profile)
     content = bytes(builder.build_serialized_network(network, config))
-    pictures = [encode(checker(150 + 90 * n, 400 - 30 * n, seed=n, cell=15 + 9 * n)) for n in range(7)]
-    expected = open_detector(toy_onnx).predict(pictures)
-    found = open_detector(plan_of(tmp_path / "toy.plan", content, precision="fp32")).predict(pictures)
+    images = [encode(checker(150 + 90 * n, 400 - 30 * n, seed=n, cell=15 + 9 * n)) for n in range(7)]
+    expected = open_detector(toy_onnx).predict(images)
+    found = open_detector(plan_of(tmp_path / "toy.plan", content, precision="fp32")).predict(images)
     for one, other in zip(found, expected, strict=True):
         assert abs(len(one) - len(other)) <= 2
         count = min(len(one), len(other), 10)

@@ -34,13 +34,13 @@ def run() -> Run:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint and a labelled folder of pictures in which it finds plenty."""
+    """A checkpoint and a labelled folder of images in which it finds plenty."""
     folder = tmp_path_factory.mktemp("verify")
     save_checkpoint(folder / "toy.pth", Checkpoint(toy_spec(), toy_model(toy_spec()).state_dict()))
     (folder / "images").mkdir()
     for number in range(COUNT):
-        picture = checker(240 + 40 * number, 300 - 30 * number, seed=number, cell=20 + 6 * number)
-        (folder / "images" / f"{number}.jpg").write_bytes(encode(picture))
+        image = checker(240 + 40 * number, 300 - 30 * number, seed=number, cell=20 + 6 * number)
+        (folder / "images" / f"{number}.jpg").write_bytes(encode(image))
     annotations = {
         "images": [{"id": 7 + n, "file_name": f"{n}.jpg"} for n in range(COUNT)],
         "categories": [{"id": 1, "name": "disc"}, {"id": 5, "name": "box"}],

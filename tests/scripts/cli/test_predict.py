@@ -22,7 +22,7 @@ def run() -> Run:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures, one of them in a directory below, and what is in them."""
+    """Three images, one of them in a directory below, and what is in them."""
     images = tmp_path / "images"
     (images / "more").mkdir(parents=True)
     names = ["2.jpg", "10.jpg", "more/Ü b.png"]
@@ -54,7 +54,7 @@ def test_help_tells_every_default(verb: str, run: Run) -> None:
 
 @pytest.mark.server
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_predict_prints_a_line_a_picture(server: TritonServer, folder: Path, run: Run, protocol: str) -> None:
+def test_predict_prints_a_line_per_image(server: TritonServer, folder: Path, run: Run, protocol: str) -> None:
     url = server.grpc_url if protocol == "grpc" else server.http_url
     result = run("predict", folder / "images", "--server", url, "--protocol", protocol, "--score", 0.1)
     assert result.exit_code == 0, result.stderr
@@ -81,8 +81,8 @@ def test_predict_draws_reports_the_bad_and_answers_the_rest(server: TritonServer
     assert "2 of 5 images failed" in result.stderr
     drawn = sorted(path.relative_to(folder / "out").as_posix() for path in (folder / "out").rglob("*.*"))
     assert drawn == ["10.jpg", "2.jpg", "more/Ü b.png"]
-    with Image.open(folder / "out" / "more" / "Ü b.png") as picture:
-        assert picture.size == (600, 320), "too small for letters, so enlarged twice"
+    with Image.open(folder / "out" / "more" / "Ü b.png") as enlarged:
+        assert enlarged.size == (600, 320), "too small for letters, so enlarged twice"
     quiet = run(*words, "--quiet")
     assert quiet.stdout == "" and quiet.exit_code == 3
 
@@ -146,7 +146,7 @@ def test_a_drop_beyond_the_bound_fails(toy_onnx: Path, folder: Path, run: Run) -
 
 
 @pytest.mark.server
-def test_eval_counts_a_refused_picture_as_nothing_found(server: TritonServer, folder: Path, run: Run) -> None:
+def test_eval_counts_a_refused_image_as_nothing_found(server: TritonServer, folder: Path, run: Run) -> None:
     (folder / "images" / "2.jpg").write_bytes(b"GIF89a")
     result = run("eval", "--server", server.grpc_url, "--images", folder / "images",
                  "--annotations", folder / "annotations.json")  # fmt: skip
@@ -177,7 +177,7 @@ def test_bench_prints_a_table_and_writes_it_down(server: TritonServer, folder: P
 
 MISTAKES = {
     "no such file": (["predict", "none.jpg"], 3, "none.jpg: no such file or directory"),
-    "no pictures": (["predict", "."], 3, ".: no images in this directory"),
+    "no images": (["predict", "."], 3, ".: no images in this directory"),
     "no server": (
         ["predict", "a.png", "--server", "127.0.0.1:1"],
         3,
