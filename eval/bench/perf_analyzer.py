@@ -34,7 +34,7 @@ WINDOWS = 3  # the fewest perf_analyzer takes
 # The binary wants these names; the nvidia-pytriton wheel has the libraries under names with a hash.
 LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 
-HAS_ALL = "pip install 'retinaserve[cpu]' has all of it"
+HAS_ALL = "pip install 'retinaserve[serve]' has all of it"
 
 # Becomes perf_analyzer, after asking Linux to kill it when we die, even by SIGKILL. A program of its own, because
 # code between fork and exec may not run beside gRPC's threads.
@@ -92,14 +92,8 @@ class PerfAnalyzer:
         """Lay out binary, libraries and images. Raises UserError where perf_analyzer is not installed."""
         self.binary = find_binary()
         self.model = model
-        self._folder = Path(tempfile.mkdtemp(prefix="perf-analyzer-"))
-        try:
-            self._lay_out(images)
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def _lay_out(self, images: Iterable[bytes]) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="perf-analyzer-", ignore_cleanup_errors=True)
+        self._folder = Path(self._scratch.name)
         self._input = self._folder / "pictures.json"
         steps = [
             {IMAGE_BYTES: {"content": {"b64": base64.b64encode(data).decode()}, "shape": [len(data)]}}
@@ -121,7 +115,7 @@ class PerfAnalyzer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._scratch.cleanup()
 
     def run(self, endpoint: Endpoint, demand: Demand, *, seconds: float) -> Load:
         """Put `demand` on the server for `seconds` and return what that gave.
@@ -138,7 +132,7 @@ class PerfAnalyzer:
         """Start it and return what it says of itself. Raises UserError where it does not start."""
         code, output = _run([str(self.binary), "--version"], self._environment, limit=30)
         if code:
-            raise UserError(_not_starting(output), HAS_ALL)
+            raise _not_starting(output)
         return _last_line(output)
 
     def _measure(self, endpoint: Endpoint, demand: Demand, seconds: float) -> Load:
@@ -157,7 +151,7 @@ class PerfAnalyzer:
         if code is None:
             raise LoadError(f"perf_analyzer was still running after {3 * seconds + 60:.0f} s")
         if code in (126, 127) or "error while loading shared libraries" in output:
-            raise UserError(_not_starting(output), HAS_ALL)
+            raise _not_starting(output)
         if any(words in output for words in EMPTY):
             raise _EmptyWindow(f"a window of {seconds / WINDOWS:.1f} s saw no answer; give it more --seconds")
         if not table.is_file():
@@ -252,8 +246,8 @@ def _reason(output: str) -> str:
     return _last_line(output)
 
 
-def _not_starting(output: str) -> str:
-    return f"perf_analyzer does not start: {_last_line(output)}"
+def _not_starting(output: str) -> UserError:
+    return UserError(f"perf_analyzer does not start: {_last_line(output)}", HAS_ALL)
 
 
 def _last_line(output: str) -> str:

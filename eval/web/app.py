@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import io
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from retinaserve.eval.web.gateway import Answer, Gateway, Timing, served_json
+from retinaserve.eval.web.gateway import Answer, Gateway, served_json
 from retinaserve.eval.web.guard import Guard, Slow, TooLarge, read_body
 from retinaserve.training.detections import ErrorKind, ImageError
 from retinaserve.training.draw import Colour, colour_of, open_image, text_colour
@@ -132,6 +133,9 @@ def answer_json(answer: Answer) -> dict[str, Any]:
     """Return an answer for JSON: sizes and boxes in the upright image's pixels, hundredths; classes by index."""
     found = answer.detections
     height, width = found.size or (None, None)
+    # Of each class and of letters on it: as in annotated images.
+    grounds = [colour_of(index) for index in range(len(answer.served.classes))]
+    colours = [(_css(ground), _css(text_colour(ground))) for ground in grounds]
     rows = zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True)
     return {
         "width": width,
@@ -140,28 +144,9 @@ def answer_json(answer: Answer) -> dict[str, Any]:
             {"index": index, "score": round(score, 4), "box": [round(value, 2) for value in box]}
             for box, score, index in rows
         ],
-        "model": {**served_json(answer.served), "colours": colours(len(answer.served.classes))},
-        "timing": timing_json(answer.timing) if answer.timing else None,
+        "model": {**served_json(answer.served), "colours": colours},
+        "timing": answer.timing and asdict(answer.timing),
     }
-
-
-def timing_json(timing: Timing) -> dict[str, Any]:
-    """Return a timing for JSON, in milliseconds."""
-    return {
-        "steps": [
-            {"name": step.name, "queue_ms": round(step.queue_ms, 3), "compute_ms": round(step.compute_ms, 3)}
-            for step in timing.steps
-        ],
-        "server_ms": round(timing.server_ms, 3),
-        "call_ms": round(timing.call_ms, 3),
-        "wait_ms": round(timing.wait_ms, 3),
-        "requests": timing.requests,
-    }
-
-
-def colours(count: int) -> list[tuple[str, str]]:
-    """Return the colour of each class and of letters on it: those of annotated images."""
-    return [(_css(colour_of(index)), _css(text_colour(colour_of(index)))) for index in range(count)]
 
 
 def preview_jpeg(image: bytes) -> bytes | None:

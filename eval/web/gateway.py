@@ -138,14 +138,18 @@ class Gateway:
             client = await self.client()
         except UserError as error:
             # A server that answers at all is starting, or it serves something else.
-            state = "not_ready" if await self._is_live() else "down"
+            live = await self._optional(self._transport.live(timeout=CONTROL_TIMEOUT), False)
+            state = "not_ready" if live else "down"
             return {"state": state, "message": error.message, "hint": error.hint}
         version = await self._optional(self._transport.version(timeout=CONTROL_TIMEOUT), "")
+        entries = await self._index()
+        indexed = {entry["name"] for entry in entries}
+        entries += [{"name": name} for name in statistics if name not in indexed]
         return {
             "state": "ready",
             "model": served_json(client.served),
             "version": version.rpartition(" ")[2],  # without the server's name
-            "models": self._models(statistics, await self._index()),
+            "models": [model_json(entry, statistics) for entry in entries],
             "metrics": await asyncio.to_thread(read_metrics, self.metrics) if self.metrics else None,
             "metrics_at": self.metrics,
         }
@@ -189,21 +193,15 @@ class Gateway:
                 return None  # it answered and is gone: the boxes are still good
             spent = {name: after[name] - before.get(name, ModelStatistics()) for name in names if name in after}
             if len(spent) == len(names) and all(each.requests > 0 for each in spent.values()):
-                steps = tuple(Step(name, spent[name].queue_ms, spent[name].compute_ms) for name in served.steps)
+                steps = tuple(
+                    Step(name, round(spent[name].queue_ms, 3), round(spent[name].compute_ms, 3))
+                    for name in served.steps
+                )
                 requests = max(each.requests for each in spent.values())
-                return Timing(steps, spent[served.name].total_ms, call_ms, requests, wait_ms)
+                server_ms = round(spent[served.name].total_ms, 3)
+                return Timing(steps, server_ms, round(call_ms, 3), requests, round(wait_ms, 3))
             await asyncio.sleep(COUNTED_PAUSE)
         return None
-
-    def _models(
-        self, statistics: Mapping[str, ModelStatistics], index: list[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        known = [(str(entry["name"]), entry) for entry in index]
-        known += [(name, {}) for name in statistics if name not in {model for model, _ in known}]
-        return [model_json(name, entry, statistics.get(name, ModelStatistics())) for name, entry in known]
-
-    async def _is_live(self) -> bool:
-        return bool(await self._optional(self._transport.live(timeout=CONTROL_TIMEOUT), False))
 
     async def _optional(self, call: Any, missing: Any) -> Any:
         """Return what a call answers that some servers forbid, or `missing`."""
@@ -237,8 +235,10 @@ def served_json(served: ServedModel) -> dict[str, Any]:
     }
 
 
-def model_json(name: str, entry: Mapping[str, Any], counted: ModelStatistics) -> dict[str, Any]:
+def model_json(entry: Mapping[str, Any], statistics: Mapping[str, ModelStatistics]) -> dict[str, Any]:
     """Return one line of the server's table for JSON: the repository's entry, and sums to make means of."""
+    name = str(entry["name"])
+    counted = statistics.get(name, ModelStatistics())
     return {
         "name": name,
         "version": str(entry.get("version", "")),

@@ -30,6 +30,7 @@ from tests.eval.web.web_page import (
     expected,
     hand,
     opened,
+    show,
     until,
     wait_for_boxes,
 )
@@ -90,9 +91,7 @@ def test_boxes_are_drawn_where_the_server_said(page: Any, server: TritonServer, 
 
 def test_the_lines_pixels_have_the_classes_colour(page: Any, server: TritonServer, tmp_path: Path) -> None:
     """Read from a screenshot: at each edge's middle, unless another box or a label lies there."""
-    image = encode(checker(300, 200))
-    choose(page, ("checker.jpg", image))
-    wait_for_boxes(page)
+    image = show(page)
     page.uncheck("#labels-on")
     found = expected(server, image)
     page.screenshot(path=tmp_path / "page.png")
@@ -117,8 +116,7 @@ def test_the_lines_pixels_have_the_classes_colour(page: Any, server: TritonServe
 @pytest.mark.parametrize("orientation", [3, 6, 8])
 def test_phone_photos(page: Any, server: TritonServer, orientation: int) -> None:
     image = encode(checker(300, 200), orientation=orientation)
-    choose(page, ("phone.jpg", image))
-    wait_for_boxes(page)
+    show(page, image)
     until(lambda: page.evaluate("document.getElementById('image').naturalWidth"), "the image was not shown")
     size = page.evaluate(
         "[document.getElementById('image').naturalWidth, document.getElementById('image').naturalHeight]"
@@ -129,9 +127,7 @@ def test_phone_photos(page: Any, server: TritonServer, orientation: int) -> None
 
 
 def test_boxes_stay_at_any_zoom(page: Any, server: TritonServer) -> None:
-    image = encode(checker(300, 200))
-    choose(page, ("checker.jpg", image))
-    wait_for_boxes(page)
+    image = show(page)
     width = page.locator("#image").bounding_box()["width"]
     for _ in range(3):
         page.keyboard.press("+")
@@ -144,9 +140,7 @@ def test_boxes_stay_at_any_zoom(page: Any, server: TritonServer) -> None:
 
 
 def test_score_and_classes_ask_the_server_nothing(page: Any, server: TritonServer) -> None:
-    image = encode(checker(300, 200))
-    choose(page, ("checker.jpg", image))
-    wait_for_boxes(page)
+    image = show(page)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     everything = expected(server, image, 0.0)
@@ -168,8 +162,7 @@ def test_score_and_classes_ask_the_server_nothing(page: Any, server: TritonServe
 
 
 def test_list_and_boxes_light_each_other(page: Any) -> None:
-    choose(page, ("checker.jpg", encode(checker(300, 200))))
-    wait_for_boxes(page)
+    show(page)
     page.hover("#list li:nth-child(2)")
     lit = page.get_attribute("#list li:nth-child(2)", "data-index")
     assert page.locator("#boxes g.lit").get_attribute("data-index") == lit
@@ -292,10 +285,8 @@ def test_what_is_copied_is_what_predict_prints(browser: Any, url: str, server: T
 
 
 def test_a_narrow_screen(browser: Any, url: str, server: TritonServer) -> None:
-    image = encode(checker(300, 200))
     with opened(browser, url, viewport=NARROW, device_scale_factor=3, has_touch=True) as page:
-        choose(page, ("checker.jpg", image))
-        wait_for_boxes(page)
+        image = show(page)
         assert_drawn(page, expected(server, image))
         for tab in ("images", "server"):
             page.click(f"#tab-{tab}")
@@ -310,8 +301,7 @@ def test_the_server_tab_counts(page: Any) -> None:
     requests = "#server tbody tr:nth-child(1) td:nth-child(3)"
     before = int(page.inner_text(requests).replace(",", ""))
     page.click("#tab-images")
-    choose(page, ("checker.jpg", encode(checker(300, 200))))
-    wait_for_boxes(page)
+    show(page)
     page.click("#tab-server")
     until(lambda: int(page.inner_text(requests).replace(",", "")) == before + 1, "the count did not move")
     text = page.inner_text("#server")

@@ -10,6 +10,7 @@ import pytest
 from retinaserve.eval.client.client import Client
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.detections import Detections
+from tests.images import checker, encode
 
 SCORE = 0.05  # the toy detector is never surer than 0.1; the page itself starts at 0.3
 IMAGE = "document.getElementById('image')"
@@ -106,6 +107,14 @@ def drawn(page: Any) -> list[dict[str, float]]:
 
 def wait_for_boxes(page: Any) -> None:
     until(lambda: page.locator("#boxes g").count(), "no boxes came")
+
+
+def show(page: Any, image: bytes | None = None) -> bytes:
+    """Give the page an image, a checkerboard by default, wait for its boxes, and return it."""
+    image = image or encode(checker(300, 200))
+    choose(page, ("checker.jpg", image))
+    wait_for_boxes(page)
+    return image
 
 
 def assert_drawn(page: Any, found: Detections, *, tolerance: float = 0.6) -> None:
