@@ -1,9 +1,7 @@
 """The types at every boundary: what a detector answers for one image, and what it is.
 
-    Detections(boxes, scores, classes)      # arrays of N rows, best score first
-    ImageError("truncated JPEG", "bad_image")
-
-Nothing here knows how an answer came about.
+Detections(boxes, scores, classes)      # arrays of N rows, best score first
+ImageError("truncated JPEG", "bad_image")
 """
 
 from collections.abc import Iterable, Iterator, Sequence

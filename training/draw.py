@@ -1,10 +1,10 @@
-"""Annotated images: boxes, class names and scores, to look at on any size of image.
+"""Annotated images: boxes, class names and scores, on any size of image.
 
     image = draw(open_image(jpeg), detections, class_names)
     contact_sheet([(image, "a.jpg")], columns=4).save("sheet.jpg")
 
-Line widths and letters follow the image's diagonal, and an image too small for letters is enlarged. Nothing
-here decides what is drawn: cut weak detections off with `detections.above(score)` before.
+Line widths and letters follow the image's diagonal, and an image too small for letters is enlarged. Cut weak
+detections off with `detections.above(score)` before.
 """
 
 import importlib.util

@@ -21,7 +21,7 @@ class Exit(IntEnum):
 
 
 class UserError(Exception):
-    """A mistake the user can mend: `message` names the file and the value, `hint` says what was expected."""
+    """A mistake the user can correct: `message` names the file and the value, `hint` says what was expected."""
 
     def __init__(self, message: str, hint: str = "", *, code: Exit = Exit.BAD_DATA) -> None:
         super().__init__(message)

@@ -3,7 +3,7 @@
     find_images(["photos", "more/*.jpg", "one.png"])
 
 Files are taken as they are named; directories (with all below them) and patterns give the files with the
-suffix of an image. Nothing is opened: what is inside a file is for the server to judge.
+suffix of an image. Nothing is opened.
 """
 
 import re

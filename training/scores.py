@@ -119,7 +119,7 @@ class CocoScores:
     per_class: tuple[ClassScore, ...]
     # (10 IoU, 101 recall, K categories), -1 where there is no ground truth
     precision: npt.NDArray[np.float64] = field(repr=False, compare=False)
-    matches: Matches = field(repr=False, compare=False)  # which detection found what, for what is told beyond AP
+    matches: Matches = field(repr=False, compare=False)  # which detection found what, for the report beyond AP
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the curves and the matches, for JSON."""
@@ -177,7 +177,7 @@ def to_coco(results: Mapping[int, Detections], category_ids: Sequence[int | None
 def evaluate(
     truth: Annotations, results: Mapping[int, Detections], category_ids: Sequence[int | None]
 ) -> CocoScores:
-    """Score detections against all pictures of the file; one without an entry in `results` has none.
+    """Score detections against all images of the file; one without an entry in `results` has none.
 
     `results`: image id to detections; `category_ids`: the category of each class, from `match_classes`.
     """

@@ -37,7 +37,7 @@ def shapes(directory: Path, train: int, val: int, seed: int, force: bool) -> Non
     if directory.is_dir() and any(directory.iterdir()) and not force:
         raise UserError(f"{directory} is not empty", "name a new directory, or draw into it with --force")
     with tqdm(total=train + val, unit="image", desc="drawing", file=sys.stderr, disable=None) as bar:
-        # Neighbouring seeds of the command share no picture: one set has the even numbers, one the odd.
+        # Neighbouring seeds of the command share no image: one set has the even numbers, one the odd.
         parts = {
             name: draw_dataset(directory / name, images=count, seed=2 * seed + odd, on_image=bar.update)
             for odd, (name, count) in enumerate((("train", train), ("val", val)))
@@ -54,7 +54,7 @@ def shapes(directory: Path, train: int, val: int, seed: int, force: bool) -> Non
 @data.command()
 @click.option("--images", type=PATH, default=Path(), help="Folder that the annotation file's names start from.")
 @click.option("--annotations", type=PATH, required=True, help="COCO annotation file.")
-@click.option("--val-images", type=PATH, help="Folder of the validation pictures; --images if not given.")
+@click.option("--val-images", type=PATH, help="Folder of the validation images; --images if not given.")
 @click.option("--val-annotations", type=PATH, help="COCO annotation file to validate on: also checked for leaks.")
 @click.option("--json", "json_path", type=PATH, help="Also write the findings to this file.")
 def check(

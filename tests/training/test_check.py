@@ -1,4 +1,3 @@
-import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -22,7 +21,7 @@ Coco = dict[str, Any]
 SIZE = (80, 60)
 
 
-def picture(seed: int, *, size: tuple[int, int] = SIZE) -> Image.Image:
+def smooth_noise(seed: int, *, size: tuple[int, int] = SIZE) -> Image.Image:
     """Return smooth noise, which looks like no other seed's."""
     noise = np.random.default_rng(seed).integers(0, 256, (7, 9, 3)).astype(np.uint8)
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
@@ -30,10 +29,10 @@ def picture(seed: int, *, size: tuple[int, int] = SIZE) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder without a fault: 6 pictures of 4 boxes a category."""
+    """A folder without a fault: 6 images of 4 boxes a category."""
     folder = tmp_path_factory.mktemp("clean")
     for seed in range(6):
-        picture(seed).save(folder / f"{seed}.jpg", quality=95)
+        smooth_noise(seed).save(folder / f"{seed}.jpg", quality=95)
     (folder / "train.json").write_text(json.dumps(coco()))
     return folder
 
@@ -55,6 +54,10 @@ def coco(first: int = 0, count: int = 6) -> Coco:
 
 def change(key: str, index: int, **fields: Any) -> Callable[[Coco, Path], None]:
     return lambda content, _: content[key][index].update(fields)
+
+
+def remove(key: str, *fields: str) -> Callable[[Coco, Path], None]:
+    return lambda content, _: [content[key][0].pop(field) for field in fields] and None
 
 
 def add(key: str, *entries: Any) -> Callable[[Coco, Path], None]:
@@ -81,11 +84,7 @@ def drop(key: str, of: Callable[[Any], bool]) -> Callable[[Coco, Path], None]:
     return lambda content, _: content.update({key: [each for each in content[key] if not of(each)]})
 
 
-def repeat(key: str) -> Callable[[Coco, Path], None]:
-    return lambda content, _: content[key].append(copy.deepcopy(content[key][0]))
-
-
-JPEG = encode(picture(0), quality=95)
+JPEG = encode(smooth_noise(0), quality=95)
 BOX = {"image_id": 1, "category_id": 1}
 # What is done to a clean set, and all that is to be found then, with counts.
 MISTAKES: dict[str, tuple[Callable[[Coco, Path], None], dict[str, int]]] = {
@@ -94,26 +93,17 @@ MISTAKES: dict[str, tuple[Callable[[Coco, Path], None], dict[str, int]]] = {
     "no images key": (lambda content, _: content.pop("images"), {"file-unreadable": 1}),
     "a missing file": (file("2.jpg", None), {"image-missing": 1}),
     "a cut file": (file("2.jpg", JPEG[: len(JPEG) // 2]), {"image-unreadable": 1}),
-    "a text": (file("2.jpg", b"no picture"), {"image-unreadable": 1}),
+    "a text": (file("2.jpg", b"no image"), {"image-unreadable": 1}),
     "an empty file": (file("2.jpg", b""), {"image-unreadable": 1}),
-    "half the size": (file("2.jpg", encode(picture(2, size=(40, 30)))), {"image-size": 1}),
+    "half the size": (file("2.jpg", encode(smooth_noise(2, size=(40, 30)))), {"image-size": 1}),
     "listed height wrong": (change("images", 3, height=61), {"image-size": 1}),
-    "no size listed": (
-        lambda content, _: [content["images"][0].pop(key) for key in ("width", "height")],
-        {},
-    ),
-    "turned by EXIF, listed unturned": (
-        file("2.jpg", encode(picture(2), orientation=6)),
-        {"image-exif": 1},
-    ),
+    "no size listed": (remove("images", "width", "height"), {}),
+    "turned by EXIF, listed unturned": (file("2.jpg", encode(smooth_noise(2), orientation=6)), {"image-exif": 1}),
     "id is a string": (change("images", 0, id="1"), {"image-entry": 1, "annotation-image": 8}),
-    "id is missing": (
-        lambda content, _: content["images"][0].pop("id"),
-        {"image-entry": 1, "annotation-image": 8},
-    ),
+    "id is missing": (remove("images", "id"), {"image-entry": 1, "annotation-image": 8}),
     "no file name": (change("images", 0, file_name=None), {"image-entry": 1}),
     "an id twice": (change("images", 1, id=1), {"image-id-repeated": 1, "annotation-image": 8}),
-    "an image twice": (repeat("images"), {"image-id-repeated": 1, "image-file-repeated": 1}),
+    "an image twice": (add("images", coco()["images"][0]), {"image-id-repeated": 1, "image-file-repeated": 1}),
     "two copies": (
         lambda content, folder: [shutil.copy(folder / "0.jpg", folder / f"{n}.jpg") for n in (1, 2)],
         {"image-repeated": 1},
@@ -136,7 +126,7 @@ MISTAKES: dict[str, tuple[Callable[[Coco, Path], None], dict[str, int]]] = {
     "three numbers": (change("annotations", 0, bbox=[1, 2, 3]), {"box-malformed": 1}),
     "not a number": (change("annotations", 0, bbox=[1, 2, float("nan"), 4]), {"box-malformed": 1}),
     "a number as text": (change("annotations", 0, bbox=["1", 2, 3, 4]), {"box-malformed": 1}),
-    "no bbox": (lambda content, _: content["annotations"][0].pop("bbox"), {"box-malformed": 1}),
+    "no bbox": (remove("annotations", "bbox"), {"box-malformed": 1}),
     "no width": (change("annotations", 0, bbox=[5, 5, 0, 9]), {"box-degenerate": 1}),
     "thin": (change("annotations", 0, bbox=[5, 5, 1.5, 9]), {"box-tiny": 1}),
     "outside": (change("annotations", 0, bbox=[90, 5, 9, 9]), {"box-outside": 1}),
@@ -154,7 +144,7 @@ MISTAKES: dict[str, tuple[Callable[[Coco, Path], None], dict[str, int]]] = {
         lambda content, _: content.update(annotations=[]),
         {"no-boxes": 1, "image-empty": 6, "category-unused": 2},
     ),
-    "an empty picture": (drop("annotations", lambda each: each["image_id"] == 2), {"image-empty": 1}),
+    "an empty image": (drop("annotations", lambda each: each["image_id"] == 2), {"image-empty": 1}),
     "a hundred to one": (
         lambda content, _: content.update(
             annotations=[
@@ -197,12 +187,12 @@ def between(folder: Path, val: Coco) -> dict[str, int]:
 def test_splits_are_held_together(tmp_path: Path, clean: Path) -> None:
     folder = Path(shutil.copytree(clean, tmp_path / "set"))
     for seed in (10, 11, 12):
-        picture(seed).save(folder / f"{seed}.jpg", quality=95)
+        smooth_noise(seed).save(folder / f"{seed}.jpg", quality=95)
     assert between(folder, coco(10, 3)) == {}
     assert between(folder, coco(10, 6)) == {}
     assert between(folder, coco(10, 7)) == {"split-larger": 1}
     shutil.copy(folder / "4.jpg", folder / "11.jpg")
-    picture(5).save(folder / "12.jpg", quality=60)
+    smooth_noise(5).save(folder / "12.jpg", quality=60)
     assert between(folder, coco(10, 3)) == {"split-leak": 1, "split-similar": 1}
     other = coco(10, 1)
     other["categories"][0]["name"] = "fox"

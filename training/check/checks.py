@@ -156,7 +156,7 @@ def check_annotations(split: Split) -> Iterator[Find]:
 
 
 def check_boxes(split: Split) -> Iterator[Find]:
-    """Boxes that can't be right, each by itself; those of a set in another format are told once, as such."""
+    """Boxes that can't be right, each by itself; a set in another format is one find."""
     other_format, share = _format(split)
     if other_format:
         yield other_format, share
@@ -185,7 +185,7 @@ def check_boxes(split: Split) -> Iterator[Find]:
 
 
 def check_repeated_boxes(split: Split) -> Iterator[Find]:
-    """Boxes that are there twice; those without an area are told as such."""
+    """Boxes that are there twice; those without an area are `check_boxes`'s."""
     seen = Counter(
         (str(_found(box.raw, "image_id")), str(_found(box.raw, "category_id")), box.bbox)
         for box in split.boxes

@@ -81,7 +81,7 @@ CODES: Mapping[str, Code] = {
     "box-degenerate": Code(
         "warning", "boxes without an area, left out of training", "draw them again, or drop them"
     ),
-    "box-tiny": Code("warning", "boxes thinner than 2 pixels", "often a slip of the mouse; drop them"),
+    "box-tiny": Code("warning", "boxes thinner than 2 pixels", "drop them if they are accidents"),
     "box-outside": Code("error", "boxes wholly outside of their image", XYWH),
     "box-overhang": Code("warning", "boxes that reach over the border, cut at it", "cut them in the file"),
     "box-xyxy": Code("error", "boxes that look like [x1, y1, x2, y2]", f"{XYWH}: subtract x1 and y1"),
@@ -91,13 +91,13 @@ CODES: Mapping[str, Code] = {
     "crowd": Code("note", "crowd regions: neither learnt nor counted as background", "nothing to do"),
     "no-boxes": Code("error", "no boxes to learn", "annotations with iscrowd 0 and an area are expected"),
     "split-leak": Code(
-        "error", "images in both splits, by content: the score would be of images learnt by heart", "keep one"
+        "error", "images in both splits, by content: the score would be of images trained on", "keep one"
     ),
     "split-similar": Code(
         "warning", "images in both splits that look almost the same", "keep a scene's images in one split"
     ),
     "split-same": Code(
-        "warning", "validation is the training set", "the score tells what was learnt by heart; hold images back"
+        "warning", "validation is the training set", "the score is of images trained on; hold images back"
     ),
     "split-larger": Code(
         "warning",

@@ -3,7 +3,7 @@
     split = read_split("train", Path("images"), Path("train.json"), on_image=bar.update)
     split.images[0].file.size, split.boxes[0].bbox
 
-What a check should tell is no error here.
+What is wrong with them raises no error here: it is for the checks to find.
 """
 
 import hashlib
