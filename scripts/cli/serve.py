@@ -42,7 +42,7 @@ h='{{"inputs":[{{"name":"image_bytes","shape":[1,'$n'],"datatype":"UINT8","param
 PYTHON = """\
 python - <<'EOF'
 from pathlib import Path
-from retinaserve.eval.client.client import Client{imports}
+from retinaserve import Client{imports}
 with Client("{grpc}"{tls}) as client:
     found = client.predict([Path("PICTURE.jpg").read_bytes()])[0].above(0.5)
     print([client.class_names[index] for index in found.classes], found.boxes)
