@@ -130,7 +130,7 @@ def collect(
     except ImportError:
         raise UserError(
             "calibration runs the graph with onnxruntime, which is not installed",
-            "pip install 'retinaserve[cpu]'",
+            "pip install 'retinaserve[train]'",
             code=Exit.USAGE,
         ) from None
     watched = onnx.ModelProto()

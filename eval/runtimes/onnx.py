@@ -59,7 +59,7 @@ class OnnxRuntime:
                 raise UserError(f"{self.path}: {title} can't load this graph: {_reason(error)}") from None
         raise UserError(
             f"{'neither ' if len(wanted) > 1 else 'no '}{' nor '.join(wanted)} is installed",
-            "pip install 'retinaserve[cpu]'",
+            "pip install 'retinaserve[train]'",
             code=Exit.USAGE,
         )
 
