@@ -24,6 +24,7 @@ from retinaserve.build_tools.engine.gpu import this_target
 from retinaserve.build_tools.engine.manifest import Manifest, Target, check_plan, manifest_path
 from retinaserve.build_tools.export import export
 from retinaserve.build_tools.graph.onnx_io import OnnxGraph
+from retinaserve.build_tools.openvino_cpu import HINTS
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor
 from retinaserve.build_tools.preprocess.pipeline import serialise
 from retinaserve.build_tools.repository.configs import (
@@ -158,6 +159,8 @@ def build(
     target: where a plan is to run; this machine if None. Raises UserError for a plan that was built for another.
     """
     model, repository = Path(model), Path(repository)
+    if precision not in (*HINTS, "int8"):
+        raise UserError(f"precision {precision!r} is not known", "one of: fp32, bf16, int8", code=Exit.USAGE)
     options = replace(options or BuildOptions(), arithmetic=INT8_ARITHMETIC if precision == "int8" else precision)
     if profile == "gpu":
         target = target or this_target()

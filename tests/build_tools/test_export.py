@@ -178,6 +178,8 @@ def test_programs_export_and_build_in_two_calls(checkpoint: Path, images: Path, 
     )
     assert exported.path == tmp_path / "model.onnx" and exported.flavour == "standard" and exported.plan is None
     assert exported.calibration["pictures"]["count"] == 4
+    with pytest.raises(UserError, match="precision 'fp16' is not known"):
+        build(exported.path, tmp_path / "repository", precision="fp16")
     built = build(str(exported.path), str(tmp_path / "repository"), precision="int8")
     assert (built.version, built.precision) == (1, "int8")
     parameters = read_config(tmp_path / "repository" / "retinanet" / "config.pbtxt").parameters

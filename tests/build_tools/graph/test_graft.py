@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from retinaserve.build_tools.graph.graft import graft, save
 from retinaserve.build_tools.graph.onnx_io import read_spec
-from retinaserve.build_tools.openvino_cpu import shared_core
+from retinaserve.build_tools.openvino_cpu import compile_for_cpu, shared_core
 from retinaserve.training.errors import UserError
 from retinaserve.training.spec import METADATA_CLASSES, METADATA_SPEC, NETWORK_INPUT, OUTPUTS, DetectorSpec
 from tests.heads import (
@@ -65,13 +65,13 @@ def onnx_model(spec, nodes, constants, shapes, *, opset=18):
     return model
 
 
-def pictures(spec, rows):
+def images(spec, rows):
     image = np.zeros((len(rows), 3, *spec.size), np.uint8)
     image[:, 0, 0, 0] = rows
     return image
 
 
-def runner_of(model, runtime, precision="f32"):
+def runner_of(model, runtime):
     """Return a function from named inputs to the outputs in the graph's order."""
     data = model.SerializeToString()
     if runtime == "onnxruntime":
@@ -79,22 +79,19 @@ def runner_of(model, runtime, precision="f32"):
         options.intra_op_num_threads = 2
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         return lambda inputs: session.run(None, inputs)
-    settings = {"INFERENCE_NUM_THREADS": 2, "INFERENCE_PRECISION_HINT": precision}
-    core = shared_core()
-    compiled = core.compile_model(core.read_model(data), "CPU", settings)
+    request = compile_for_cpu(data, threads=2).create_infer_request()
     names = [output.name for output in model.graph.output]
 
     def run(inputs):
-        request = compiled.create_infer_request()
         request.infer(inputs)
         return [request.get_tensor(name).data.copy() for name in names]
 
     return run
 
 
-def runner(model, runtime, precision="f32"):
+def runner(model, runtime):
     """Return a function from image and letterbox to the outputs in the graph's order."""
-    run = runner_of(model, runtime, precision)
+    run = runner_of(model, runtime)
     return lambda image, letterbox: run({"image": image, "letterbox": letterbox})
 
 
@@ -105,13 +102,13 @@ def test_equals_the_reference(name, runtime):
     heads = random_heads(spec)
     run = runner(graft(raw_model(spec, heads)), runtime)
     expected = reference_detections(spec, heads)
-    batch = run(pictures(spec, range(len(KINDS))), heads.letterbox)
+    batch = run(images(spec, range(len(KINDS))), heads.letterbox)
     assert_equal_detections(batch, expected)
     for image in range(len(KINDS)):  # batch-N equals N times batch-1, bit for bit
-        alone = run(pictures(spec, [image]), heads.letterbox[[image]])
+        alone = run(images(spec, [image]), heads.letterbox[[image]])
         assert all((a[0] == b[image]).all() for a, b in zip(alone, batch, strict=True))
     five = [4, 0, 2, 4, 3]
-    again = run(pictures(spec, five), heads.letterbox[five])
+    again = run(images(spec, five), heads.letterbox[five])
     assert all((a == b[five]).all() for a, b in zip(again, batch, strict=True))
 
 
@@ -134,7 +131,7 @@ def test_iou_at_the_threshold(height, count, runtime):
     if count == 2 and height == math.log(0.5):
         deltas[0, 5], deltas[0, 7] = -0.5, 0  # half outside the picture: no exp() to round
     heads = Heads([logits], [deltas], np.array([[16, 16, 16, 16]], np.float32))
-    found = runner(graft(raw_model(spec, heads)), runtime)(pictures(spec, [0]), heads.letterbox)
+    found = runner(graft(raw_model(spec, heads)), runtime)(images(spec, [0]), heads.letterbox)
     assert found[0].tolist() == [[count]]
     assert_equal_detections(found, reference_detections(spec, heads))
 
@@ -152,7 +149,7 @@ def test_a_level_of_more_logits_than_float32_counts(runtime):
     edges = np.arange(flat.size - 50 * cells, flat.size, cells)  # first and last cell of the last channels
     flat[edges] = np.linspace(1, 2, 50)
     flat[edges - 1] = np.linspace(2, 3, 50)
-    found = runner(graft(raw_model(spec, heads)), runtime)(pictures(spec, [0]), heads.letterbox)
+    found = runner(graft(raw_model(spec, heads)), runtime)(images(spec, [0]), heads.letterbox)
     assert_equal_detections(found, reference_detections(spec, heads))
 
 
@@ -164,7 +161,7 @@ def test_candidates_equal_the_reference(name, runtime):
     kinds = tuple(kind for kind in KINDS if kind != "ties" or runtime == "onnxruntime")
     heads = random_heads(spec, kinds)
     run = runner(graft(raw_model(spec, heads), until="candidates"), runtime)
-    found, expected = run(pictures(spec, range(len(kinds))), heads.letterbox), reference_candidates(spec, heads)
+    found, expected = run(images(spec, range(len(kinds))), heads.letterbox), reference_candidates(spec, heads)
     assert [(a.shape, a.dtype) for a in found] == [(a.shape, a.dtype) for a in expected]
     assert (found[0] == expected[0]).all() and (found[2] == expected[2]).all()
     np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-3)
@@ -177,7 +174,7 @@ def test_more_equal_logits_than_fit(runtime):
     for level in heads.logits:
         level[:] = 1.5
     run = runner(graft(raw_model(spec, heads), until="candidates"), runtime)
-    logits, boxes, classes = run(pictures(spec, [0]), heads.letterbox)
+    logits, boxes, classes = run(images(spec, [0]), heads.letterbox)
     expected = reference_candidates(spec, heads)
     assert (logits == expected[0]).all()
     if runtime == "onnxruntime":  # which of them make the cut is OpenVINO's choice
@@ -191,7 +188,7 @@ def test_opsets_at_both_ends(opset):
     heads = random_heads(spec)
     model = graft(raw_model(spec, heads, opset=opset))
     assert [(item.domain, item.version) for item in model.opset_import] == [("", opset)]
-    found = runner(model, "onnxruntime")(pictures(spec, range(len(KINDS))), heads.letterbox)
+    found = runner(model, "onnxruntime")(images(spec, range(len(KINDS))), heads.letterbox)
     assert_equal_detections(found, reference_detections(spec, heads))
 
 
@@ -319,7 +316,7 @@ def test_a_given_spec_replaces_the_model_s():
     stricter = replace(spec, score_threshold=0.9, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     model = graft(raw_model(spec, heads), stricter)
     assert read_spec(model) == stricter
-    found = runner(model, "onnxruntime")(pictures(spec, [0]), heads.letterbox)
+    found = runner(model, "onnxruntime")(images(spec, [0]), heads.letterbox)
     assert_equal_detections(found, reference_detections(stricter, heads))
 
 
