@@ -8,17 +8,16 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from retinaserve.eval.verify.compare import Comparison, Verification
-from retinaserve.eval.verify.matching import Side, Unmatched
+from retinaserve.eval.verify.matching import Side
 from retinaserve.eval.verify.tolerances import AT_LEAST, TABLE
-from retinaserve.training.detections import Detections
 from retinaserve.training.draw import contact_sheet, draw, open_image
 
 LISTED = 8  # boxes without a counterpart that are printed, the strongest
@@ -65,7 +64,8 @@ def advice(result: Verification, comparison: Comparison) -> list[str]:
         lines.append(f"{refused} images that the reference takes were not answered, the first: {first}")
     heads = {check.subject for check in comparison.failed if check.name in HEAD_COLUMNS}
     boxes = [check.name for check in comparison.failed if check.subject == "boxes"]
-    swaps = Counter(_swaps(result, comparison))
+    lone = [box for box in _alone(result, comparison) if box.side == "reference" and box.other_class]
+    swaps = Counter((box.class_name, box.other_class) for box in lone)
     if swaps and 2 * sum(swaps.values()) >= CLASSES_SWAPPED * comparison.unmatched:  # a swap is two lone boxes
         (one, other), count = swaps.most_common(1)[0]
         lines.append(f"the places agree, the classes do not: {one} became {other} {count} times")
@@ -148,15 +148,11 @@ def _boxes_table(comparison: Comparison) -> Iterator[str]:
 
 
 def _unmatched_lines(result: Verification, comparison: Comparison) -> Iterator[str]:
-    names = result.reference.model.class_names
-    every = [(image, box) for image, matching in comparison.matchings.items() for box in matching.unmatched]
-    strongest = sorted(every, key=lambda item: -item[1].score)
-    for image, box in strongest[:LISTED]:
-        found = _side(result, comparison, image, box.side)
-        place = " ".join(f"{edge:.0f}" for edge in found.boxes[box.index])
-        name = names[int(found.classes[box.index])]
-        twin = f", {names[box.other_class]} on the other side" if box.other_class >= 0 else ""
-        yield f"  {result.files[image].name}: only in the {box.side}: {name} {box.score:.2f} at {place}{twin}"
+    strongest = sorted(_alone(result, comparison), key=lambda box: -box.score)
+    for box in strongest[:LISTED]:
+        place = " ".join(f"{edge:.0f}" for edge in box.box)
+        twin = f", {box.other_class} on the other side" if box.other_class else ""
+        yield f"  {box.file.name}: only in the {box.side}: {box.class_name} {box.score:.2f} at {place}{twin}"
     if len(strongest) > LISTED:
         yield f"  and {len(strongest) - LISTED} more, all in --json"
 
@@ -183,19 +179,18 @@ def _comparison_dict(result: Verification, comparison: Comparison) -> dict[str, 
         },
         "ap": {"reference": comparison.ap[0], "candidate": _json(comparison.ap[1])} if comparison.ap else None,
         "checks": [
-            {
-                "name": check.name,
-                "subject": check.subject,
-                "value": _json(check.value),
-                "limit": check.limit,
-                "passed": check.passed,
-            }
-            for check in comparison.checks
+            {**asdict(check), "value": _json(check.value), "passed": check.passed} for check in comparison.checks
         ],
         "alone": [
-            _unmatched_dict(result, comparison, image, box)
-            for image, matching in comparison.matchings.items()
-            for box in matching.unmatched
+            {
+                "file": str(box.file),
+                "side": box.side,
+                "class": box.class_name,
+                "other_class": box.other_class,
+                "score": _json(box.score),
+                "box": [_json(edge) for edge in box.box],
+            }
+            for box in _alone(result, comparison)
         ],
         "refused": [
             {"file": str(result.files[image]), "kind": error.kind, "message": error.message}
@@ -204,29 +199,24 @@ def _comparison_dict(result: Verification, comparison: Comparison) -> dict[str, 
     }
 
 
-def _unmatched_dict(result: Verification, comparison: Comparison, image: int, box: Unmatched) -> dict[str, Any]:
-    found, names = _side(result, comparison, image, box.side), result.reference.model.class_names
-    return {
-        "file": str(result.files[image]),
-        "side": box.side,
-        "class": names[int(found.classes[box.index])],
-        "other_class": names[box.other_class] if box.other_class >= 0 else None,
-        "score": _json(box.score),
-        "box": [_json(float(edge)) for edge in found.boxes[box.index]],
-    }
+class _Alone(NamedTuple):
+    """A box without a counterpart, as people read it."""
+
+    file: Path
+    side: Side
+    class_name: str
+    other_class: str | None  # of the box at the same place on the other side
+    score: float
+    box: list[float]
 
 
-def _side(result: Verification, comparison: Comparison, image: int, side: Side) -> Detections:
-    return result.expected[image] if side == "reference" else comparison.answers[image]
-
-
-def _swaps(result: Verification, comparison: Comparison) -> Iterator[tuple[str, str]]:
-    """Yield (class, class on the other side) of the reference's lone boxes whose place the candidate has too."""
+def _alone(result: Verification, comparison: Comparison) -> Iterator[_Alone]:
     names = result.reference.model.class_names
     for image, matching in comparison.matchings.items():
         for box in matching.unmatched:
-            if box.side == "reference" and box.other_class >= 0:
-                yield names[int(result.expected[image].classes[box.index])], names[box.other_class]
+            found = result.expected[image] if box.side == "reference" else comparison.answers[image]
+            name, other = names[found.classes[box.index]], names[box.other_class] if box.other_class >= 0 else None
+            yield _Alone(result.files[image], box.side, name, other, box.score, found.boxes[box.index].tolist())
 
 
 def _levels(tensors: set[str]) -> str:
