@@ -93,38 +93,50 @@ __device__ inline float toFloat(__half value)
 
 //! 16 bytes of logits.
 template <typename T>
-struct alignas(16) Unit
+union Unit
 {
     static constexpr uint32_t kLANES = 16 / sizeof(T);
+    uint4 bits;
     T lane[kLANES];
 };
 
-//! Read the unit whose first logit has this index, as floats; -inf where it is outside the segment.
 template <typename T>
-__device__ inline void loadUnit(T const* segment, int64_t first, uint32_t size, float* values)
+__device__ inline Unit<T> loadUnit(T const* first)
 {
-    constexpr uint32_t kLANES = Unit<T>::kLANES;
-    if (first >= 0 && first + kLANES <= size)
+    Unit<T> unit;
+    unit.bits = __ldcs(reinterpret_cast<uint4 const*>(first)); // read once: do not displace others
+    return unit;
+}
+
+//! \return a bit for each of a unit's logits that is at least this; NaN is not.
+template <typename T>
+__device__ inline uint32_t reaching(Unit<T> const& unit, float floor)
+{
+    uint32_t found = 0;
+#pragma unroll
+    for (uint32_t lane = 0; lane < Unit<T>::kLANES; ++lane)
     {
-        union
-        {
-            uint4 bits;
-            Unit<T> unit;
-        };
-        bits = __ldcs(reinterpret_cast<uint4 const*>(segment + first)); // read once: do not displace others
-#pragma unroll
-        for (uint32_t lane = 0; lane < kLANES; ++lane)
-        {
-            values[lane] = toFloat(unit.lane[lane]);
-        }
-        return;
+        found |= toFloat(unit.lane[lane]) >= floor ? 1U << lane : 0;
     }
-#pragma unroll
-    for (uint32_t lane = 0; lane < kLANES; ++lane)
+    return found;
+}
+
+//! The same for a unit that begins at this index and may be outside the segment in part.
+template <typename T>
+__device__ inline uint32_t reachingAtEdge(T const* segment, int64_t first, uint32_t size, float floor)
+{
+    if (first >= 0 && first + Unit<T>::kLANES <= size)
+    {
+        return reaching(loadUnit(segment + first), floor);
+    }
+    uint32_t found = 0;
+#pragma unroll 1
+    for (uint32_t lane = 0; lane < Unit<T>::kLANES; ++lane)
     {
         int64_t const index = first + lane;
-        values[lane] = index >= 0 && index < size ? toFloat(segment[index]) : -INFINITY;
+        found |= index >= 0 && index < size && toFloat(segment[index]) >= floor ? 1U << lane : 0;
     }
+    return found;
 }
 
 //! Read this block's part of a segment; leave its best, at most topK of them, in the buffer.
@@ -134,6 +146,7 @@ __device__ inline void blockScan(
 {
     constexpr uint32_t kLANES = Unit<T>::kLANES;
     constexpr uint32_t kUNITS = kDECODE_VALUES / kLANES;
+    static_assert(kDECODE_VALUES <= 32, "one bit a logit");
     auto& buffer = dynamicShared<DecodeShared>().buffer;
     // Units are aligned to 16 bytes, segments only to their elements: the first unit may begin before its segment.
     int64_t const before = static_cast<int64_t>((reinterpret_cast<uintptr_t>(logits) / sizeof(T)) % kLANES);
@@ -143,27 +156,41 @@ __device__ inline void blockScan(
     for (int64_t first = begin; first < end; first += kDECODE_ROUND)
     {
         int64_t const mine = first + threadIdx.x * kLANES;
-        float values[kDECODE_VALUES];
-#pragma unroll
-        for (uint32_t i = 0; i < kUNITS; ++i)
-        {
-            loadUnit(logits, mine + i * kDECODE_THREADS * kLANES, level.size, values + i * kLANES);
-        }
-        // All of a key's value bits are compared here and its index only below; NaN is above nothing.
+        // All of a key's value bits are compared here and its index only below.
         float const floor = keyValue(buffer.bound);
         uint32_t pending = 0;
-#pragma unroll
-        for (uint32_t i = 0; i < kDECODE_VALUES; ++i)
+        if (first >= 0 && first + kDECODE_ROUND <= level.size)
         {
-            pending |= values[i] >= floor ? 1U << i : 0;
+            // Asked for the whole block at once: all loads are under way before the first is waited for.
+            Unit<T> units[kUNITS];
+#pragma unroll
+            for (uint32_t i = 0; i < kUNITS; ++i)
+            {
+                units[i] = loadUnit(logits + mine + i * kDECODE_THREADS * kLANES);
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < kUNITS; ++i)
+            {
+                pending |= reaching(units[i], floor) << (i * kLANES);
+            }
         }
-        auto const keyOf = [&values, mine](uint32_t i)
+        else
+        {
+#pragma unroll 1
+            for (uint32_t i = 0; i < kUNITS; ++i)
+            {
+                int64_t const unit = mine + i * kDECODE_THREADS * kLANES;
+                pending |= reachingAtEdge(logits, unit, level.size, floor) << (i * kLANES);
+            }
+        }
+        // Read again, for the few that it is asked for, rather than kept in 32 registers.
+        auto const keyOf = [logits, mine](uint32_t i)
         {
             int64_t const index = mine + i / kLANES * kDECODE_THREADS * kLANES + i % kLANES;
-            return makeKey(values[i], static_cast<uint32_t>(index));
+            return makeKey(toFloat(logits[index]), static_cast<uint32_t>(index));
         };
         Key* const shared = level.blocks > 1 ? &segment->bound : nullptr;
-        blockOffer<kDECODE_THREADS, kDECODE_VALUES>(buffer, args.capacity, args.topK, shared, pending, keyOf);
+        blockOffer<kDECODE_THREADS>(buffer, args.capacity, args.topK, shared, pending, keyOf);
     }
     if (buffer.count > args.topK)
     {
@@ -185,11 +212,10 @@ __device__ inline bool blockHandOver(LevelArguments const& level, Segment* segme
     {
         list[shared.place + i] = shared.buffer.keys[i];
     }
-    __threadfence(); // the keys are there before the block counts as done
     __syncthreads();
     if (threadIdx.x == 0)
     {
-        shared.isLast = atomicAdd(&segment->done, 1U) + 1 == level.blocks ? 1 : 0;
+        shared.isLast = isLastToFinish(&segment->done, level.blocks) ? 1 : 0;
     }
     __syncthreads();
     return shared.isLast != 0;
@@ -200,7 +226,6 @@ __device__ inline void blockGather(DecodeArguments const& args, Segment* segment
 {
     constexpr uint32_t kKEYS = 8;
     auto& shared = dynamicShared<DecodeShared>();
-    __threadfence(); // the other blocks' keys are read after they have counted as done
     if (threadIdx.x == 0)
     {
         shared.place = segment->count;
@@ -211,17 +236,16 @@ __device__ inline void blockGather(DecodeArguments const& args, Segment* segment
     uint32_t const count = shared.place;
     for (uint32_t first = 0; first < count; first += kKEYS * kDECODE_THREADS)
     {
-        Key keys[kKEYS];
         uint32_t pending = 0;
+        Key const bound = shared.buffer.bound;
 #pragma unroll
         for (uint32_t i = 0; i < kKEYS; ++i)
         {
             uint32_t const index = first + i * kDECODE_THREADS + threadIdx.x;
-            keys[i] = index < count ? list[index] : 0;
-            pending |= keys[i] != 0 ? 1U << i : 0;
+            pending |= index < count && list[index] >= bound ? 1U << i : 0;
         }
-        auto const keyOf = [&keys](uint32_t i) { return keys[i]; };
-        blockOffer<kDECODE_THREADS, kKEYS>(shared.buffer, args.capacity, args.topK, nullptr, pending, keyOf);
+        auto const keyOf = [list, first](uint32_t i) { return list[first + i * kDECODE_THREADS + threadIdx.x]; };
+        blockOffer<kDECODE_THREADS>(shared.buffer, args.capacity, args.topK, nullptr, pending, keyOf);
     }
     if (shared.buffer.count > args.topK)
     {
@@ -301,9 +325,9 @@ __device__ inline void blockWrite(
     }
 }
 
-//! One block a part of a segment; the grid goes through levels, images, parts.
+//! One block a part of a segment; the grid goes through levels, images, parts. Two blocks an SM hide what one waits for.
 template <typename T>
-__global__ void __launch_bounds__(kDECODE_THREADS) decodeKernel(RETINASERVE_ARGUMENTS DecodeArguments args)
+__global__ void __launch_bounds__(kDECODE_THREADS, 2) decodeKernel(RETINASERVE_ARGUMENTS DecodeArguments args)
 {
     uint32_t l = 0;
     while (l + 1 < args.levels && blockIdx.x >= args.level[l + 1].firstBlock)

@@ -392,18 +392,16 @@ __global__ void __launch_bounds__(kMASK_THREADS) suppressKernel(RETINASERVE_ARGU
     {
         blockMask(args, image, count, blockIdx.y, column);
     }
-    __threadfence(); // the mask is there before the block counts as done
     __syncthreads();
     if (threadIdx.x == 0)
     {
-        shared.isLast = atomicAdd(&state.done, 1U) + 1 == busyBlocks(count, isFirst) ? 1 : 0;
+        shared.isLast = isLastToFinish(&state.done, busyBlocks(count, isFirst)) ? 1 : 0;
     }
     __syncthreads();
     if (shared.isLast == 0)
     {
         return;
     }
-    __threadfence(); // the other blocks' mask is read after they have counted as done
     uint32_t const before = state.kept;
     uint32_t const kept = blockWalk(args, image, count, before);
     for (uint32_t k = before + threadIdx.x; k < kept; k += kMASK_THREADS)

@@ -45,6 +45,17 @@ __device__ inline uint32_t keyIndex(Key key)
     return ~static_cast<uint32_t>(key);
 }
 
+//! A ticket for blocks that work on one thing: what each wrote before its barrier, the last one may read after its own.
+//! Called by one thread, between two barriers; its fences count for the whole block.
+//! \return whether all the others have come before.
+__device__ inline bool isLastToFinish(uint32_t* done, uint32_t blocks)
+{
+    __threadfence();
+    bool const isLast = atomicAdd(done, 1U) + 1 == blocks;
+    __threadfence();
+    return isLast;
+}
+
 //! Sort keys in shared memory, best first. \param size a power of two.
 template <uint32_t kTHREADS>
 __device__ inline void blockSort(Key* keys, uint32_t size)
@@ -199,42 +210,29 @@ __device__ inline void blockPrune(KeyBuffer<kTHREADS>& buffer, uint32_t capacity
     __syncthreads();
 }
 
-//! Offer up to 32 keys a thread to the buffer: those with their bit set in `pending`, each one keyOf(i).
-//! The barrier inside is the only one while there is room.
-template <uint32_t kTHREADS, uint32_t kKEYS, typename KeyOf>
+//! Offer up to 32 keys a thread to the buffer: those with their bit set in `pending`, each one keyOf(i), which is
+//! asked up to twice. The barrier inside is the only one while there is room.
+template <uint32_t kTHREADS, typename KeyOf>
 __device__ inline void blockOffer(
     KeyBuffer<kTHREADS>& buffer, uint32_t capacity, uint32_t wanted, Key* shared, uint32_t pending, KeyOf const& keyOf)
 {
-    static_assert(kKEYS <= 32, "one bit a key");
     while (true)
     {
         if (pending != 0)
         {
             Key const bound = buffer.bound;
-#pragma unroll
-            for (uint32_t i = 0; i < kKEYS; ++i)
+            for (uint32_t rest = pending; rest != 0; rest &= rest - 1)
             {
-                if (((pending >> i) & 1U) != 0 && keyOf(i) < bound)
-                {
-                    pending &= ~(1U << i);
-                }
+                uint32_t const i = static_cast<uint32_t>(__ffs(static_cast<int>(rest))) - 1;
+                pending &= keyOf(i) < bound ? ~(1U << i) : ~0U;
             }
         }
         if (pending != 0)
         {
             uint32_t place = atomicAdd(&buffer.count, static_cast<uint32_t>(__popc(pending)));
-#pragma unroll
-            for (uint32_t i = 0; i < kKEYS; ++i)
+            for (; pending != 0 && place < capacity; pending &= pending - 1)
             {
-                if (((pending >> i) & 1U) != 0)
-                {
-                    if (place < capacity)
-                    {
-                        buffer.keys[place] = keyOf(i);
-                        pending &= ~(1U << i);
-                    }
-                    ++place;
-                }
+                buffer.keys[place++] = keyOf(static_cast<uint32_t>(__ffs(static_cast<int>(pending))) - 1);
             }
         }
         if (__syncthreads_or(pending != 0 ? 1 : 0) == 0)

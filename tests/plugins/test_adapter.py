@@ -8,6 +8,7 @@ import ctypes
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -365,7 +366,7 @@ def test_the_adapter_compiles_with_every_version_of_the_headers():
 
 
 @pytest.mark.parametrize("name", ["decode", "nms"])
-def test_the_kernels_compile_for_all_architectures_without_warnings(name, tmp_path):
+def test_the_kernels_compile_for_all_architectures_without_warnings_and_spills(name, tmp_path):
     nvcc = shutil.which("nvcc")
     if not nvcc:
         pytest.skip("needs nvcc")
@@ -374,11 +375,16 @@ def test_the_kernels_compile_for_all_architectures_without_warnings(name, tmp_pa
     targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in ours]
     newest = f"-gencode=arch=compute_{ours[-1]},code=compute_{ours[-1]}"
     command = [
-        nvcc, "-std=c++17", "--Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror", *targets, newest,
-        f"-I{PLUGINS / 'include'}", "-c", str(PLUGINS / "kernels" / f"{name}.cu"), "-o", str(tmp_path / "out.o"),
+        nvcc, "-std=c++17", "--Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror", "-Xptxas=-v",
+        *targets, newest, f"-I{PLUGINS / 'include'}", "-c", str(PLUGINS / "kernels" / f"{name}.cu"),
+        "-o", str(tmp_path / "out.o"),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
+    used = [int(number) for number in re.findall(r"Used (\d+) registers", done.stderr)]
+    spilled = re.findall(r"(\d+) bytes spill", done.stderr)
+    assert len(used) >= len(ours) and max(used) <= 64, "two blocks of 512 threads share 65536 registers"
+    assert set(spilled) == {"0"}
 
 
 def test_the_library_exports_the_entry_points_and_links_nothing_of_tensorrt():

@@ -86,6 +86,11 @@ inline int __popc(uint32_t bits)
     return __builtin_popcount(bits);
 }
 
+inline int __ffs(int bits)
+{
+    return __builtin_ffs(bits);
+}
+
 inline int __ffsll(long long bits)
 {
     return __builtin_ffsll(bits);
