@@ -86,7 +86,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def read(path: Path) -> object:
-    """Read any file of torch onto the CPU, without running code from it; a file of ours becomes its type.
+    """Read any file of torch onto the CPU, without running code from it; what is written here has its type.
 
     Raises UserError for a file that is missing, holds more than data, or is of a later version.
     """

@@ -10,7 +10,6 @@ their anchors are stored as a table. Nothing is downloaded and torchvision is no
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from retinaserve.training.checkpoint import Backbone
 from retinaserve.training.coco import COCO_NAMES
 from retinaserve.training.errors import UserError
 from retinaserve.training.model import build_model
-from retinaserve.training.spec import BACKBONES, STRIDES, Box, DetectorSpec, Network, ResNetLayout
+from retinaserve.training.spec import BACKBONES, STRIDES, DetectorSpec, Network, ResNetLayout, anchor_rows
 
 Weights = dict[str, Tensor]
 Categories = Mapping[int, str]  # id: name, in the order of the annotation file
@@ -61,7 +60,7 @@ UNUSED = ("fc.", "classifier.", "features.18.")  # what a backbone has behind it
 
 @dataclass(frozen=True, eq=False)
 class Imported:
-    """A detector as ours, and what was decided on the way, in sentences."""
+    """A detector of this project, and what was decided on the way, in sentences."""
 
     spec: DetectorSpec
     weights: Weights
@@ -71,7 +70,7 @@ class Imported:
 def import_torchvision(
     content: object, *, size: tuple[int, int], categories: Categories | None = None, eps: float | None = None
 ) -> Imported:
-    """Return a state dict of retinanet_resnet50_fpn or _v2, of any ResNet and any number of classes, as ours.
+    """Return a state dict of retinanet_resnet50_fpn or _v2, of any ResNet and any number of classes.
 
     categories: whose id is the output's number; COCO's where not given. eps: of the backbone's norms; not given,
     it is 0 for frozen norms of 91 classes (torchvision's COCO_V1), else 1e-5. Raises UserError for other files.
@@ -92,7 +91,7 @@ def import_torchvision(
     if state["head.regression_head.bbox_reg.weight"].shape[0] != 4 * anchors or outputs % anchors:
         raise UserError("the weights have other anchors than torchvision's own", f"{anchors} a cell are expected")
     classes = outputs // anchors
-    categories = categories or _torchvision_categories(classes)
+    categories = categories or (COCO_NAMES if classes == TORCHVISION_CLASSES else _numbered(classes - 1))
     beyond = [number for number in categories if not 0 <= number < classes]
     if beyond:
         raise UserError(
@@ -123,7 +122,7 @@ def import_torchvision(
         tuple(categories.values()),
         tuple(categories),
         size,
-        _rows(table),
+        anchor_rows(table),
         network,
         max_detections=TORCHVISION_DETECTIONS,
     )
@@ -138,7 +137,7 @@ def import_torchvision(
 def import_odtk(
     content: object, *, size: tuple[int, int], convention: str = "current", categories: Categories | None = None
 ) -> Imported:
-    """Return a .pth of NVIDIA's retinanet-examples (ODTK) as ours.
+    """Return a .pth of NVIDIA's retinanet-examples (ODTK).
 
     convention: of the anchors, which the file doesn't say: "legacy" for weights trained before March 2020 (the
     published ones of 19.04), "current" for later ones. categories: in the order of the annotation file they were
@@ -153,7 +152,7 @@ def import_odtk(
     if len(names) != 1 or names[0] not in ODTK_BACKBONES:
         raise UserError(f"backbone {', '.join(names)} is not supported", f"one of: {', '.join(ODTK_BACKBONES)}")
     count = int(content["classes"])
-    categories = categories or _odtk_categories(count)
+    categories = categories or (COCO_NAMES if count == ODTK_CLASSES else _numbered(count))
     if len(categories) != count:
         raise UserError(
             f"the weights have {count} classes, the annotation file {len(categories)}",
@@ -175,7 +174,7 @@ def import_odtk(
         tuple(categories.values()),
         tuple(categories),
         size,
-        _rows(table),
+        anchor_rows(table),
         Network(ODTK_BACKBONES[names[0]], width, _pyramid_width(weights), norm="none"),
     )
     note = f"predecessor's {names[0]}, {count} classes, {convention} anchors"
@@ -229,7 +228,7 @@ def torchvision_anchors(sizes: Sequence[int] = TORCHVISION_SIZES) -> FloatArray:
 def odtk_anchors(convention: str, *, ratios: Sequence[float], scales: Sequence[float]) -> FloatArray:
     """Return the predecessor's anchors (levels, A, 4), scale-major, as half-open boxes.
 
-    It counts a box's last pixel as inside: its x2 is one less than ours, its widths are x2 - x1 + 1. So the
+    It counts a box's last pixel as inside: its x2 is one less, its widths are x2 - x1 + 1. So the
     current anchors measure a pixel more than their nominal size, and the legacy ones, rounded, exactly it.
     """
     if convention not in ODTK_CONVENTIONS:
@@ -336,16 +335,8 @@ def _renamed(rule: Callable[[str], str], name: str) -> str:
         ) from None
 
 
-def _torchvision_categories(classes: int) -> Categories:
-    if classes == TORCHVISION_CLASSES:
-        return COCO_NAMES
-    return {number: f"class {number}" for number in range(1, classes)}
-
-
-def _odtk_categories(classes: int) -> Categories:
-    return (
-        COCO_NAMES if classes == ODTK_CLASSES else {number: f"class {number}" for number in range(1, classes + 1)}
-    )
+def _numbered(count: int) -> Categories:
+    return {number: f"class {number}" for number in range(1, count + 1)}
 
 
 def _select_classes(value: Tensor, classes: int, kept: Sequence[int]) -> Tensor:
@@ -357,11 +348,6 @@ def _pyramid_width(weights: Weights) -> int:
     if "fpn.p7.weight" not in weights:
         raise UserError("the weights have no pyramid", "a plain detector of the predecessor is expected")
     return weights["fpn.p7.weight"].shape[0]
-
-
-def _rows(table: FloatArray) -> tuple[tuple[Box, ...], ...]:
-    rows: Any = tuple(tuple(tuple(float(value) for value in row) for row in level) for level in table)
-    return rows  # type: ignore[no-any-return]
 
 
 def _checked(spec: DetectorSpec, weights: Weights, notes: tuple[str, ...]) -> Imported:

@@ -24,7 +24,7 @@ __all__ = ["DetectorSpec", "Network"]
 
 # Models of the Triton repository and their tensors (docs/serving.md). `admission` is the GPU profile's alone.
 ADMISSION, PREPROCESS, RETINANET, DETECTOR = "admission", "preprocess", "retinanet", "detector"
-IMAGE_BYTES = "image_bytes"  # UINT8 [-1], one encoded picture
+IMAGE_BYTES = "image_bytes"  # UINT8 [-1], one encoded image
 IMAGE = "image"  # UINT8 [3, H, W] RGB, letterboxed
 LETTERBOX = "letterbox"  # FP32 [4]: original h, original w, resized h, resized w
 NUM_DETECTIONS, BOXES, SCORES, CLASSES = "num_detections", "boxes", "scores", "classes"
@@ -46,7 +46,7 @@ OUTPUTS: Mapping[str, Tensor] = {
     CLASSES: Tensor("int32", (SLOTS,)),
 }
 
-# The raw network between training and graft: normalised picture in, one pair of maps a level out.
+# The raw network between training and graft: normalised image in, one pair of maps a level out.
 NETWORK_INPUT = "input"  # FP32 [B, 3, H, W], (pixel/255 - mean) / std
 METADATA_SPEC = "retinaserve.spec"  # ONNX metadata_props: the spec's JSON
 METADATA_CLASSES = "retinaserve.classes"  # ONNX metadata_props: the class names as a JSON list
@@ -144,7 +144,7 @@ class DetectorSpec:
 
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]  # the COCO category of each class, in the same order
-    size: tuple[int, int]  # H, W of the letterboxed picture
+    size: tuple[int, int]  # H, W of the letterboxed image
     anchors: tuple[tuple[Box, ...], ...]  # [level][A]: xyxy from the cell's origin
     network: Network = Network()
     strides: tuple[int, ...] = STRIDES

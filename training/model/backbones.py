@@ -95,7 +95,7 @@ class ResNet(nn.Module):
         return ((self.conv1, self.bn1), (self.layer1,), (self.layer2,), (self.layer3,), (self.layer4,))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return C3, C4 and C5 of normalised pictures (B, 3, H, W); every stride of 2 rounds up."""
+        """Return C3, C4 and C5 of normalised images (B, 3, H, W); every stride of 2 rounds up."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         c3 = self.layer2(self.layer1(x))
         c4 = self.layer3(c3)
@@ -147,7 +147,7 @@ class MobileNetV2(nn.Module):
         return (blocks[:2], blocks[2:4], blocks[4:7], blocks[7:14], blocks[14:])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return C3, C4 and C5 of normalised pictures (B, 3, H, W); every stride of 2 rounds up."""
+        """Return C3, C4 and C5 of normalised images (B, 3, H, W); every stride of 2 rounds up."""
         taps = []
         for index, block in enumerate(self.features):
             x = block(x)

@@ -45,7 +45,7 @@ def _best(logits: Tensor, threshold: float, topk: int) -> FloatArray:
     for row, flat in zip(logits.flatten(1), host.reshape(len(host), -1), strict=True):
         index = (row >= threshold).nonzero()[:, 0]
         values = row[index]
-        if len(values) > topk:  # equal ones all stay: which of them are taken is the reference's to say
+        if len(values) > topk:  # equal ones all stay: the reference decides which are taken
             kept = values >= values.topk(topk).values[-1]
             index, values = index[kept], values[kept]
         flat[index.cpu().numpy()] = values.cpu().numpy()

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from retinaserve.scripts.cli.train import train
-from retinaserve.scripts.cli.train_console import clock, describe
+from retinaserve.scripts.cli.train_console import clock, crowded, describe
 from retinaserve.scripts.shapes.draw import DataSet, draw_dataset
 from retinaserve.training.checkpoint import load
 from retinaserve.training.errors import UserError
@@ -228,3 +228,18 @@ def test_the_line_has_what_one_looks_for() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("load", "cores", "threads", "expected"),
+    [
+        (0.0, 2, 2, False),
+        (1.0, 2, 2, False),  # the step before this one
+        (7.3, 2, 2, True),
+        (7.3, 2, 1, False),  # nothing to wait for
+        (20.0, 64, 32, False),
+        (70.0, 64, 64, True),
+    ],
+)
+def test_a_crowded_machine(load: float, cores: int, threads: int, expected: bool) -> None:
+    assert crowded(load, cores, threads) is expected

@@ -7,7 +7,7 @@ from torch import nn
 
 from retinaserve.training.errors import UserError
 from retinaserve.training.model import build_model
-from retinaserve.training.model.fpn import FeaturePyramid, make_norm
+from retinaserve.training.model.retinanet import FeaturePyramid, make_norm
 from retinaserve.training.spec import NORMS, DetectorSpec
 
 
