@@ -23,11 +23,11 @@ from retinaserve.build_tools.openvino_cpu import compile_for_cpu
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor
 from retinaserve.build_tools.quantize.calibrate import Int8Options, calibrate, draw
 from retinaserve.build_tools.quantize.qdq import layers_of
-from retinaserve.eval.image_files import annotated_files, spread
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from retinaserve.training.export import heads_graph
+from retinaserve.training.images import annotated_files, spread
 from retinaserve.training.scores import evaluate, match_classes
 from retinaserve.training.spec import (
     BOXES,

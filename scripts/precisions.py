@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any
 from retinaserve.build_tools.export import ExportOptions, export_detector
 from retinaserve.build_tools.openvino_cpu import compile_for_cpu
 from retinaserve.build_tools.repository.configs import INT8_ARITHMETIC, BuildOptions
-from retinaserve.eval.bench.bench import MOST_IMAGES, machine
+from retinaserve.eval.bench.bench import MOST_IMAGES
 from retinaserve.eval.bench.perf_analyzer import Demand, LoadError, PerfAnalyzer
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.transport import Endpoint
-from retinaserve.eval.image_files import annotated_files, read_files, spread
 from retinaserve.eval.report.report import evaluate_detector
 from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer, ask_to_stop
 from retinaserve.training.coco import Annotations
 from retinaserve.training.errors import UserError
+from retinaserve.training.images import annotated_files, read_files, spread
+from retinaserve.training.machine import machine
 from retinaserve.training.spec import DetectorSpec
 
 if TYPE_CHECKING:

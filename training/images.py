@@ -1,17 +1,21 @@
-"""From what a user types to the image files it means.
+"""Image files: those that a user's words mean, or that an annotation file names, and what is in them.
 
-    find_images(["photos", "more/*.jpg", "one.png"])
-
-Files are taken as they are named; directories (with all below them) and patterns give the files with the
-suffix of an image. Nothing is opened.
+files = find_images(["photos", "more/*.jpg", "one.png"])
+files = annotated_files(Annotations.load(path), Path("val/images"))
+answers = detector.predict_many(read_files(files.values()))
 """
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from glob import glob, has_magic
 from pathlib import Path
+from typing import TypeVar
 
+from retinaserve.training.coco import Annotations
+from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import UserError
+
+T = TypeVar("T")
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
@@ -19,7 +23,9 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", 
 def find_images(places: Sequence[str | Path]) -> list[Path]:
     """Return the images that files, directories and patterns mean, each once, in natural order.
 
-    The order of `places` is kept. Raises UserError for a place that does not exist or has no images.
+    Files are taken as they are named; directories (with all below them) and patterns give the files with the
+    suffix of an image. The order of `places` is kept. Raises UserError for a place that does not exist or has no
+    images.
     """
     found: dict[Path, None] = {}
     for place in places:
@@ -27,6 +33,37 @@ def find_images(places: Sequence[str | Path]) -> list[Path]:
     if not found:
         raise UserError("no images are given", "files, directories or patterns like 'photos/**/*.jpg'")
     return list(found)
+
+
+def annotated_files(truth: Annotations, folder: Path) -> dict[int, Path]:
+    """Return the file of each image of an annotation file, by id. Raises UserError when some are not there."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such directory", f"the images that {truth.path} names are expected there")
+    files = {image_id: folder / name for image_id, name in truth.images.items()}
+    if not files:
+        raise UserError(f"{truth.path} names no images")
+    missing = [name for image_id, name in truth.images.items() if not files[image_id].is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(files)} images named in {truth.path} are not in {folder}",
+            f"the first are: {', '.join(missing[:3])}",
+        )
+    return files
+
+
+def read_files(files: Iterable[Path]) -> Iterator[bytes | ImageError]:
+    """Yield what is in the files, one at a time; a file that can't be read gives its ImageError."""
+    for path in files:
+        try:
+            yield path.read_bytes()
+        except OSError as error:
+            yield ImageError(f"the file can't be read: {error.strerror or error}")
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """Return at most `most` of the items, evenly spread and always the same."""
+    count = min(most, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:

@@ -9,8 +9,6 @@ demand that is repeated is a line of its own, and the spread is for the reader t
 """
 
 import hashlib
-import os
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +18,10 @@ from retinaserve.eval.bench.perf_analyzer import Demand, Load, LoadError, PerfAn
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.server_info import ModelStatistics
 from retinaserve.eval.client.transport import Endpoint
-from retinaserve.eval.image_files import read_files, spread
 from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import UserError
+from retinaserve.training.images import read_files, spread
+from retinaserve.training.machine import machine
 from retinaserve.training.spec import DETECTOR
 
 MOST_IMAGES = 64  # sent in turn; more would only make the input larger
@@ -166,17 +165,6 @@ def to_dict(bench: Bench, levels: Sequence[Level], *, seconds: float, command: s
     }
 
 
-def machine() -> dict[str, Any]:
-    """Describe this machine; the server may run on another."""
-    info = Path("/proc/cpuinfo")
-    models = [line.split(":", 1)[1].strip() for line in _lines(info) if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "system": platform.platform(),
-    }
-
-
 def plot(levels: Sequence[Level], path: Path) -> None:
     """Draw throughput and latency into a PNG, a colour for each protocol: over the requests in flight where there
     are such, and over the rate in a second row where rates were asked.
@@ -226,7 +214,3 @@ def _step(spent: ModelStatistics) -> dict[str, Any]:
         "mean_batch": round(spent.mean_batch, 3),
         **{name: value for name, value in asdict(spent).items() if not name.endswith("_ns")},
     }
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from retinaserve.eval.image_files import annotated_files, read_files
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections, Detector, ImageError
 from retinaserve.training.draw import contact_sheet, draw, open_image
 from retinaserve.training.files import write_json
+from retinaserve.training.images import annotated_files, read_files
 from retinaserve.training.scores import (
     IOU_50,
     IOU_75,

@@ -22,13 +22,13 @@ import numpy.typing as npt
 
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.server_info import ServedModel
-from retinaserve.eval.image_files import read_files
 from retinaserve.eval.runtimes.detector import Arrays, OfflineDetector
 from retinaserve.eval.verify.matching import Cuts, Matching, match
 from retinaserve.eval.verify.tolerances import AT_LEAST, limits_for, loosest, precision_named
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import UserError
+from retinaserve.training.images import read_files
 from retinaserve.training.scores import evaluate, match_classes
 from retinaserve.training.spec import RETINANET, DetectorSpec
 

@@ -12,9 +12,13 @@ a mean, and `Timing.requests` says over how many. A server that went away is con
 
 import asyncio
 import time
-from collections.abc import Mapping
+import urllib.request
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from retinaserve.eval.client.client import CONTROL_TIMEOUT, AsyncClient
 from retinaserve.eval.client.server_info import ModelStatistics, ServedModel, by_model
@@ -25,13 +29,26 @@ from retinaserve.eval.client.transport import (
     TlsFiles,
     Transport,
 )
-from retinaserve.eval.web.metrics import read_metrics
 from retinaserve.training.detections import Detections, ImageError
-from retinaserve.training.errors import UserError
+from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.spec import DETECTOR
 
 COUNTED_WITHIN, COUNTED_PAUSE = 0.1, 0.002  # s; Triton counts a request just after it has answered it
 FRESH = 0.5  # s; several open pages ask the server no more often than this
+METRICS_PORT = 8002  # Triton's own, of its metrics
+METRICS_TIMEOUT = 1.0  # s
+MOST_METRICS = 4 * 1024 * 1024
+# The page's name of a number: Triton's, and how several samples of it become one.
+SHOWN: Mapping[str, tuple[str, Callable[[list[float]], float]]] = {
+    "bad_images": ("retinaserve_bad_images", sum),
+    "pending": ("nv_inference_pending_request_count", max),  # of an ensemble and its steps, the one most asked
+    "cpu_utilization": ("nv_cpu_utilization", max),
+    "memory_used": ("nv_cpu_memory_used_bytes", max),
+    "memory_total": ("nv_cpu_memory_total_bytes", max),
+    "gpu_utilization": ("nv_gpu_utilization", max),
+    "gpu_memory_used": ("nv_gpu_memory_used_bytes", sum),
+    "gpu_memory_total": ("nv_gpu_memory_total_bytes", sum),
+}
 
 
 @dataclass(frozen=True)
@@ -252,3 +269,31 @@ def model_json(entry: Mapping[str, Any], statistics: Mapping[str, ModelStatistic
         "compute_ms": (counted.input_ns + counted.infer_ns + counted.output_ns) / 1e6,
         "total_ms": counted.total_ns / 1e6,
     }
+
+
+def metrics_url(place: str) -> str:
+    """Return the address that HOST:PORT or a URL means. Raises UserError for another scheme."""
+    url = place if "://" in place else f"http://{place}"
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"metrics {place!r} is not an address", "HOST:PORT or http://HOST:PORT", code=Exit.USAGE)
+    return url if url.split("://", 1)[1].partition("/")[2] else f"{url.rstrip('/')}/metrics"
+
+
+def read_metrics(url: str) -> dict[str, float] | None:
+    """Return what the page shows of the metrics, as far as they are there; None where no metrics answer."""
+    try:
+        # Straight to the server: a proxy of the desktop seldom reaches it.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(url, timeout=METRICS_TIMEOUT) as answer:
+            return shown_metrics(answer.read(MOST_METRICS).decode("utf-8", "replace"))
+    except (OSError, ValueError, HTTPException):
+        return None
+
+
+def shown_metrics(text: str) -> dict[str, float]:
+    """Return the shown numbers of a page in Prometheus' text format. Raises ValueError for another text."""
+    values: dict[str, list[float]] = {}
+    for family in text_string_to_metric_families(text):
+        # The family's name, because the parser appends _total to the samples of a counter.
+        values.setdefault(family.name, []).extend(sample.value for sample in family.samples)
+    return {ours: join(values[name]) for ours, (name, join) in SHOWN.items() if values.get(name)}

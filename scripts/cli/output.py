@@ -180,9 +180,9 @@ def print_predictions(
     files: Sequence[Path], detector: "Detector", *, score: float, style: str, output: Path | None = None
 ) -> int:
     """Print every answer as it comes, draw it into `output`, report the bad; return how many were bad."""
-    from retinaserve.eval.image_files import read_files
     from retinaserve.eval.predictions import annotated_paths, coco_results, json_line
     from retinaserve.training.detections import ImageError
+    from retinaserve.training.images import read_files
 
     targets = annotated_paths(files, output) if output else [None] * len(files)
     kept, failed = [], 0

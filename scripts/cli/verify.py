@@ -90,12 +90,11 @@ def verify(
     number is beyond its limit, 3 when they are not the same detector or images can't be read.
     """
     from retinaserve.eval.client.client import Client
-    from retinaserve.eval.image_files import annotated_files, spread
     from retinaserve.eval.runtimes.detector import open_detector
     from retinaserve.eval.verify.compare import Candidate, check_same, compare
     from retinaserve.eval.verify.tolerances import parse_overrides
     from retinaserve.training.coco import Annotations
-    from retinaserve.training.images import find_images
+    from retinaserve.training.images import annotated_files, find_images, spread
 
     if not others and not servers:
         raise click.UsageError("nothing to compare with: name another model, or a --server")

@@ -61,8 +61,7 @@ def web(
         import uvicorn
 
         from retinaserve.eval.web.app import create_app
-        from retinaserve.eval.web.gateway import Gateway
-        from retinaserve.eval.web.metrics import metrics_url
+        from retinaserve.eval.web.gateway import Gateway, metrics_url
     except ModuleNotFoundError as error:
         raise UserError(f"the page needs the package {error.name!r}", PIP_LINE, code=Exit.USAGE) from None
 
@@ -114,11 +113,12 @@ def listen(host: str, port: int) -> socket.socket:
 def usual_metrics(endpoint: "Endpoint") -> str:
     """Return where a server at its usual port has its metrics; nothing for another, which may not be alone."""
     from retinaserve.eval.client.transport import PORTS
-    from retinaserve.eval.web.metrics import PORT, metrics_url
+    from retinaserve.eval.web.gateway import METRICS_PORT, metrics_url
 
     if endpoint.port != PORTS[endpoint.protocol]:
         return ""
-    return metrics_url(f"[{endpoint.host}]:{PORT}" if ":" in endpoint.host else f"{endpoint.host}:{PORT}")
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    return metrics_url(f"{host}:{METRICS_PORT}")
 
 
 def page_url(host: str, port: int) -> str:

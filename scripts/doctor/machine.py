@@ -12,6 +12,7 @@ from pathlib import Path
 
 from retinaserve.scripts.doctor.check import Check, Status
 from retinaserve.scripts.server.installation import usable_cores
+from retinaserve.training.machine import CPUINFO, cpu_facts
 
 # What makes a precision fast, by the names of /proc/cpuinfo.
 INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
@@ -22,11 +23,10 @@ LITTLE_SHARED_MEMORY = 256e6
 LITTLE_DISK = 2e9
 
 
-def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
+def cpu(cpuinfo: Path = CPUINFO) -> Check:
     """Say which processor it is, and which precisions it is fast in."""
-    facts = _facts(cpuinfo)
     known = flags(cpuinfo)
-    model = facts.get("model name", "unknown processor")
+    model = cpu_facts(cpuinfo).get("model name", "unknown processor")
     fast = [name for name, some in (("INT8", INT8_FLAGS), ("bf16", BF16_FLAGS)) if known.intersection(some)]
     detail = f"{usable_cores()} usable cores of {model}"
     if "avx2" not in known and "asimd" not in known:
@@ -35,15 +35,10 @@ def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
     return Check("cpu", Status.OK, f"{detail}; made for {', '.join(['fp32', *fast])}")
 
 
-def flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+def flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
     """Return what the processor can do, by the names Linux has for it."""
-    facts = _facts(cpuinfo)
+    facts = cpu_facts(cpuinfo)
     return frozenset((facts.get("flags") or facts.get("Features") or "").split())
-
-
-def _facts(cpuinfo: Path) -> dict[str, str]:
-    lines = [line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line]
-    return {key.strip(): value.strip() for key, value in reversed(lines)}
 
 
 def memory(meminfo: Path = Path("/proc/meminfo")) -> Check:

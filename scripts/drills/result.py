@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from retinaserve.eval.bench.bench import machine
 from retinaserve.scripts.drills.load import Request, good
+from retinaserve.training.machine import machine
 
 
 @dataclass(frozen=True)

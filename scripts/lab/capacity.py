@@ -31,7 +31,6 @@ from PIL import Image
 
 from retinaserve.build_tools.repository.builder import build_repository
 from retinaserve.build_tools.repository.configs import BuildOptions
-from retinaserve.eval.bench.bench import machine
 from retinaserve.eval.client.transport import Endpoint, ServerError
 from retinaserve.scripts.drills.fixture import Log, drawn, usage
 from retinaserve.scripts.drills.load import Request, Target, closed_loop, good, milliseconds, open_loop, rate_of
@@ -41,6 +40,7 @@ from retinaserve.scripts.server.triton import Server, ServerOptions, free_ports
 from retinaserve.training.errors import UserError
 from retinaserve.training.files import write_json
 from retinaserve.training.images import find_images
+from retinaserve.training.machine import machine
 
 SERVICES = ("triton-grpc", "triton-http", "web")
 FIRST_STEP = 1.25  # what a rate is multiplied or divided by until the bound lies between two

@@ -23,7 +23,6 @@ from retinaserve.build_tools.preprocess import Prepared, Preprocessor
 from retinaserve.build_tools.quantize.calibrate import Int8Options
 from retinaserve.build_tools.repository.builder import build_repository
 from retinaserve.build_tools.repository.configs import INT8_ARITHMETIC, BuildOptions
-from retinaserve.eval.bench.bench import machine
 from retinaserve.eval.bench.perf_analyzer import Demand, PerfAnalyzer
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.transport import Endpoint
@@ -33,6 +32,7 @@ from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.scripts.shapes.draw import draw_dataset
 from retinaserve.training.files import write_json
+from retinaserve.training.machine import machine
 
 IMAGES = 24
 

@@ -27,7 +27,7 @@ from retinaserve.build_tools.export import ExportOptions, export_detector
 from retinaserve.build_tools.quantize.calibrate import Int8Options
 from retinaserve.build_tools.repository.builder import build_repository
 from retinaserve.build_tools.repository.configs import INT8_ARITHMETIC, BuildOptions
-from retinaserve.eval.bench.bench import Bench, machine
+from retinaserve.eval.bench.bench import Bench
 from retinaserve.eval.bench.perf_analyzer import Demand
 from retinaserve.eval.client.transport import Endpoint
 from retinaserve.scripts.doctor.machine import BF16_FLAGS, flags
@@ -39,6 +39,7 @@ from retinaserve.scripts.server.triton import ServerOptions, TritonServer, ask_t
 from retinaserve.scripts.shapes.draw import draw_dataset
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
+from retinaserve.training.machine import machine
 from retinaserve.training.model import build_model
 from retinaserve.training.spec import BACKBONES, RETINANET, DetectorSpec
 from retinaserve.training.trainer.record import git_commit

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from retinaserve.training.errors import UserError
-from retinaserve.training.images import find_images
+from retinaserve.training.images import find_images, spread
 
 TREE = ("2.jpg", "10.JPG", "1.png", "notes.txt", "sub dir/Ünïcode 図.webp", "sub dir/deep/a[1].tiff")
 
@@ -59,3 +59,11 @@ def test_a_place_without_images_is_named(case: str, tree: Path) -> None:
 def test_a_link_in_a_circle_ends(tree: Path) -> None:
     (tree / "sub dir" / "back").symlink_to(tree)
     assert len(find_images(["."])) == 5
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "expected"),
+    [(0, 3, []), (2, 3, [0, 1]), (3, 3, [0, 1, 2]), (10, 3, [0, 3, 6]), (10, 1, [0]), (9, 2, [0, 4])],
+)
+def test_what_is_chosen_is_spread_evenly(count: int, most: int, expected: list[int]) -> None:
+    assert spread(range(count), most) == expected

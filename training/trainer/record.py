@@ -18,6 +18,7 @@ from typing import Any
 
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json, write_text
+from retinaserve.training.machine import cpu_model
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PACKAGES = (
@@ -102,7 +103,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions,
-        "cpu": {"model": _cpu_model(), "cores": os.cpu_count()},
+        "cpu": {"model": cpu_model(), "cores": os.cpu_count()},
         "gpus": gpus,
         "cuda": torch.version.cuda,
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
@@ -125,13 +126,3 @@ def git_commit(folder: Path = Path(__file__).parent) -> dict[str, Any] | None:
 
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from retinaserve.eval.client.transport import Endpoint
-from retinaserve.eval.web.gateway import Gateway
-from retinaserve.eval.web.metrics import metrics_url, read_metrics, shown
+from retinaserve.eval.web.gateway import Gateway, metrics_url, read_metrics, shown_metrics
 from retinaserve.scripts.cli.web import is_loopback, listen, page_url, usual_metrics
 from retinaserve.scripts.server.triton import TritonServer, free_ports
 from retinaserve.training.errors import UserError
@@ -85,7 +84,7 @@ def test_where_metrics_are() -> None:
 
 
 def test_metrics_are_read_as_prometheus_writes_them() -> None:
-    assert shown("") == {}
+    assert shown_metrics("") == {}
     text = """\
 # HELP nv_gpu_memory_used_bytes GPU used memory, in bytes
 # TYPE nv_gpu_memory_used_bytes gauge
@@ -101,9 +100,9 @@ retinaserve_bad_images{model="preprocess",version="1"} 4
 retinaserve_bad_images{model="preprocess",version="2"} 1
 """
     expected = {"bad_images": 5, "gpu_memory_used": 2e9, "pending": 3, "cpu_utilization": 0.25}
-    assert shown(text) == expected
+    assert shown_metrics(text) == expected
     with pytest.raises(ValueError):
-        shown("<html>another server</html>")
+        shown_metrics("<html>another server</html>")
 
 
 def test_a_wheel_carries_the_page() -> None:
