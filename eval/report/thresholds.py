@@ -3,7 +3,7 @@
     table = ThresholdTable.of(classified)
     best = table.best()                        # the threshold of the highest F1, all classes pooled
     table.confusion(best)                      # (K + 1, K + 1), the last row and column are the background
-    calibrate(classified).error                # expected calibration error, 0 is perfect
+    calibrate(classified)["expected_calibration_error"]       # 0 is perfect
 
 The thresholds are 0.00, 0.01 ... 1.00; a detection counts from its score on (score >= threshold). Right and wrong
 do not depend on the threshold, because pycocotools hands boxes out from the best score down. What a missed box is
@@ -13,7 +13,7 @@ TIDE has it, when no localisation or class error explains it. The report's page 
 `to_dict()`.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -44,7 +44,7 @@ class ThresholdTable:
 
     @classmethod
     def of(cls, classified: ClassifiedBoxes) -> Self:
-        """Count a set's classified."""
+        """Count what became of a set's boxes."""
         classes = len(classified.class_names)
         known = classified.kind >= 0
         counts = np.zeros((classes, len(KINDS), STEPS), np.int64)
@@ -111,31 +111,10 @@ class ThresholdTable:
         }
 
 
-@dataclass(frozen=True)
-class Bin:
-    """The detections whose scores lie in [low, high): their mean score, and the share that is right."""
+def calibrate(classified: ClassifiedBoxes) -> dict[str, Any]:
+    """Return the reliability diagram and the expected calibration error of all detections, for JSON.
 
-    low: float
-    high: float
-    detections: int
-    score: float | None
-    precision: float | None
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A reliability diagram and the expected calibration error, None without detections."""
-
-    bins: tuple[Bin, ...]
-    error: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything for JSON."""
-        return {"expected_calibration_error": self.error, "bins": [asdict(item) for item in self.bins]}
-
-
-def calibrate(classified: ClassifiedBoxes) -> Calibration:
-    """Return the calibration of all detections, classes pooled.
+    A bin's scores lie in [low, high); it has their mean and the share that is right. None is for no detections.
 
     Reliability diagram and error as Guo et al. have them ("On Calibration of Modern Neural Networks", ICML 2017),
     with precision in the place of accuracy as for detectors (Küppers et al., "Multivariate Confidence Calibration
@@ -149,12 +128,12 @@ def calibrate(classified: ClassifiedBoxes) -> Calibration:
     for number in range(BINS):
         mine = place == number
         count = int(mine.sum())
-        mean = float(score[mine].mean()) if count else None
-        share = float(right[mine].mean()) if count else None
-        bins.append(Bin(float(edges[number]), float(edges[number + 1]), count, mean, share))
+        mean, share = (float(values[mine].mean()) if count else None for values in (score, right))
+        bounds = {"low": float(edges[number]), "high": float(edges[number + 1])}
+        bins.append({**bounds, "detections": count, "score": mean, "precision": share})
         if mean is not None and share is not None:
             error += count / len(score) * abs(share - mean)
-    return Calibration(tuple(bins), error if len(score) else None)
+    return {"expected_calibration_error": error if len(score) else None, "bins": bins}
 
 
 def steps(score: Floats) -> Counts:

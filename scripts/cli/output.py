@@ -21,7 +21,7 @@ from retinaserve.training.errors import Exit
 from retinaserve.training.files import make_place, write_json
 
 if TYPE_CHECKING:
-    from retinaserve.eval.report.comparison import Baseline, Comparison
+    from retinaserve.eval.report.analysis import Baseline, Comparison
     from retinaserve.eval.report.report import Report
     from retinaserve.training.coco import Annotations
     from retinaserve.training.detections import Detections, Detector
@@ -90,7 +90,7 @@ class ReportOptions:
 
     def read_baseline(self, truth: "Annotations") -> None:
         """Read the baseline, if there is one. Raises UserError for a file that can't be compared with."""
-        from retinaserve.eval.report.comparison import read_baseline
+        from retinaserve.eval.report.analysis import read_baseline
 
         if self.baseline_file:
             self.baseline = read_baseline(self.baseline_file, truth)

@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from retinaserve.eval.report.analysis import Analysis
-from retinaserve.eval.report.comparison import ImageChange
+from retinaserve.eval.report.analysis import Analysis, ImageChange
 from retinaserve.eval.report.error_types import CORRECT, KINDS, ClassifiedBoxes
 from retinaserve.eval.report.thresholds import steps
 from retinaserve.training.draw import open_image

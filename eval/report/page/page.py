@@ -74,7 +74,7 @@ def _data(analysis: Analysis) -> dict[str, Any]:
         "best": [round(100 * point["threshold"]) for point in points],
         "table": analysis.table.to_dict(),
         "pr": analysis.pr_curves(),
-        "calibration": analysis.calibration.to_dict(),
+        "calibration": analysis.calibration,
         "gains": analysis.gains,
         "latency": dict(analysis.report.latency_ms),
     }
@@ -84,7 +84,7 @@ def _cards(analysis: Analysis) -> str:
     scores, found = analysis.report.scores, analysis.interval
     spread = f"95 % of resamples: {found.low:.3f} to {found.high:.3f}" if found else "IoU 0.50:0.95"
     pooled = analysis.operating_points()[-1]
-    error = analysis.calibration.error
+    error = analysis.calibration["expected_calibration_error"]
     cards = [
         ("AP", _number(scores.ap), spread),
         ("AP50", _number(scores.ap50), "IoU 0.50"),

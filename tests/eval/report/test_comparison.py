@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retinaserve.eval.report.analysis import Analysis
-from retinaserve.eval.report.comparison import ImageChange, read_baseline
+from retinaserve.eval.report.analysis import Analysis, ImageChange, read_baseline
 from retinaserve.training.coco import Annotations
 from retinaserve.training.errors import UserError
 from tests.eval.scenes import ANSWERS, Row, label, report_on

@@ -66,8 +66,8 @@ def test_images_are_ranked_by_what_is_wrong_in_them(tmp_path: Path) -> None:
 
 def test_without_detections_there_is_no_error(tmp_path: Path) -> None:
     calibration = calibrate(classified_boxes(label(tmp_path), {}))
-    assert calibration.error is None
-    assert [bin.detections for bin in calibration.bins] == [0] * 10
+    assert calibration["expected_calibration_error"] is None
+    assert [bin["detections"] for bin in calibration["bins"]] == [0] * 10
 
 
 def test_the_error_is_that_of_the_definition(tmp_path: Path) -> None:
@@ -77,12 +77,13 @@ def test_the_error_is_that_of_the_definition(tmp_path: Path) -> None:
     answers += [(300, 300, 350, 350, 0.85, 0), (400, 400, 450, 450, 0.25, 0)]
     calibration = calibrate(classified_boxes(truth, {10: answers}))
     # Three of four at 0.85 are right, none of one at 0.25.
-    assert calibration.error == pytest.approx(4 / 5 * 0.10 + 1 / 5 * 0.25, abs=1e-6)
-    eighth, second = calibration.bins[8], calibration.bins[2]
-    assert (eighth.low, eighth.high, eighth.detections, eighth.precision) == (0.8, 0.9, 4, 0.75)
-    assert (second.detections, second.precision, second.score) == (1, 0.0, 0.25)
+    assert calibration["expected_calibration_error"] == pytest.approx(4 / 5 * 0.10 + 1 / 5 * 0.25, abs=1e-6)
+    eighth, second = calibration["bins"][8], calibration["bins"][2]
+    expected = {"low": 0.8, "high": 0.9, "detections": 4, "precision": 0.75}
+    assert eighth == {**expected, "score": pytest.approx(0.85)}
+    assert (second["detections"], second["precision"], second["score"]) == (1, 0.0, 0.25)
 
 
 def test_a_score_of_one_is_in_the_last_bin(tmp_path: Path) -> None:
     calibration = calibrate(classified_boxes(label(tmp_path), {10: [(0, 0, 100, 100, 1.0, 0)]}))
-    assert calibration.bins[9].detections == 1 and calibration.error == 0
+    assert calibration["bins"][9]["detections"] == 1 and calibration["expected_calibration_error"] == 0

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from retinaserve.eval.report.analysis import Analysis
-from retinaserve.eval.report.comparison import read_baseline
+from retinaserve.eval.report.analysis import Analysis, read_baseline
 from retinaserve.eval.report.page.page import page, write_page
 from retinaserve.training.files import write_json
 from tests.eval.scenes import ANSWERS, CATEGORIES, LABELS, Row, label, report_on
@@ -77,7 +76,7 @@ def test_the_numbers_are_there_and_nothing_is_loaded(tmp_path: Path, browser: An
     opened.check_quiet()
 
 
-# As tests/eval/analysis/test_thresholds.py has them, by hand.
+# As tests/eval/report/test_thresholds.py has them, by hand.
 MOVED = {
     0: (["0.286", "0.500", "2", "5", "2"], [[1, 1, 0], [0, 1, 1], [3, 1, ""]], [1, 1, 1, 1, 1, 1]),
     65: (["0.333", "0.250", "1", "2", "3"], [[1, 0, 1], [0, 0, 2], [2, 0, ""]], [1, 0, 0, 1, 0, 2]),
