@@ -1,8 +1,6 @@
 // SPDX-FileCopyrightText: Copyright (c) 2026 the retinaserve authors
 // SPDX-License-Identifier: Apache-2.0
 
-#include "creators.h"
-
 #include "decode_plugin.h"
 #include "errors.h"
 #include "nms_plugin.h"
@@ -64,7 +62,10 @@ private:
 } // namespace
 } // namespace retinaserve
 
-nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& nbCreators)
+// What TensorRT looks for in a plugin library.
+#define RETINASERVE_EXPORT extern "C" __attribute__((visibility("default")))
+
+RETINASERVE_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& nbCreators)
 {
     static retinaserve::Creator<retinaserve::DecodePlugin> decode;
     static retinaserve::Creator<retinaserve::NmsPlugin> nms;
@@ -73,7 +74,7 @@ nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& nbCreators)
     return creators;
 }
 
-void setLoggerFinder(nvinfer1::ILoggerFinder* finder)
+RETINASERVE_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder)
 {
     retinaserve::setFinder(finder);
 }

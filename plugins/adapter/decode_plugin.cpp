@@ -7,10 +7,8 @@
 
 namespace retinaserve
 {
-namespace
-{
+
 using namespace nvinfer1;
-} // namespace
 
 DecodeAttributes DecodeAttributes::read(FieldReader const& fields)
 {
@@ -210,11 +208,11 @@ PluginFieldCollection const* DecodePlugin::getFieldsToSerialize() noexcept
         [this]
         {
             mWriter.clear();
-            mWriter.add("anchors", mAttributes.anchors);
-            mWriter.add("strides", mAttributes.strides);
-            mWriter.add("threshold_logit", mAttributes.thresholdLogit);
-            mWriter.add("delta_clamp", mAttributes.deltaClamp);
-            mWriter.add("topk", mAttributes.topK);
+            mWriter.add("anchors", mAttributes.anchors.data(), mAttributes.anchors.size());
+            mWriter.add("strides", mAttributes.strides.data(), mAttributes.strides.size());
+            mWriter.add("threshold_logit", &mAttributes.thresholdLogit);
+            mWriter.add("delta_clamp", &mAttributes.deltaClamp);
+            mWriter.add("topk", &mAttributes.topK);
             return mWriter.collection();
         });
 }

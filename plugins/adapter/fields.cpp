@@ -111,26 +111,6 @@ void FieldWriter::clear()
     mFields.clear();
 }
 
-void FieldWriter::add(char const* name, int32_t const& value)
-{
-    mFields.emplace_back(name, &value, PluginFieldType::kINT32, 1);
-}
-
-void FieldWriter::add(char const* name, float const& value)
-{
-    mFields.emplace_back(name, &value, PluginFieldType::kFLOAT32, 1);
-}
-
-void FieldWriter::add(char const* name, std::vector<int32_t> const& values)
-{
-    mFields.emplace_back(name, values.data(), PluginFieldType::kINT32, static_cast<int32_t>(values.size()));
-}
-
-void FieldWriter::add(char const* name, std::vector<float> const& values)
-{
-    mFields.emplace_back(name, values.data(), PluginFieldType::kFLOAT32, static_cast<int32_t>(values.size()));
-}
-
 nvinfer1::PluginFieldCollection const* FieldWriter::collection()
 {
     mCollection.nbFields = static_cast<int32_t>(mFields.size());

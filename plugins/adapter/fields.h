@@ -43,10 +43,17 @@ class FieldWriter
 {
 public:
     void clear();
-    void add(char const* name, int32_t const& value);
-    void add(char const* name, float const& value);
-    void add(char const* name, std::vector<int32_t> const& values);
-    void add(char const* name, std::vector<float> const& values);
+
+    void add(char const* name, int32_t const* values, size_t count = 1)
+    {
+        mFields.emplace_back(name, values, nvinfer1::PluginFieldType::kINT32, static_cast<int32_t>(count));
+    }
+
+    void add(char const* name, float const* values, size_t count = 1)
+    {
+        mFields.emplace_back(name, values, nvinfer1::PluginFieldType::kFLOAT32, static_cast<int32_t>(count));
+    }
+
     nvinfer1::PluginFieldCollection const* collection();
 
 private:

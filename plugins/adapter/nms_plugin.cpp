@@ -5,10 +5,8 @@
 
 namespace retinaserve
 {
-namespace
-{
+
 using namespace nvinfer1;
-} // namespace
 
 NmsAttributes NmsAttributes::read(FieldReader const& fields)
 {
@@ -145,8 +143,8 @@ PluginFieldCollection const* NmsPlugin::getFieldsToSerialize() noexcept
         [this]
         {
             mWriter.clear();
-            mWriter.add("iou", mAttributes.iou);
-            mWriter.add("max_detections", mAttributes.maxDetections);
+            mWriter.add("iou", &mAttributes.iou);
+            mWriter.add("max_detections", &mAttributes.maxDetections);
             return mWriter.collection();
         });
 }

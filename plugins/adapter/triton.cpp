@@ -88,18 +88,13 @@ std::string registerPlugins()
     return isComplete(*registry) ? "" : "TensorRT does not take the plugins of " + plugins;
 }
 
-struct AtLoad
+__attribute__((constructor)) void tellProblem()
 {
-    AtLoad()
+    std::string const problem = registerPlugins();
+    if (!problem.empty())
     {
-        std::string const problem = registerPlugins();
-        if (!problem.empty())
-        {
-            std::fprintf(stderr, "libretinaserve_triton.so: %s\n", problem.c_str());
-        }
+        std::fprintf(stderr, "libretinaserve_triton.so: %s\n", problem.c_str());
     }
-};
-
-AtLoad const atLoad;
+}
 
 } // namespace

@@ -325,7 +325,8 @@ __device__ inline void blockWrite(
     }
 }
 
-//! One block a part of a segment; the grid goes through levels, images, parts. Two blocks an SM hide what one waits for.
+//! One block a part of a segment; the grid goes through levels, images, parts. Two blocks an SM, so that one works
+//! while the other waits.
 template <typename T>
 __global__ void __launch_bounds__(kDECODE_THREADS, 2) decodeKernel(RETINASERVE_ARGUMENTS DecodeArguments args)
 {
