@@ -57,7 +57,7 @@ class Runtime(Protocol):
 
 
 def open_detector(
-    path: Path,
+    path: str | Path,
     *,
     threads: int = 0,
     batch: int = 8,
@@ -72,6 +72,7 @@ def open_detector(
     runs at any; `onnx_runtime` is openvino, onnxruntime or the first that is installed; `plugins` is a plan's
     library.
     """
+    path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file", "a checkpoint (.pth) or an exported model (.onnx) is expected")
     runtime: Runtime

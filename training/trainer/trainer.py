@@ -57,13 +57,13 @@ class TrainResult:
 
 
 def train(
-    model: Path,
+    model: str | Path,
     *,
-    images: Path,
-    annotations: Path,
-    val_images: Path | None = None,
-    val_annotations: Path | None = None,
-    fine_tune: Path | None = None,
+    images: str | Path,
+    annotations: str | Path,
+    val_images: str | Path | None = None,
+    val_annotations: str | Path | None = None,
+    fine_tune: str | Path | None = None,
     **settings: Any,
 ) -> TrainResult:
     """Train a detector into the checkpoint `model`, or go on with the one that is there.
@@ -71,15 +71,16 @@ def train(
     `settings` are the flags of `retinaserve train`, with underscores: backbone="resnet18", iters=3000, ema=0.999.
     Raises UserError for data that can't be trained on, and for a checkpoint of another detector.
     """
+    model, start = Path(model), Path(fine_tune) if fine_tune else None
     with process_group() as group:
-        dataset = CocoDataset(images, annotations)
-        validation = CocoDataset(val_images or images, val_annotations) if val_annotations else None
+        dataset = CocoDataset(Path(images), Path(annotations))
+        validation = CocoDataset(Path(val_images or images), Path(val_annotations)) if val_annotations else None
         begins = group.broadcast(not model.exists())
         spec = group.broadcast(
-            detector_to_train(model, dataset, settings, fine_tune) if group.is_main_process else None
+            detector_to_train(model, dataset, settings, start) if group.is_main_process else None
         )
         assert spec is not None
-        prepare = (lambda network: initialise(network, fine_tune)) if fine_tune and begins else None
+        prepare = (lambda network: initialise(network, start)) if start and begins else None
         # Without a name for the trainer: it has to be gone before the process group is.
         return Trainer(spec, TrainConfig.from_flags(settings), group=group, prepare=prepare).fit(
             model, dataset, validation=validation

@@ -34,7 +34,7 @@ def assert_same(one: Detections, other: Detections) -> None:
 
 def test_torch_and_onnx_agree(checkpoint: Path, toy_onnx: Path) -> None:
     torch_found = open_detector(checkpoint, batch=3).predict(IMAGES)
-    onnx_found = open_detector(toy_onnx, batch=2).predict(IMAGES)
+    onnx_found = open_detector(str(toy_onnx), batch=2).predict(IMAGES)
     assert sum(map(len, torch_found)) > 50
     assert torch_found[1].size == (340, 240)
     for one, other in zip(torch_found, onnx_found, strict=True):

@@ -196,7 +196,8 @@ def test_the_front_takes_flags_and_goes_on(tmp_path: Path) -> None:
     assert json.loads(load(path).training["config"])["batch_norms"] == "frozen"
     again = train(path, **files, iters=3, batch=2, batch_norm="frozen", val_annotations=files["annotations"])
     assert again.trained == 1 and again.scores is not None
-    tuned = train(tmp_path / "tuned.pth", **files, fine_tune=path, iters=1)
+    words = {name: str(file) for name, file in files.items()}  # names of files do as well
+    tuned = train(str(tmp_path / "tuned.pth"), **words, fine_tune=str(path), iters=1)  # type: ignore[arg-type]
     assert tuned.iteration == 1 and load(tmp_path / "tuned.pth").spec.network.width == 8
     with pytest.raises(UserError, match="was trained with --width 8"):
         train(path, **files, width=16)
