@@ -2,12 +2,12 @@
 
     Preprocessor((512, 512), fill=(124, 116, 104)).run([jpeg, png])    # [Prepared | BadImage, ...]
 
-The package imports nothing of ours outside itself: `build` copies it whole into a Triton model directory,
+The package imports nothing of ours but `pixels`: `build` copies both into a Triton model directory,
 where `model.py` imports it as `preprocess`.
 """
 
-from .admission import MAX_BYTES, MAX_PIXELS, BadImage, admit
 from .pipeline import preprocess_pipeline
+from .pixels import MAX_BYTES, MAX_PIXELS, BadImage, admit
 from .preprocessor import Prepared, Preprocessor
 
 __all__ = [

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .admission import MAX_BYTES, MAX_PIXELS, BadImage, admit, undecodable
 from .pipeline import preprocess_pipeline
+from .pixels import MAX_BYTES, MAX_PIXELS, BadImage, admit, undecodable
 
 
 @dataclass(frozen=True, eq=False)

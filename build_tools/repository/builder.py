@@ -49,11 +49,15 @@ if TYPE_CHECKING:
 __all__ = ["Built", "build", "build_repository"]
 
 PREPROCESS_PACKAGE = Path(__file__).parents[1] / "preprocess"
-ADMISSION_PACKAGE = PREPROCESS_PACKAGE / "admission"
-# What each model directory gets a copy of: a Triton model imports nothing of ours.
+PIXELS_PACKAGE = Path(contract.__file__).parent / "pixels"
+# What each model directory gets a copy of, and where: a Triton model imports nothing of ours.
+PREPROCESSING = {"preprocess": PREPROCESS_PACKAGE, "preprocess/pixels": PIXELS_PACKAGE}
 COPIED = {
-    "cpu": {contract.PREPROCESS: PREPROCESS_PACKAGE, contract.RETINANET: Path(openvino_cpu.__file__)},
-    "gpu": {contract.PREPROCESS: PREPROCESS_PACKAGE, contract.ADMISSION: ADMISSION_PACKAGE},
+    "cpu": {
+        contract.PREPROCESS: PREPROCESSING,
+        contract.RETINANET: {"openvino_cpu.py": Path(openvino_cpu.__file__)},
+    },
+    "gpu": {contract.PREPROCESS: PREPROCESSING, contract.ADMISSION: {"pixels": PIXELS_PACKAGE}},
 }
 
 
@@ -288,12 +292,13 @@ def _stage(stage: Path, profile: Profile, configs: dict[str, Any], warmup: _Warm
         for file, content in warmup.files.get(name, {}).items():
             (stage / name / "warmup").mkdir(exist_ok=True)
             (stage / name / "warmup" / file).write_bytes(content)
-    for name, source in COPIED[profile].items():
-        target = stage / name / str(version) / source.name
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(source, target)
+    for name, copies in COPIED[profile].items():
+        for place, source in copies.items():
+            target = stage / name / str(version) / place
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "pixels.py"))
+            else:
+                shutil.copyfile(source, target)
 
 
 def _appear(stage: Path, repository: Path) -> None:

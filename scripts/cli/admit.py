@@ -19,7 +19,7 @@ def admit(images: tuple[str, ...], trial: bool, json_path: Path | None) -> None:
 
     Exits with 1 if any is refused.
     """
-    from retinaserve.build_tools.preprocess import admission
+    from retinaserve.training import pixels
     from retinaserve.training.images import find_images
 
     if not images:
@@ -28,7 +28,7 @@ def admit(images: tuple[str, ...], trial: bool, json_path: Path | None) -> None:
     refused: dict[str, str] = {}
     for path in paths:
         data = path.read_bytes()
-        bad = admission.admit(data) or (admission.trial(data) if trial else None)
+        bad = pixels.admit(data) or (pixels.trial(data) if trial else None)
         if bad:
             refused[str(path)] = bad.message
             click.echo(f"{path}: {bad.message}")

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from retinaserve.build_tools.preprocess import BadImage, Prepared, Preprocessor, admit
-from retinaserve.build_tools.preprocess.admission import formats, trial
-from retinaserve.build_tools.preprocess.admission.formats import Damaged, Header, read_tiff
-from retinaserve.build_tools.preprocess.admission.jpeg import read_jpeg
-from retinaserve.build_tools.preprocess.admission.verdict import READERS, kind_of
+from retinaserve.training.pixels import formats, trial
+from retinaserve.training.pixels.formats import Damaged, Header, read_tiff
+from retinaserve.training.pixels.jpeg import read_jpeg
+from retinaserve.training.pixels.verdict import READERS, kind_of
 from tests.damage import damaged, good_images
 from tests.images import checker, encode
 

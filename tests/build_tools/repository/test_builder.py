@@ -29,7 +29,7 @@ def test_versions_follow_each_other(toy_onnx: Path, tmp_path: Path) -> None:
         "warmup",
     }
     assert (repository / "retinanet" / "3" / "model.onnx").read_bytes() == toy_onnx.read_bytes()
-    assert (repository / "preprocess" / "3" / "preprocess" / "admission" / "verdict.py").is_file()
+    assert (repository / "preprocess" / "3" / "preprocess" / "pixels" / "verdict.py").is_file()
     assert [path.name for path in repository.parent.iterdir()] == ["repository"]  # no staging left
 
 

@@ -52,7 +52,7 @@ def test_a_repository_is_complete(gpu_repository: Path) -> None:
     served = gpu_repository / "retinanet" / "1"
     assert (served / "model.plan").read_bytes() == PLAN
     assert read_manifest(served / "model.plan") == toy_manifest()  # travels with the plan
-    assert (gpu_repository / "admission" / "1" / "admission" / "verdict.py").is_file()
+    assert (gpu_repository / "admission" / "1" / "pixels" / "verdict.py").is_file()
     assert not (gpu_repository / "admission" / "1" / "preprocess").exists()  # no DALI in a Python process
     assert {path.name for path in (gpu_repository / "preprocess" / "1").iterdir()} == {
         "dali.py",

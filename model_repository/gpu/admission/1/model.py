@@ -1,7 +1,7 @@
 """Triton python-backend model `admission`: lets an encoded image through as it is, or fails its request.
 
 It stands in front of the dali backend, which fails every request of a batch for one image that it can't decode.
-`admission/` beside this file is a copy of the project's one definition, put there by `retinaserve build`; it
+`pixels/` beside this file is a copy of the project's one definition, put there by `retinaserve build`; it
 needs neither DALI nor a GPU.
 """
 
@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from admission import BadImage, admit, trial
+from pixels import BadImage, admit, trial
 
 
 class TritonPythonModel:
