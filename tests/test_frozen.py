@@ -6,6 +6,7 @@ RETINASERVE_FREEZE=1 pytest tests/test_frozen.py      # records anew, after a ch
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,14 @@ GRAPHS = {
 }
 
 
+# Graphs that CHANGELOG.md tells of, with the reason; what they are beside it is compared as before.
+FILLED = "_filled"
+REFILLED = (
+    "the plugin reads the heads in half, their channels filled up to vectors of eight: no casts in front of it"
+)
+CHANGED_GRAPHS = {"tensorrt": REFILLED, "int8-tensorrt": REFILLED}
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_exported_graphs_are_the_same_node_for_node(name: str, drawn: Path, tmp_path: Path) -> None:
     options = GRAPHS[name]
@@ -148,9 +157,23 @@ def test_exported_graphs_are_the_same_node_for_node(name: str, drawn: Path, tmp_
         "metadata": sorted(prop.key for prop in model.metadata_props),
         "opsets": sorted((entry.domain, entry.version) for entry in model.opset_import),
     }
-    sizes = {tensor.name: summary(numpy_helper.to_array(tensor)) for tensor in model.graph.initializer}
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    sizes = {tensor: summary(array) for tensor, array in arrays.items()}
     recorded = frozen(f"graph-{name}.json", {**facts, "initializers": sizes})
     measured = recorded.pop("initializers")
+    if name in CHANGED_GRAPHS:
+        del facts["node_digest"], recorded["node_digest"]
+        heads = re.compile(r"Cast (\w+)_half -> \1$")
+        recorded["nodes"] = [line for line in recorded["nodes"] if not heads.match(line)]
+        facts["nodes"] = [
+            line.replace("_half", "") if line.startswith("RetinaNetDecode") else line.replace(FILLED, "")
+            for line in facts["nodes"]
+        ]
+        names = {tensor: tensor.removesuffix(FILLED) for tensor in arrays}
+        sizes = {
+            old: summary(arrays[new][: measured[old][1][0]]) if old != new else sizes[new]
+            for new, old in names.items()
+        }
     assert json.loads(json.dumps(facts)) == recorded
     assert measured.keys() == sizes.keys()
     for tensor, (kind, shape, *values) in sizes.items():

@@ -142,7 +142,7 @@ def build_engine(trt: Any, graph: Path, options: EngineOptions, *, progress: Pro
         raise UserError(f"{graph}: NVIDIA's parser refuses {_parse_error(parser)}")
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.add_optimization_profile(_profile(builder, network, options.batch))
+    config.add_optimization_profile(profile(builder, network, options.batch))
     if options.compute_capability:
         config.num_compute_capabilities = 1
         config.set_compute_capability(compute_capability(trt, options.compute_capability), 0)
@@ -197,7 +197,8 @@ def _check(model: onnx.ModelProto, graph: Path, options: EngineOptions, trt: Any
             )
 
 
-def _profile(builder: Any, network: Any, batch: tuple[int, int, int]) -> Any:
+def profile(builder: Any, network: Any, batch: tuple[int, int, int]) -> Any:
+    """Return an optimization profile of these batch sizes for a network's inputs."""
     profile = builder.create_optimization_profile()
     for number in range(network.num_inputs):
         tensor = network.get_input(number)

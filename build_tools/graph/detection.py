@@ -211,6 +211,7 @@ def add_decode_plugin(
         threshold_logit=spec.score_threshold_logit,
         delta_clamp=DELTA_CLAMP,
         topk=spec.topk_candidates,
+        classes=len(spec.classes),
     )
     return Candidates(logits, boxes, classes, sum(_Slots.of(spec).taken))
 

@@ -39,9 +39,12 @@ from retinaserve.training.spec import (
 
 BATCH = "batch"
 Flavour = Literal["standard", "tensorrt"]
+Head = tuple[gs.Variable, gs.Variable]  # logits and deltas of a level
 # Outputs of a graft that ends at the candidates; an empty slot has the logit -inf and is zero otherwise.
 CANDIDATE_LOGITS, CANDIDATE_BOXES, CANDIDATE_CLASSES = "candidate_logits", "candidate_boxes", "candidate_classes"
 OPSETS = range(17, 21)
+VECTOR = 8  # channels that stand together in TensorRT's layout of half tensors, kHWC8
+NEVER = float(np.finfo(np.float16).min)  # a logit of nothing
 
 
 def graft(
@@ -63,7 +66,7 @@ def graft(
     model = load_graph(raw) if isinstance(raw, Path) else raw
     spec = spec or read_spec(model, source)
     _check(model, spec, source)
-    graph = gs.import_onnx(model)
+    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model) if flavour == "tensorrt" else model)
     tensors = graph.tensors()
     heads = [(tensors[logits], tensors[deltas]) for logits, deltas in spec.head_names]
     letterbox = gs.Variable(LETTERBOX, np.float32, [BATCH, 4])
@@ -72,7 +75,7 @@ def graft(
     graph.inputs = [_add_front(nodes, spec, tensors[NETWORK_INPUT]), letterbox]
 
     if flavour == "tensorrt":
-        candidates = add_decode_plugin(nodes, spec, heads, letterbox)
+        candidates = add_decode_plugin(nodes, spec, heads if keep_heads else _in_half(heads), letterbox)
     else:
         candidates = add_decode(nodes, spec, heads, letterbox, by_index=until == "detections")
     if until == "candidates":
@@ -147,6 +150,38 @@ def _unshare_biases(graph: gs.Graph) -> None:
             if bias.name in seen:
                 node.inputs[2] = gs.Constant(f"{bias.name}/{node.name}", bias.values)
             seen.add(bias.name)
+
+
+def _in_half(heads: Sequence[Head]) -> Sequence[Head]:
+    """Return the heads as the network computes them, where they are half and cast to float only to leave it.
+
+    The plugin reads half, in the layout that convolutions write. A builder would make a kernel of each cast, and
+    one of each head whose channels are no vectors of eight: ten bytes of traffic a logit instead of two.
+    """
+    makers = [tensor.inputs[0] if tensor.inputs else None for pair in heads for tensor in pair]
+    if any(node is None or node.op != "Cast" or node.inputs[0].dtype != np.float16 for node in makers):
+        return heads  # the plugin takes all of them in one type
+    halves = [(logits.inputs[0].inputs[0], deltas.inputs[0].inputs[0]) for logits, deltas in heads]
+    filled: dict[str, gs.Constant] = {}
+    for logits, deltas in halves:
+        _fill_channels(logits, filled, NEVER)
+        _fill_channels(deltas, filled, 0.0)
+    return halves
+
+
+def _fill_channels(head: gs.Variable, filled: dict[str, gs.Constant], bias: float) -> None:
+    """Make a head's channels a multiple of VECTOR, by channels of this bias that the plugin does not look at."""
+    convolution = head.inputs[0]
+    missing = -head.shape[1] % VECTOR
+    constants = convolution.inputs[1:]
+    if convolution.op != "Conv" or not missing or not all(isinstance(each, gs.Constant) for each in constants):
+        return
+    for place, (constant, value) in enumerate(zip(constants, (0.0, bias), strict=False), 1):
+        if constant.name not in filled:
+            more = np.full((missing, *constant.shape[1:]), value, constant.values.dtype)
+            filled[constant.name] = gs.Constant(f"{constant.name}_filled", np.concatenate((constant.values, more)))
+        convolution.inputs[place] = filled[constant.name]
+    head.shape = [head.shape[0], head.shape[1] + missing, *head.shape[2:]]
 
 
 def _add_front(nodes: NodeBuilder, spec: DetectorSpec, network_input: gs.Variable) -> gs.Variable:

@@ -13,7 +13,7 @@ using namespace nvinfer1;
 DecodeAttributes DecodeAttributes::read(FieldReader const& fields)
 {
     DecodeAttributes found{fields.numbers("anchors"), fields.integers("strides"), fields.number("threshold_logit"),
-        fields.number("delta_clamp"), fields.integer("topk")};
+        fields.number("delta_clamp"), fields.integer("topk"), fields.integerOr("classes", 0)};
     size_t const levels = found.strides.size();
     size_t const perCell = found.anchors.size() / (4 * levels);
     if (found.anchors.size() % (4 * levels) != 0 || perCell > static_cast<size_t>(kMAX_ANCHORS))
@@ -38,6 +38,10 @@ DecodeAttributes DecodeAttributes::read(FieldReader const& fields)
     {
         throw FieldError("field 'delta_clamp' is not a number");
     }
+    if (found.classes < 0)
+    {
+        throw FieldError("field 'classes' is " + std::to_string(found.classes) + ", but 0 or more is expected");
+    }
     return found;
 }
 
@@ -59,11 +63,31 @@ int32_t DecodePlugin::anchorsPerCell() const noexcept
     return static_cast<int32_t>(mAttributes.anchors.size() / (4 * mAttributes.strides.size()));
 }
 
+namespace
+{
+
+//! Channels in memory where vectors of eight channels are last.
+int64_t roundedUp(int64_t channels)
+{
+    return (channels + 7) / 8 * 8;
+}
+
+//! Whether a tensor holds so many channels: exactly, or with what fills the last eight.
+bool holds(int64_t channels, int64_t expected)
+{
+    return channels == expected || channels == roundedUp(expected);
+}
+
+} // namespace
+
 template <typename DimsOf>
-DecodeProblem DecodePlugin::problem(DimsOf const& dimsOf, DataType type, std::vector<int32_t>& sizes) const
+DecodeProblem DecodePlugin::problem(
+    DimsOf const& dimsOf, PluginTensorDesc const& head, std::vector<int32_t>& sizes) const
 {
     int64_t const perCell = anchorsPerCell();
     Dims const first = dimsOf(0);
+    int64_t const byChannels = first.d[1] % perCell == 0 ? first.d[1] / perCell : 0;
+    int64_t const classes = mAttributes.classes > 0 ? mAttributes.classes : byChannels;
     Dims const letterbox = dimsOf(2 * levels());
     expect(letterbox.nbDims == 2 && letterbox.d[1] == 4, "the last input, letterbox, must be (batch, 4)");
     for (int32_t level = 0; level < levels(); ++level)
@@ -72,17 +96,22 @@ DecodeProblem DecodePlugin::problem(DimsOf const& dimsOf, DataType type, std::ve
         Dims const deltas = dimsOf(2 * level + 1);
         expect(logits.nbDims == 4 && deltas.nbDims == 4, "logits and deltas must have 4 dimensions", level);
         expect(logits.d[0] == letterbox.d[0] && deltas.d[0] == letterbox.d[0], "another batch than letterbox", level);
-        expect(logits.d[1] > 0 && logits.d[1] % perCell == 0 && logits.d[1] == first.d[1],
+        expect(classes > 0 && holds(logits.d[1], perCell * classes) && logits.d[1] == first.d[1],
             "logits must have (anchors x classes) channels, as many on every level", level);
-        expect(deltas.d[1] == 4 * perCell, "deltas must have (anchors x 4) channels", level);
+        expect(holds(deltas.d[1], 4 * perCell) && deltas.d[1] == dimsOf(1).d[1],
+            "deltas must have (anchors x 4) channels", level);
         expect(logits.d[2] == deltas.d[2] && logits.d[3] == deltas.d[3], "logits and deltas differ in size", level);
         sizes[level] = static_cast<int32_t>(logits.d[2]);
         sizes[levels() + level] = static_cast<int32_t>(logits.d[3]);
     }
-    DecodeProblem const made{static_cast<int32_t>(letterbox.d[0]), levels(), static_cast<int32_t>(first.d[1] / perCell),
+    bool const isVectorised = head.format == TensorFormat::kHWC8;
+    auto const stored = [isVectorised](int64_t channels)
+    { return static_cast<int32_t>(isVectorised ? roundedUp(channels) : channels); };
+    DecodeProblem const made{static_cast<int32_t>(letterbox.d[0]), levels(), static_cast<int32_t>(classes),
         static_cast<int32_t>(perCell), sizes.data(), sizes.data() + levels(), mAttributes.strides.data(),
         mAttributes.anchors.data(), mAttributes.thresholdLogit, mAttributes.deltaClamp, mAttributes.topK,
-        type == DataType::kHALF ? 1 : 0};
+        head.type == DataType::kHALF ? 1 : 0, stored(first.d[1]), stored(dimsOf(1).d[1]),
+        head.format == TensorFormat::kLINEAR ? 0 : 1};
     char const* const fault = decodeFault(made);
     expect(fault == nullptr, fault);
     return made;
@@ -91,16 +120,21 @@ DecodeProblem DecodePlugin::problem(DimsOf const& dimsOf, DataType type, std::ve
 bool DecodePlugin::supportsFormatCombination(
     int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept
 {
-    if (nbInputs != 2 * levels() + 1 || nbOutputs != kOUTPUTS || inOut[pos].desc.format != TensorFormat::kLINEAR)
+    if (nbInputs != 2 * levels() + 1 || nbOutputs != kOUTPUTS)
     {
         return false;
     }
-    DataType const type = inOut[pos].desc.type;
+    PluginTensorDesc const& tensor = inOut[pos].desc;
     if (pos < nbInputs - 1)
     {
-        return (type == DataType::kFLOAT || type == DataType::kHALF) && type == inOut[0].desc.type;
+        // As convolutions leave them, so that nothing has to be brought into another order. All heads alike.
+        TensorFormat const last = tensor.type == DataType::kHALF ? TensorFormat::kHWC8 : TensorFormat::kHWC;
+        return (tensor.type == DataType::kFLOAT || tensor.type == DataType::kHALF)
+            && (tensor.format == TensorFormat::kLINEAR || tensor.format == last) && tensor.type == inOut[0].desc.type
+            && tensor.format == inOut[0].desc.format;
     }
-    return type == (pos == nbInputs + 2 ? DataType::kINT32 : DataType::kFLOAT);
+    return tensor.format == TensorFormat::kLINEAR
+        && tensor.type == (pos == nbInputs + 2 ? DataType::kINT32 : DataType::kFLOAT);
 }
 
 int32_t DecodePlugin::getOutputDataTypes(
@@ -130,7 +164,10 @@ int32_t DecodePlugin::getOutputShapes(DimsExprs const* inputs, int32_t nbInputs,
                 DimsExprs const& logits = inputs[2 * level];
                 expect(logits.nbDims == 4, "logits must have 4 dimensions");
                 auto const* cells = exprBuilder.operation(DimensionOperation::kPROD, *logits.d[2], *logits.d[3]);
-                auto const* size = exprBuilder.operation(DimensionOperation::kPROD, *logits.d[1], *cells);
+                auto const* channels = mAttributes.classes > 0
+                    ? exprBuilder.constant(static_cast<int64_t>(anchorsPerCell()) * mAttributes.classes)
+                    : logits.d[1];
+                auto const* size = exprBuilder.operation(DimensionOperation::kPROD, *channels, *cells);
                 auto const* topK = exprBuilder.constant(mAttributes.topK);
                 auto const* taken = exprBuilder.operation(DimensionOperation::kMIN, *size, *topK);
                 slots = exprBuilder.operation(DimensionOperation::kSUM, *slots, *taken);
@@ -153,7 +190,7 @@ int32_t DecodePlugin::configurePlugin(
         [&]
         {
             expect(nbInputs == 2 * levels() + 1, "logits and deltas of every level and letterbox are expected");
-            problem([in](int32_t input) { return in[input].max; }, in[0].desc.type, mSizes);
+            problem([in](int32_t input) { return in[input].max; }, in[0].desc, mSizes);
             return 0;
         });
 }
@@ -166,7 +203,7 @@ size_t DecodePlugin::getWorkspaceSize(
         {
             std::vector<int32_t> sizes(mSizes.size());
             auto const maximum = [inputs](int32_t input) { return inputs[input].max; };
-            return decodeScratchBytes(problem(maximum, inputs[0].desc.type, sizes));
+            return decodeScratchBytes(problem(maximum, inputs[0].desc, sizes));
         });
 }
 
@@ -177,7 +214,7 @@ int32_t DecodePlugin::onShapeChange(
         [&]
         {
             expect(nbInputs == 2 * levels() + 1, "logits and deltas of every level and letterbox are expected");
-            problem([in](int32_t input) { return in[input].dims; }, in[0].type, mSizes);
+            problem([in](int32_t input) { return in[input].dims; }, in[0], mSizes);
             return 0;
         });
 }
@@ -189,7 +226,7 @@ int32_t DecodePlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDes
         [&]
         {
             auto const dims = [inputDesc](int32_t input) { return inputDesc[input].dims; };
-            DecodeProblem const now = problem(dims, inputDesc[0].type, mSizes);
+            DecodeProblem const now = problem(dims, inputDesc[0], mSizes);
             for (int32_t level = 0; level < levels(); ++level)
             {
                 mLogits[level] = inputs[2 * level];
@@ -213,6 +250,7 @@ PluginFieldCollection const* DecodePlugin::getFieldsToSerialize() noexcept
             mWriter.add("threshold_logit", &mAttributes.thresholdLogit);
             mWriter.add("delta_clamp", &mAttributes.deltaClamp);
             mWriter.add("topk", &mAttributes.topK);
+            mWriter.add("classes", &mAttributes.classes);
             return mWriter.collection();
         });
 }

@@ -27,6 +27,7 @@ struct DecodeAttributes
     float thresholdLogit;         //!< threshold_logit
     float deltaClamp;             //!< delta_clamp
     int32_t topK;                 //!< topk
+    int32_t classes;              //!< classes; 0: as many as there are channels an anchor
 
     //! \throws FieldError that names the field.
     static DecodeAttributes read(FieldReader const& fields);
@@ -38,12 +39,13 @@ class DecodePlugin final : public Plugin<DecodePlugin>
 public:
     static constexpr char const* kNAME = "RetinaNetDecode";
     static constexpr int32_t kOUTPUTS = 3;
-    static constexpr std::array<std::pair<char const*, nvinfer1::PluginFieldType>, 5> kFIELDS{{
+    static constexpr std::array<std::pair<char const*, nvinfer1::PluginFieldType>, 6> kFIELDS{{
         {"anchors", nvinfer1::PluginFieldType::kFLOAT32},
         {"strides", nvinfer1::PluginFieldType::kINT32},
         {"threshold_logit", nvinfer1::PluginFieldType::kFLOAT32},
         {"delta_clamp", nvinfer1::PluginFieldType::kFLOAT32},
         {"topk", nvinfer1::PluginFieldType::kINT32},
+        {"classes", nvinfer1::PluginFieldType::kINT32},
     }};
 
     explicit DecodePlugin(FieldReader const& fields);
@@ -72,10 +74,11 @@ private:
     int32_t levels() const noexcept;
     int32_t anchorsPerCell() const noexcept;
 
-    //! The kernels' problem, for inputs of these dimensions; it points into `sizes`, [2][levels].
+    //! The kernels' problem, for heads like this and inputs of these dimensions; it points into `sizes`, [2][levels].
     //! \throws std::invalid_argument that names the input, where dimensions do not fit each other or the attributes.
     template <typename DimsOf>
-    DecodeProblem problem(DimsOf const& dimsOf, nvinfer1::DataType type, std::vector<int32_t>& sizes) const;
+    DecodeProblem problem(
+        DimsOf const& dimsOf, nvinfer1::PluginTensorDesc const& head, std::vector<int32_t>& sizes) const;
 
     DecodeAttributes mAttributes;
     // What enqueue needs and must not allocate.

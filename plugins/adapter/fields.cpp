@@ -64,31 +64,45 @@ FieldReader::FieldReader(nvinfer1::PluginFieldCollection const* fields)
     }
 }
 
-PluginField const& FieldReader::find(char const* name, PluginFieldType type) const
+PluginField const* FieldReader::lookFor(char const* name) const
 {
     for (int32_t i = 0; i < mFields->nbFields; ++i)
     {
         PluginField const& field = mFields->fields[i];
-        if (field.name == nullptr || std::strcmp(field.name, name) != 0)
+        if (field.name != nullptr && std::strcmp(field.name, name) == 0)
         {
-            continue;
+            return &field;
         }
-        if (field.type != type)
-        {
-            throw FieldError(quoted(name) + " is " + typeName(field.type) + ", but " + typeName(type) + " is expected");
-        }
-        if (field.length < 1 || field.data == nullptr)
-        {
-            throw FieldError(quoted(name) + " is empty");
-        }
-        return field;
     }
-    throw FieldError(quoted(name) + " is missing");
+    return nullptr;
+}
+
+PluginField const& FieldReader::find(char const* name, PluginFieldType type) const
+{
+    PluginField const* const field = lookFor(name);
+    if (field == nullptr)
+    {
+        throw FieldError(quoted(name) + " is missing");
+    }
+    if (field->type != type)
+    {
+        throw FieldError(quoted(name) + " is " + typeName(field->type) + ", but " + typeName(type) + " is expected");
+    }
+    if (field->length < 1 || field->data == nullptr)
+    {
+        throw FieldError(quoted(name) + " is empty");
+    }
+    return *field;
 }
 
 int32_t FieldReader::integer(char const* name) const
 {
     return valueOf<int32_t>(find(name, PluginFieldType::kINT32));
+}
+
+int32_t FieldReader::integerOr(char const* name, int32_t missing) const
+{
+    return lookFor(name) == nullptr ? missing : integer(name);
 }
 
 float FieldReader::number(char const* name) const

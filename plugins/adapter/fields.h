@@ -28,11 +28,13 @@ public:
     explicit FieldReader(nvinfer1::PluginFieldCollection const* fields);
 
     int32_t integer(char const* name) const;
+    int32_t integerOr(char const* name, int32_t missing) const;
     float number(char const* name) const;
     std::vector<int32_t> integers(char const* name) const;
     std::vector<float> numbers(char const* name) const;
 
 private:
+    nvinfer1::PluginField const* lookFor(char const* name) const;
     nvinfer1::PluginField const& find(char const* name, nvinfer1::PluginFieldType type) const;
 
     nvinfer1::PluginFieldCollection const* mFields;

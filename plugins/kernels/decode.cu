@@ -27,15 +27,26 @@ int64_t divideUp(int64_t value, int64_t by)
     return (value + by - 1) / by;
 }
 
+int64_t channelsOf(DecodeProblem const& problem)
+{
+    return static_cast<int64_t>(problem.anchorsPerCell) * problem.classes;
+}
+
+int64_t levelCells(DecodeProblem const& problem, int32_t level)
+{
+    return static_cast<int64_t>(problem.heights[level]) * problem.widths[level];
+}
+
+//! Logits to read: where channels are last, those that mean nothing stand among the others.
 int64_t levelSize(DecodeProblem const& problem, int32_t level)
 {
-    return static_cast<int64_t>(problem.anchorsPerCell) * problem.classes * problem.heights[level]
-        * problem.widths[level];
+    int64_t const channels = problem.channelsLast != 0 ? problem.logitChannels : channelsOf(problem);
+    return channels * levelCells(problem, level);
 }
 
 int64_t levelSlots(DecodeProblem const& problem, int32_t level)
 {
-    return std::min<int64_t>(problem.topK, levelSize(problem, level));
+    return std::min<int64_t>(problem.topK, channelsOf(problem) * levelCells(problem, level));
 }
 
 //! Rounds that a segment takes, wherever in a 16-byte unit it begins.
@@ -104,7 +115,7 @@ int32_t launchLevels(DecodeProblem const& problem, int32_t first, int32_t last, 
         level.logits = logits[l];
         level.deltas = deltas[l];
         level.size = static_cast<uint32_t>(levelSize(problem, l));
-        level.cells = static_cast<uint32_t>(problem.heights[l]) * static_cast<uint32_t>(problem.widths[l]);
+        level.cells = static_cast<uint32_t>(levelCells(problem, l));
         level.width = static_cast<uint32_t>(problem.widths[l]);
         level.stride = static_cast<uint32_t>(problem.strides[l]);
         level.rounds = static_cast<uint32_t>(rounds);
@@ -143,13 +154,17 @@ char const* decodeFault(DecodeProblem const& problem) noexcept
     {
         return "threshold_logit must be finite and delta_clamp a number";
     }
+    if (problem.logitChannels < channelsOf(problem) || problem.deltaChannels < 4 * problem.anchorsPerCell)
+    {
+        return "there are fewer channels than anchors a cell and classes ask for";
+    }
     for (int32_t level = 0; level < problem.levels; ++level)
     {
         if (problem.heights[level] < 1 || problem.widths[level] < 1 || problem.strides[level] < 1)
         {
             return "every level must have a height, a width and a stride of 1 or more";
         }
-        if (levelSize(problem, level) > kMAX_LOGITS)
+        if (problem.logitChannels * levelCells(problem, level) > kMAX_LOGITS)
         {
             return "a level of an image has more than 2^32 - 2 logits";
         }
@@ -193,7 +208,10 @@ int32_t decode(DecodeProblem const& problem, void const* const* logits, void con
     DecodeArguments args{};
     args.batch = static_cast<uint32_t>(problem.batch);
     args.classes = static_cast<uint32_t>(problem.classes);
-    args.anchorsPerCell = static_cast<uint32_t>(problem.anchorsPerCell);
+    args.channels = static_cast<uint32_t>(channelsOf(problem));
+    args.logitChannels = static_cast<uint32_t>(problem.logitChannels);
+    args.deltaChannels = static_cast<uint32_t>(problem.deltaChannels);
+    args.channelsLast = static_cast<uint32_t>(problem.channelsLast);
     args.topK = static_cast<uint32_t>(problem.topK);
     args.capacity = bufferCapacity(problem.topK);
     args.slots = static_cast<uint32_t>(decodeSlots(problem));

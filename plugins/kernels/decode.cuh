@@ -36,14 +36,14 @@ struct LevelArguments
 {
     void const* logits;
     void const* deltas;
-    uint32_t size;  //!< A*C*h*w
+    uint32_t size;  //!< logits to read, in their order in memory
     uint32_t cells; //!< h*w
     uint32_t width;
     uint32_t stride;
     uint32_t blocks;     //!< an image
     uint32_t firstBlock; //!< of the level, in the grid
     uint32_t rounds;     //!< a block
-    uint32_t slots;      //!< min(topK, size)
+    uint32_t slots;      //!< min(topK, A*C*h*w)
     uint32_t firstSlot;  //!< of the level, in an image
     uint32_t firstAnchor;
 };
@@ -55,7 +55,10 @@ struct DecodeArguments
     uint32_t levels;
     uint32_t batch;
     uint32_t classes;
-    uint32_t anchorsPerCell;
+    uint32_t channels;      //!< A*C
+    uint32_t logitChannels; //!< of the tensor, like the next
+    uint32_t deltaChannels;
+    uint32_t channelsLast; //!< 1: (h, w, channels) an image
     uint32_t topK;
     uint32_t capacity;
     uint32_t slots; //!< N, of all levels
@@ -139,6 +142,24 @@ __device__ inline uint32_t reachingAtEdge(T const* segment, int64_t first, uint3
     return found;
 }
 
+//! \return the key of the logit at this place of an image's memory; 0 for one of the channels that mean nothing.
+template <typename T>
+__device__ inline Key keyAt(DecodeArguments const& args, LevelArguments const& level, T const* logits, int64_t place)
+{
+    uint32_t index = static_cast<uint32_t>(place);
+    if (args.channelsLast != 0)
+    {
+        uint32_t const cell = index / args.logitChannels;
+        uint32_t const channel = index - cell * args.logitChannels;
+        if (channel >= args.channels)
+        {
+            return 0;
+        }
+        index = channel * level.cells + cell;
+    }
+    return makeKey(toFloat(logits[place]), index);
+}
+
 //! Read this block's part of a segment; leave its best, at most topK of them, in the buffer.
 template <typename T>
 __device__ inline void blockScan(
@@ -184,11 +205,8 @@ __device__ inline void blockScan(
             }
         }
         // Read again, for the few that it is asked for, rather than kept in 32 registers.
-        auto const keyOf = [logits, mine](uint32_t i)
-        {
-            int64_t const index = mine + i / kLANES * kDECODE_THREADS * kLANES + i % kLANES;
-            return makeKey(toFloat(logits[index]), static_cast<uint32_t>(index));
-        };
+        auto const keyOf = [&args, &level, logits, mine](uint32_t i)
+        { return keyAt(args, level, logits, mine + i / kLANES * kDECODE_THREADS * kLANES + i % kLANES); };
         Key* const shared = level.blocks > 1 ? &segment->bound : nullptr;
         blockOffer<kDECODE_THREADS>(buffer, args.capacity, args.topK, shared, pending, keyOf);
     }
@@ -263,7 +281,9 @@ __device__ inline float4 decodeBox(
     uint32_t const anchor = channel / args.classes;
     uint32_t const y = cell / level.width;
     uint32_t const x = cell - y * level.width;
-    T const* const delta = deltas + static_cast<int64_t>(anchor) * 4 * level.cells + cell;
+    int64_t const step = args.channelsLast != 0 ? 1 : level.cells; // from one channel to the next
+    int64_t const ofCell = static_cast<int64_t>(cell) * (args.channelsLast != 0 ? args.deltaChannels : 1);
+    T const* const delta = deltas + anchor * 4 * step + ofCell;
     float4 const box = args.anchors[level.firstAnchor + anchor];
 
     auto const along = [&](float low, float high, uint32_t place, float shift, float growth, float limit)
@@ -278,9 +298,9 @@ __device__ inline float4 decodeBox(
         return make_float2(first, last);
     };
     float const dx = toFloat(delta[0]);
-    float const dy = toFloat(delta[level.cells]);
-    float const dw = toFloat(delta[static_cast<int64_t>(level.cells) * 2]);
-    float const dh = toFloat(delta[static_cast<int64_t>(level.cells) * 3]);
+    float const dy = toFloat(delta[step]);
+    float const dw = toFloat(delta[step * 2]);
+    float const dh = toFloat(delta[step * 3]);
     float2 const h = along(box.x, box.z, x, dx, dw, letterbox.w);
     float2 const v = along(box.y, box.w, y, dy, dh, letterbox.z);
     return make_float4(h.x, v.x, h.y, v.y);
@@ -339,9 +359,9 @@ __global__ void __launch_bounds__(kDECODE_THREADS, 2) decodeKernel(RETINASERVE_A
     uint32_t const image = (blockIdx.x - level.firstBlock) / level.blocks;
     uint32_t const part = (blockIdx.x - level.firstBlock) % level.blocks;
     Segment* const segment = args.segments + static_cast<int64_t>(l) * args.batch + image;
-    T const* const logits = static_cast<T const*>(level.logits) + static_cast<int64_t>(image) * level.size;
-    int64_t const deltasPerImage = static_cast<int64_t>(args.anchorsPerCell) * 4 * level.cells;
-    T const* const deltas = static_cast<T const*>(level.deltas) + image * deltasPerImage;
+    int64_t const cells = static_cast<int64_t>(image) * level.cells; // of the images before
+    T const* const logits = static_cast<T const*>(level.logits) + cells * args.logitChannels;
+    T const* const deltas = static_cast<T const*>(level.deltas) + cells * args.deltaChannels;
 
     auto& shared = dynamicShared<DecodeShared>();
     if (threadIdx.x == 0)

@@ -42,6 +42,7 @@ from retinaserve.training.files import write_json
 GPUS = {"7.5": "T4", "8.0": "A100", "8.6": "A10", "8.9": "L4", "12.0": "RTX 50", "12.1": "GB10"}
 TARGETS = ("7.5", "8.6", "8.9", "12.0")
 BATCH = (1, 8, 16)
+FLOATS = (np.float32, np.float16)
 NMS_OPERATOR = "NonMaxSuppression"
 # TensorRT for RTX 1.7 runs every quantized convolution of ours in the float it is dequantized to on Turing.
 WITHOUT_INT8 = ("7.5",)
@@ -150,7 +151,7 @@ def compilable(path: Path) -> tuple[onnx.ModelProto, str]:
         tensor
         for node in lacking
         for tensor in node.inputs
-        if isinstance(tensor, gs.Variable) and tensor.name not in inputs and tensor.dtype == np.float32
+        if isinstance(tensor, gs.Variable) and tensor.name not in inputs and tensor.dtype in FLOATS
     ]
     graph.outputs = list({tensor.name: tensor for tensor in ends}.values())
     graph.cleanup(remove_unused_graph_inputs=True).toposort()

@@ -21,7 +21,7 @@ import pytest
 from retinaserve.plugins import reference
 from retinaserve.training.spec import DELTA_CLAMP
 from tests.heads import KINDS, SPECS, random_heads
-from tests.plugins.emulator.native import PLUGINS, garbage
+from tests.plugins.emulator.native import PLUGINS, garbage, laid_out
 from tests.plugins.libraries import (
     ADAPTER,
     TRITON,
@@ -35,6 +35,7 @@ from tests.plugins.libraries import (
 )
 
 FLOAT, HALF, INT32 = 0, 1, 3  # nvinfer1::DataType
+FORMATS = {"linear": 0, "linear, filled": 0, "kHWC8": 2, "kHWC": 8}  # nvinfer1::TensorFormat
 FIELD_TYPES = {"FLOAT32": 1, "FLOAT64": 2, "INT32": 5, "INT64": 10}  # nvinfer1::PluginFieldType
 NUMPY_TYPES = {"FLOAT32": np.float32, "FLOAT64": np.float64, "INT32": np.int32, "INT64": np.int64}
 DECODE, NMS = "RetinaNetDecode", "RetinaNetNMS"
@@ -54,12 +55,14 @@ class Field(ctypes.Structure):
 class Tensor(ctypes.Structure):
     """HarnessTensor of emulator/harness.cpp."""
 
-    _fields_ = (("type", c_int32), ("nbDims", c_int32), ("dims", c_int64 * 8), ("data", c_void_p))
+    _fields_ = (
+        ("type", c_int32), ("format", c_int32), ("nbDims", c_int32), ("dims", c_int64 * 8), ("data", c_void_p),
+    )  # fmt: skip
 
     @classmethod
-    def of(cls, array):
+    def of(cls, array, layout="linear", shape=None):
         kind = {np.dtype(np.float32): FLOAT, np.dtype(np.float16): HALF, np.dtype(np.int32): INT32}[array.dtype]
-        return cls(kind, array.ndim, (c_int64 * 8)(*array.shape), array.ctypes.data)
+        return cls(kind, FORMATS[layout], array.ndim, (c_int64 * 8)(*(shape or array.shape)), array.ctypes.data)
 
 
 def decode_fields(spec):
@@ -69,6 +72,7 @@ def decode_fields(spec):
         "threshold_logit": ("FLOAT32", [spec.score_threshold_logit]),
         "delta_clamp": ("FLOAT32", [DELTA_CLAMP]),
         "topk": ("INT32", [spec.topk_candidates]),
+        "classes": ("INT32", [len(spec.classes)]),
     }
 
 
@@ -76,8 +80,11 @@ def nms_fields(spec):
     return {"iou": ("FLOAT32", [spec.nms_iou]), "max_detections": ("INT32", [spec.max_detections])}
 
 
-def live(mode, plugin, fields, inputs, outputs, *, max_batch=None):
-    """Take a plugin through its life and fill the outputs; return what went wrong, or nothing."""
+def live(mode, plugin, fields, inputs, outputs, *, max_batch=None, layout="linear"):
+    """Take a plugin through its life and fill the outputs; return what went wrong, or nothing.
+
+    layout: of the inputs of 4 dimensions, of native.LAYOUTS.
+    """
     device, in_graph = mode
     arrays = {name: np.array(values, NUMPY_TYPES[kind]) for name, (kind, values) in fields.items()}
     given = (Field * max(len(fields), 1))(
@@ -86,8 +93,17 @@ def live(mode, plugin, fields, inputs, outputs, *, max_batch=None):
             for name, (kind, _) in fields.items()
         )
     )
-    inputs = [np.ascontiguousarray(array) for array in inputs]
-    tensors = [(Tensor * len(group))(*map(Tensor.of, group)) for group in (inputs, outputs)]
+    heads = [array.ndim == 4 for array in inputs]
+    stored = [
+        laid_out(a, layout) if head else np.ascontiguousarray(a) for a, head in zip(inputs, heads, strict=True)
+    ]
+    given_tensors = [
+        Tensor.of(array, layout, array.shape if layout.startswith("linear") else original.shape)
+        if head
+        else Tensor.of(array)
+        for array, original, head in zip(stored, inputs, heads, strict=True)
+    ]
+    tensors = [(Tensor * len(group))(*group) for group in (given_tensors, [*map(Tensor.of, outputs)])]
     message = ctypes.create_string_buffer(2000)
     harness = ctypes.CDLL(str(harness_on(device)))
     harness.harnessRun.argtypes = (
@@ -131,14 +147,29 @@ def problem(name, dtype=np.float32):
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [
+        (np.float32, "linear"), (np.float16, "linear"), (np.float16, "linear, filled"), (np.float16, "kHWC8"),
+        (np.float32, "kHWC"),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("name", SPECS)
-def test_the_life_of_the_decode_plugin(name, dtype, mode):
+def test_the_life_of_the_decode_plugin(name, dtype, layout, mode):
     spec, inputs, expected = problem(name, dtype)
     found = candidate_outputs(len(KINDS), expected[0].shape[1])
-    assert live(mode, DECODE, decode_fields(spec), inputs, found, max_batch=2 * len(KINDS)) == ""
+    assert live(mode, DECODE, decode_fields(spec), inputs, found, max_batch=2 * len(KINDS), layout=layout) == ""
     assert np.array_equal(found[0], expected[0]) and np.array_equal(found[2], expected[2])
     np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "layout"), [(np.float32, "linear"), (np.float16, "kHWC8")])
+def test_a_plan_of_a_library_before_this_field_is_still_read(dtype, layout):
+    spec, inputs, expected = problem("3 classes 96x160, no multiple of 128", dtype)
+    found = candidate_outputs(len(KINDS), expected[0].shape[1])
+    fields = without("classes")(decode_fields(spec))
+    assert live(("cpu", False), DECODE, fields, inputs, found, layout=layout) == ""
+    assert np.array_equal(found[0], expected[0]) and np.array_equal(found[2], expected[2])
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
@@ -177,6 +208,8 @@ BAD_FIELDS = [
     (DECODE, having("topk", "INT32", [0]), "field 'topk' is 0, but 1 to 4096 is expected"),
     (DECODE, having("threshold_logit", "FLOAT32", [math.nan]), "field 'threshold_logit' is not a finite number"),
     (DECODE, having("delta_clamp", "FLOAT32", [math.nan]), "field 'delta_clamp' is not a number"),
+    (DECODE, having("classes", "FLOAT32", [1]), "field 'classes' is FLOAT32, but INT32 is expected"),
+    (DECODE, having("classes", "INT32", [-1]), "field 'classes' is -1, but 0 or more is expected"),
     (NMS, having("iou", "FLOAT64", [0.5]), "field 'iou' is FLOAT64, but FLOAT32 is expected"),
     (NMS, having("iou", "FLOAT32", [1.5]), "field 'iou' is 1.500000, but 0 to 1 is expected"),
     (NMS, having("max_detections", "INT32", [5000]), "field 'max_detections' is 5000, but 1 to 4096 is expected"),
@@ -208,6 +241,7 @@ REFUSED = "the tensors' own format is refused"
         (DECODE, lambda inputs: inputs[2:], REFUSED),
         (DECODE, reshaped(2, (7, 36, 13, 5)), "level 1: logits must have (anchors x classes) channels"),
         (DECODE, reshaped(2, (7, 17, 13, 5)), "level 1: logits must have (anchors x classes) channels"),
+        (DECODE, reshaped(2, (7, 24, 13, 5)), "level 1: logits must have (anchors x classes) channels"),
         (DECODE, reshaped(3, (7, 35, 13, 5)), "level 1: deltas must have (anchors x 4) channels"),
         (DECODE, reshaped(3, (7, 36, 13, 6)), "level 1: logits and deltas differ in size"),
         (DECODE, reshaped(10, (7, 5)), "the last input, letterbox, must be (batch, 4)"),

@@ -23,9 +23,9 @@ RANDOM_CASES = {"cpu": 300, "gpu": 1000}
 CHUNKS = 10
 
 
-def compare(kernels, heads, letterbox, settings, *, iou=0.5, max_detections=100):
+def compare(kernels, heads, letterbox, settings, *, iou=0.5, max_detections=100, layout="linear"):
     """Run decode and NMS of the kernels and of the reference; return both results of NMS' counts."""
-    found = kernels.decode(*heads, letterbox, **settings)
+    found = kernels.decode(*heads, letterbox, layout=layout, **settings)
     expected = reference.decode(*heads, letterbox, **settings)
     assert [(a.shape, a.dtype) for a in found] == [(a.shape, a.dtype) for a in expected]
     assert np.array_equal(found[0], expected[0]) and np.array_equal(found[2], expected[2])
@@ -83,7 +83,9 @@ def test_random_problems(device, chunk):
         if device == "cpu":
             kernels.set_schedule(case)  # forwards, backwards, then shuffled
         iou, most = rng.choice([0, 0.3, 0.5, 1]), int(rng.choice([1, 20, 100, 300]))
-        detections += sum(compare(kernels, heads, letterbox, how, iou=iou, max_detections=most))
+        layout = rng.choice(list(native.LAYOUTS))
+        found = compare(kernels, heads, letterbox, how, iou=iou, max_detections=most, layout=layout)
+        detections += sum(found)
     assert detections
 
 
@@ -100,7 +102,9 @@ def one_level(values, channels, height, width, dtype=np.float32, seed=3):
 SIZE = 90 * 57 * 61  # several blocks a level, and no multiple of anything
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(
+    ("dtype", "layout"), [(np.float16, "linear"), (np.float32, "linear"), (np.float16, "kHWC8")]
+)
 @pytest.mark.parametrize(
     "values",
     [
@@ -116,10 +120,10 @@ SIZE = 90 * 57 * 61  # several blocks a level, and no multiple of anything
     ],
 )
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_level_of_several_blocks(device, values, dtype):
+def test_a_level_of_several_blocks(device, values, dtype, layout):
     heads, letterbox = one_level(values(np.random.default_rng(0)), 90, 57, 61, dtype)
     with np.errstate(invalid="ignore"):  # infinite logits have a score all the same
-        compare(kernels_on(device), heads, letterbox, settings(ANCHOR, (8,)))
+        compare(kernels_on(device), heads, letterbox, settings(ANCHOR, (8,)), layout=layout)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -36,6 +36,9 @@ struct DecodeProblem
     float deltaClamp;       //!< upper limit of dw and dh
     int32_t topK;           //!< candidates a level
     int32_t halfPrecision;  //!< 1: logits and deltas are FP16; 0: FP32
+    int32_t logitChannels;  //!< of the tensors of logits: A*C, or more; those behind A*C mean nothing
+    int32_t deltaChannels;  //!< of the tensors of deltas: A*4, or more
+    int32_t channelsLast;   //!< 1: these tensors are (B, h, w, channels); 0: (B, channels, h, w)
 };
 
 //! \return what is wrong with a problem, or nullptr.
@@ -49,7 +52,8 @@ size_t decodeScratchBytes(DecodeProblem const& problem) noexcept;
 
 //! \brief Fill the slots of all images; all pointers but logits and deltas themselves are to device memory.
 //!
-//! \param logits [levels] pointers to (B, A*C, h, w), channel a*C + c, aligned to their elements.
+//! \param logits [levels] pointers to (B, A*C, h, w), channel a*C + c, aligned to their elements. Whatever the layout,
+//!     a logit's flat index is its place in this one.
 //! \param deltas [levels] pointers to (B, A*4, h, w), channel a*4 + i, i of dx dy dw dh.
 //! \param letterbox (B, 4): original h, w, resized h, w.
 //! \param outLogits (B, N): best first a level, ties to the lower flat index; -inf in empty slots.

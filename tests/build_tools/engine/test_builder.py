@@ -13,7 +13,15 @@ import onnx
 import pytest
 
 from retinaserve.build_tools.engine import listeners
-from retinaserve.build_tools.engine.builder import RTX, EngineOptions, build_engine, build_plan, load_tensorrt
+from retinaserve.build_tools.engine.builder import (
+    RTX,
+    EngineOptions,
+    build_engine,
+    build_plan,
+    compute_capability,
+    load_tensorrt,
+    profile,
+)
 from retinaserve.build_tools.engine.gpu import Driver, find_gpus, this_target
 from retinaserve.build_tools.engine.listeners import message_log, progress_monitor, tidy
 from retinaserve.build_tools.engine.manifest import check_plan, read_manifest
@@ -47,6 +55,18 @@ def flavours(toy_onnx: Path) -> dict[str, Path]:
     paths = {name: toy_onnx.parent / f"{name.replace(' ', '_')}.onnx" for name in models}
     for name, model in models.items():
         save(graft(model), paths[name])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def for_plugins(toy_onnx: Path) -> dict[str, Path]:
+    """The toy detector with our plugins, in half precision and quantized."""
+    spec, heads = toy_spec(), onnx.load(toy_onnx.parent / "heads.onnx")
+    layers = layers_of(heads, spec)
+    int8 = quantize(heads, spec, dict.fromkeys(tensors_of(heads, layers), 4.0), layers)
+    paths = {name: toy_onnx.parent / f"{name.replace(' ', '_')}_plugins.onnx" for name in ("fp16", "int8 in fp16")}
+    for path, model in zip(paths.values(), (heads, int8), strict=True):
+        save(graft(to_float16(model)[0], flavour="tensorrt"), path)
     return paths
 
 
@@ -88,6 +108,34 @@ def test_every_precision_compiles_for_every_target(
             assert len(compiled.report.fallen) == TOY_CONVOLUTIONS - TOY_OUTPUTS
         else:
             assert compiled.report.convolutions == stated and not compiled.report.fallen
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", ["fp16", "int8 in fp16"])
+def test_the_heads_convolutions_write_what_the_plugin_reads(
+    trt: Any, for_plugins: dict[str, Path], tmp_path: Path, name: str, target: str
+) -> None:
+    """An output of the network takes the plugin's place: half, in vectors of eight channels."""
+    model, cut = compilable(for_plugins[name])
+    assert cut == DECODE
+    save(model, tmp_path / "cut.onnx")
+    log = message_log(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(0)
+    assert trt.OnnxParser(network, log).parse_from_file(str(tmp_path / "cut.onnx"))
+    heads = [network.get_output(number) for number in range(network.num_outputs)]
+    assert len(heads) == TOY_OUTPUTS and {head.dtype for head in heads} == {trt.DataType.HALF}
+    for head in heads:
+        head.allowed_formats = 1 << int(trt.TensorFormat.HWC8)
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.add_optimization_profile(profile(builder, network, (1, 2, 4)))
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(compute_capability(trt, target), 0)
+    assert builder.build_serialized_network(network, config) is not None, log.first_error()
+    for head in heads:
+        (line,) = (each for each in log.listing.splitlines() if f"Outputs: [ {{ Name: {head.name}, " in each)
+        assert "LayerType: correlation," in line and "Datatype: Half" in line.split("Outputs: ")[1]
 
 
 def test_a_graph_of_plugins_is_compiled_up_to_them(with_plugins: Path) -> None:

@@ -89,6 +89,28 @@ def test_the_grafted_graph_keeps_boxes_in_float(heads: Path) -> None:
     np.testing.assert_allclose(half[2], single[2], atol=5e-3)  # scores
 
 
+def test_the_plugin_reads_the_heads_in_half_and_in_vectors(heads: Path) -> None:
+    """The channels that fill the vectors come last; the others are the heads, bit for bit."""
+    half = to_float16(heads)[0]
+    grafted = graft(half, flavour="tensorrt")
+    (decode,) = (node for node in grafted.graph.node if node.op_type == "RetinaNetDecode")
+    assert sum(node.op_type == "Cast" for node in grafted.graph.node) == 2  # of the image, and to half
+    read = list(decode.input[:-1])
+    names = [name for pair in toy_spec().head_names for name in pair]
+    for node in [node for node in grafted.graph.node if node.domain]:
+        grafted.graph.node.remove(node)
+    del grafted.graph.output[:]
+    grafted.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT16, None) for name in read)
+    inputs = {"image": np.random.default_rng(0).integers(0, 256, (2, 3, *toy_spec().size)).astype(np.uint8)}
+    del grafted.graph.input[1]
+    floats = run(graft(half, keep_heads=True), {**inputs, "letterbox": np.full((2, 4), 128, np.float32)})[4:]
+    for name, found, expected in zip(names, run(grafted, inputs), floats, strict=True):
+        channels = expected.shape[1]
+        assert found.dtype == np.float16 and found.shape[1] == {27: 32, 36: 40}[channels]
+        assert (found[:, :channels] == expected.astype(np.float16)).all()  # what a runtime may leave unrounded
+        assert (found[:, channels:] == (-65504 if name.startswith("cls") else 0)).all()
+
+
 def test_normalisation_stays_in_float() -> None:
     constants = {name: np.ones((2, 2, 1, 1) if name == "w" else 2, np.float32) for name in ("w", "scale", "shift")}
     nodes = [

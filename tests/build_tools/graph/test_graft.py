@@ -292,6 +292,7 @@ def test_the_plugins_attributes_are_the_spec_s():
         "threshold_logit": np.float32(math.log(0.4 / 0.6)),
         "delta_clamp": np.float32(math.log(1000 / 16)),
         "topk": 7,
+        "classes": 2,
     }
     assert attributes["RetinaNetNMS"] == common | {"iou": np.float32(0.3), "max_detections": 9}
     heads = [name for pair in spec.head_names for name in pair]

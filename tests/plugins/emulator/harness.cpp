@@ -36,7 +36,8 @@ extern "C"
 //! A tensor on the host; the first dimension is the batch.
 struct HarnessTensor
 {
-    int32_t type; //!< nvinfer1::DataType
+    int32_t type;   //!< nvinfer1::DataType
+    int32_t format; //!< nvinfer1::TensorFormat
     int32_t nbDims;
     int64_t dims[8];
     void* data;
@@ -57,7 +58,8 @@ size_t bytesOf(HarnessTensor const& tensor)
     size_t bytes = elementBytes(tensor.type);
     for (int32_t d = 0; d < tensor.nbDims; ++d)
     {
-        bytes *= static_cast<size_t>(tensor.dims[d]);
+        bool const isFilled = d == 1 && static_cast<TensorFormat>(tensor.format) == TensorFormat::kHWC8;
+        bytes *= static_cast<size_t>(isFilled ? (tensor.dims[d] + 7) / 8 * 8 : tensor.dims[d]);
     }
     return bytes;
 }
@@ -78,7 +80,7 @@ PluginTensorDesc describe(HarnessTensor const& tensor, int64_t batch)
     PluginTensorDesc made{};
     made.dims = dimsOf(tensor, batch);
     made.type = static_cast<DataType>(tensor.type);
-    made.format = TensorFormat::kLINEAR;
+    made.format = static_cast<TensorFormat>(tensor.format);
     return made;
 }
 
@@ -274,8 +276,15 @@ private:
                 return build.supportsFormatCombination(pos, descs.data(), nbInputs(), nbOutputs());
             };
             DataType const type = mDynamic[static_cast<size_t>(pos)].desc.type;
+            TensorFormat const format = mDynamic[static_cast<size_t>(pos)].desc.format;
             std::string const where = " at position " + std::to_string(pos);
-            expect(isSupported(type, TensorFormat::kLINEAR), "the tensors' own format is refused" + where);
+            expect(isSupported(type, format), "the tensors' own format is refused" + where);
+            for (TensorFormat const other : {TensorFormat::kLINEAR, TensorFormat::kHWC8, TensorFormat::kHWC})
+            {
+                expect(pos == 0 || other == format || !isSupported(type, other), "two formats are mixed" + where);
+            }
+            expect(!isSupported(DataType::kFLOAT, TensorFormat::kHWC8), "FP32 in vectors is accepted" + where);
+            expect(!isSupported(DataType::kHALF, TensorFormat::kHWC), "FP16 without vectors is accepted" + where);
             expect(!isSupported(type, TensorFormat::kCHW4), "a vectorised format is accepted" + where);
             expect(!isSupported(DataType::kINT8, TensorFormat::kLINEAR), "INT8 is accepted" + where);
         }

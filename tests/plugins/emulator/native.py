@@ -23,6 +23,8 @@ CPU_FLAGS = (
 )  # fmt: skip
 KERNELS = tuple(PLUGINS / "kernels" / f"{name}.cu" for name in ("decode", "nms"))
 INTERFACE = (HERE / "kernels.cpp", HERE / "memory.cpp")
+# How heads may lie in memory: channels are a multiple of this, and are last.
+LAYOUTS = {"linear": (1, False), "linear, filled": (8, False), "kHWC": (1, True), "kHWC8": (8, True)}
 GARBAGE = 0xA5  # what scratch, outputs and guards hold before a call
 
 
@@ -51,20 +53,26 @@ class DecodeProblem(ctypes.Structure):
         ("delta_clamp", c_float),
         ("topk", c_int32),
         ("half_precision", c_int32),
+        ("logit_channels", c_int32),
+        ("delta_channels", c_int32),
+        ("channels_last", c_int32),
     )
 
     @classmethod
     def create(
-        cls, batch, sizes, *, classes, anchors, strides, threshold_logit, topk, delta_clamp, half_precision
+        cls, batch, sizes, *, classes, anchors, strides, threshold_logit, topk, delta_clamp, half_precision,
+        layout="linear",
     ):  # fmt: skip
-        """Return the problem of feature maps of these (h, w) sizes; anchors: (levels, A, 4)."""
+        """Return the problem of maps of these (h, w) sizes; anchors: (levels, A, 4); layout: of LAYOUTS."""
         table = np.ascontiguousarray(anchors, np.float32)
+        vector, last = LAYOUTS[layout]
         many = c_int32 * len(sizes)
         heights, widths = zip(*sizes, strict=True)
+        channels = [rounded_up(table.shape[1] * each, vector) for each in (classes, 4)]
         return cls(
             batch, len(sizes), classes, table.shape[1], many(*heights), many(*widths), many(*strides),
             (c_float * table.size)(*table.ravel().tolist()), threshold_logit, delta_clamp, topk,
-            int(half_precision),
+            int(half_precision), *channels, last,
         )  # fmt: skip
 
 
@@ -120,6 +128,20 @@ def garbage(shape, dtype):
     return np.full(int(np.prod(shape)) * np.dtype(dtype).itemsize, GARBAGE, np.uint8).view(dtype).reshape(shape)
 
 
+def rounded_up(value, multiple):
+    """Return the next multiple that is not below a value."""
+    return -(-value // multiple) * multiple
+
+
+def laid_out(level, layout):
+    """Return a head (B, C, h, w) in a layout of LAYOUTS, with garbage in the channels that mean nothing."""
+    vector, last = LAYOUTS[layout]
+    batch, channels, height, width = level.shape
+    filled = garbage((batch, rounded_up(channels, vector), height, width), level.dtype)
+    filled[:, :channels] = level
+    return np.ascontiguousarray(filled.transpose(0, 2, 3, 1)) if last else filled
+
+
 class Kernels:
     """The shared library of the kernels; `guard` bytes around every array are watched, a multiple of 256."""
 
@@ -170,15 +192,16 @@ class Kernels:
         return found
 
     def decode(
-        self, logits, deltas, letterbox, *, anchors, strides, threshold_logit, topk, delta_clamp
+        self, logits, deltas, letterbox, *, anchors, strides, threshold_logit, topk, delta_clamp, layout="linear"
     ):  # fmt: skip
         """Run the decode kernels; arguments and results are those of retinaserve.plugins.reference.decode."""
         batch, channels = logits[0].shape[:2]
         problem = DecodeProblem.create(
             batch, [(level.shape[2], level.shape[3]) for level in logits], classes=channels // anchors.shape[1],
             anchors=anchors, strides=strides, threshold_logit=threshold_logit, topk=topk, delta_clamp=delta_clamp,
-            half_precision=logits[0].dtype == np.float16,
+            half_precision=logits[0].dtype == np.float16, layout=layout,
         )  # fmt: skip
+        logits, deltas = ([laid_out(level, layout) for level in part] for part in (logits, deltas))
         if fault := self._fault(problem):
             raise ValueError(fault.decode())
         slots = self.library.retinaserveDecodeSlots(byref(problem))
