@@ -1,4 +1,4 @@
-"""Detections in the forms a user takes away: JSON lines, a COCO file, annotated images.
+"""Detections in the forms a user takes away: JSON lines, a COCO file, GeoJSON, annotated images.
 
     print(json_line(path, detections, class_names))
     coco_results([(path, detections)], class_names, category_ids)
@@ -9,12 +9,14 @@ list for pycocotools is training/scores.py's.
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.raster import open_raster
 
 KEPT_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})  # other images become JPEG when annotated
 
@@ -51,6 +53,38 @@ def coco_results(
             )
     categories = [{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)]
     return {"images": images, "categories": categories, "annotations": annotations}
+
+
+def geojson(answers: Iterable[tuple[Path, Detections]], class_names: Sequence[str]) -> dict[str, Any]:
+    """Return all boxes as one FeatureCollection, in the coordinates of their rasters, or in pixels without any.
+
+    RFC 7946 knows one coordinate system only; another is named as GDAL does, by its predecessor's member `crs`.
+    Raises UserError for rasters of different systems.
+    """
+    features: list[dict[str, Any]] = []
+    systems: dict[str, Path] = {}
+    for file, found in answers:
+        with open_raster(file) as raster:
+            place = raster.georeference
+        systems.setdefault(place.crs if place else "", file)
+        if len(systems) > 1:
+            raise UserError(
+                f"{file} has another coordinate system than {next(iter(systems.values()))}",
+                "one GeoJSON has one: ask for them separately",
+            )
+        a, b, c, d, e, f = place.transform if place else (1, 0, 0, 0, 1, 0)
+        for (x1, y1, x2, y2), score, index in _rows(found):
+            corners = ((x1, y1), (x1, y2), (x2, y2), (x2, y1), (x1, y1))
+            ring = [[a * x + b * y + c, d * x + e * y + f] for x, y in corners]
+            properties = {"file": str(file), "class": class_names[index], "score": score}
+            geometry = {"type": "Polygon", "coordinates": [ring]}
+            features.append({"type": "Feature", "properties": properties, "geometry": geometry})
+    collection: dict[str, Any] = {"type": "FeatureCollection"}
+    crs = next(iter(systems), "")
+    if crs:
+        name = re.sub(r"^(\w+):(\w+)$", r"urn:ogc:def:crs:\1::\2", crs)
+        collection["crs"] = {"type": "name", "properties": {"name": name}}
+    return {**collection, "features": features}
 
 
 def annotated_paths(files: Sequence[Path], folder: Path) -> list[Path]:

@@ -86,6 +86,7 @@ GONE = {
 CHANGED: dict[tuple[str, str], str] = {
     ("export", "emulate"): "the emulation of FP16 on a CPU is gone",
     ("build", "precision"): "f32 is called fp32, and is still taken",
+    ("predict", "style"): "geojson is new",
     ("admit", "cost"): "it was this project's own measurement",
     ("admit", "served"): "it was this project's own measurement",
 }

@@ -4,6 +4,7 @@ image = load_image(path)                                    # upright RGB, whate
 pixels, sizes = letterbox(image, spec.size, spec.pad_value)   # (H, W, 3) uint8, and what `LETTERBOX` holds
 """
 
+import io
 import math
 from pathlib import Path
 
@@ -20,13 +21,17 @@ SIDEWAYS = (5, 6, 7, 8)  # the orientations that exchange width and height
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for bad files
 
 
-def load_image(path: Path) -> Image.Image:
-    """Return the image in a file as RGB, its EXIF orientation applied, its alpha dropped. Raises UserError."""
+def load_image(source: Path | bytes) -> Image.Image:
+    """Return an image file, or its content, as RGB, its EXIF orientation applied, its alpha dropped.
+
+    Raises UserError.
+    """
+    name = "" if isinstance(source, bytes) else f"{source}: "
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except UNREADABLE as error:
-        raise UserError(f"{path}: the image can't be read: {error}") from None
+        raise UserError(f"{name}the image can't be read: {error}") from None
 
 
 def upright_size(path: Path) -> tuple[int, int]:

@@ -22,7 +22,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, Self, TypeVar
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
 
 from retinaserve.eval.client.server_info import ModelStatistics, ServedModel, by_model
 from retinaserve.eval.client.servers import Replica, Replicas, Slots
@@ -36,8 +37,10 @@ from retinaserve.eval.client.transport import (
     no_server,
 )
 from retinaserve.eval.identity import Identity
+from retinaserve.eval.tiled import TiledDetector, Tiling
+from retinaserve.plugins.tiles import OVERLAP
 from retinaserve.training.detections import Detections, ImageError
-from retinaserve.training.errors import UserError
+from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.spec import BOXES, CLASSES, DETECTOR, LETTERBOX, NUM_DETECTIONS, SCORES
 
 __all__ = ["Answer", "AsyncClient", "Client"]
@@ -84,6 +87,13 @@ class _Served:
     def category_ids(self) -> tuple[int, ...]:
         """The COCO category of each class index."""
         return self.served.category_ids
+
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """(h, w) of a tile that the model sees unscaled. Raises UserError where the server does not tell it."""
+        if self.served.size is None:
+            raise UserError(f"{self.servers} does not tell its model's size", "name the tile", code=Exit.USAGE)
+        return self.served.size
 
 
 class AsyncClient(_Served):
@@ -316,9 +326,22 @@ class Client(_Served):
         finally:
             self._stop_loop()
 
-    def predict(self, images: Sequence[bytes]) -> list[Detections]:
-        """Return the detections of each encoded image. Raises UserError for the first that has none."""
-        return [_found(answer, index) for index, answer in enumerate(self.predict_many(images))]
+    def predict(
+        self,
+        images: Sequence[bytes | Path],
+        *,
+        tile: tuple[int, int] | Literal["auto"] | None = None,
+        overlap: float = OVERLAP,
+        whole: bool = False,
+    ) -> list[Detections]:
+        """Return the detections of each image, encoded or in a file. Raises UserError for the first that has none.
+
+        With `tile` (h, w), or "auto" for the model's own size, an image of any size is cut; see eval/tiled.py.
+        """
+        if tile is not None:
+            return TiledDetector(self, Tiling(None if tile == "auto" else tile, overlap, whole)).predict(images)
+        encoded = (image.read_bytes() if isinstance(image, Path) else image for image in images)
+        return [_found(answer, index) for index, answer in enumerate(self.predict_many(encoded))]
 
     def predict_many(
         self, images: Iterable[bytes | ImageError], *, concurrency: int | None = None

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from retinaserve.eval.tiled import answers_of
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections, Detector, ImageError
 from retinaserve.training.draw import contact_sheet, draw, open_image
 from retinaserve.training.files import write_json
-from retinaserve.training.images import annotated_files, read_files
+from retinaserve.training.images import annotated_files
 from retinaserve.training.scores import (
     IOU_50,
     IOU_75,
@@ -143,7 +144,7 @@ def evaluate_detector(
     results: dict[int, Detections] = {}
     errors: dict[int, ImageError] = {}
     start = time.perf_counter()
-    answers = progress(detector.predict_many(read_files(files.values())), len(files))
+    answers = progress(answers_of(detector, files.values()), len(files))
     for image_id, answer in zip(files, answers, strict=True):
         if isinstance(answer, ImageError):
             errors[image_id], results[image_id] = answer, Detections.none()

@@ -122,6 +122,11 @@ class OfflineDetector:
         """The COCO category of each class index."""
         return self.spec.category_ids
 
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """(h, w) of a tile that the model sees unscaled."""
+        return self.spec.size
+
     def identity(self) -> Identity:
         """Return which model this is, in which runtime."""
         name, installed = self.runtime.name, ""

@@ -19,14 +19,16 @@ from retinaserve.scripts.cli.options import (
     report_options,
     server_option,
     server_words,
+    tile_options,
     timeout_option,
     tls_options,
     wait_option,
 )
-from retinaserve.scripts.cli.output import ReportOptions, finish, progress, publish
+from retinaserve.scripts.cli.output import ReportOptions, finish, progress, publish, tiled
 
 if TYPE_CHECKING:
     from retinaserve.eval.client.transport import TlsFiles
+    from retinaserve.eval.tiled import Tiling
 
 
 @click.command("eval")
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     default=16,
     help="Requests in flight at a time; enough that one step decodes a batch while another computes one.",
 )
+@tile_options
 @timeout_option
 @wait_option
 @tls_options
@@ -59,6 +62,7 @@ def evaluate(
     timeout: float,
     wait: float,
     tls: "TlsFiles | None",
+    tiling: "Tiling | None",
     json_file: Path | None,
     output: Path | None,
     **report_choices: Any,
@@ -81,7 +85,7 @@ def evaluate(
     ) as client:
         where, model = client.servers, client.identity().to_dict()
         traffic = Traffic.watch(client)
-        report = evaluate_detector(client, truth, images, progress=progress)
+        report = evaluate_detector(tiled(client, tiling), truth, images, progress=progress)
         busy, latency = traffic.busy(report.seconds), traffic.latency()
     report = replace(report, model=model, latency_ms=latency, busy=busy)
     passed = publish(report, options)

@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,9 +14,13 @@ from retinaserve.scripts.cli.options import (
     json_option,
     report_options,
     threads_option,
+    tile_options,
 )
-from retinaserve.scripts.cli.output import ReportOptions, finish, print_predictions, progress, publish
+from retinaserve.scripts.cli.output import ReportOptions, finish, print_predictions, progress, publish, tiled
 from retinaserve.training.files import write_json
+
+if TYPE_CHECKING:
+    from retinaserve.eval.tiled import Tiling
 
 
 @click.command()
@@ -25,6 +29,7 @@ from retinaserve.training.files import write_json
 @click.option("--annotations", type=FILE, help="COCO annotations of the images; with them it scores.")
 @click.option("--output", type=FILE, help="With --annotations: write all detections to this COCO result file.")
 @click.option("--score", type=click.FloatRange(0, 1), default=0.3, help="Without --annotations: leave weaker out.")
+@tile_options
 @batch_option
 @threads_option
 @json_option
@@ -35,6 +40,7 @@ def infer(
     annotations: Path | None,
     output: Path | None,
     score: float,
+    tiling: "Tiling | None",
     batch: int,
     threads: int,
     json_file: Path | None,
@@ -60,7 +66,7 @@ def infer(
     detector = open_detector(model, threads=threads, batch=batch)
     passed = True
     if truth:
-        report = evaluate_detector(detector, truth, images, progress=progress)
+        report = evaluate_detector(tiled(detector, tiling), truth, images, progress=progress)
         passed = publish(replace(report, model=detector.identity().to_dict()), options)
         failed, count = len(report.errors), len(report.files)
         if output:
@@ -68,7 +74,7 @@ def infer(
             click.echo(f"detections: {output}", err=True)
     else:
         files = find_images([images])
-        failed, count = print_predictions(files, detector, score=score, style="jsonl"), len(files)
+        failed, count = print_predictions(files, tiled(detector, tiling), score=score, style="jsonl"), len(files)
     quoted = shlex.quote(str(model))
     if model.suffix == ".pth":
         following = f"retinaserve export {quoted} {shlex.quote(str(model.with_suffix('.onnx')))}"

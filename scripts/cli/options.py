@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
+from retinaserve.plugins.tiles import OVERLAP
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.settings import Setting, plain_type, settings_of
 from retinaserve.training.spec import DETECTOR
@@ -78,6 +79,44 @@ def tls_options(verb: Callable[..., None]) -> Callable[..., None]:
         verb(tls=TlsFiles(ca, client_cert, client_key) if ca or client_cert or client_key else None, **rest)
 
     return with_tls
+
+
+class TileSize(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+    """A tile: "auto", as None, or H,W in pixels, or one number for both."""
+
+    name = "tile"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return (h, w), or "auto"."""
+        sides = value.split(",") if isinstance(value, str) and value != "auto" else value
+        if isinstance(sides, list):
+            if not 1 <= len(sides) <= 2 or not all(side.strip().isdecimal() for side in sides):
+                self.fail(f"{value!r} is neither auto nor H,W in pixels", param, ctx)
+            return int(sides[0]), int(sides[-1])
+        return value
+
+
+def tile_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of images larger than the detector's input; the verb takes them as `tiling`, or None."""
+
+    @click.option(
+        "--tile",
+        type=TileSize(),
+        metavar="auto|H,W",
+        help="Cut into tiles; auto: of the model's size.",
+    )
+    @click.option("--overlap", default=OVERLAP, metavar="SHARE", help="Of a tile's side that neighbours share.")
+    @click.option("--whole", is_flag=True, help="With --tile: also ask for the whole image, for large objects.")
+    @functools.wraps(verb)
+    def with_tiles(*, tile: Any, overlap: float, whole: bool, **rest: Any) -> None:
+        from retinaserve.eval.tiled import Tiling
+
+        if tile is None and whole:
+            raise click.UsageError("--whole needs --tile")
+        tiling = None if tile is None else Tiling(None if tile == "auto" else tile, overlap, whole)
+        verb(tiling=tiling, **rest)
+
+    return with_tiles
 
 
 def server_words(*servers: object, tls: "TlsFiles | None" = None) -> str:

@@ -11,24 +11,26 @@ Results go to stdout, everything else to stderr. The analysis runs only when som
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import click
 
-from retinaserve.training.errors import Exit
+from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import make_place, write_json
 
 if TYPE_CHECKING:
     from retinaserve.eval.report.analysis import Baseline, Comparison
     from retinaserve.eval.report.report import Report
+    from retinaserve.eval.tiled import Sized, Tiling
     from retinaserve.training.coco import Annotations
     from retinaserve.training.detections import Detections, Detector
 
 T = TypeVar("T")
 
 STEPS = "retinaserve.steps"  # in the `meta` of a click context: the verb is a step of another one
+LARGEST_DRAWN = 4096  # px, the longer side of an annotated image that was read by windows
 MOST_CLASSES = 10  # of those that changed, on the terminal
 
 
@@ -176,23 +178,41 @@ def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.4f}"
 
 
+def tiled(detector: "Sized", tiling: "Tiling | None") -> "Detector":
+    """Return the detector, or that of its tiles with their number shown on a terminal."""
+    if tiling is None:
+        return detector
+
+    from tqdm import tqdm
+
+    from retinaserve.eval.tiled import TiledDetector
+
+    bar = tqdm(unit="tile", file=sys.stderr, disable=None, dynamic_ncols=True, leave=False)
+
+    def show(answered: int, known: int) -> None:
+        bar.total = known
+        bar.update(answered - bar.n)
+
+    return TiledDetector(detector, tiling, on_tile=show)
+
+
 def print_predictions(
     files: Sequence[Path], detector: "Detector", *, score: float, style: str, output: Path | None = None
 ) -> int:
     """Print every answer as it comes, draw it into `output`, report the bad; return how many were bad."""
-    from retinaserve.eval.predictions import annotated_paths, coco_results, json_line
+    from retinaserve.eval.predictions import annotated_paths, coco_results, geojson, json_line
+    from retinaserve.eval.tiled import answers_of
     from retinaserve.training.detections import ImageError
-    from retinaserve.training.images import read_files
 
     targets = annotated_paths(files, output) if output else [None] * len(files)
     kept, failed = [], 0
-    for file, target, answer in zip(files, targets, detector.predict_many(read_files(files)), strict=True):
+    for file, target, answer in zip(files, targets, answers_of(detector, files), strict=True):
         if isinstance(answer, ImageError):
             failed += 1
             click.secho(f"{file}: {answer.message}", fg="red", err=True)
             continue
         found = answer.above(score)
-        if style == "coco":
+        if style in ("coco", "geojson"):
             kept.append((file, found))
         if style == "jsonl":
             click.echo(json_line(file, found, detector.class_names))
@@ -201,16 +221,25 @@ def print_predictions(
     if style == "coco":
         results = coco_results(kept, detector.class_names, detector.category_ids)
         click.echo(json.dumps(results, ensure_ascii=False))
+    if style == "geojson":
+        click.echo(json.dumps(geojson(kept, detector.class_names), ensure_ascii=False))
     return failed
 
 
 def _draw(file: Path, found: "Detections", class_names: Sequence[str], target: Path) -> None:
     from retinaserve.training.draw import draw, open_image
+    from retinaserve.training.raster import MOST_DECODED, open_raster
 
     target.parent.mkdir(parents=True, exist_ok=True)
+    height, width = found.size or (0, 0)
     try:
-        image = open_image(file)
-    except OSError as error:  # Pillow is stricter than the server's decoder with what is damaged
+        if height * width > MOST_DECODED:
+            with open_raster(file) as raster:
+                image = raster.reduced(LARGEST_DRAWN)
+            found = replace(found, boxes=found.boxes * (image.width / width))
+        else:
+            image = open_image(file)
+    except (OSError, UserError) as error:  # Pillow is stricter than the server's decoder with what is damaged
         click.secho(f"{file}: answered, but it can't be drawn: {error}", fg="yellow", err=True)
         return
     draw(image, found, class_names).save(target, quality=92)

@@ -13,14 +13,18 @@ from retinaserve.scripts.cli.options import (
     protocol_option,
     server_option,
     server_words,
+    tile_options,
     timeout_option,
     tls_options,
     wait_option,
 )
-from retinaserve.scripts.cli.output import finish, print_predictions
+from retinaserve.scripts.cli.output import finish, print_predictions, tiled
 
 if TYPE_CHECKING:
     from retinaserve.eval.client.transport import TlsFiles
+    from retinaserve.eval.tiled import Tiling
+
+STYLES = ("jsonl", "coco", "geojson")
 
 
 @click.command()
@@ -29,7 +33,10 @@ if TYPE_CHECKING:
 @protocol_option
 @model_option
 @click.option("--output", type=FOLDER, help="Write annotated images into this directory.")
-@click.option("--format", "style", type=click.Choice(["jsonl", "coco"]), default="jsonl", help="What is printed.")
+@click.option(
+    "--format", "style", type=click.Choice(["jsonl", "coco", "geojson"]), default="jsonl", help="What is printed."
+)
+@tile_options
 @click.option("--score", type=click.FloatRange(0, 1), default=0.3, help="Leave weaker detections out.")
 @click.option("--concurrency", type=COUNT, default=8, help="Requests in flight at a time.")
 @timeout_option
@@ -48,6 +55,7 @@ def predict(
     timeout: float,
     wait: float,
     tls: "TlsFiles | None",
+    tiling: "Tiling | None",
     quiet: bool,
 ) -> None:
     """Detect objects in IMAGES (files, directories, patterns) through a server.
@@ -63,7 +71,7 @@ def predict(
         server, protocol=protocol, model=ensemble, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls
     ) as client:
         style = "none" if quiet else style
-        failed = print_predictions(files, client, score=score, style=style, output=output)
+        failed = print_predictions(files, tiled(client, tiling), score=score, style=style, output=output)
         where = client.servers
     if output:
         click.echo(f"{len(files) - failed} annotated images: {output}", err=True)

@@ -175,7 +175,31 @@ def test_bench_prints_a_table_and_writes_it_down(server: TritonServer, folder: P
     assert (folder / "bench" / "b.png").is_file()
 
 
+@pytest.mark.server
+def test_predict_in_tiles(server: TritonServer, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "large.png").write_bytes(encode(checker(400, 300), "PNG"))
+    words = ["predict", tmp_path / "large.png", "--server", server.grpc_url, "--score", 0]
+    plain, cut = run(*words), run(*words, "--tile", "auto", "--whole", "--output", tmp_path / "drawn")
+    assert plain.exit_code == cut.exit_code == 0, cut.stderr
+    few, many = json.loads(plain.stdout), json.loads(cut.stdout)
+    assert len(many["detections"]) > len(few["detections"]) and (many["width"], many["height"]) == (400, 300)
+    with Image.open(tmp_path / "drawn" / "large.png") as drawn:
+        assert drawn.size == (400, 300)
+    for tile in ("96", "128,192"):
+        result = run(*words, "--tile", tile, "--format", "geojson")
+        collection = json.loads(result.stdout)
+        assert result.exit_code == 0 and len(collection["features"]) > 50
+    assert collection["features"][0]["properties"]["class"] in ("disc", "box", "étoile filante")
+
+
+def test_help_of_predict_fits_a_screen(run: Run) -> None:
+    assert len(run("predict", "--help").stdout.splitlines()) <= 48
+
+
 MISTAKES = {
+    "no tile": (["predict", "a.png", "--tile", "big"], 2, "neither auto nor H,W"),
+    "a tile too small": (["predict", "a.png", "--tile", "8"], 2, "a tile of 8 x 8 pixels is too small"),
+    "the whole of no tiles": (["predict", "a.png", "--whole"], 2, "--whole needs --tile"),
     "no such file": (["predict", "none.jpg"], 3, "none.jpg: no such file or directory"),
     "no images": (["predict", "."], 3, ".: no images in this directory"),
     "no server": (
