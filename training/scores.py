@@ -1,30 +1,37 @@
-"""COCO scores by pycocotools: this feeds it and names what it answers.
+"""COCO scores: this feeds the judge and names what it answers.
 
     truth = Annotations.load(Path("val.json"))
     match = match_classes(detector.class_names, truth.categories)
     scores = evaluate(truth, {image_id: detections}, match.category_ids)
     scores.ap, scores.per_class[0].ap50
 
-pycocotools prints; nothing of that gets out. A score that has no ground truth to stand on is None, not -1.
+A score that has no ground truth to stand on is None, not -1.
 """
 
-import contextlib
-import io
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
+from retinaserve.training.judge import (
+    AREAS,
+    MAX_DETECTIONS,
+    ClassMatches,
+    Curves,
+    Found,
+    Judge,
+    JudgeName,
+    Labels,
+)
 
-MAX_DETECTIONS = (1, 10, 100)  # of COCO; AP counts the best hundred of an image
 IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-IOU_50, IOU_75 = 0, 5  # places in COCO's thresholds 0.50, 0.55 ... 0.95
 AREA_ALL = 0
+IOU_50, IOU_75 = 0, 5  # places in COCO's thresholds 0.50, 0.55 ... 0.95
 # The 12 numbers, in the order COCOeval summarizes them, and what each one counts.
 NUMBERS: Mapping[str, str] = {
     "ap": "IoU 0.50:0.95, all areas, 100 detections",
@@ -43,37 +50,15 @@ NUMBERS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, eq=False)
-class ClassMatches:
-    """One category's detections, best score first as COCOeval orders them, and where its boxes are."""
-
-    row: npt.NDArray[np.int64]  # (D,) place in the result list
-    image: npt.NDArray[np.int64]  # (D,) place of the image
-    score: npt.NDArray[np.float64]  # (D,)
-    matched: npt.NDArray[np.bool_]  # (10, D) at each IoU: found a box nobody had found
-    ignored: npt.NDArray[np.bool_]  # (10, D) neither right nor wrong: it lies on a crowd
-    truth_id: npt.NDArray[np.int64]  # (D,) annotation found at IoU 0.5, 0 for none
-    instances: npt.NDArray[np.int64]  # (N,) boxes in each image, crowds left out
-
-
-@dataclass(frozen=True, eq=False)
 class Matches:
-    """Which detection found which box, as COCOeval decided (all areas, 100 detections an image).
+    """Which detection found which box, as the judge decided (all areas, 100 detections of a class in an image).
 
     By category, in the file's order. Places, not ids: the n-th image in the order of ids, the n-th row of the
-    result list.
+    result list, the n-th box of the file.
     """
 
     image_ids: tuple[int, ...]  # sorted
     of_class: tuple[ClassMatches, ...]
-
-    @classmethod
-    def of(cls, coco: Any, order: Sequence[int]) -> Self:
-        """Read them from a COCOeval after `evaluate()`; `order` is each category's place in COCOeval's list."""
-        image_ids = tuple(int(image_id) for image_id in coco.params.imgIds)
-        areas, count = len(coco.params.areaRng), len(image_ids)
-        starts = [place * areas * count for place in order]  # evalImgs is (K, A, N), "all" the first area
-        classes = (_class_matches(coco.evalImgs[start : start + count]) for start in starts)
-        return cls(image_ids, tuple(classes))
 
 
 @dataclass(frozen=True)
@@ -119,12 +104,17 @@ class CocoScores:
     per_class: tuple[ClassScore, ...]
     # (10 IoU, 101 recall, K categories), -1 where there is no ground truth
     precision: npt.NDArray[np.float64] = field(repr=False, compare=False)
-    matches: Matches = field(repr=False, compare=False)  # which detection found what, for the report beyond AP
+    judge: Judge = field(repr=False, compare=False)
+
+    @cached_property
+    def matches(self) -> Matches:
+        """Which detection found what, for the report beyond AP."""
+        return Matches(self.judge.image_ids, self.judge.matches())
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the curves and the matches, for JSON."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        del values["precision"], values["matches"]
+        del values["precision"], values["judge"]
         return {**values, "per_class": [asdict(score) for score in self.per_class]}
 
 
@@ -174,128 +164,86 @@ def to_coco(results: Mapping[int, Detections], category_ids: Sequence[int | None
     return rows
 
 
+def labels_of(truth: Annotations) -> Labels:
+    """Return the boxes of a file as columns for the judge."""
+    places = {category_id: place for place, category_id in enumerate(truth.categories)}
+    image_ids = np.array([box["image_id"] for box in truth.boxes], np.int64)
+    return Labels(
+        image=np.searchsorted(sorted(truth.images), image_ids),
+        category=np.array([places[box["category_id"]] for box in truth.boxes], np.int64),
+        boxes=np.array([box["bbox"] for box in truth.boxes], np.float64).reshape(-1, 4),
+        area=np.array([box["area"] for box in truth.boxes], np.float64),
+        crowd=np.array([box["iscrowd"] for box in truth.boxes], np.bool_),
+    )
+
+
+def found_of(truth: Annotations, results: Mapping[int, Detections], category_ids: Sequence[int | None]) -> Found:
+    """Return the rows of `to_coco` as columns for the judge."""
+    place_of = {image_id: place for place, image_id in enumerate(sorted(truth.images))}
+    categories = {category_id: place for place, category_id in enumerate(truth.categories)}
+    of_class = np.array([-1 if key is None else categories[key] for key in category_ids], np.int64)
+    answers = [Detections.none(), *results.values()]
+    corners = np.concatenate([answer.boxes for answer in answers]).astype(np.float64)
+    places = np.array([0, *(place_of[image_id] for image_id in results)], np.int64)
+    found = Found(
+        image=np.repeat(places, [len(answer) for answer in answers]),
+        category=of_class[np.concatenate([answer.classes for answer in answers])],
+        boxes=np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]]),  # xyxy -> xywh
+        score=np.concatenate([answer.scores for answer in answers]).astype(np.float64),
+    )
+    return found.at(found.category >= 0)
+
+
 def evaluate(
-    truth: Annotations, results: Mapping[int, Detections], category_ids: Sequence[int | None]
+    truth: Annotations,
+    results: Mapping[int, Detections],
+    category_ids: Sequence[int | None],
+    *,
+    judge: JudgeName | None = None,
 ) -> CocoScores:
     """Score detections against all images of the file; one without an entry in `results` has none.
 
-    `results`: image id to detections; `category_ids`: the category of each class, from `match_classes`.
+    `results`: image id to detections; `category_ids`: the category of each class, from `match_classes`; `judge`
+    None is the fast one where it is installed. The two give the same numbers.
     """
-    rows = to_coco(results, category_ids)
-    stats, precision, recall, matches = _coco_scores(truth, rows)
-    instances = Counter(box["category_id"] for box in truth.boxes if not box["iscrowd"])
-    found = Counter(row["category_id"] for row in rows)
+    labels, found = labels_of(truth), found_of(truth, results, category_ids)
+    judged = Judge(labels, found, tuple(sorted(truth.images)), tuple(truth.categories), judge)
+    curves = judged.curves()
+    precision, recall = curves.precision[:, :, :, AREA_ALL, -1], curves.recall[:, :, AREA_ALL, -1]
+    count = len(truth.categories)
+    instances = np.bincount(labels.category[~labels.crowd], minlength=count).tolist()
+    detections = np.bincount(found.category, minlength=count).tolist()
     per_class = tuple(
         ClassScore(
             name=name,
             category_id=category_id,
-            instances=instances[category_id],
-            detections=found[category_id],
+            instances=instances[place],
+            detections=detections[place],
             ap=_mean(precision[:, :, place]),
             ap50=_mean(precision[IOU_50, :, place]),
             ar=_mean(recall[:, place]),
         )
         for place, (category_id, name) in enumerate(truth.categories.items())
     )
-    numbers: dict[str, Any] = {
-        name: None if value < 0 else float(value) for name, value in zip(NUMBERS, stats, strict=True)
-    }
     return CocoScores(
-        **numbers,
+        **numbers(judged, curves),
         images=len(truth.images),
-        instances=sum(instances.values()),
-        detections=len(rows),
+        instances=sum(instances),
+        detections=len(found),
         per_class=per_class,
         precision=precision,
-        matches=matches,
+        judge=judged,
     )
 
 
-def ap50(truth: Annotations, rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return AP at IoU 0.50 alone, of a COCO result list: a fraction of the work of `evaluate`."""
-    coco = _cocoeval(truth, rows)
-    coco.params.iouThrs = np.array([0.5])
-    coco.params.areaRng, coco.params.areaRngLbl = [coco.params.areaRng[AREA_ALL]], ["all"]
-    coco.params.maxDets = [MAX_DETECTIONS[-1]]
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.evaluate()
-        coco.accumulate()
-    return _mean(coco.eval["precision"])
-
-
-def _coco_scores(
-    truth: Annotations, rows: Sequence[Mapping[str, Any]]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64], Matches]:
-    """Return the 12 numbers, precision (10, 101, K) and recall (10, K), K in the file's order, and the matches."""
-    coco = _cocoeval(truth, rows)
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.evaluate()
-        coco.accumulate()
-        coco.summarize()
-    # COCOeval sorts and makes unique what it is given: bring its categories back into the file's order.
-    order = [list(coco.params.catIds).index(category_id) for category_id in truth.categories]
-    precision = coco.eval["precision"][:, :, order, AREA_ALL, -1]
-    recall = coco.eval["recall"][:, order, AREA_ALL, -1]
-    return coco.stats, precision, recall, Matches.of(coco, order)
-
-
-def _cocoeval(truth: Annotations, rows: Sequence[Mapping[str, Any]]) -> Any:
-    from pycocotools.cocoeval import COCOeval
-
-    # Numbered from 1 in the order of `rows`: COCOeval takes an id of 0 for no match.
-    detections = [
-        {**row, "id": number, "iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3]}
-        for number, row in enumerate(rows, 1)
-    ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        # COCO.loadRes fails on an empty list, so both sides are indexed the same way.
-        coco = COCOeval(
-            _index(truth, [dict(box) for box in truth.boxes]),  # COCOeval writes into them
-            _index(truth, detections),
-            "bbox",
-        )
-    coco.params.catIds = list(truth.categories)
-    coco.params.imgIds = list(truth.images)
-    coco.params.maxDets = list(MAX_DETECTIONS)
-    return coco
-
-
-def _index(truth: Annotations, annotations: list[dict[str, Any]]) -> Any:
-    from pycocotools.coco import COCO
-
-    index = COCO()
-    index.dataset = {
-        "images": [{"id": image_id} for image_id in truth.images],
-        "categories": [{"id": category_id, "name": name} for category_id, name in truth.categories.items()],
-        "annotations": annotations,
-    }
-    index.createIndex()
-    return index
-
-
-def _class_matches(images: Sequence[dict[str, Any] | None]) -> ClassMatches:
-    known = [(place, item) for place, item in enumerate(images) if item is not None]
-    score = _joined([np.asarray(item["dtScores"], np.float64) for _, item in known], np.float64)
-    order = np.argsort(-score, kind="mergesort")  # as COCOeval.accumulate, so that ties fall alike
-    instances = np.zeros(len(images), np.int64)
-    for place, item in known:
-        instances[place] = np.count_nonzero(np.asarray(item["gtIgnore"]) == 0)
-    found = _joined([item["dtMatches"] for _, item in known], np.float64, rows=10)[:, order]
-    ignored = _joined([item["dtIgnore"] for _, item in known], np.bool_, rows=10)[:, order]
-    return ClassMatches(
-        row=_joined([np.asarray(item["dtIds"], np.int64) - 1 for _, item in known], np.int64)[order],
-        image=_joined([np.full(len(item["dtIds"]), place) for place, item in known], np.int64)[order],
-        score=score[order],
-        matched=(found > 0) & ~ignored,
-        ignored=ignored,
-        truth_id=found[0].astype(np.int64),
-        instances=instances,
-    )
-
-
-def _joined(parts: Sequence[npt.NDArray[Any]], kind: type, *, rows: int = 0) -> npt.NDArray[Any]:
-    empty: npt.NDArray[Any] = np.empty((rows, 0) if rows else 0, kind)
-    return np.concatenate([empty, *(part.astype(kind) for part in parts)], axis=-1)
+def numbers(judge: Judge, curves: Curves) -> dict[str, Any]:
+    """Return the 12 numbers as COCOeval summarizes them."""
+    values = [curves.precision[..., AREA_ALL, -1]]
+    values += [values[0][iou] for iou in (IOU_50, IOU_75)]
+    values += [curves.precision[..., area, -1] for area in range(1, len(AREAS))]
+    values += [curves.recall[..., AREA_ALL, limit] for limit in range(len(MAX_DETECTIONS))]
+    values += [curves.recall[..., area, -1] for area in range(1, len(AREAS))]
+    return {name: judge.mean(value) for name, value in zip(NUMBERS, values, strict=True)}
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float | None:

@@ -102,7 +102,7 @@ class Analysis:
         cls, report: Report, baseline: Baseline | None = None, *, resamples: int = RESAMPLES, seed: int = SEED
     ) -> Self:
         """Analyse a report, and compare it with a baseline."""
-        classified = classify_boxes(report.truth, report.results, report.category_ids, report.scores.matches)
+        classified = classify_boxes(report.truth, report.scores)
         table = ThresholdTable.of(classified)
         threshold = table.best()
         start = time.perf_counter()
@@ -120,7 +120,7 @@ class Analysis:
             table=table,
             threshold=threshold,
             calibration=calibrate(classified),
-            gains=ap50_gains(report.truth, classified),
+            gains=ap50_gains(classified),
             interval=interval(drawn, seed=seed),
             comparison=comparison,
         )
@@ -205,9 +205,8 @@ def read_baseline(path: Path, truth: Annotations) -> Baseline:
         model = dict(data["model"])
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its detections can't be read: {type(error).__name__} {error}", made_by) from None
-    category_ids = tuple(truth.categories)
-    scores = evaluate(truth, results, category_ids)
-    classified = classify_boxes(truth, results, category_ids, scores.matches)
+    scores = evaluate(truth, results, tuple(truth.categories))
+    classified = classify_boxes(truth, scores)
     return Baseline(path, model, scores, classified, ThresholdTable.of(classified).best())
 
 
@@ -244,9 +243,11 @@ def _list(curve: Floats) -> list[list[float | None]]:
 def _packed(classified: ClassifiedBoxes) -> dict[str, list[list[float]]]:
     """Return the detections by image id for the JSON file: category id, score, x1, y1, x2, y2, losslessly."""
     packed: dict[str, list[list[float]]] = {}
-    for row, corners in zip(classified.rows, classified.boxes.astype(np.float32), strict=True):
-        values = [float(str(value)) for value in (np.float32(row["score"]), *corners)]  # float32's shortest digits
-        packed.setdefault(str(row["image_id"]), []).append([row["category_id"], *values])
+    values = np.column_stack([classified.score, classified.boxes]).astype(np.float32)
+    image_ids, category_ids = classified.judge.image_ids, classified.judge.category_ids
+    for image, category, row in zip(classified.image, classified.category, values, strict=True):
+        shortest = [float(str(value)) for value in row]  # float32's shortest digits
+        packed.setdefault(str(image_ids[image]), []).append([category_ids[category], *shortest])
     return packed
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retinaserve.training.scores import ClassMatches, Matches
+from retinaserve.training.judge import ClassMatches
+from retinaserve.training.scores import Matches
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCOeval's
 CONFIDENCE = 0.95

@@ -1,10 +1,10 @@
 """Which detections are wrong and how, which labelled boxes are missed, and what each type of error costs in AP50.
 
-    classified = classify_boxes(truth, results, category_ids, scores.matches)
+    classified = classify_boxes(truth, scores)
     classified.kind[0], classified.found[0]
-    ap50_gains(truth, classified)["localisation"]     # 0.042: AP50 would be 4.2 points higher
+    ap50_gains(classified)["localisation"]     # 0.042: AP50 would be 4.2 points higher
 
-Right or wrong, at IoU 0.5, is pycocotools' decision. The types of errors are those of TIDE (Bolya et al., "TIDE: A
+Right or wrong, at IoU 0.5, is the judge's decision. The types of errors are those of TIDE (Bolya et al., "TIDE: A
 General Toolbox for Identifying Object Detection Errors", ECCV 2020, section 2.2), asked in the order of its code.
 With t_f = 0.5 and t_b = 0.1, a wrong detection is
 - `localisation` when the best IoU with a box of its class lies between t_b and t_f,
@@ -16,20 +16,18 @@ With t_f = 0.5 and t_b = 0.1, a wrong detection is
 The gains are TIDE's oracles (section 2.3), which correct one type of error at a time: a localisation error gets
 the box it missed, a class error the class of the box it found; where that box is found already, or several errors
 are about one box, only the best detection of it stays. Duplicates, background and `both` errors go; a missed box
-is taken from the labels. The gains do not add up, as the errors hide each other. pycocotools computes each AP.
+is taken from the labels. The gains do not add up, as the errors hide each other. The judge computes each AP.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from retinaserve.plugins.reference import iou_matrix
 from retinaserve.training.coco import Annotations
-from retinaserve.training.detections import Detections
-from retinaserve.training.scores import Matches, ap50, to_coco
+from retinaserve.training.judge import Found, Judge, Labels
+from retinaserve.training.scores import CocoScores
 
 CORRECT, LOCALISATION, CLASS, BOTH, DUPLICATE, BACKGROUND = range(6)
 KINDS = ("correct", "localisation", "class", "both", "duplicate", "background")
@@ -37,7 +35,6 @@ IGNORED = -1  # lies on a crowd: neither right nor wrong
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1  # t_f and t_b of TIDE
 NEVER = -1.0  # the score of a detection that does not exist: below every threshold
 
-Rows = list[dict[str, Any]]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -49,10 +46,8 @@ class ClassifiedBoxes:
     Images and categories are places: in `image_ids`, and in the file's categories.
     """
 
-    image_ids: tuple[int, ...]
     class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    rows: Rows  # the COCO result list
+    judge: Judge  # the columns below are of its `found` and of its `labels`
     # (D,) the detections
     image: Ints
     category: Ints
@@ -64,119 +59,112 @@ class ClassifiedBoxes:
     truth_image: Ints
     truth_category: Ints
     truth_boxes: Floats  # (G, 4) xyxy
-    truth_id: Ints
     found: Floats  # score of the detection that found it, or NEVER
     claim: Floats  # score of the best detection that calls it by another name, or NEVER
     claimant: Ints  # that detection, or -1
     covered: Floats  # score of the best localisation or class error on it, or NEVER
 
+    @property
+    def image_ids(self) -> tuple[int, ...]:
+        """The images' ids by their places."""
+        return self.judge.image_ids
 
-def classify_boxes(
-    truth: Annotations, results: Mapping[int, Detections], category_ids: Sequence[int | None], matches: Matches
-) -> ClassifiedBoxes:
-    """Sort out every detection of `results` (by image id), which `matches` must be the matches of."""
-    rows = to_coco(results, category_ids)
-    place_of_image = {image_id: place for place, image_id in enumerate(matches.image_ids)}
-    place_of_category = {category_id: place for place, category_id in enumerate(truth.categories)}
-    labelled = [box for box in truth.boxes if not box["iscrowd"]]
-    place_of_truth = {box["id"]: place for place, box in enumerate(labelled)}
 
-    image = np.array([place_of_image[row["image_id"]] for row in rows], np.int64)
-    category = np.array([place_of_category[row["category_id"]] for row in rows], np.int64)
-    score = np.array([row["score"] for row in rows], np.float64)
-    truth_image = np.array([place_of_image[box["image_id"]] for box in labelled], np.int64)
-    truth_category = np.array([place_of_category[box["category_id"]] for box in labelled], np.int64)
-    boxes, truth_boxes = _corners(rows), _corners(labelled)
+def classify_boxes(truth: Annotations, scores: CocoScores) -> ClassifiedBoxes:
+    """Sort out every detection that was scored."""
+    found, labels = scores.judge.found, scores.judge.labels
+    labelled = labels.at(~labels.crowd)
+    place_of_label = np.cumsum(~labels.crowd) - 1  # among those that are no crowds
+    boxes, truth_boxes = _corners(found.boxes), _corners(labelled.boxes)
 
-    kind = np.full(len(rows), IGNORED, np.int64)  # also what COCOeval left out: beyond 100 of an image and class
-    target = np.full(len(rows), -1, np.int64)
-    found = np.full(len(labelled), NEVER)
-    for of_class in matches.of_class:
+    kind = np.full(len(found), IGNORED, np.int64)  # also what COCOeval left out: beyond 100 of an image and class
+    target = np.full(len(found), -1, np.int64)
+    found_by = np.full(len(labelled), NEVER)
+    for of_class in scores.matches.of_class:
         right, ignored = of_class.matched[0], of_class.ignored[0]
         kind[of_class.row[~ignored]] = BACKGROUND  # for now
         kind[of_class.row[right]] = CORRECT
-        places = np.array([place_of_truth[int(number)] for number in of_class.truth_id[right]], np.int64)
+        places = place_of_label[of_class.label[right]]
         target[of_class.row[right]] = places
-        found[places] = of_class.score[right]
+        found_by[places] = of_class.score[right]
 
-    for place in np.unique(image):
-        mine, theirs = np.flatnonzero(image == place), np.flatnonzero(truth_image == place)
+    rows, columns = (_by_image(side.image, len(scores.judge.image_ids)) for side in (found, labelled))
+    for mine, theirs in zip(rows, columns, strict=True):
         wrong = mine[kind[mine] == BACKGROUND]
         if not len(wrong) or not len(theirs):
             continue
         overlap = iou_matrix(boxes[wrong], truth_boxes[theirs])
-        kinds, places = _kinds(overlap, category[wrong][:, None] == truth_category[theirs])
+        kinds, places = _kinds(overlap, found.category[wrong][:, None] == labelled.category[theirs])
         kind[wrong] = kinds
         target[wrong] = np.where(places >= 0, theirs[places], -1)
 
     claim, claimant, covered = (np.full(len(labelled), value) for value in (NEVER, -1, NEVER))
-    for row in np.flatnonzero((kind == CLASS) | (kind == LOCALISATION)):
-        covered[target[row]] = max(covered[target[row]], score[row])
-        if kind[row] == CLASS and score[row] > claim[target[row]]:
-            claim[target[row]], claimant[target[row]] = score[row], row
+    about = np.flatnonzero((kind == CLASS) | (kind == LOCALISATION))
+    np.maximum.at(covered, target[about], found.score[about])
+    claims = np.flatnonzero(kind == CLASS)
+    # Of several values for one place the last counts: the best score, the first row of equal ones.
+    claims = claims[np.lexsort((-claims, found.score[claims]))]
+    claim[target[claims]], claimant[target[claims]] = found.score[claims], claims
     return ClassifiedBoxes(
-        image_ids=matches.image_ids,
         class_names=tuple(truth.categories.values()),
-        category_ids=tuple(truth.categories),
-        rows=rows,
-        image=image,
-        category=category,
-        score=score,
+        judge=scores.judge,
+        image=found.image,
+        category=found.category,
+        score=found.score,
         boxes=boxes,
         kind=kind,
         target=target,
-        truth_image=truth_image,
-        truth_category=truth_category,
+        truth_image=labelled.image,
+        truth_category=labelled.category,
         truth_boxes=truth_boxes,
-        truth_id=np.array([box["id"] for box in labelled], np.int64),
-        found=found,
+        found=found_by,
         claim=claim,
         claimant=claimant.astype(np.int64),
         covered=covered,
     )
 
 
-def ap50_gains(truth: Annotations, classified: ClassifiedBoxes) -> dict[str, float | None]:
+def ap50_gains(classified: ClassifiedBoxes) -> dict[str, float | None]:
     """Return the gain in AP50 of correcting each type of error, `missed` too; None without labelled boxes."""
-    before = ap50(truth, classified.rows)
+    judge = classified.judge
+    before = judge.ap50()
     if before is None:
         return dict.fromkeys((*KINDS[1:], "missed"))
     gains: dict[str, float | None] = {}
     for kind in range(1, len(KINDS)):
-        after = ap50(truth, _corrected(classified, kind)) if (classified.kind == kind).any() else before
+        wrong = (classified.kind == kind).any()
+        after = replace(judge, found=_corrected(classified, kind)).ap50() if wrong else before
         gains[KINDS[kind]] = (after or 0.0) - before
-    without_missed = ap50(_without_missed(truth, classified), classified.rows)
+    without_missed = replace(judge, labels=_without_missed(classified)).ap50()
     # A set whose every box is missed has no AP left without them: all of it is the gain.
     gains["missed"] = (1.0 if without_missed is None else without_missed) - before
     return gains
 
 
-def _corrected(classified: ClassifiedBoxes, kind: int) -> Rows:
-    """Return the rows without the errors of a kind; of those about one box not found, the best is put right."""
+def _corrected(classified: ClassifiedBoxes, kind: int) -> Found:
+    """Return what was found without a kind of error; of several about a box not found, the best is put right."""
+    found = classified.judge.found
+    image, category, boxes, score = found.image, found.category.copy(), found.boxes.copy(), found.score
     errors = np.flatnonzero(classified.kind == kind)
-    corrected: dict[int, int] = {}  # labelled box: the row that gets it
-    for row in errors[np.argsort(-classified.score[errors], kind="stable")]:
-        target = int(classified.target[row])
-        if kind in (LOCALISATION, CLASS) and classified.found[target] == NEVER:
-            corrected.setdefault(target, int(row))
-    target_of = {row: target for target, row in corrected.items()}
-    rows: Rows = []
-    for place, row in enumerate(classified.rows):
-        if classified.kind[place] != kind:
-            rows.append(row)
-        elif place in target_of:
-            target = target_of[place]
-            x1, y1, x2, y2 = classified.truth_boxes[target].tolist()
-            category = classified.category_ids[classified.truth_category[target]]
-            rows.append({**row, "category_id": category, "bbox": [x1, y1, x2 - x1, y2 - y1]})
-    return rows
+    keep = classified.kind != kind
+    if kind in (LOCALISATION, CLASS):
+        errors = errors[classified.found[classified.target[errors]] == NEVER]
+        errors = errors[np.argsort(-score[errors], kind="stable")]
+        targets, first = np.unique(classified.target[errors], return_index=True)
+        best = errors[first]
+        keep[best] = True
+        category[best] = classified.truth_category[targets]
+        boxes[best] = classified.truth_boxes[targets]
+        boxes[best, 2:] -= boxes[best, :2]  # xyxy -> xywh
+    return Found(image, category, boxes, score).at(keep)
 
 
-def _without_missed(truth: Annotations, classified: ClassifiedBoxes) -> Annotations:
+def _without_missed(classified: ClassifiedBoxes) -> Labels:
     """Return the labels without the boxes that are missed."""
-    missed = (classified.found == NEVER) & (classified.covered == NEVER)
-    gone = set(classified.truth_id[missed].tolist())
-    return replace(truth, boxes=tuple(box for box in truth.boxes if box["id"] not in gone))
+    labels = classified.judge.labels
+    keep = labels.crowd.copy()
+    keep[~labels.crowd] = (classified.found != NEVER) | (classified.covered != NEVER)
+    return labels.at(keep)
 
 
 def _kinds(overlap: Floats, same: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
@@ -191,7 +179,11 @@ def _kinds(overlap: Floats, same: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
     return kinds.astype(np.int64), np.select(cases, columns, -1).astype(np.int64)
 
 
-def _corners(rows: Sequence[Mapping[str, Any]]) -> Floats:
-    boxes = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
-    return boxes
+def _by_image(image: Ints, count: int) -> list[Ints]:
+    """Return the places of each image's boxes, in their order."""
+    order = np.argsort(image, kind="stable")
+    return np.split(order, np.searchsorted(image[order], np.arange(1, count)))[:count]
+
+
+def _corners(boxes: Floats) -> Floats:
+    return np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])  # xywh -> xyxy

@@ -87,4 +87,4 @@ def report_on(
 def classified_boxes(truth: Annotations, answers: Mapping[int, Sequence[Row]] = ANSWERS) -> ClassifiedBoxes:
     """Return what became of the answers."""
     report = report_on(truth, answers)
-    return classify_boxes(truth, report.results, report.category_ids, report.scores.matches)
+    return classify_boxes(truth, report.scores)

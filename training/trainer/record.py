@@ -28,6 +28,7 @@ PACKAGES = (
     "pillow",
     "nvidia-dali-cuda120",
     "onnx",
+    "hotcoco",
     "pycocotools",
     "click",
     "pyyaml",

@@ -57,17 +57,17 @@ EXPECTED = {
 
 def test_gains_are_those_worked_out_by_hand(tmp_path: Path) -> None:
     truth = label(tmp_path)
-    assert ap50_gains(truth, classified_boxes(truth)) == pytest.approx(EXPECTED)
+    assert ap50_gains(classified_boxes(truth)) == pytest.approx(EXPECTED)
 
 
 def test_without_labels_nothing_can_be_gained(tmp_path: Path) -> None:
     truth = label(tmp_path, [])
-    assert set(ap50_gains(truth, classified_boxes(truth)).values()) == {None}
+    assert set(ap50_gains(classified_boxes(truth)).values()) == {None}
 
 
 def test_a_blind_detector_misses_everything(tmp_path: Path) -> None:
     truth = label(tmp_path)
-    found = ap50_gains(truth, classified_boxes(truth, {}))
+    found = ap50_gains(classified_boxes(truth, {}))
     assert found["missed"] == 1.0 and sum(value or 0 for value in found.values()) == 1.0
 
 
@@ -75,4 +75,4 @@ def test_only_the_best_of_several_errors_on_a_box_is_mended(tmp_path: Path) -> N
     truth = label(tmp_path, [(10, 7, (0, 0, 100, 100))])
     loose = [(0, 0, 100, 40, 0.9, 0), (0, 60, 100, 100, 0.8, 0)]
     # One is mended, the other goes. Were only the weaker one mended, precision would be 1/2.
-    assert ap50_gains(truth, classified_boxes(truth, {10: loose}))["localisation"] == pytest.approx(1.0)
+    assert ap50_gains(classified_boxes(truth, {10: loose}))["localisation"] == pytest.approx(1.0)
