@@ -20,8 +20,6 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from retinaserve.training.errors import Exit, UserError
-
 JudgeName = Literal["hotcoco", "pycocotools"]
 MAX_DETECTIONS = (1, 10, 100)  # of COCO: of each category in an image, the best scores first
 AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
@@ -186,10 +184,8 @@ def default_judge() -> JudgeName:
 
 
 def _hotcoco(labels: Labels, found: Found, images: list[int], categories: list[int]) -> Any:
-    try:
-        from hotcoco import COCO, COCOeval
-    except ImportError as error:
-        raise UserError(f"hotcoco can't be used: {error}", "pip install hotcoco", code=Exit.USAGE) from None
+    from hotcoco import COCO, COCOeval
+
     truth = COCO.from_arrays(
         [{"id": place} for place in images],
         [{"id": place, "name": str(place)} for place in categories],
