@@ -23,7 +23,7 @@ from retinaserve.build_tools.openvino_cpu import compile_for_cpu
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor
 from retinaserve.build_tools.quantize.calibrate import Int8Options, calibrate, draw
 from retinaserve.build_tools.quantize.qdq import layers_of
-from retinaserve.training.coco import Annotations
+from retinaserve.training.check.checks import scored_labels
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from retinaserve.training.export import heads_graph
@@ -107,7 +107,7 @@ class _Evaluation:
     """Runs graphs on the same prepared images and compares them with the float one."""
 
     def __init__(self, spec: DetectorSpec, options: Options) -> None:
-        truth = Annotations.load(options.annotations)
+        truth = scored_labels(options.annotations, options.images)
         files = annotated_files(truth, options.images)
         chosen = set(spread(list(files.values()), options.count))
         found = {image_id: path for image_id, path in files.items() if path in chosen}

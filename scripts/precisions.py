@@ -26,7 +26,7 @@ from retinaserve.eval.client.transport import Endpoint
 from retinaserve.eval.report.report import evaluate_detector
 from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer, ask_to_stop
-from retinaserve.training.coco import Annotations
+from retinaserve.training.check.checks import scored_labels
 from retinaserve.training.errors import UserError
 from retinaserve.training.images import annotated_files, read_files, spread
 from retinaserve.training.machine import machine
@@ -201,7 +201,7 @@ def _build(graph: Path, folder: Path, arithmetic: str) -> Path:
 
 def _score(row: Row, server: TritonServer, annotations: Path, images: Path) -> None:
     with Client(server.grpc_url, timeout=300) as client:
-        report = evaluate_detector(client, Annotations.load(annotations), images)
+        report = evaluate_detector(client, scored_labels(annotations, images), images)
     row.ap, row.ap50 = report.scores.ap, report.scores.ap50
 
 
@@ -227,7 +227,7 @@ def _rate(analyzer: PerfAnalyzer, server: TritonServer, seconds: float) -> float
 
 def _images(options: Options) -> list[bytes]:
     if options.annotations:
-        files = list(annotated_files(Annotations.load(options.annotations), options.images).values())
+        files = list(annotated_files(scored_labels(options.annotations, options.images), options.images).values())
     else:
         from retinaserve.training.images import find_images
 

@@ -1,28 +1,27 @@
-"""The one reader of COCO annotation files.
+"""The one reader of label files.
 
-    truth = Annotations.load(Path("val.json"))      # raises UserError for the first entry that can't be used
+    truth = Annotations.load(Path("val.json"))      # raises UserError for what no verb may use
     truth.images[7], truth.categories[3], truth.boxes[0]["bbox"]
-    file = read_coco(Path("val.json"))              # every entry as it is, for `retinaserve data check`
-    file.images[0].file_name, file.boxes[0].bbox
+    labels = read_labels(Path("val.json"))          # raises for an unreadable file only
+    labels.findings                                 # what was put right, and what is refused
 
-What counts as usable is decided here alone. In the records of `read_coco` a field that can't be used is None, and
-`raw` is the entry as it was found. Segmentations, keypoints and licences are not looked at.
+The rules are in check/entries.py. Keypoints and licences are not looked at; segmentations are where a box is
+missing.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 
+from retinaserve.training.check.entries import Box, drop_copies, read_boxes, read_categories, read_images
+from retinaserve.training.check.findings import Finding, Finds, refuse_errors
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
-
-Xywh = tuple[float, float, float, float]
 
 LISTS = ("images", "annotations", "categories")
 
@@ -42,80 +41,14 @@ _PAIRS = (entry.split(maxsplit=1) for entry in _NAMES.replace("\n", " ").split("
 COCO_NAMES: Mapping[int, str] = {int(number): name.strip() for number, name in _PAIRS}
 
 
-class CocoImage(NamedTuple):
-    """An entry of `images`."""
-
-    id: int | None
-    file_name: str | None
-    listed_size: tuple[Any, Any]  # w, h as found, None where the file has none
-    raw: Any
-
-
-class CocoCategory(NamedTuple):
-    """An entry of `categories`."""
-
-    id: int | None
-    name: str | None
-    raw: Any
-
-
-class CocoBox(NamedTuple):
-    """An entry of `annotations`."""
-
-    id: int | None
-    image_id: int | None
-    category_id: int | None
-    bbox: Xywh | None  # four finite numbers: x, y, width, height
-    area: float | None  # as the file has it: of the segmentation, for COCO's ranges of areas
-    crowd: bool
-    raw: Any
-
-
-class CocoFile(NamedTuple):
-    """What an annotation file lists, in its order; `Annotations` is the same without what can't be used."""
-
-    path: Path
-    images: tuple[CocoImage, ...]
-    boxes: tuple[CocoBox, ...]
-    categories: tuple[CocoCategory, ...]
-    sha256: str  # of the file
-
-
-class NotCoco(UserError):
-    """The file can't be read, or is none of COCO's; `problem` says why without naming it."""
+class Unreadable(UserError):
+    """The file can't be read, or is of no known format; `problem` says why without naming it."""
 
     def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(f"{path}: {problem}", f"a COCO JSON file with {', '.join(LISTS)} is expected")
+        super().__init__(
+            f"{path}: {problem} [file-unreadable]", f"a COCO JSON file with {', '.join(LISTS)} is expected"
+        )
         self.problem = problem
-
-
-def read_coco(path: Path, *, lists: Sequence[str] = LISTS, convert: bool = False) -> CocoFile:
-    """Read a file that must have `lists`. Raises NotCoco.
-
-    With `convert`, numbers and names of another type are taken for what they say: "7" and 7.0 for the id 7.
-    """
-    try:
-        content = path.read_bytes()
-        data = json.loads(content)
-    except FileNotFoundError:
-        raise NotCoco(path, "no such file") from None
-    except OSError as error:
-        raise NotCoco(path, str(error.strerror or error)) from None
-    except ValueError as error:
-        raise NotCoco(path, f"not JSON: {error}") from None
-    if isinstance(data, list):
-        raise NotCoco(path, "a list, as files of detections are")
-    missing = [key for key in lists if not isinstance(data, dict) or not isinstance(data.get(key), list)]
-    if missing:
-        raise NotCoco(path, f"no list of {' or '.join(missing)}")
-    images, boxes, categories = (data.get(key) or () for key in LISTS)
-    return CocoFile(
-        path,
-        tuple(_image(entry, convert) for entry in images),
-        tuple(_box(entry, convert) for entry in boxes),
-        tuple(_category(entry, convert) for entry in categories),
-        hashlib.sha256(content).hexdigest(),
-    )
 
 
 @dataclass(frozen=True)
@@ -125,57 +58,17 @@ class Annotations:
     path: Path
     images: Mapping[int, str]  # id: file name
     categories: Mapping[int, str]  # id: name, in the file's order
-    boxes: tuple[Mapping[str, Any], ...]  # COCO annotations with bbox, area, iscrowd, ids from 1
+    boxes: tuple[Box, ...]
     sha256: str = ""  # of the file
+    sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # id: w, h, where the file has them
+    findings: tuple[Finding, ...] = ()
 
     @classmethod
-    def load(cls, path: Path, *, strict: bool = False) -> Self:
-        """Read a file. Raises UserError naming it and what is missing or wrong in it.
-
-        `strict`, for training, takes no value of another type for what it says, no id or name twice, and no file
-        without images or categories.
-        """
-        file = read_coco(path, convert=not strict)
-        images, categories = dict[int, str](), dict[int, str]()
-        for image in file.images:
-            if image.id is None or image.file_name is None:
-                raise _unusable(path, "image", "id" if image.id is None else "file_name", image.raw)
-            if strict and image.id in images:
-                raise UserError(f"{path}: two images have the id {image.id}")
-            images[image.id] = image.file_name
-        for category in file.categories:
-            if category.id is None or category.name is None:
-                raise _unusable(path, "category", "id" if category.id is None else "name", category.raw)
-            if strict and category.id in categories:
-                raise UserError(f"{path}: two categories have the id {category.id}")
-            if strict and category.name in categories.values():
-                raise UserError(f"{path}: two categories are named {category.name!r}", "give each its own name")
-            categories[category.id] = category.name
-        if strict and not categories:
-            raise UserError(f"{path}: there are no categories", "a detector needs at least one class")
-        if strict and not images:
-            raise UserError(f"{path}: there are no images")
-        boxes = []
-        for place, box in enumerate(file.boxes):
-            which = name_of(box, place)
-            if box.image_id is None or box.category_id is None or box.bbox is None:
-                key = "bbox" if box.category_id is not None else "category_id"
-                raise _unusable(path, which, "image_id" if box.image_id is None else key, box.raw)
-            if box.image_id not in images:
-                raise UserError(f"{path}: {which} is of image {box.image_id}, which is not listed")
-            if box.category_id not in categories:
-                raise UserError(f"{path}: {which} has category {box.category_id}, which is not listed")
-            boxes.append(
-                {
-                    "id": place + 1,  # anew: COCOeval takes an id of 0 for no match
-                    "image_id": box.image_id,
-                    "category_id": box.category_id,
-                    "bbox": list(box.bbox),
-                    "area": box.bbox[2] * box.bbox[3] if box.area is None else box.area,
-                    "iscrowd": int(box.crowd),
-                }
-            )
-        return cls(path, images, categories, tuple(boxes), file.sha256)
+    def load(cls, path: Path) -> Self:
+        """Read a file. Raises UserError naming it and the first thing in it that no verb may use."""
+        labels = read_labels(path)
+        refuse_errors(labels.findings, path)
+        return cls(**vars(labels))
 
     def boxes_of(self, image_id: int) -> Detections:
         """Return the boxes drawn in an image as detections of score 1; classes are category ids."""
@@ -186,73 +79,49 @@ class Annotations:
         return Detections(corners, np.ones(len(mine), np.float32), np.array(ids, np.int32))
 
 
-def name_of(box: CocoBox, place: int) -> str:
-    """Return what an error calls the entry at a place of `annotations`."""
-    has_id = isinstance(box.raw, Mapping) and "id" in box.raw
-    return f"annotation {box.raw['id']}" if has_id else f"annotation number {place}"
+def read_labels(path: Path, *, lists: Sequence[str] = LISTS) -> Annotations:
+    """Read a file that must have `lists`; the others are not looked at. Raises Unreadable.
+
+    What is usable is in the result, also where some of the findings are errors.
+    """
+    content, sha256 = _read_json(path)
+    if isinstance(content, list):
+        raise Unreadable(path, "a list, as files of detections are")
+    missing = [key for key in lists if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    if missing:
+        raise Unreadable(path, f"no list of {' or '.join(missing)}")
+    empty = [key for key in lists if key != "annotations" and not content[key]]
+    if empty:
+        raise Unreadable(path, f"there are no {' and no '.join(empty)}")
+    finds = Finds()
+    entries = {key: content.pop(key) if key in lists else [] for key in LISTS}
+    if "annotations" not in lists:  # ids are for annotations to refer to
+        entries["images"] = [
+            {**entry, "id": number} if isinstance(entry, Mapping) else entry
+            for number, entry in enumerate(entries["images"])
+        ]
+    images, sizes = read_images(entries["images"], finds)
+    categories = read_categories(entries["categories"], finds)
+    boxes = read_boxes(entries["annotations"], images, categories, finds)
+    images, categories = ({number: name for number, name in each.items() if name} for each in (images, categories))
+    boxes = drop_copies(images, boxes, finds)
+    return Annotations(path, images, categories, tuple(boxes), sha256, sizes, tuple(finds.findings()))
 
 
-def _unusable(path: Path, which: str, key: str, entry: Any) -> UserError:
-    value = entry.get(key) if isinstance(entry, Mapping) else None
-    expected = {"bbox": "[x, y, width, height]", "name": "a string", "file_name": "a string"}.get(
-        key, "an integer"
-    )
-    return UserError(
-        f"{path}: {which} has the {key} {value!r}: {str(entry)[:80]}",
-        f"{expected} is expected; `retinaserve data check` lists everything that is wrong",
-    )
-
-
-def _image(entry: Any, convert: bool) -> CocoImage:
-    fields = entry if isinstance(entry, Mapping) else {}
-    name = _text(fields.get("file_name"), convert)
-    return CocoImage(_integer(fields.get("id"), convert), name, (fields.get("width"), fields.get("height")), entry)
-
-
-def _category(entry: Any, convert: bool) -> CocoCategory:
-    fields = entry if isinstance(entry, Mapping) else {}
-    return CocoCategory(_integer(fields.get("id"), convert), _text(fields.get("name"), convert), entry)
-
-
-def _box(entry: Any, convert: bool) -> CocoBox:
-    fields = entry if isinstance(entry, Mapping) else {}
-    area = _numbers([fields["area"]], convert) if "area" in fields else None
-    bbox = _numbers(fields.get("bbox"), convert)
-    crowd = fields.get("iscrowd")
-    return CocoBox(
-        _integer(fields.get("id"), convert),
-        _integer(fields.get("image_id"), convert),
-        _integer(fields.get("category_id"), convert),
-        (bbox[0], bbox[1], bbox[2], bbox[3]) if bbox and len(bbox) == 4 else None,
-        area[0] if area else None,
-        bool(_integer(crowd, convert) if convert else crowd),
-        entry,
-    )
-
-
-def _integer(value: Any, convert: bool) -> int | None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
+def _read_json(path: Path) -> tuple[Any, str]:
+    """Return what a file holds, and its SHA-256."""
     try:
-        return int(value) if convert else None
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def _text(value: Any, convert: bool) -> str | None:
-    if isinstance(value, str):
-        return value
-    return str(value) if convert and value is not None else None
-
-
-def _numbers(values: Any, convert: bool) -> list[float] | None:
-    """Return finite numbers, None if one is something else."""
-    if not isinstance(values, list):
-        return None
-    if not convert and not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return None
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise Unreadable(path, "no such file") from None
+    except OSError as error:
+        raise Unreadable(path, str(error.strerror or "it can't be read")) from None
+    sha256 = hashlib.sha256(content).hexdigest()
     try:
-        numbers = [float(value) for value in values]
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return numbers if all(map(math.isfinite, numbers)) else None
+        return json.loads(content), sha256
+    except json.JSONDecodeError as error:
+        raise Unreadable(path, f"not JSON at line {error.lineno}, column {error.colno}") from None
+    except UnicodeDecodeError as error:
+        raise Unreadable(path, f"not JSON: byte {error.start} is no text") from None
+    except (ValueError, RecursionError):
+        raise Unreadable(path, "not JSON that a program could have written") from None

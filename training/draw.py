@@ -172,7 +172,7 @@ def _chip(
 ) -> Rectangle:
     """Draw a label at the corner of the box where it hides the fewest other labels; return its place."""
     pad = max(2, round(_height(font) / 4))
-    text = _shortened(text, font, size[0] - 2 * pad)
+    text = _shortened(" ".join(text.split()), font, size[0] - 2 * pad)
     width = math.ceil(ink.textlength(text, font)) + 2 * pad
     height = _height(font) + pad
     x1, y1, x2, y2 = box

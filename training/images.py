@@ -45,7 +45,7 @@ def annotated_files(truth: Annotations, folder: Path) -> dict[int, Path]:
     missing = [name for image_id, name in truth.images.items() if not files[image_id].is_file()]
     if missing:
         raise UserError(
-            f"{len(missing)} of the {len(files)} images named in {truth.path} are not in {folder}",
+            f"{len(missing)} of the {len(files)} images named in {truth.path} are not in {folder} [image-missing]",
             f"the first are: {', '.join(missing[:3])}",
         )
     return files

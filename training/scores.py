@@ -8,6 +8,7 @@
 A score that has no ground truth to stand on is None, not -1.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -119,9 +120,22 @@ class CocoScores:
 
 
 def match_classes(class_names: Sequence[str], categories: Mapping[int, str]) -> ClassMatch:
-    """Match a detector's classes to a file's categories: by name, or by position where no name is shared."""
-    ids = {_key(name): category_id for category_id, name in categories.items()}
-    by_name = tuple(ids.get(_key(name)) for name in class_names)
+    """Match a detector's classes to a file's categories: by name, or by position where no name is shared.
+
+    What has no namesake is matched without regard to case, spaces and underscores, where that leaves one choice.
+    """
+    ids = {name: category_id for category_id, name in categories.items()}
+    left = defaultdict[str, list[str]](list)
+    for name in ids:
+        if name not in class_names:
+            left[_key(name)].append(name)
+    wanted = Counter(_key(name) for name in class_names if name not in ids)
+    folded = {
+        name: left[_key(name)][0]
+        for name in class_names
+        if name not in ids and wanted[_key(name)] == len(left[_key(name)]) == 1
+    }
+    by_name = tuple(ids.get(folded.get(name, name)) for name in class_names)
     matched = set(by_name) - {None}
     if not matched:
         by_position = tuple(categories)[: len(class_names)]
@@ -134,6 +148,8 @@ def match_classes(class_names: Sequence[str], categories: Mapping[int, str]) -> 
     unknown = [name for name, found in zip(class_names, by_name, strict=True) if found is None]
     missing = [name for category_id, name in categories.items() if category_id not in matched]
     parts = []
+    if folded:
+        parts.append(f"taken for the same: {_listed(f'{one!r} and {other!r}' for one, other in folded.items())}")
     if unknown:
         parts.append(f"classes the file does not have, left out: {_listed(unknown)}")
     if missing:

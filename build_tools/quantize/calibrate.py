@@ -32,7 +32,8 @@ from retinaserve.build_tools.quantize.ranges import (
     collect,
     normalise,
 )
-from retinaserve.training.coco import read_coco
+from retinaserve.training.check.findings import refuse_errors
+from retinaserve.training.coco import read_labels
 from retinaserve.training.errors import UserError
 from retinaserve.training.images import SUFFIXES
 from retinaserve.training.spec import METADATA_CALIBRATION, METADATA_PRECISION, DetectorSpec
@@ -151,10 +152,9 @@ def image_files(source: Path) -> dict[str, Path]:
             f"{source}: no such folder or file",
             "quantization needs real images: a folder of them, or a COCO JSON that names them",
         )
-    named = [image.file_name for image in read_coco(source, lists=("images",), convert=True).images]
-    names = [name for name in named if name]
-    if not names or len(names) < len(named):
-        raise UserError(f"{source} names no images", "`images` that have a `file_name` are expected")
+    labels = read_labels(source, lists=("images",))
+    refuse_errors(labels.findings, source)
+    names = list(labels.images.values())
     folders = (source.parent, source.parent / "images", source.parent.parent / "images")
     for folder in folders:
         files = {name: folder / name for name in names if (folder / name).is_file()}

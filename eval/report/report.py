@@ -99,9 +99,9 @@ class Report:
     def write_images(self, folder: Path) -> None:
         """Write curves.png, contact_sheet.jpg and detections.json into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "detections.json", self.coco_results(), indent=None)  # first: drawing may fail
         plot_curves(self.scores, folder / "curves.png")
         self.sheet().save(folder / "contact_sheet.jpg", quality=90)
-        write_json(folder / "detections.json", self.coco_results(), indent=None)
 
     def sheet(self) -> Image.Image:
         """Return a sheet of images spread over the set: what is labelled beside what was found."""

@@ -14,7 +14,7 @@ from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
-    from retinaserve.training.check.findings import Report
+    from retinaserve.training.check.findings import Finding, Report
 
 
 @click.group()
@@ -64,7 +64,6 @@ def check(
 
     Every finding has a code that stays the same, a count, examples and a remedy; docs/data.md lists them.
     """
-    import torch
     from tqdm import tqdm
 
     from retinaserve.training.check.checks import check_data
@@ -82,7 +81,7 @@ def check(
     words: list[object] = ["--images", images, "--annotations", annotations]
     words += ["--val-images", val_images] if val_images else []
     words += ["--val-annotations", val_annotations] if val_annotations else []
-    if not torch.cuda.is_available():
+    if not Path("/dev/nvidiactl").exists():  # torch would take seconds to say so
         words = ["--config", "cpu", *words]  # the defaults are for a GPU
     _name_training(words)
 
@@ -90,6 +89,13 @@ def check(
 def _name_training(words: Sequence[object]) -> None:
     """Name the next command, to be pasted as it is."""
     name_next(f"retinaserve train model.pth {shlex.join(map(str, words))}")
+
+
+def outcome(finding: "Finding") -> str:
+    """Return what training and scoring do about a finding."""
+    if finding.training == finding.scoring:
+        return f"training and scoring: {finding.training}"
+    return f"training: {finding.training}, scoring: {finding.scoring}"
 
 
 def show(report: "Report") -> None:
@@ -111,7 +117,7 @@ def show(report: "Report") -> None:
         click.echo(f"{severity} {finding.code:<22} {finding.count:>6}  {finding.message} ({finding.split})")
         for example in finding.examples:
             click.echo(f"          {example}")
-        click.echo(f"        > {finding.remedy}")
+        click.echo(f"        > {finding.remedy}; {outcome(finding)}")
     errors = sum(finding.severity == "error" for finding in report.findings)
     warnings = sum(finding.severity == "warning" for finding in report.findings)
     click.echo(f"kinds of errors: {errors}, of warnings: {warnings}")

@@ -24,7 +24,7 @@ from retinaserve.scripts.cli.options import (
     tls_options,
     wait_option,
 )
-from retinaserve.scripts.cli.output import ReportOptions, finish, progress, publish, tiled
+from retinaserve.scripts.cli.output import ReportOptions, finish, progress, publish, tiled, warn
 
 if TYPE_CHECKING:
     from retinaserve.eval.client.transport import TlsFiles
@@ -75,10 +75,10 @@ def evaluate(
     from retinaserve.eval.client.client import Client
     from retinaserve.eval.client.traffic import Traffic
     from retinaserve.eval.report.report import evaluate_detector
-    from retinaserve.training.coco import Annotations
+    from retinaserve.training.check.checks import scored_labels
 
     options = ReportOptions.of(json_file, **report_choices)
-    truth = Annotations.load(annotations)
+    truth = scored_labels(annotations, images, warn=warn)
     options.read_baseline(truth)
     with Client(
         server, protocol=protocol, model=ensemble, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls

@@ -89,11 +89,9 @@ def import_weights(
 
 def read_categories(path: Path) -> dict[int, str]:
     """Return the names of a COCO file's categories by their ids, in its order. Raises UserError."""
-    from retinaserve.training.coco import read_coco
+    from retinaserve.training.check.findings import refuse_errors
+    from retinaserve.training.coco import read_labels
 
-    names: dict[int, str] = {}
-    for entry in read_coco(path, lists=("categories",), convert=True).categories:
-        if entry.id is None or entry.name is None:
-            raise UserError(f"{path}: a category without id and name", "a COCO annotation file is expected")
-        names[entry.id] = entry.name
-    return names
+    labels = read_labels(path, lists=("categories",))
+    refuse_errors(labels.findings, path)
+    return dict(labels.categories)

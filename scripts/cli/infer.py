@@ -16,7 +16,15 @@ from retinaserve.scripts.cli.options import (
     threads_option,
     tile_options,
 )
-from retinaserve.scripts.cli.output import ReportOptions, finish, print_predictions, progress, publish, tiled
+from retinaserve.scripts.cli.output import (
+    ReportOptions,
+    finish,
+    print_predictions,
+    progress,
+    publish,
+    tiled,
+    warn,
+)
 from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
@@ -52,7 +60,7 @@ def infer(
     """
     from retinaserve.eval.report.report import evaluate_detector
     from retinaserve.eval.runtimes.detector import open_detector
-    from retinaserve.training.coco import Annotations
+    from retinaserve.training.check.checks import scored_labels
     from retinaserve.training.images import find_images
 
     options = ReportOptions.of(json_file, **report_choices)
@@ -60,7 +68,7 @@ def infer(
         raise click.UsageError(
             "--json, --report, --baseline and --output need --annotations; without them, redirect what is printed"
         )
-    truth = Annotations.load(annotations) if annotations else None
+    truth = scored_labels(annotations, images, warn=warn) if annotations else None
     if truth:
         options.read_baseline(truth)
     detector = open_detector(model, threads=threads, batch=batch)

@@ -45,6 +45,11 @@ def name_next(command: str, *, where: str = "") -> None:
     click.secho(f"next, {where}: {command}" if where else f"next: {command}", dim=True, err=True)
 
 
+def warn(text: str) -> None:
+    """Print a line about the data to stderr: it is no result."""
+    click.secho(text, fg="yellow" if text.startswith("warning") else None, err=True)
+
+
 def progress(items: Iterable[T], total: int, title: str | None = None) -> Iterator[T]:
     """Yield the items, one per image, and show on a terminal's stderr how many there were."""
     from tqdm import tqdm

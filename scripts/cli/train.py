@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from retinaserve.scripts.cli.options import COUNT, PATH, POSITIVE, config_option, setting_options
-from retinaserve.scripts.cli.output import name_next
+from retinaserve.scripts.cli.output import name_next, warn
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.spec import Design, Network
 from retinaserve.training.trainer.config import TrainConfig
@@ -90,9 +90,7 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
     with process_group() as group:
         main = group.is_main_process
         if main:
-            preflight(
-                images, annotations, val_images, val_annotations, warn=lambda text: click.echo(text, err=True)
-            )
+            preflight(images, annotations, val_images, val_annotations, warn=warn)
         dataset = CocoDataset(images, annotations)
         if options["classes"] not in (None, len(dataset.classes)):
             raise UserError(

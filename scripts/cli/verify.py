@@ -21,7 +21,7 @@ from retinaserve.scripts.cli.options import (
     timeout_option,
     tls_options,
 )
-from retinaserve.scripts.cli.output import name_next, progress
+from retinaserve.scripts.cli.output import name_next, progress, warn
 from retinaserve.training.errors import Exit
 from retinaserve.training.files import write_json
 
@@ -93,7 +93,7 @@ def verify(
     from retinaserve.eval.runtimes.detector import open_detector
     from retinaserve.eval.verify.compare import Candidate, check_same, compare
     from retinaserve.eval.verify.tolerances import parse_overrides
-    from retinaserve.training.coco import Annotations
+    from retinaserve.training.check.checks import scored_labels
     from retinaserve.training.images import annotated_files, find_images, spread
 
     if not others and not servers:
@@ -101,7 +101,7 @@ def verify(
     if tls and not servers:
         raise click.UsageError("--ca, --client-cert and --client-key are for a --server, and none is named")
     overrides = parse_overrides(limits)
-    truth = Annotations.load(annotations) if annotations else None
+    truth = scored_labels(annotations, images, warn=warn) if annotations else None
     files = annotated_files(truth, images) if truth else dict(enumerate(find_images([images]), 1))
     chosen = {image: files[image] for image in spread(list(files), count or len(files))}
     settings: dict[str, Any] = {"threads": threads, "batch": batch, "plugins": plugins, "heads": True}

@@ -99,25 +99,75 @@ MISTAKES: dict[str, tuple[Callable[[Coco, Path], None], dict[str, int]]] = {
     "listed height wrong": (change("images", 3, height=61), {"image-size": 1}),
     "no size listed": (remove("images", "width", "height"), {}),
     "turned by EXIF, listed unturned": (file("2.jpg", encode(smooth_noise(2), orientation=6)), {"image-exif": 1}),
-    "id is a string": (change("images", 0, id="1"), {"image-entry": 1, "annotation-image": 8}),
+    "id is a string": (change("images", 0, id="1"), {"value-text": 1}),
+    "id is a fraction": (change("images", 0, id=1.5), {"image-entry": 1, "annotation-image": 8}),
     "id is missing": (remove("images", "id"), {"image-entry": 1, "annotation-image": 8}),
     "no file name": (change("images", 0, file_name=None), {"image-entry": 1}),
     "an id twice": (change("images", 1, id=1), {"image-id-repeated": 1, "annotation-image": 8}),
-    "an image twice": (add("images", coco()["images"][0]), {"image-id-repeated": 1, "image-file-repeated": 1}),
+    "an image twice": (add("images", coco()["images"][0]), {"image-id-repeated": 1}),
+    "an image under two ids": (
+        lambda content, _: (
+            content["images"].append({**content["images"][0], "id": 9, "file_name": "./0.jpg"}),
+            content["annotations"].extend(
+                {**each, "id": 900 + each["id"], "image_id": 9} for each in content["annotations"][:8]
+            ),
+        ),
+        {"image-file-repeated": 1},
+    ),
+    "an id for each half of the boxes": (
+        lambda content, _: (
+            content["images"].append({**content["images"][0], "id": 9}),
+            [each.update(image_id=9) for each in content["annotations"][:4]],
+        ),
+        {"image-file-split": 1},
+    ),
+    "windows": (change("images", 0, file_name=".\\0.jpg"), {"image-name": 1}),
+    "listed size 0": (change("images", 0, width=0, height=0), {"image-size-unknown": 1}),
+    "listed size null": (change("images", 0, width=None, height=None), {}),
+    "listed size as text": (change("images", 0, width="80"), {"value-text": 1}),
+    "optional fields null": (change("annotations", 0, area=None, iscrowd=None, segmentation=None), {}),
+    "iscrowd as text": (change("annotations", 0, iscrowd="0"), {"value-text": 1}),
+    "iscrowd a word": (change("annotations", 0, iscrowd="maybe"), {"annotation-entry": 1}),
+    "area 0": (change("annotations", 0, area=0), {"area-contradicts": 1}),
+    "area of a thin shape": (change("annotations", 0, area=11), {}),
+    "area beyond the box": (change("annotations", 0, area=400), {"area-contradicts": 1}),
+    "one area for all": (
+        lambda content, _: [
+            each.update(area=100, bbox=[*each["bbox"][:2], 12 + each["id"] % 3, 14])
+            for each in content["annotations"]
+        ],
+        {"area-contradicts": 48},
+    ),
+    "a polygon alone": (
+        change("annotations", 0, bbox=None, segmentation=[[2, 2, 22, 2, 22, 16]]),
+        {"box-derived": 1},
+    ),
+    "run lengths alone": (
+        change("annotations", 0, bbox=[], segmentation={"size": [60, 80], "counts": [65, 10, 50, 10, 4665]}),
+        {"box-derived": 1},
+    ),
+    "run lengths of another size": (
+        change("annotations", 0, bbox=None, segmentation={"size": [60, 80], "counts": [65, 10]}),
+        {"box-malformed": 1},
+    ),
+    "rotated": (change("annotations", 0, attributes={"rotation": 30}, bbox=[25, 25, 9, 9]), {"box-rotated": 1}),
+    "turned whole": (change("annotations", 0, attributes={"rotation": 360.0}), {}),
+    "drawn from the other corner": (change("annotations", 0, bbox=[22, 16, -20, -14]), {"box-flipped": 1}),
+    "name with a line break": (change("categories", 0, name="egg\n"), {"category-name": 1}),
     "two copies": (
         lambda content, folder: [shutil.copy(folder / "0.jpg", folder / f"{n}.jpg") for n in (1, 2)],
         {"image-repeated": 1},
     ),
     "an unknown image": (change("annotations", 0, image_id=99), {"annotation-image": 1}),
     "an unknown category": (change("annotations", 0, category_id=2), {"annotation-category": 1}),
-    "category as a string": (change("annotations", 0, category_id="1"), {"annotation-category": 1}),
+    "category as a string": (change("annotations", 0, category_id="1"), {"value-text": 1}),
     "an annotation that is a list": (add("annotations", [1, 2]), {"annotation-entry": 1}),
     "annotation ids twice": (change("annotations", 1, id=10), {"annotation-id-repeated": 1}),
-    "category without a name": (add("categories", {"id": 3}), {"category-entry": 1, "category-unused": 1}),
+    "category without a name": (add("categories", {"id": 3}), {"category-entry": 1}),
     "category name blank": (change("categories", 0, name=" "), {"category-entry": 1}),
     "category name twice": (change("categories", 1, name="egg"), {"category-repeated": 1}),
     "category id twice": (add("categories", {"id": 7, "name": "cow"}), {"category-repeated": 1}),
-    "category by case": (change("categories", 1, name="Egg "), {"category-alike": 1}),
+    "category by case": (change("categories", 1, name="Egg"), {"category-alike": 1}),
     "category unused": (add("categories", {"id": 3, "name": "fox"}), {"category-unused": 1}),
     "category rare": (
         drop("annotations", lambda each: each["category_id"] == 7 and each["image_id"] > 2),
@@ -125,7 +175,8 @@ MISTAKES: dict[str, tuple[Callable[[Coco, Path], None], dict[str, int]]] = {
     ),
     "three numbers": (change("annotations", 0, bbox=[1, 2, 3]), {"box-malformed": 1}),
     "not a number": (change("annotations", 0, bbox=[1, 2, float("nan"), 4]), {"box-malformed": 1}),
-    "a number as text": (change("annotations", 0, bbox=["1", 2, 3, 4]), {"box-malformed": 1}),
+    "a number as text": (change("annotations", 0, bbox=["1", 2, 3, 4]), {"value-text": 1}),
+    "a word for a number": (change("annotations", 0, bbox=["one", 2, 3, 4]), {"box-malformed": 1}),
     "no bbox": (remove("annotations", "bbox"), {"box-malformed": 1}),
     "no width": (change("annotations", 0, bbox=[5, 5, 0, 9]), {"box-degenerate": 1}),
     "thin": (change("annotations", 0, bbox=[5, 5, 1.5, 9]), {"box-tiny": 1}),
@@ -198,7 +249,10 @@ def test_splits_are_held_together(tmp_path: Path, clean: Path) -> None:
     other["categories"][0]["name"] = "fox"
     other["categories"].append({"id": 9, "name": "cow"})
     other["annotations"][0]["category_id"] = 9
-    assert between(folder, other) == {"split-categories": 2, "split-unseen": 1}
+    assert between(folder, other) == {"split-categories": 1, "split-unseen": 2}
+    for entry in other["categories"]:
+        entry["name"] += " of the moon"
+    assert between(folder, other) == {"split-disjoint": 1}
 
 
 def test_the_same_file_twice_is_a_warning(clean: Path) -> None:
@@ -212,7 +266,13 @@ def test_every_code_has_a_case_and_a_line_in_the_docs() -> None:
     between_splits = {code for code in CODES if code.startswith("split-")}
     assert covered | between_splits == set(CODES)
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
-    assert [code for code in CODES if f"`{code}`" not in page] == []
+    rows = {
+        line.split("`")[1]: [cell.strip() for cell in line.split("|")]
+        for line in page.splitlines()
+        if "| `" in line
+    }
+    for code, known in CODES.items():
+        assert rows[code][2] == known.severity and rows[code][4:6] == [known.training, known.scoring], code
 
 
 def test_the_command_writes_json_and_exits_with_3(tmp_path: Path, clean: Path) -> None:
@@ -248,10 +308,10 @@ def test_training_is_refused_in_one_line(tmp_path: Path, clean: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bad.json"]
     warned: list[str] = []
     report = preflight(clean, clean / "train.json", clean, clean / "train.json", warn=warned.append)
-    refuse_errors(report)
+    refuse_errors(report.findings, clean / "train.json")
     assert len(warned) == 1 and "[split-same]" in warned[0]
 
 
 def test_headers_alone_tell_sizes(clean: Path) -> None:
     split = read_split("train", clean, clean / "train.json", decode=False)
-    assert [image.file.size for image in split.images] == [SIZE] * 6 and not split.images[0].file.digest
+    assert [file.size for file in split.files.values()] == [SIZE] * 6 and not split.files[1].digest

@@ -104,7 +104,20 @@ def test_an_annotation_with_id_zero_counts(tmp_path: Path) -> None:
 MATCHES = {
     "nothing on either side": ([], {}, (), "BY POSITION"),
     "same names, other order": (["dog", "cat"], {7: "cat", 3: "dog"}, (3, 7), ""),
-    "case, spaces and underscores": (["Stop_Sign"], {13: "stop  sign"}, (13,), ""),
+    "case, spaces and underscores": (
+        ["Stop_Sign"],
+        {13: "stop  sign"},
+        (13,),
+        "taken for the same: 'Stop_Sign' and 'stop  sign'",
+    ),
+    "names that differ in case alone": (
+        ["a", "A", "b", "B"],
+        {1: "A", 2: "a", 3: "B", 4: "b"},
+        (2, 1, 4, 3),
+        "",
+    ),
+    "exact names leave one to fold": (["Cat", "dog"], {7: "cat", 3: "dog", 5: "DOG"}, (7, 3), "'Cat' and 'cat'"),
+    "folding that leaves a choice": (["cat", "Dog"], {7: "cat", 3: "dog", 5: "DOG"}, (7, None), "left out: Dog"),
     "some are shared": (["cat", "fox"], {7: "cat", 3: "dog"}, (7, None), "left out: fox; categories the"),
     "no name is shared": (["a", "b", "c"], {7: "cat", 3: "dog"}, (7, 3, None), "NO class of the detector"),
 }
@@ -135,7 +148,7 @@ def test_boxes_of_a_picture_are_corners_of_category_ids(tmp_path: Path) -> None:
 def test_numbers_in_text_are_taken_for_what_they_say(tmp_path: Path) -> None:
     truth = load(tmp_path, [annotation("10", 3.0, ["1", 2, 3, 4])])  # type: ignore[arg-type]
     assert [(box["image_id"], box["category_id"], box["bbox"]) for box in truth.boxes] == [(10, 3, [1, 2, 3, 4])]
-    with pytest.raises(UserError, match=r"truth\.json: annotation number 0 has the bbox \['one', 2, 3, 4\]"):
+    with pytest.raises(UserError, match=r"truth\.json: .* annotation number 0: the bbox \['one', 2, 3, 4\]"):
         load(tmp_path, [annotation(10, 3, ["one", 2, 3, 4])])  # type: ignore[list-item]
-    with pytest.raises(UserError, match="annotation number 0 is of image 5, which is not listed"):
+    with pytest.raises(UserError, match="annotation number 0: image_id 5"):
         load(tmp_path, [annotation(5, 3, [1, 2, 3, 4])])

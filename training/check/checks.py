@@ -2,23 +2,34 @@
 
     report = check_data(read_split("train", images, annotations), read_split("val", ...))
     preflight(images, annotations, warn=print)          # what a training begins with
+    truth = scored_labels(annotations, images, warn=print)      # what a scoring begins with
 
-A check gives a find a line, led by the code; what belongs together becomes one finding.
+What is wrong with the entries themselves the reader has found (check/entries.py). A check gives a find a line, led
+by the code; what belongs together becomes one finding.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from retinaserve.training.check.findings import CODES, Finding, Report, Summary, describe, refuse_errors
+from retinaserve.training.check.findings import (
+    Finding,
+    Finds,
+    Report,
+    Summary,
+    describe,
+    refuse_errors,
+    worst_first,
+)
 from retinaserve.training.check.snapshot import Split, read_split
-from retinaserve.training.coco import name_of as which
+from retinaserve.training.coco import Annotations
+from retinaserve.training.errors import UserError
 
-T = TypeVar("T")
-Find = tuple[str, str]  # code, example
+Find = tuple[Any, ...]  # code, format of an example, its values
 
 SLACK = 2.0  # pixels over the border that are rounding
 TINY = 2.0
@@ -35,15 +46,14 @@ def check_data(train: Split, val: Split | None = None) -> Report:
     found: list[Finding] = []
     for split in splits:
         if split.problem:
-            found.append(Finding.of("file-unreadable", split.name, [f"{split.path}: {split.problem}"]))
+            found += _gather(split.name, [("file-unreadable", "{}", split.problem)])
             continue
+        found += [replace(finding, split=split.name) for finding in split.labels.findings]
         checks = (*CHECKS, check_classes) if split is train else CHECKS
         found += _gather(split.name, (find for check in checks for find in check(split)))
     if val is not None and not train.problem and not val.problem:
         found += _gather(f"{train.name}, {val.name}", (find for check in PAIRED for find in check(train, val)))
-    rank = {severity: place for place, severity in enumerate(("error", "warning", "note"))}
-    found.sort(key=lambda finding: rank[finding.severity])
-    return Report(tuple(_summary(split) for split in splits if not split.problem), tuple(found))
+    return Report(tuple(_summary(split) for split in splits if not split.problem), tuple(worst_first(found)))
 
 
 def preflight(
@@ -66,93 +76,74 @@ def preflight(
         return train, read_split("val", val_images or images, val_annotations, decode=decode)
 
     train, val = read(decode=False)
-    if len(train.images) + (len(val.images) if val else 0) <= DECODED:
+    if len(train.files) + (len(val.files) if val else 0) <= DECODED:
         train, val = read(decode=True)
     report = check_data(train, val)
-    refuse_errors(report)
+    for split in filter(None, (train, val)):
+        refuse_errors((finding for finding in report.findings if finding.split == split.name), split.path)
+    refuse_errors(report.findings, annotations)
     for finding in report.findings:
         if finding.severity == "warning":
             warn(describe(finding))
     return report
 
 
-def _gather(split: str, finds: Iterator[Find]) -> list[Finding]:
-    lines: dict[str, list[str]] = defaultdict(list)
-    for code, line in finds:
-        lines[code].append(line)
-    return [Finding.of(code, split, lines[code]) for code in CODES if code in lines]
+def scored_labels(
+    annotations: Path, images: Path, *, warn: Callable[[str], object] = lambda _: None
+) -> Annotations:
+    """Return labels to score against; `warn` is given a line for each change that scoring makes to them.
+
+    Raises UserError for what a training on them would be refused for, with the same code. Of the images only the
+    headers are read: one that can't be decoded is an image without an answer.
+    """
+    if not images.is_dir():
+        raise UserError(f"{images}: no such directory", f"the images that {annotations} names are expected there")
+    split = read_split("", images, annotations, decode=False)
+    report = check_data(split)
+    refuse_errors((finding for finding in report.findings if finding.code != "image-unreadable"), annotations)
+    for finding in split.labels.findings:
+        warn(describe(finding, "scoring"))
+    return split.labels
 
 
-def check_images(split: Split) -> Iterator[Find]:
-    """Entries without an id or a name, and ids and files that are there twice."""
-    ids, names = Counter[int](), Counter[str]()
-    for image in split.images:
-        entry = image.entry
-        if entry.id is None or not entry.file_name:
-            yield "image-entry", f"id {_found(entry.raw, 'id')!r}, file_name {_found(entry.raw, 'file_name')!r}"
-            continue
-        ids[entry.id] += 1
-        names[entry.file_name] += 1
-    yield from (("image-id-repeated", f"id {number}: {count} times") for number, count in _repeated(ids))
-    yield from (("image-file-repeated", f"{name}: {count} times") for name, count in _repeated(names))
+def _gather(split: str, found: Iterable[Find]) -> list[Finding]:
+    finds = Finds()
+    for code, example, *values in found:
+        finds.add(code, example, *values)
+    return finds.findings(split)
 
 
 def check_files(split: Split) -> Iterator[Find]:
     """Files that are missing, can't be read, or are of another size than listed."""
-    for image in split.images:
-        size, listed = image.file.size, image.entry.listed_size
-        if not image.entry.file_name:
-            continue
-        if not image.file.exists:
-            yield "image-missing", image.name
-        elif size is None:
-            yield "image-unreadable", f"{image.name}: {image.file.error}"
-        elif listed not in (size, (None, None)):
-            as_listed, as_is = f"{image.name}: listed as {listed[0]} x {listed[1]}", f"{size[0]} x {size[1]}"
-            if image.file.turned and listed == size[::-1]:
-                yield "image-exif", f"{as_listed}, upright {as_is}"
-            else:
-                yield "image-size", f"{as_listed}, is {as_is}"
+    for number, name in split.labels.images.items():
+        file, listed = split.files[number], split.labels.sizes.get(number)
+        if not file.exists:
+            yield "image-missing", "{}", name
+        elif file.size is None:
+            yield "image-unreadable", "{}: {}", name, file.error
+        elif listed not in (file.size, None):
+            turned = file.turned and listed == file.size[::-1]
+            code, what = ("image-exif", "upright") if turned else ("image-size", "is")
+            yield code, "{}: listed as {} x {}, {} {} x {}", name, *listed, what, *file.size
 
 
 def check_repeated_images(split: Split) -> Iterator[Find]:
     """Images that are there more than once under different names."""
     names: dict[str, set[str]] = defaultdict(set)
-    for image in split.images:
-        if image.file.digest:
-            names[image.file.digest].add(image.name)
-    yield from (("image-repeated", " = ".join(sorted(same))) for same in names.values() if len(same) > 1)
+    for number, file in split.files.items():
+        if file.digest:
+            names[file.digest].add(split.labels.images[number])
+    yield from (("image-repeated", "{}", " = ".join(sorted(same))) for same in names.values() if len(same) > 1)
 
 
 def check_categories(split: Split) -> Iterator[Find]:
-    """Categories without an id or a name, and those that are alike."""
-    ids, names, folded = Counter[int](), Counter[str](), defaultdict[str, set[str]](set)
-    for entry in split.categories:
-        if entry.id is None or entry.name is None or not entry.name.strip():
-            yield "category-entry", f"id {_found(entry.raw, 'id')!r}, name {_found(entry.raw, 'name')!r}"
-            continue
-        ids[entry.id] += 1
-        names[entry.name] += 1
-        folded[" ".join(entry.name.replace("_", " ").casefold().split())].add(entry.name)
-    yield from (("category-repeated", f"id {number}: {count} times") for number, count in _repeated(ids))
-    yield from (("category-repeated", f"{name!r}: {count} times") for name, count in _repeated(names))
+    """Categories that are alike."""
+    folded = defaultdict[str, set[str]](set)
+    for name in split.labels.categories.values():
+        folded[" ".join(name.replace("_", " ").casefold().split())].add(name)
     for same in folded.values():
         if len(same) > 1:
-            yield "category-alike", " and ".join(repr(name) for name in sorted(same))
-
-
-def check_annotations(split: Split) -> Iterator[Find]:
-    """Annotations that belong to nothing."""
-    for place, box in enumerate(split.boxes):
-        if not isinstance(box.raw, Mapping):
-            yield "annotation-entry", f"number {place}: {str(box.raw)[:40]}"
-            continue
-        if box.image_id not in split.image_of:
-            yield "annotation-image", f"{which(box, place)}: image_id {_found(box.raw, 'image_id')!r}"
-        if box.category_id not in split.name_of:
-            yield "annotation-category", f"{which(box, place)}: category_id {_found(box.raw, 'category_id')!r}"
-    ids = Counter(box.id for box in split.boxes if box.id is not None)
-    yield from (("annotation-id-repeated", f"id {number}: {count} times") for number, count in _repeated(ids))
+            yield "category-alike", "{}", " and ".join(repr(name) for name in sorted(same))
 
 
 def check_boxes(split: Split) -> Iterator[Find]:
@@ -160,111 +151,104 @@ def check_boxes(split: Split) -> Iterator[Find]:
     other_format, share = _format(split)
     if other_format:
         yield other_format, share
-    for place, box in enumerate(split.boxes):
-        if not isinstance(box.raw, Mapping):
-            continue
-        if box.bbox is None:
-            yield "box-malformed", f"{which(box, place)}: {str(_found(box.raw, 'bbox'))[:60]}"
-            continue
-        x, y, w, h = box.bbox
-        if w <= 0 or h <= 0:
-            yield "box-degenerate", f"{which(box, place)}: {list(box.bbox)}"
-            continue
-        if other_format:
-            continue
+        return
+    for box in split.labels.boxes:
+        x, y, w, h = box["bbox"]
         if min(w, h) < TINY:
-            yield "box-tiny", f"{which(box, place)}: {list(box.bbox)}"
-        size = _size(split, box.image_id)
+            yield "box-tiny", "{}: {}", box["entry"], box["bbox"]
+        size = split.files[box["image_id"]].size
         if size is None:
             continue
-        beyond = (-x, -y, x + w - size[0], y + h - size[1])  # pixels over each border
+        beyond = max(-x, -y, x + w - size[0], y + h - size[1])  # pixels over the border
         if x >= size[0] or y >= size[1] or x + w <= 0 or y + h <= 0:
-            yield "box-outside", f"{which(box, place)}: {list(box.bbox)} in {size[0]} x {size[1]}"
-        elif max(beyond) > SLACK:
-            yield "box-overhang", f"{which(box, place)}: {list(box.bbox)} in {size[0]} x {size[1]}"
+            yield "box-outside", "{}: {} in {} x {}", box["entry"], box["bbox"], *size
+        elif beyond > SLACK:
+            yield "box-overhang", "{}: {} in {} x {}", box["entry"], box["bbox"], *size
 
 
 def check_repeated_boxes(split: Split) -> Iterator[Find]:
-    """Boxes that are there twice; those without an area are `check_boxes`'s."""
-    seen = Counter(
-        (str(_found(box.raw, "image_id")), str(_found(box.raw, "category_id")), box.bbox)
-        for box in split.boxes
-        if box.bbox and min(box.bbox[2:]) > 0
-    )
-    for (image_id, _, bbox), count in _repeated(seen):
-        yield "box-repeated", f"image {image_id}: {list(bbox)}, {count} times"
+    """Boxes that are there twice."""
+    seen = Counter((box["image_id"], box["category_id"], *box["bbox"]) for box in split.labels.boxes)
+    for (image_id, _, *bbox), count in seen.items():
+        if count > 1:
+            yield "box-repeated", "image {}: {}, {} times", image_id, bbox, count
 
 
 def check_balance(split: Split) -> Iterator[Find]:
     """What there is to learn beside boxes, and whether there is anything."""
     if not split.boxes_per_category.total():
-        yield "no-boxes", f"{len(split.boxes)} annotations"
-    for place, box in enumerate(split.boxes):
-        if box.crowd:
-            yield "crowd", f"{which(box, place)} of image {_found(box.raw, 'image_id')!r}"
-    for image in split.empty_images:
-        yield "image-empty", image.name
+        yield "no-boxes", "{} crowds", len(split.labels.boxes)
+    for box in split.labels.boxes:
+        if box["iscrowd"]:
+            yield "crowd", "{} of image {}", box["entry"], box["image_id"]
+    for name in split.empty_images:
+        yield "image-empty", "{}", name
 
 
 def check_classes(split: Split) -> Iterator[Find]:
     """Categories of which there is too little to learn."""
     counts = split.boxes_per_category
     most = max(counts.values(), default=0)
-    for number, name in split.name_of.items():
+    for number, name in split.labels.categories.items():
         count = counts[number]
         if not count:
-            yield "category-unused", name
+            yield "category-unused", "{}", name
         elif count < RARE:
-            yield "category-rare", f"{name}: {count}"
+            yield "category-rare", "{}: {}", name, count
         if count and count * IMBALANCE <= most:
-            yield "category-imbalance", f"{name}: {count}, the commonest has {most}"
+            yield "category-imbalance", "{}: {}, the commonest has {}", name, count, most
 
 
 def check_leak(train: Split, val: Split) -> Iterator[Find]:
     """Images that are in both splits, byte by byte or by their looks."""
     if train.path.resolve() == val.path.resolve():
-        yield "split-same", str(train.path)
+        yield "split-same", "{}", train.path
         return
-    digests = {image.file.digest: image.name for image in train.images if image.file.digest}
+    names, val_names = train.labels.images, val.labels.images
+    digests = {file.digest: names[number] for number, file in train.files.items() if file.digest}
     leaked = set()
-    for image in val.images:
-        if image.file.digest in digests:
-            leaked.add(image.name)
-            yield "split-leak", f"{digests[image.file.digest]} = {image.name}"
-    if max(len(train.images), len(val.images)) > MOST:
+    for number, file in val.files.items():
+        if file.digest in digests:
+            leaked.add(number)
+            yield "split-leak", "{} = {}", digests[file.digest], val_names[number]
+    if max(len(names), len(val_names)) > MOST:
         return
-    looks = [(image.file.look, image.name) for image in train.images if image.file.look is not None]
-    for image in val.images:
-        if image.file.look is None or image.name in leaked:
+    looks = [(file.look, names[number]) for number, file in train.files.items() if file.look is not None]
+    for number, file in val.files.items():
+        if file.look is None or number in leaked:
             continue
-        near = min((((image.file.look ^ look).bit_count(), name) for look, name in looks), default=None)
+        near = min((((file.look ^ look).bit_count(), name) for look, name in looks), default=None)
         if near and near[0] <= ALIKE:
-            yield "split-similar", f"{near[1]} and {image.name}"
+            yield "split-similar", "{} and {}", near[1], val_names[number]
 
 
 def check_sizes(train: Split, val: Split) -> Iterator[Find]:
     """Splits of which the wrong one is the larger, as when the two files were given the wrong way round."""
-    if len(val.images) > len(train.images):
-        yield "split-larger", f"{len(val.images)} and {len(train.images)}"
+    if len(val.files) > len(train.files):
+        yield "split-larger", "{} and {}", len(train.files), len(val.files)
 
 
 def check_split_categories(train: Split, val: Split) -> Iterator[Find]:
-    """Categories that mean another thing in the other split, or can't be learnt."""
-    for number in sorted(train.name_of.keys() | val.name_of.keys()):
-        here, there = train.name_of.get(number), val.name_of.get(number)
-        if here != there:
-            yield "split-categories", f"id {number}: {here!r} and {there!r}"
-    for number, count in val.boxes_per_category.items():
-        if not train.boxes_per_category[number]:
-            yield "split-unseen", f"{val.name_of[number]}: {count} boxes to find"
+    """Categories that are numbered otherwise in the other split, are not there, or can't be learnt."""
+    here, there = ({name: number for number, name in each.labels.categories.items()} for each in (train, val))
+    if not here.keys() & there.keys():
+        yield "split-disjoint", "{!r} and {!r}", list(here)[:5], list(there)[:5]
+        return
+    for name, number in here.items():
+        if name not in there:
+            yield "split-categories", "{!r} is not in {}", name, val.name
+        elif there[name] != number:
+            yield "split-categories", "{!r} is {} and {}", name, number, there[name]
+    for name, number in there.items():
+        count = val.boxes_per_category[number]
+        if count and not (name in here and train.boxes_per_category[here[name]]):
+            yield "split-unseen", "{}: {} boxes to find", name, count
 
 
 CHECKS: tuple[Callable[[Split], Iterator[Find]], ...] = (
-    check_images,
     check_files,
     check_repeated_images,
     check_categories,
-    check_annotations,
     check_boxes,
     check_repeated_boxes,
     check_balance,
@@ -274,7 +258,7 @@ PAIRED: tuple[Callable[[Split, Split], Iterator[Find]], ...] = (check_leak, chec
 
 def _format(split: Split) -> tuple[str, str]:
     """Return the code of the format that nearly all boxes fit and [x, y, w, h] does not, and how many do."""
-    sized = [(box.bbox, _size(split, box.image_id)) for box in split.boxes if box.bbox]
+    sized = ((box["bbox"], split.files[box["image_id"]].size) for box in split.labels.boxes)
     rows = [(*bbox, *size) for bbox, size in sized if size]
     if not rows:
         return "", ""
@@ -298,27 +282,13 @@ def _format(split: Split) -> tuple[str, str]:
     return "", ""
 
 
-def _size(split: Split, image_id: int | None) -> tuple[int, int] | None:
-    image = split.image_of.get(image_id) if image_id is not None else None
-    return image.file.size if image else None
-
-
-def _found(entry: Any, key: str) -> Any:
-    """Return a field as it was found, usable or not."""
-    return entry.get(key) if isinstance(entry, Mapping) else None
-
-
-def _repeated(counts: Counter[T]) -> Iterator[tuple[T, int]]:
-    return ((item, count) for item, count in counts.items() if count > 1)
-
-
 def _summary(split: Split) -> Summary:
     return Summary(
         split.name,
         str(split.path),
-        len(split.images),
+        len(split.files),
         split.boxes_per_category.total(),
-        sum(box.crowd for box in split.boxes),
+        sum(box["iscrowd"] for box in split.labels.boxes),
         len(split.empty_images),
-        {name: split.boxes_per_category[number] for number, name in split.name_of.items()},
+        {name: split.boxes_per_category[number] for number, name in split.labels.categories.items()},
     )

@@ -1,7 +1,7 @@
-"""A split as it lies on disk, read once: the annotation file's entries as they are, and facts on every image.
+"""A split as it lies on disk, read once: its labels, and facts on every image file.
 
     split = read_split("train", Path("images"), Path("train.json"), on_image=bar.update)
-    split.images[0].file.size, split.boxes[0].bbox
+    split.files[7].size, split.labels.boxes[0]["bbox"]
 
 What is wrong with them raises no error here: it is for the checks to find.
 """
@@ -11,18 +11,19 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from retinaserve.training.coco import CocoBox, CocoCategory, CocoImage, NotCoco, read_coco
+from retinaserve.training.coco import Annotations, Unreadable, read_labels
 from retinaserve.training.letterbox import UNREADABLE, is_sideways
 
 # Images are compared by the signs of their horizontal and vertical gradients, 16 x 16 of each.
 LOOK = 16
+NOTHING = Annotations(Path(), {}, {}, ())
 
 
 @dataclass(frozen=True)
@@ -38,54 +39,25 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
-class ListedImage:
-    """An image of the annotation file, and the file that it names."""
-
-    entry: CocoImage
-    file: ImageFile
-
-    @property
-    def name(self) -> str:
-        """The file's name, as an example of a finding has it."""
-        return str(self.entry.file_name)
-
-
-@dataclass(frozen=True)
 class Split:
-    """An annotation file and its images; with a `problem`, everything else is empty."""
+    """A label file and the image files it names; with a `problem`, everything else is empty."""
 
     name: str
     path: Path
     problem: str = ""
-    images: tuple[ListedImage, ...] = ()
-    boxes: tuple[CocoBox, ...] = ()
-    categories: tuple[CocoCategory, ...] = ()
-
-    @cached_property
-    def image_of(self) -> Mapping[int, ListedImage]:
-        """The images by their ids, as far as these can be used."""
-        return {image.entry.id: image for image in self.images if image.entry.id is not None}
-
-    @cached_property
-    def name_of(self) -> Mapping[int, str]:
-        """The categories' names by their ids, as far as these can be used."""
-        return {entry.id: str(entry.raw.get("name")) for entry in self.categories if entry.id is not None}
+    labels: Annotations = NOTHING
+    files: Mapping[int, ImageFile] = field(default_factory=dict)  # by the image's id
 
     @cached_property
     def boxes_per_category(self) -> Counter[int]:
-        """The numbers of boxes that can be learnt, those with an area, crowds apart."""
-        return Counter(
-            box.category_id
-            for box in self.boxes
-            if box.bbox and min(box.bbox[2:]) > 0 and not box.crowd
-            if box.category_id is not None and box.category_id in self.name_of
-        )
+        """The numbers of boxes that can be learnt: all but crowds."""
+        return Counter(box["category_id"] for box in self.labels.boxes if not box["iscrowd"])
 
     @cached_property
-    def empty_images(self) -> tuple[ListedImage, ...]:
-        """The images with a usable id that no annotation belongs to."""
-        not_empty = {None, *(box.image_id for box in self.boxes)}
-        return tuple(image for image in self.images if image.entry.id not in not_empty)
+    def empty_images(self) -> tuple[str, ...]:
+        """The names of the images that no box belongs to."""
+        not_empty = {box["image_id"] for box in self.labels.boxes}
+        return tuple(name for number, name in self.labels.images.items() if number not in not_empty)
 
 
 def read_split(
@@ -96,24 +68,21 @@ def read_split(
     decode: bool = True,
     on_image: Callable[[], object] = lambda: None,
 ) -> Split:
-    """Read an annotation file and its images, several at a time; without `decode` their headers alone."""
+    """Read a label file and its images, several at a time; without `decode` their headers alone."""
     try:
-        content = read_coco(annotations)
-    except NotCoco as error:
+        labels = read_labels(annotations)
+    except Unreadable as error:
         return Split(name, annotations, error.problem)
-    empty = [key for key in ("images", "categories") if not getattr(content, key)]
-    if empty:
-        return Split(name, annotations, f"no {' and no '.join(empty)} in it")
 
-    def read(entry: CocoImage) -> ListedImage:
-        file = read_image(images / entry.file_name, decode=decode) if entry.file_name else ImageFile(False)
+    def read(file_name: str) -> ImageFile:
+        file = read_image(images / file_name, decode=decode)
         on_image()
-        return ListedImage(entry, file)
+        return file
 
     # Pillow lets go of the interpreter's lock while it decodes.
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        listed = tuple(pool.map(read, content.images))
-    return Split(name, annotations, "", listed, content.boxes, content.categories)
+        files = dict(zip(labels.images, pool.map(read, labels.images.values()), strict=True))
+    return Split(name, annotations, "", labels, files)
 
 
 def read_image(path: Path, *, decode: bool) -> ImageFile:

@@ -9,7 +9,7 @@ Classes count from 0 in the order of the file's category ids. Boxes stay in the 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +43,9 @@ class CocoDataset:
 
     def __init__(self, images: Path, annotations: Path) -> None:
         """Read the file and find its images. Raises UserError for what is missing or not COCO."""
-        truth = Annotations.load(annotations, strict=True)
-        # Boxes without an area can't be learnt, and are not asked for in validation.
-        boxes = tuple(box for box in truth.boxes if min(box["bbox"][2:]) > 0)
-        self.truth = replace(truth, boxes=boxes)
-        self.category_ids = tuple(sorted(truth.categories))
-        self.classes = tuple(truth.categories[number] for number in self.category_ids)
+        self.truth = Annotations.load(annotations)
+        self.category_ids = tuple(sorted(self.truth.categories))
+        self.classes = tuple(self.truth.categories[number] for number in self.category_ids)
         self.labels = _labels(images, self.truth, self.category_ids)
 
     def __len__(self) -> int:
@@ -69,7 +66,7 @@ def _labels(folder: Path, truth: Annotations, category_ids: tuple[int, ...]) -> 
     lost = [file for file in files.values() if not file.is_file()]
     if lost:
         raise UserError(
-            f"{lost[0]}: no such image ({len(lost)} of {len(files)} are missing)",
+            f"{lost[0]}: no such image ({len(lost)} of {len(files)} are missing) [image-missing]",
             f"--images should be the folder that {truth.path} counts its file names from",
         )
     index_of = {number: index for index, number in enumerate(category_ids)}

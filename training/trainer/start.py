@@ -65,11 +65,8 @@ def detector_to_train(
 def _resumed(path: Path, dataset: CocoDataset, chosen: Mapping[str, Any]) -> DetectorSpec:
     spec = load(path).spec
     afresh = "name another file, or start afresh with --override"
-    if (dataset.classes, dataset.category_ids) != (spec.classes, spec.category_ids):
-        raise UserError(
-            f"{path} was trained on other classes: {', '.join(spec.classes)}; not {', '.join(dataset.classes)}",
-            afresh,
-        )
+    if dataset.classes != spec.classes:  # ids may differ: the checkpoint keeps its own
+        raise UserError(f"{path} was trained on other classes: {_difference(spec, dataset)}", afresh)
     for name, value in chosen.items():
         flag = f"--{name.replace('_', '-')}"
         if name == "anchor_size":
@@ -81,6 +78,20 @@ def _resumed(path: Path, dataset: CocoDataset, chosen: Mapping[str, Any]) -> Det
             shown = " ".join(str(part) for part in trained) if name == "size" else trained
             raise UserError(f"{path} was trained with {flag} {shown}", afresh)
     return spec
+
+
+def _difference(spec: DetectorSpec, dataset: CocoDataset) -> str:
+    gone = [name for name in spec.classes if name not in dataset.classes]
+    new = [name for name in dataset.classes if name not in spec.classes]
+    if gone or new:
+        return "; ".join(
+            f"{what} {', '.join(names)}" for what, names in (("without", gone), ("with", new)) if names
+        )
+    pairs = zip(spec.classes, dataset.classes, dataset.category_ids, strict=True)
+    place, *moved = next((place, *pair) for place, pair in enumerate(pairs) if pair[0] != pair[1])
+    return (
+        f"the ids put them in another order: class {place} was {moved[0]}, and id {moved[2]} makes it {moved[1]}"
+    )
 
 
 @dataclass(frozen=True)

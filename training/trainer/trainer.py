@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retinaserve.training.check.checks import preflight
 from retinaserve.training.checkpoint import Checkpoint, load
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.data.loaders import training_batches
@@ -72,9 +73,12 @@ def train(
     Raises UserError for data that can't be trained on, and for a checkpoint of another detector.
     """
     model, start = Path(model), Path(fine_tune) if fine_tune else None
+    held_out = Path(val_images or images), Path(val_annotations) if val_annotations else None
     with process_group() as group:
+        if group.is_main_process:
+            preflight(Path(images), Path(annotations), *held_out)
         dataset = CocoDataset(Path(images), Path(annotations))
-        validation = CocoDataset(Path(val_images or images), Path(val_annotations)) if val_annotations else None
+        validation = CocoDataset(held_out[0], held_out[1]) if held_out[1] else None
         begins = group.broadcast(not model.exists())
         spec = group.broadcast(
             detector_to_train(model, dataset, settings, start) if group.is_main_process else None

@@ -18,7 +18,7 @@ from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import letterbox
 from retinaserve.training.model.postprocess import detect
-from retinaserve.training.scores import evaluate
+from retinaserve.training.scores import evaluate, match_classes
 from retinaserve.training.spec import DetectorSpec
 
 BATCH = 8
@@ -36,11 +36,12 @@ class Scores:
 def check(dataset: CocoDataset, spec: DetectorSpec) -> None:
     """Raise UserError if a data set can't score a detector."""
     if not dataset.box_count:
-        raise UserError("the validation set has no boxes to find", "annotations with iscrowd 0 are expected")
-    unknown = [name for name in dataset.classes if name not in spec.classes]
-    if unknown:
         raise UserError(
-            f"the validation set has classes that are not trained: {', '.join(unknown)}",
+            "the validation set has no boxes to find [no-boxes]", "annotations with iscrowd 0 are expected"
+        )
+    if not set(dataset.classes) & set(spec.classes):
+        raise UserError(
+            f"no class of the validation set is trained [split-disjoint]: {', '.join(dataset.classes)}",
             f"trained are: {', '.join(spec.classes)}",
         )
 
@@ -78,6 +79,5 @@ def predict(
 
 def score(dataset: CocoDataset, spec: DetectorSpec, found: Mapping[int, Detections]) -> Scores:
     """Score what was found in the images of a set that `check` has passed; classes are matched by name."""
-    category_of = dict(zip(dataset.classes, dataset.category_ids, strict=True))
-    scores = evaluate(dataset.truth, found, [category_of.get(name) for name in spec.classes])
+    scores = evaluate(dataset.truth, found, match_classes(spec.classes, dataset.truth.categories).category_ids)
     return Scores(scores.ap or 0.0, scores.ap50 or 0.0, scores.ap75 or 0.0)

@@ -82,7 +82,7 @@ def test_a_set_without_a_readable_image_is_refused(tmp_path: Path) -> None:
         (None, "no such folder or file"),
         ("{}", "no list of images"),
         ("[1", "not JSON"),
-        ('{"images": []}', "names no images"),
+        ('{"images": []}', "there are no images"),
         ('{"images": [{"file_name": "gone.jpg"}]}', "none of the 1 images it names is there"),
     ],
     ids=["missing", "no list", "no JSON", "empty", "images gone"],

@@ -141,7 +141,7 @@ def test_truth_and_detection_of_a_class_have_one_colour(tmp_path: Path, images: 
 
 
 MISSING: dict[str, tuple[tuple[str, ...], str]] = {
-    "no pictures": ((), "names no images"),
+    "no pictures": ((), "there are no images"),
     "some are gone": (("a.png", "gone.png", "lost.png"), "2 of the 3 images named in .* are not in"),
 }
 

@@ -184,7 +184,7 @@ def test_other_classes_do_not_go_on(tmp_path: Path, shapes: DataSet) -> None:
     (tmp_path / "other.json").write_text(json.dumps(content))
     other = DataSet(shapes.images, tmp_path / "other.json", 5, 0)
     error = invoke(model, other, "--iters", "2").exception
-    assert isinstance(error, UserError) and "was trained on other classes: ellipse" in error.message
+    assert isinstance(error, UserError) and "was trained on other classes: without ellipse" in error.message
 
 
 def test_mistakes_are_answered_before_anything_is_written(tmp_path: Path, shapes: DataSet) -> None:

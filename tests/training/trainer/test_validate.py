@@ -71,7 +71,10 @@ def test_a_set_that_can_score_nothing_is_refused(data: CocoDataset, tmp_path: Pa
     with pytest.raises(UserError, match="no boxes to find"):
         check(draw(tmp_path / "set", 2, boxes=False), SPEC)
     content = json.loads((data.labels[0].path.parent / "annotations.json").read_text())
-    content["categories"].append({"id": 9, "name": "grey"})
+    content["categories"] = [{"id": 2, "name": "grey"}, {"id": 5, "name": "light"}, {"id": 9, "name": "red"}]
     (tmp_path / "other.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="not trained: grey"):
+    check(CocoDataset(data.labels[0].path.parent, tmp_path / "other.json"), SPEC)
+    content["categories"][1]["name"] = "white"
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"\[split-disjoint\]: grey, white, red"):
         check(CocoDataset(data.labels[0].path.parent, tmp_path / "other.json"), SPEC)
