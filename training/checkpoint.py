@@ -118,13 +118,20 @@ def read(path: Path) -> object:
 
 
 def load_model(path: Path) -> tuple[DetectorSpec, RetinaNet]:
-    """Read a checkpoint's spec and its network, ready to infer. Raises UserError as `load` does."""
+    """Read a checkpoint's spec and its network, ready to infer. Raises UserError as `load`, and for NaN."""
     checkpoint = load(path)
     model = build_model(checkpoint.spec)
     try:
         model.load_state_dict(checkpoint.weights)
     except (RuntimeError, TypeError, AttributeError):
         raise UserError(f"{path}: the weights don't fit the spec in the same file") from None
+    # OpenVINO's activations make numbers of a NaN (findings/openvino_hides_nan.sh): nobody would see it later.
+    broken = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise UserError(
+            f"{path}: {len(broken)} tensors hold NaN or infinity, {broken[0]} the first",
+            "the training diverged: a lower --lr, or an earlier checkpoint",
+        )
     return checkpoint.spec, model.eval()
 
 

@@ -1,5 +1,6 @@
 """Commands and links in README and docs: each command parses, each link leads somewhere."""
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -109,3 +110,29 @@ def test_explained_messages_are_still_said(message: str) -> None:
     for words in re.split(r"…|\{\w+\}|Address already in use|JPEG, PNG.*", message):
         run = words.strip(" :;,.()'")
         assert run in source, run
+
+
+def test_every_behaviour_is_held_by_a_finding_or_a_test() -> None:
+    text = (ROOT / "docs" / "behaviours.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| behaviour ")]
+    shown = set()
+    for row in rows:
+        named = re.findall(r"`([^`]+)`", row.rstrip("| ").rsplit("|", 1)[1])
+        path, *tests = named
+        assert (ROOT / path).is_file(), row
+        assert bool(tests) == path.startswith("tests/") and path.startswith(("tests/", "findings/")), row
+        for test in tests:
+            assert f"def {test}(" in (ROOT / path).read_text(), row
+        shown.add(path)
+    findings = {f"findings/{path.name}" for path in (ROOT / "findings").glob("[!_]*.sh")}
+    assert findings == {path for path in shown if path.startswith("findings/")}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "findings").glob("[!_]*.sh")), ids=lambda path: str(path.stem))
+def test_a_finding_says_what_it_is(path: Path) -> None:
+    header = path.read_text()
+    lines = header.splitlines()
+    assert lines[0] == "#!/usr/bin/env bash" and lines[1].startswith("# ") and os.access(path, os.X_OK)
+    for word in ("Expected:", "Seen:", "Matters:"):
+        assert re.search(rf"^# {word} +\S", header, re.MULTILINE), word
+    assert re.search(r"==\d", header), "its packages are pinned"

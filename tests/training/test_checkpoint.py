@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import pickle
 from dataclasses import replace
@@ -120,6 +121,15 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, model: RetinaNet
     other = replace(SPEC, network=replace(SPEC.network, width=16))
     save(tmp_path / "model.pth", Checkpoint(other, model.state_dict()))
     with pytest.raises(UserError, match="don't fit the spec"):
+        load_model(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, model: RetinaNet, value: float) -> None:
+    name, weights = next(iter(model.state_dict())), model.state_dict()
+    weights[name] = weights[name].clone().fill_(value)
+    save(tmp_path / "model.pth", Checkpoint(model.spec, weights))
+    with pytest.raises(UserError, match=f"1 tensors hold NaN or infinity, {name} the first"):
         load_model(tmp_path / "model.pth")
 
 

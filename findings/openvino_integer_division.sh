@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# OpenVINO on CPUs divides integers in float32, and has 32 bits for an int64.
+#
+# Expected: integer Div is exact, int64 products hold 64 bits.
+# Seen:     16777217 / 1 = 16777216, 50331651 / 3 = 16777218; 100000 * 100000 = 1410065408 (of int64 inputs).
+# Matters:  flattened indices of detectors (level, cell, anchor, class) are taken apart by Div and Mod: past 2^24
+#           candidates boxes come from a neighbouring cell or class. Keep indices below 2^24, or divide level by level.
+. "$(dirname "$0")/_venv.sh"
+pip 'openvino==2026.4.1' 'onnx==1.22.0' 'onnxruntime==1.26.0' 'numpy==2.2.6'
+cat > "$folder/look.py" <<'PYTHON'
+import sys
+
+import numpy as np
+import onnxruntime as ort
+import openvino as ov
+from onnx import TensorProto, helper
+
+VERSIONS = f"openvino {ov.__version__.split('-')[0]}, onnxruntime {ort.__version__}"
+
+
+def run(node, inputs, outputs):
+    """The outputs of one node in ONNX Runtime and in OpenVINO, on CPUs in fp32."""
+    types = {np.dtype(each): helper.np_dtype_to_tensor_dtype(np.dtype(each)) for each in ("f4", "i8", "u1", "i1")}
+    infos = [helper.make_tensor_value_info(name, types[a.dtype], a.shape) for name, a in inputs.items()]
+    results = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()]
+    model = helper.make_model(helper.make_graph([node], "g", infos, results), opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 9
+    data = model.SerializeToString()
+    reference = ort.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, inputs)
+    compiled = ov.Core().compile_model(ov.Core().read_model(data), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return reference, [np.array(value) for value in compiled(inputs).values()]
+
+
+a, b = np.array([16777217, 50331651], np.int64), np.array([1, 3], np.int64)
+integers = {"y": (TensorProto.INT64, [2])}
+divided = [each[0].tolist() for each in run(helper.make_node("Div", ["a", "b"], ["y"]), {"a": a, "b": b}, integers)]
+c = np.array([100000, 46341], np.int64)
+squared = [each[0].tolist() for each in run(helper.make_node("Mul", ["a", "b"], ["y"]), {"a": c, "b": c}, integers)]
+print(f"{VERSIONS} (ONNX Runtime's first): {a} / {b} = {divided[0]}, {divided[1]}; {c} squared = {squared[0]}, {squared[1]}")
+exact = [[16777217, 16777217], [10**10, 46341**2]]
+sys.exit([divided[0], squared[0]] != exact or divided[1] == exact[0] or squared[1] == exact[1])
+PYTHON
+python look.py
