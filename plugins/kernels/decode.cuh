@@ -223,7 +223,7 @@ __device__ inline bool blockHandOver(LevelArguments const& level, Segment* segme
     uint32_t const count = shared.buffer.count;
     if (threadIdx.x == 0)
     {
-        shared.place = atomicAdd(&segment->count, count);
+        shared.place = count > 0 ? atomicAdd(&segment->count, count) : 0;
     }
     __syncthreads();
     for (uint32_t i = threadIdx.x; i < count; i += kDECODE_THREADS)
@@ -366,9 +366,8 @@ __global__ void __launch_bounds__(kDECODE_THREADS, 2) decodeKernel(RETINASERVE_A
     auto& shared = dynamicShared<DecodeShared>();
     if (threadIdx.x == 0)
     {
-        Key const above = (static_cast<Key>(orderedBits(args.thresholdLogit)) + 1) << 32;
-        Key const others = level.blocks > 1 ? atomicMax(&segment->bound, above) : 0;
-        shared.buffer.bound = max(above, others);
+        // Not the bound that others have found: it would be waited for. Whoever has many learns it when it prunes.
+        shared.buffer.bound = (static_cast<Key>(orderedBits(args.thresholdLogit)) + 1) << 32;
         shared.buffer.count = 0;
     }
     __syncthreads();

@@ -2,12 +2,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! \file nms.cuh
-//! \brief Sort all candidates of an image, then suppress in rounds of the best that are left.
+//! \brief Bring the candidates of an image into order, then keep those that no better one suppresses.
 //!
-//! Sorting: every block sorts a tile of candidates in shared memory; then every candidate finds its rank by binary
-//! search in the other tiles. Suppressing: the blocks of a round fill a bit mask, who overlaps whom, in squares of
-//! 64 x 64 candidates; the last of an image's blocks to be done walks down its rows. As soon as an image has its K
-//! detections, or no candidates are left, its detections are written and all later rounds return at once.
+//! Nothing is sorted: candidates come in runs, a level each, that are best first already. A candidate's rank is its
+//! place in its own run and, by binary search, how many of every other run are better. Then one block an image walks
+//! down the ranks, a chunk at a time: who overlaps a detection that there is already is out; a bit mask says which of
+//! the others overlap; whoever is left after the better ones is a detection. No block waits for another.
 
 #pragma once
 
@@ -16,24 +16,13 @@
 namespace retinaserve
 {
 
-constexpr uint32_t kSORT_THREADS = 512;
-constexpr uint32_t kSORT_TILE = 1024;
-constexpr uint32_t kRANK_THREADS = 256;
-constexpr uint32_t kWORD = 64;                          //!< candidates a mask word
-constexpr uint32_t kMASK_WORDS = 4;                     //!< columns of squares a block
-constexpr uint32_t kMASK_THREADS = kWORD * kMASK_WORDS; //!< a row of each of its squares a thread
-constexpr uint32_t kROUND_CANDIDATES = 2048;            //!< a round, at most
-
-using Word = unsigned long long;
-
-//! Where an image stands between launches.
-struct ImageState
-{
-    uint32_t valid;    //!< candidates that are no empty slots
-    uint32_t kept;     //!< detections of the rounds so far
-    uint32_t finished; //!< 1: the detections are written
-    uint32_t done;     //!< blocks of this round that are done
-};
+constexpr uint32_t kRANK_THREADS = 512;
+constexpr uint32_t kRANK_LOGITS = 8192; //!< logits of an image in shared memory; of more, they stay in global memory
+constexpr uint32_t kRUNS = 32;          //!< runs that are searched; candidates in more are compared one by one
+constexpr uint32_t kCHUNK = 128;        //!< candidates that are walked down at a time
+constexpr uint32_t kWORDS = kCHUNK / 32;
+constexpr uint32_t kKEEP_THREADS = kCHUNK * kWORDS; //!< a word of the mask a thread
+static_assert(kWORDS == 4, "a row of the mask is a uint4");
 
 struct NmsArguments
 {
@@ -49,131 +38,160 @@ struct NmsArguments
     float* outScores;
     int32_t* outClasses;
     // Scratch, each with a row an image.
-    ImageState* images;
-    uint32_t* tileCounts;   //!< [tiles]: candidates of a tile that are no empty slots
-    Key* tileKeys;          //!< [N]: each tile sorted, best first
+    uint32_t* valid;        //!< candidates that are no empty slots
     float4* sortedBoxes;    //!< [N]: best first, like the next two
     float* sortedLogits;    //!< [N]
     int32_t* sortedClasses; //!< [N]
-    uint32_t* kept;         //!< [K]: ranks
-    Word* suppressed;       //!< [maskStride]: of this round, by detections of earlier ones
-    Word* mask;             //!< [round's candidates][maskStride]: bit c of word w: suppresses 64 * w + c
-    uint32_t tiles;
-    uint32_t maskRows;
-    uint32_t maskStride;
-    // The round.
-    uint32_t start; //!< rank of its first candidate
-    uint32_t count; //!< its candidates, at most
+    float4* keptBoxes;      //!< [K]: detections, in letterboxed pixels
 };
 
-struct SortShared
+struct RankShared
 {
-    Key keys[kSORT_TILE];
-};
+    uint32_t valid;
+    uint32_t runs;
+    uint32_t found[kRUNS];      //!< where runs begin
+    uint32_t starts[kRUNS + 1]; //!< the same in order, and the end
+    float logits[kRANK_LOGITS];
 
-struct MaskShared
-{
-    float4 boxes[kMASK_THREADS];
-    int32_t classes[kMASK_THREADS];
-    uint32_t hit[kMASK_WORDS][2];
-    uint32_t isLast;
-    // For the walk, two of each: one is read while the next is filled.
-    Word square[2][kWORD];
-    uint32_t gone[2][2];
-    uint32_t walked[1]; //!< [K]: the round's detections, by their place in it
-
-    static constexpr size_t bytes(uint32_t maxDetections)
+    static constexpr size_t bytes(uint32_t candidates)
     {
-        return sizeof(MaskShared) + (maxDetections - 1) * sizeof(uint32_t);
+        return offsetof(RankShared, logits) + (candidates < kRANK_LOGITS ? candidates : kRANK_LOGITS) * sizeof(float);
     }
 };
 
-//! Sort one tile of an image; grid: tiles, images.
-__global__ void __launch_bounds__(kSORT_THREADS) sortKernel(RETINASERVE_ARGUMENTS NmsArguments args)
+struct KeepShared
 {
-    Key* const keys = dynamicShared<SortShared>().keys;
-    int64_t const image = blockIdx.y;
-    uint32_t const first = blockIdx.x * kSORT_TILE;
-    uint32_t const size = min(args.candidates - first, kSORT_TILE);
-    for (uint32_t i = threadIdx.x; i < kSORT_TILE; i += kSORT_THREADS)
-    {
-        float const logit = i < size ? args.logits[image * args.candidates + first + i] : -INFINITY;
-        keys[i] = logit > -INFINITY ? makeKey(logit, first + i) : 0;
-    }
-    blockSort<kSORT_THREADS>(keys, kSORT_TILE);
-    for (uint32_t i = threadIdx.x; i < kSORT_TILE; i += kSORT_THREADS)
-    {
-        if (i < size)
-        {
-            args.tileKeys[image * args.candidates + first + i] = keys[i];
-        }
-        bool const isLast = keys[i] != 0 && (i + 1 == kSORT_TILE || keys[i + 1] == 0);
-        if (isLast || (i == 0 && keys[0] == 0))
-        {
-            args.tileCounts[image * args.tiles + blockIdx.x] = isLast ? i + 1 : 0;
-        }
-    }
-    if (blockIdx.x == 0 && threadIdx.x == 0)
-    {
-        args.images[image] = ImageState{0, 0, 0, 0};
-    }
+    float4 boxes[kCHUNK]; //!< of those that no detection of before overlaps
+    int32_t classes[kCHUNK];
+    uint4 mask[kCHUNK];   //!< bit c: this one suppresses the worse one c
+    uint32_t out[kWORDS]; //!< bit c: candidate c of the chunk is out
+};
+
+//! \return a logit with -infinity for whatever is no number: an empty slot.
+__device__ inline float logitAt(float const* logits, uint32_t i)
+{
+    float const logit = logits[i];
+    return logit > -INFINITY ? logit : -INFINITY;
 }
 
-//! \return how many of `count` keys, best first, are better than this one.
-__device__ inline uint32_t countBetter(Key const* keys, uint32_t count, Key key)
+//! \return how many of a run's logits, best first, are better than a candidate's. Of equal ones, the earlier is better.
+__device__ inline uint32_t countBetter(float const* logits, uint32_t begin, uint32_t end, float logit, bool isBefore)
 {
-    uint32_t low = 0;
-    uint32_t high = count;
+    uint32_t low = begin;
+    uint32_t high = end;
     while (low < high)
     {
         uint32_t const middle = (low + high) / 2;
-        if (keys[middle] > key)
+        float const other = logitAt(logits, middle);
+        bool const isBetter = isBefore ? other >= logit : other > logit;
+        low = isBetter ? middle + 1 : low;
+        high = isBetter ? high : middle;
+    }
+    return low - begin;
+}
+
+//! \return a candidate's rank among all of its image.
+__device__ inline uint32_t rankOf(RankShared const& shared, float const* logits, uint32_t count, uint32_t mine)
+{
+    float const logit = logitAt(logits, mine);
+    uint32_t rank = 0;
+    if (shared.runs > kRUNS)
+    {
+        for (uint32_t i = 0; i < count; ++i)
         {
-            low = middle + 1;
+            float const other = logitAt(logits, i);
+            rank += other > logit || (other == logit && i < mine) ? 1 : 0;
         }
-        else
+        return rank;
+    }
+    for (uint32_t run = 0; run < shared.runs; ++run)
+    {
+        uint32_t const begin = shared.starts[run];
+        uint32_t const end = shared.starts[run + 1];
+        bool const isOwn = begin <= mine && mine < end;
+        rank += isOwn ? mine - begin : countBetter(logits, begin, end, logit, end <= mine);
+    }
+    return rank;
+}
+
+//! Find where runs begin, and how many candidates are no empty slots.
+__device__ inline void blockRuns(RankShared& shared, float const* logits, uint32_t count)
+{
+    if (threadIdx.x == 0)
+    {
+        shared.valid = 0;
+        shared.runs = 0;
+    }
+    __syncthreads(); // the logits are there, too
+    uint32_t valid = 0;
+    for (uint32_t i = threadIdx.x; i < count; i += kRANK_THREADS)
+    {
+        float const logit = logitAt(logits, i);
+        valid += logit > -INFINITY ? 1 : 0;
+        if (i == 0 || logitAt(logits, i - 1) < logit)
         {
-            high = middle;
+            uint32_t const place = atomicAdd(&shared.runs, 1U);
+            if (place < kRUNS)
+            {
+                shared.found[place] = i;
+            }
         }
     }
-    return low;
+    atomicAdd(&shared.valid, valid);
+    __syncthreads();
+    uint32_t const runs = min(shared.runs, kRUNS);
+    if (threadIdx.x < runs)
+    {
+        uint32_t const start = shared.found[threadIdx.x];
+        uint32_t before = 0;
+        for (uint32_t run = 0; run < runs; ++run)
+        {
+            before += shared.found[run] < start ? 1 : 0;
+        }
+        shared.starts[before] = start;
+    }
+    if (threadIdx.x == 0)
+    {
+        shared.starts[runs] = count;
+    }
+    __syncthreads();
 }
 
 //! Bring every candidate to its rank; grid: N / threads, images.
 __global__ void __launch_bounds__(kRANK_THREADS) rankKernel(RETINASERVE_ARGUMENTS NmsArguments args)
 {
+    auto& shared = dynamicShared<RankShared>();
     int64_t const image = blockIdx.y;
-    uint32_t const* const counts = args.tileCounts + image * args.tiles;
-    uint32_t const place = blockIdx.x * kRANK_THREADS + threadIdx.x;
-    if (place == 0)
+    int64_t const row = image * args.candidates;
+    uint32_t const count = args.candidates;
+    uint32_t const mine = blockIdx.x * kRANK_THREADS + threadIdx.x;
+    float const* const logits = args.logits + row;
+    bool const isMine = mine < count && logits[mine] > -INFINITY;
+    float4 const box = isMine ? args.boxes[row + mine] : make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+    int32_t const label = isMine ? args.classes[row + mine] : 0;
+
+    bool const fits = count <= kRANK_LOGITS;
+    if (fits)
     {
-        uint32_t valid = 0;
-        for (uint32_t tile = 0; tile < args.tiles; ++tile)
+#pragma unroll 8
+        for (uint32_t i = threadIdx.x; i < count; i += kRANK_THREADS)
         {
-            valid += counts[tile];
-        }
-        args.images[image].valid = valid;
-    }
-    uint32_t const own = place / kSORT_TILE;
-    if (place >= args.candidates || place % kSORT_TILE >= counts[own])
-    {
-        return;
-    }
-    Key const* const keys = args.tileKeys + image * args.candidates;
-    Key const key = keys[place];
-    uint32_t rank = place % kSORT_TILE;
-    for (uint32_t tile = 0; tile < args.tiles; ++tile)
-    {
-        if (tile != own)
-        {
-            rank += countBetter(keys + tile * kSORT_TILE, counts[tile], key);
+            shared.logits[i] = logits[i];
         }
     }
-    int64_t const from = image * args.candidates + keyIndex(key);
-    int64_t const to = image * args.candidates + rank;
-    args.sortedBoxes[to] = args.boxes[from];
-    args.sortedLogits[to] = args.logits[from];
-    args.sortedClasses[to] = args.classes[from];
+    blockRuns(shared, fits ? shared.logits : logits, count);
+    if (mine == 0)
+    {
+        args.valid[image] = shared.valid;
+    }
+    if (isMine)
+    {
+        int64_t const to
+            = row + (fits ? rankOf(shared, shared.logits, count, mine) : rankOf(shared, logits, count, mine));
+        args.sortedBoxes[to] = box;
+        args.sortedLogits[to] = logits[mine];
+        args.sortedClasses[to] = label;
+    }
 }
 
 //! \return whether the IoU of two boxes is above a threshold. Rounded operation by operation, as the reference's is:
@@ -193,232 +211,210 @@ __device__ inline bool overlaps(float4 a, float4 b, float threshold)
     return all > 0.0F && __fdiv_rn(intersection, all) > threshold;
 }
 
-__device__ inline uint32_t squaresAcross(uint32_t count)
+//! A candidate, or none.
+struct Candidate
 {
-    return max((count + kWORD - 1) / kWORD, 1U);
-}
+    float4 box;
+    float logit;
+    int32_t label;
+    bool isThere;
+};
 
-//! \return how many blocks of an image take part in a round of so many candidates.
-__device__ inline uint32_t busyBlocks(uint32_t count, bool isFirst)
+__device__ inline Candidate loadCandidate(NmsArguments const& args, int64_t image, uint32_t rank, uint32_t valid)
 {
-    uint32_t const squares = squaresAcross(count);
-    uint32_t blocks = 0;
-    for (uint32_t column = 0; column < squares; column += kMASK_WORDS)
+    Candidate found{make_float4(0.0F, 0.0F, 0.0F, 0.0F), 0.0F, 0, rank < valid};
+    if (found.isThere)
     {
-        blocks += min(column + kMASK_WORDS, squares) + (isFirst ? 0 : 1);
+        int64_t const from = image * args.candidates + rank;
+        found = {args.sortedBoxes[from], args.sortedLogits[from], args.sortedClasses[from], true};
     }
-    return blocks;
+    return found;
 }
 
-//! Fill the block's squares of the mask: whom does the row's candidate suppress, of those behind it.
-__device__ inline void blockMask(
-    NmsArguments const& args, int64_t image, uint32_t count, uint32_t rowSquare, uint32_t columnSquare)
+//! \return whether one of every kWORDS detections, from this thread's first one on, suppresses a candidate.
+__device__ inline bool isSuppressed(NmsArguments const& args, int64_t image, uint32_t kept, Candidate const& candidate)
 {
-    auto const& shared = dynamicShared<MaskShared>();
-    uint32_t const group = threadIdx.x / kWORD;
-    uint32_t const row = rowSquare * kWORD + threadIdx.x % kWORD;
-    uint32_t const square = columnSquare + group;
-    if (row >= count || square < rowSquare || square >= squaresAcross(count))
+    float4 const* const boxes = args.keptBoxes + image * args.maxDetections;
+    int32_t const* const classes = args.outClasses + image * args.maxDetections;
+    constexpr uint32_t kAT_ONCE = 4; // so many loads are under way
+    bool hit = false;
+    for (uint32_t first = threadIdx.x / kCHUNK; first < kept && !hit; first += kAT_ONCE * kWORDS)
+    {
+        float4 box[kAT_ONCE];
+        int32_t label[kAT_ONCE];
+#pragma unroll
+        for (uint32_t i = 0; i < kAT_ONCE; ++i)
+        {
+            uint32_t const k = min(first + i * kWORDS, kept - 1);
+            box[i] = boxes[k];
+            label[i] = classes[k];
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < kAT_ONCE; ++i)
+        {
+            hit = hit || (label[i] == candidate.label && overlaps(box[i], candidate.box, args.iou));
+        }
+    }
+    return hit;
+}
+
+//! Fill the mask of `count` candidates, the best first: a word a thread.
+__device__ inline void blockMask(KeepShared& shared, uint32_t count, float iou)
+{
+    uint32_t const row = threadIdx.x % kCHUNK;
+    uint32_t const word = threadIdx.x / kCHUNK;
+    if (row >= count)
     {
         return;
     }
-    int64_t const own = image * args.candidates + args.start + row;
-    float4 const box = args.sortedBoxes[own];
-    int32_t const label = args.sortedClasses[own];
-    Word word = 0;
-    for (uint32_t c = 0; c < kWORD; ++c)
+    float4 const box = shared.boxes[row];
+    int32_t const label = shared.classes[row];
+    uint32_t bits = 0;
+    for (uint32_t column = max(row + 1, word * 32); column < min(count, word * 32 + 32); ++column)
     {
-        uint32_t const column = square * kWORD + c;
-        if (column > row && column < count && shared.classes[group * kWORD + c] == label
-            && overlaps(box, shared.boxes[group * kWORD + c], args.iou))
-        {
-            word |= static_cast<Word>(1) << c;
-        }
+        bool const hit = shared.classes[column] == label && overlaps(box, shared.boxes[column], iou);
+        bits |= hit ? 1U << (column % 32) : 0;
     }
-    args.mask[(image * args.maskRows + row) * args.maskStride + square] = word;
+    reinterpret_cast<uint32_t*>(&shared.mask[row])[word] = bits;
 }
 
-//! Mark those of the block's columns that a detection of an earlier round suppresses.
-__device__ inline void blockSuppress(NmsArguments const& args, int64_t image, uint32_t count, uint32_t columnSquare)
+//! A bit for each of a chunk's candidates.
+struct Bits
 {
-    auto& shared = dynamicShared<MaskShared>();
-    uint32_t const column = columnSquare * kWORD + threadIdx.x;
-    if (column < count)
-    {
-        float4 const box = shared.boxes[threadIdx.x];
-        int32_t const label = shared.classes[threadIdx.x];
-        uint32_t const kept = args.images[image].kept;
-        bool hit = false;
-        for (uint32_t k = 0; k < kept && !hit; ++k)
-        {
-            int64_t const other = image * args.candidates + args.kept[image * args.maxDetections + k];
-            hit = args.sortedClasses[other] == label && overlaps(args.sortedBoxes[other], box, args.iou);
-        }
-        if (hit)
-        {
-            uint32_t const bit = threadIdx.x % kWORD;
-            atomicOr(&shared.hit[threadIdx.x / kWORD][bit / 32], 1U << (bit % 32));
-        }
-    }
-    __syncthreads();
-    if (threadIdx.x < kMASK_WORDS && columnSquare + threadIdx.x < squaresAcross(count))
-    {
-        Word const high = shared.hit[threadIdx.x][1];
-        args.suppressed[image * args.maskStride + columnSquare + threadIdx.x] = high << 32 | shared.hit[threadIdx.x][0];
-    }
-}
+    uint32_t word[kWORDS];
 
-//! Walk down the round's candidates, 64 at a time, best first. \return the image's detections so far, at most K.
-__device__ inline uint32_t blockWalk(NmsArguments const& args, int64_t image, uint32_t count, uint32_t before)
-{
-    auto& shared = dynamicShared<MaskShared>();
-    Word const* const mask = args.mask + image * args.maskRows * args.maskStride;
-    uint32_t kept = before;
-    uint32_t const squares = count == 0 ? 0 : squaresAcross(count);
-    for (uint32_t s = 0; s < squares && kept < args.maxDetections; ++s)
+    __device__ uint32_t count() const
     {
-        Word* const square = shared.square[s % 2];
-        uint32_t* const gone = shared.gone[s % 2];
-        uint32_t const row = s * kWORD + threadIdx.x;
-        if (threadIdx.x < kWORD)
+        return countBelow(kCHUNK);
+    }
+
+    __device__ uint32_t countBelow(uint32_t place) const
+    {
+        uint32_t found = 0;
+#pragma unroll
+        for (uint32_t w = 0; w < kWORDS; ++w)
         {
-            square[threadIdx.x] = row < count ? mask[static_cast<int64_t>(row) * args.maskStride + s] : 0;
+            uint32_t const below = place >= 32 * w + 32 ? ~0U : place <= 32 * w ? 0 : (1U << (place - 32 * w)) - 1;
+            found += static_cast<uint32_t>(__popc(word[w] & below));
         }
-        if (threadIdx.x == 0)
+        return found;
+    }
+
+    __device__ bool has(uint32_t place) const
+    {
+        return countBelow(place + 1) != countBelow(place);
+    }
+};
+
+//! \return which of `count` candidates, the best first, no better one that is left suppresses; `most` of them at most.
+//! Every thread takes the same steps, so that no barrier is needed to tell the others.
+__device__ inline Bits walk(KeepShared const& shared, uint32_t count, uint32_t most)
+{
+    Bits left{};
+    Bits kept{};
+#pragma unroll
+    for (uint32_t w = 0; w < kWORDS; ++w)
+    {
+        left.word[w] = count >= 32 * w + 32 ? ~0U : count <= 32 * w ? 0 : (1U << (count - 32 * w)) - 1;
+    }
+    uint32_t taken = 0;
+#pragma unroll
+    for (uint32_t w = 0; w < kWORDS; ++w)
+    {
+        while (left.word[w] != 0 && taken < most)
         {
-            Word const earlier = args.start == 0 ? 0 : args.suppressed[image * args.maskStride + s];
-            gone[0] = static_cast<uint32_t>(earlier);
-            gone[1] = static_cast<uint32_t>(earlier >> 32);
-        }
-        __syncthreads();
-        for (uint32_t k = threadIdx.x; k < kept - before; k += kMASK_THREADS)
-        {
-            Word const word = mask[static_cast<int64_t>(shared.walked[k]) * args.maskStride + s];
-            if (static_cast<uint32_t>(word) != 0)
-            {
-                atomicOr(&gone[0], static_cast<uint32_t>(word));
-            }
-            if ((word >> 32) != 0)
-            {
-                atomicOr(&gone[1], static_cast<uint32_t>(word >> 32));
-            }
-        }
-        __syncthreads();
-        // Every thread takes the same steps, so that no barrier is needed to tell the others how many there are.
-        uint32_t const left = count - s * kWORD;
-        Word const all = left >= kWORD ? ~static_cast<Word>(0) : (static_cast<Word>(1) << left) - 1;
-        Word alive = all & ~(static_cast<Word>(gone[1]) << 32 | gone[0]);
-        while (alive != 0 && kept < args.maxDetections)
-        {
-            uint32_t const next = static_cast<uint32_t>(__ffsll(static_cast<long long>(alive))) - 1;
-            alive &= ~(square[next] | static_cast<Word>(1) << next);
-            if (threadIdx.x == 0)
-            {
-                shared.walked[kept - before] = s * kWORD + next;
-            }
-            ++kept;
+            uint32_t const bit = static_cast<uint32_t>(__ffs(static_cast<int>(left.word[w]))) - 1;
+            uint4 const row = shared.mask[w * 32 + bit];
+            kept.word[w] |= 1U << bit;
+            left.word[w] &= ~(1U << bit);
+            left.word[0] &= ~row.x;
+            left.word[1] &= ~row.y;
+            left.word[2] &= ~row.z;
+            left.word[3] &= ~row.w;
+            ++taken;
         }
     }
-    __syncthreads();
     return kept;
 }
 
-//! Write an image's detections in pixels of its original, and zeros behind them.
-__device__ inline void blockDetections(NmsArguments const& args, int64_t image, uint32_t kept)
+//! Write an image's k-th detection in pixels of its original.
+__device__ inline void writeDetection(
+    NmsArguments const& args, int64_t image, uint32_t k, float4 letterbox, Candidate const& candidate)
 {
-    float4 const letterbox = args.letterbox[image]; // original h, w, resized h, w
     float const scaleX = __fdiv_rn(letterbox.y, letterbox.w);
     float const scaleY = __fdiv_rn(letterbox.x, letterbox.z);
-    for (uint32_t k = threadIdx.x; k < args.maxDetections; k += kMASK_THREADS)
+    float4 const box = candidate.box;
+    int64_t const to = image * args.maxDetections + k;
+    args.keptBoxes[to] = box;
+    args.outBoxes[to]
+        = make_float4(fminf(__fmul_rn(box.x, scaleX), letterbox.y), fminf(__fmul_rn(box.y, scaleY), letterbox.x),
+            fminf(__fmul_rn(box.z, scaleX), letterbox.y), fminf(__fmul_rn(box.w, scaleY), letterbox.x));
+    args.outScores[to] = __fdiv_rn(1.0F, __fadd_rn(1.0F, expf(-candidate.logit)));
+    args.outClasses[to] = candidate.label;
+}
+
+//! Walk down an image's candidates and write its detections, and zeros behind them; grid: images.
+__global__ void __launch_bounds__(kKEEP_THREADS) keepKernel(RETINASERVE_ARGUMENTS NmsArguments args)
+{
+    auto& shared = dynamicShared<KeepShared>();
+    int64_t const image = blockIdx.x;
+    uint32_t const place = threadIdx.x % kCHUNK;    // a candidate is looked at by kWORDS threads
+    float4 const letterbox = args.letterbox[image]; // original h, w, resized h, w
+    uint32_t const valid = args.candidates == 0 ? 0 : args.valid[image];
+    if (threadIdx.x < kWORDS)
     {
-        float4 box = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-        float score = 0.0F;
-        int32_t label = 0;
-        if (k < kept)
+        shared.out[threadIdx.x] = 0;
+    }
+    __syncthreads();
+    Candidate next = loadCandidate(args, image, place, valid);
+    uint32_t kept = 0;
+    for (uint32_t start = 0; start < valid && kept < args.maxDetections; start += kCHUNK)
+    {
+        Candidate const mine = next;
+        next = loadCandidate(args, image, start + kCHUNK + place, valid); // under way while this chunk is walked down
+        if (!mine.isThere || isSuppressed(args, image, kept, mine))
         {
-            int64_t const from = image * args.candidates + args.kept[image * args.maxDetections + k];
-            float4 const inside = args.sortedBoxes[from];
-            box = make_float4(fminf(__fmul_rn(inside.x, scaleX), letterbox.y),
-                fminf(__fmul_rn(inside.y, scaleY), letterbox.x), fminf(__fmul_rn(inside.z, scaleX), letterbox.y),
-                fminf(__fmul_rn(inside.w, scaleY), letterbox.x));
-            score = __fdiv_rn(1.0F, __fadd_rn(1.0F, expf(-args.sortedLogits[from])));
-            label = args.sortedClasses[from];
+            atomicOr(&shared.out[place / 32], 1U << (place % 32));
         }
-        args.outBoxes[image * args.maxDetections + k] = box;
-        args.outScores[image * args.maxDetections + k] = score;
-        args.outClasses[image * args.maxDetections + k] = label;
+        __syncthreads();
+        Bits left{};
+#pragma unroll
+        for (uint32_t w = 0; w < kWORDS; ++w)
+        {
+            left.word[w] = ~shared.out[w];
+        }
+        uint32_t const count = left.count();
+        uint32_t const among = left.countBelow(place);
+        bool const isLeft = threadIdx.x < kCHUNK && left.has(place);
+        if (isLeft)
+        {
+            shared.boxes[among] = mine.box;
+            shared.classes[among] = mine.label;
+        }
+        __syncthreads();
+        if (threadIdx.x < kWORDS)
+        {
+            shared.out[threadIdx.x] = 0; // all have read it
+        }
+        blockMask(shared, count, args.iou);
+        __syncthreads();
+        Bits const found = walk(shared, count, args.maxDetections - kept);
+        if (isLeft && found.has(among))
+        {
+            writeDetection(args, image, kept + found.countBelow(among), letterbox, mine);
+        }
+        kept += found.count();
+        __syncthreads(); // the next chunk sees these detections
+    }
+    for (uint32_t k = kept + threadIdx.x; k < args.maxDetections; k += kKEEP_THREADS)
+    {
+        args.outBoxes[image * args.maxDetections + k] = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+        args.outScores[image * args.maxDetections + k] = 0.0F;
+        args.outClasses[image * args.maxDetections + k] = 0;
     }
     if (threadIdx.x == 0)
     {
         args.numDetections[image] = static_cast<int32_t>(kept);
-    }
-}
-
-//! One round; grid: columns of squares / kMASK_WORDS, rows of squares (and one for the earlier detections), images.
-__global__ void __launch_bounds__(kMASK_THREADS) suppressKernel(RETINASERVE_ARGUMENTS NmsArguments args)
-{
-    auto& shared = dynamicShared<MaskShared>();
-    int64_t const image = blockIdx.z;
-    ImageState& state = args.images[image];
-    bool const isFirst = args.start == 0;
-    uint32_t const count = min(state.valid - args.start, args.count);
-    uint32_t const squares = squaresAcross(count);
-    uint32_t const column = blockIdx.x * kMASK_WORDS;
-    bool const isEarlier = !isFirst && blockIdx.y + 1 == gridDim.y;
-    bool const isBusy = isEarlier || (blockIdx.y < squares && blockIdx.y < column + kMASK_WORDS);
-    // Only blocks that the last one waits for may ask whether the image is finished: others could meet the answer that
-    // this round writes.
-    if (column >= squares || !isBusy || state.finished != 0)
-    {
-        return;
-    }
-    uint32_t const mine = column * kWORD + threadIdx.x;
-    if (mine < count)
-    {
-        int64_t const from = image * args.candidates + args.start + mine;
-        shared.boxes[threadIdx.x] = args.sortedBoxes[from];
-        shared.classes[threadIdx.x] = args.sortedClasses[from];
-    }
-    if (threadIdx.x < 2 * kMASK_WORDS)
-    {
-        shared.hit[threadIdx.x / 2][threadIdx.x % 2] = 0;
-    }
-    __syncthreads();
-    if (isEarlier)
-    {
-        blockSuppress(args, image, count, column);
-    }
-    else
-    {
-        blockMask(args, image, count, blockIdx.y, column);
-    }
-    __syncthreads();
-    if (threadIdx.x == 0)
-    {
-        shared.isLast = isLastToFinish(&state.done, busyBlocks(count, isFirst)) ? 1 : 0;
-    }
-    __syncthreads();
-    if (shared.isLast == 0)
-    {
-        return;
-    }
-    uint32_t const before = state.kept;
-    uint32_t const kept = blockWalk(args, image, count, before);
-    for (uint32_t k = before + threadIdx.x; k < kept; k += kMASK_THREADS)
-    {
-        args.kept[image * args.maxDetections + k] = args.start + shared.walked[k - before];
-    }
-    __syncthreads();
-    bool const isFinished = kept == args.maxDetections || args.start + count >= state.valid;
-    if (isFinished)
-    {
-        blockDetections(args, image, kept);
-    }
-    if (threadIdx.x == 0)
-    {
-        state.kept = kept;
-        atomicExch(&state.done, 0U);
-        state.finished = isFinished ? 1 : 0;
     }
 }
 

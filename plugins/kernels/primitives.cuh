@@ -52,7 +52,10 @@ __device__ inline bool isLastToFinish(uint32_t* done, uint32_t blocks)
 {
     __threadfence();
     bool const isLast = atomicAdd(done, 1U) + 1 == blocks;
-    __threadfence();
+    if (isLast) // the others read nothing
+    {
+        __threadfence();
+    }
     return isLast;
 }
 

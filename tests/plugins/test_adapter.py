@@ -421,6 +421,26 @@ def test_the_kernels_compile_for_all_architectures_without_warnings_and_spills(n
     assert set(spilled) == {"0"}
 
 
+def test_a_thread_s_loads_of_logits_are_under_way_together(tmp_path):
+    if not shutil.which("nvcc") or not shutil.which("cuobjdump"):
+        pytest.skip("needs nvcc and cuobjdump")
+    command = [
+        "nvcc", "-std=c++17", "-gencode=arch=compute_90,code=sm_90", f"-I{PLUGINS / 'include'}", "-c",
+        str(PLUGINS / "kernels" / "decode.cu"), "-o", str(tmp_path / "out.o"),
+    ]  # fmt: skip
+    subprocess.run(command, check=True)
+    listing = subprocess.run(
+        ["cuobjdump", "-sass", tmp_path / "out.o"], capture_output=True, text=True, check=True
+    )
+    functions = listing.stdout.split("Function : ")[1:]
+    assert len(functions) == 2
+    for function in functions:
+        code = [line for line in function.splitlines() if re.search(r"/\*[0-9a-f]{4,}\*/ ", line)]
+        loads = [number for number, line in enumerate(code) if "LDG.E.EF.128" in line]
+        together = 4 if "__half" in function.splitlines()[0] else 8  # and one where a segment ends
+        assert len(loads) == together + 1 and loads[together - 1] - loads[0] == together - 1
+
+
 def test_the_library_exports_the_entry_points_and_links_nothing_of_tensorrt():
     library = built("libretinaserve_plugins.so")
     if not shutil.which("nm") or not shutil.which("readelf"):

@@ -194,21 +194,41 @@ def crowd(rng, batch, count, *, classes, places, spread):
     ("count", "places", "classes", "most", "kept"),
     [
         pytest.param(1, 1, 1, 100, None, id="one candidate"),
-        pytest.param(1024, 400, 3, 100, 100, id="a round exactly, K reached"),
-        pytest.param(1025, 5, 2, 100, None, id="a round and one, K not reached"),
-        pytest.param(5000, 20, 80, 100, 100, id="five levels, K reached in the first round"),
-        pytest.param(5000, 40, 1, 100, None, id="five levels, all rounds needed"),
-        pytest.param(5000, 300, 1, 290, None, id="K reached in a later round"),
+        pytest.param(1024, 400, 3, 100, 100, id="chunks exactly, K reached"),
+        pytest.param(1025, 5, 2, 100, None, id="chunks and one, K not reached"),
+        pytest.param(5000, 20, 80, 100, 100, id="five levels, K reached early"),
+        pytest.param(5000, 40, 1, 100, None, id="five levels, all chunks needed"),
+        pytest.param(5000, 300, 1, 290, None, id="K reached late"),
         pytest.param(3073, 3000, 80, 4096, None, id="K beyond the candidates"),
     ],
 )
 @pytest.mark.parametrize("device", DEVICES)
-def test_rounds_of_nms(device, count, places, classes, most, kept):
+def test_chunks_of_nms(device, count, places, classes, most, kept):
     rng = np.random.default_rng(count)
     candidates = crowd(rng, 2, count, classes=classes, places=places, spread=1.5)
     letterbox = np.array([[500, 700, 1000, 1000], [4000, 3000, 800, 900]], np.float32)
     found = compare_nms(kernels_on(device), candidates, letterbox, max_detections=most)
     assert kept is None or found == [kept, kept]
+
+
+@pytest.mark.parametrize(
+    ("count", "runs", "levels"),
+    [
+        pytest.param(5000, 5, 7, id="levels of decode"),
+        pytest.param(4096, 32, 7, id="as many runs as are searched"),
+        pytest.param(4092, 33, 7, id="one more"),
+        pytest.param(9000, 3, 7, id="more than shared memory holds"),
+        pytest.param(9000, 3, 1, id="all equal"),
+    ],
+)
+@pytest.mark.parametrize("device", DEVICES)
+def test_candidates_in_runs_that_are_best_first(device, count, runs, levels):
+    rng = np.random.default_rng(runs)
+    logits, boxes, classes = crowd(rng, 2, count, classes=3, places=400, spread=2)
+    logits[0] = np.where(np.isinf(logits[0]), -np.inf, rng.integers(0, levels, count))
+    logits = -np.sort(-logits.reshape(2, runs, -1)).reshape(2, count)
+    letterbox = np.array([[500, 700, 1000, 1000], [4000, 3000, 800, 900]], np.float32)
+    compare_nms(kernels_on(device), (logits, boxes, classes), letterbox, max_detections=200)
 
 
 @pytest.mark.parametrize("device", DEVICES)

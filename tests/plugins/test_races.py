@@ -12,17 +12,13 @@ SITES = sites()
 # What no single line takes away: (file, what stands there, what stands there instead, which of several).
 CHANGES = {
     "sums in one buffer": ("primitives.cuh", "from ^= 1;", "", 0),
-    "squares in one buffer": ("nms.cuh", "shared.square[s % 2]", "shared.square[0]", 0),
-    "suppressed in one buffer": ("nms.cuh", "shared.gone[s % 2]", "shared.gone[0]", 0),
-    "hits not cleared": ("nms.cuh", "shared.hit[threadIdx.x / 2][threadIdx.x % 2] = 0;", "", 0),
+    "who is out not cleared at the start": ("nms.cuh", "shared.out[threadIdx.x] = 0;", "", 0),
+    "who is out not cleared for the next chunk": ("nms.cuh", "shared.out[threadIdx.x] = 0;", "", 1),
+    "runs not cleared": ("nms.cuh", "shared.runs = 0;", "", 0),
+    "empty slots not counted from zero": ("nms.cuh", "shared.valid = 0;", "", 0),
     "histogram not cleared": ("primitives.cuh", "buffer.histogram[bin] = 0;", "", 0),
     "count not cleared for the gathering": ("decode.cuh", "shared.buffer.count = 0;", "", 0),
     "count not cleared at the start": ("decode.cuh", "shared.buffer.count = 0;", "", 1),
-    "every block asks whether it is finished": (
-        "nms.cuh", "bool const isFirst = args.start == 0;",
-        "bool const isFirst = args.start == 0; if (state.finished != 0) { return; }", 0,
-    ),
-    "blocks reset by a plain write": ("nms.cuh", "atomicExch(&state.done, 0U);", "state.done = 0;", 0),
 }  # fmt: skip
 
 

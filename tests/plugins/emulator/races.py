@@ -77,7 +77,7 @@ class Detector(Kernels):
 
 
 def cases():
-    """Return (kind, name, arguments, settings): one block and several, ties, pruning; one round and several."""
+    """Return (kind, name, arguments, settings): one block and several, ties, pruning; candidates in runs and in none."""
     rng = np.random.default_rng(5)
 
     def case(name, values, channels, height, width, dtype, topk, *, threshold=-2.0, batch=1, levels=1):
@@ -105,7 +105,9 @@ def cases():
             "one block", lambda n: rng.normal(0, 1, n), 3, 9, 11, np.float32, 50, threshold=-1.0, batch=2, levels=3
         ),
     ]
-    for count, places, classes, most in ((300, 40, 3, 100), (1400, 600, 1, 1000), (1500, 500, 1, 300)):
+    for count, places, classes, most, runs in (
+        (90, 30, 3, 100, 1), (300, 40, 3, 100, 2), (700, 300, 1, 600, 5), (600, 200, 1, 300, 0),
+    ):  # fmt: skip
         rng = np.random.default_rng(count)
         centres = rng.uniform(0, 900, (2, places, 2))
         middle = np.take_along_axis(centres, rng.integers(0, places, (2, count, 1)), axis=1)
@@ -115,6 +117,8 @@ def cases():
         logits = rng.normal(0, 2, (2, count)).astype(np.float32)
         logits[rng.random((2, count)) < 0.1] = -np.inf
         logits[0] = logits[0].round()
+        if runs:  # best first each, as levels are
+            logits = -np.sort(-logits.reshape(2, runs, -1)).reshape(2, count)
         labels = rng.integers(0, classes, (2, count)).astype(np.int32)
         settings = {"iou": 0.5, "max_detections": most}
         found.append(("nms", f"NMS of {count}", (logits, boxes, labels, LETTERBOX), settings))
