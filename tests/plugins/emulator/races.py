@@ -77,7 +77,7 @@ class Detector(Kernels):
 
 
 def cases():
-    """Return (kind, name, arguments, settings): one block and several, ties, pruning; candidates in runs and in none."""
+    """Return (kind, name, arguments, settings): one block and several, ties, pruning; runs and none."""
     rng = np.random.default_rng(5)
 
     def case(name, values, channels, height, width, dtype, topk, *, threshold=-2.0, batch=1, levels=1):
