@@ -14,7 +14,6 @@ import glob
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from typing import Any
 
 from retinaserve.training.errors import Exit, UserError
 
-NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n\s*\]")  # the innermost lists of indented JSON, without strings
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @contextmanager
@@ -81,10 +80,25 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     """Write a JSON file, a row of numbers on a line. Raises UserError as `write_bytes` does."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
-    if indent:  # no line break is ever inside a string
-        text = NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
+    text = _indented(value, " " * indent, "\n") if indent else _encode(value)
     write_text(path, text + "\n")
+
+
+def _indented(value: Any, step: str, line: str) -> str:
+    """Return indented JSON; `line` is what begins a line outside of the value."""
+    inner = line + step
+    if isinstance(value, dict) and value:
+        entries = [f"{_encode({key: 0})[1:-2]}{_indented(item, step, inner)}" for key, item in value.items()]
+        return f"{{{inner}{f',{inner}'.join(entries)}{line}}}"
+    if not isinstance(value, list | tuple) or _is_row(value):
+        return _encode(value)
+    if all(isinstance(item, list | tuple) and _is_row(item) for item in value):
+        return f"[{inner}{_encode(value)[1:-1].replace('], [', f'],{inner}[')}{line}]"
+    return f"[{inner}{f',{inner}'.join(_indented(item, step, inner) for item in value)}{line}]"
+
+
+def _is_row(values: list[Any] | tuple[Any, ...]) -> bool:
+    return not any(isinstance(value, str | dict | list | tuple) for value in values)
 
 
 def make_place(path: Path) -> None:

@@ -30,9 +30,6 @@ Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_NONE: Ints = np.empty(0, np.int64)
-_NONE_OF_TEN: Ints = np.empty((IOUS, 0), np.int64)
-
 
 @dataclass(frozen=True, eq=False)
 class Labels:
@@ -132,44 +129,48 @@ class Judge:
 
     def matches(self, limit: int = MAX_DETECTIONS[-1]) -> tuple[ClassMatches, ...]:
         """Return which detection found which box at COCO's ten IoUs, all areas, by category."""
-        rows, labels, ignored, counted = [_NONE], [_NONE_OF_TEN], [_NONE_OF_TEN], [_NONE]
+        found, labels = self.found, self.labels
+        group, labelled = (side.image * len(self.category_ids) + side.category for side in (found, labels))
+        counted = _ranks(group, found.score) < limit
+        label, ignored = np.full((IOUS, len(found)), -1), np.zeros((IOUS, len(found)), np.bool_)
+        objects = np.zeros(len(labels), np.bool_)
+        askable = counted & np.isin(group, labelled)  # where nothing is labelled, nothing is found
         for start in range(0, len(self.image_ids), BLOCK):
             images = range(start, min(start + BLOCK, len(self.image_ids)))
-            mine, theirs = (_within(side.image, images) for side in (self.labels, self.found))
-            evaluator = self._evaluator(self.labels.at(mine), self.found.at(theirs), images)
+            mine = np.flatnonzero((labels.image >= images.start) & (labels.image < images.stop))
+            theirs = np.flatnonzero(askable & (found.image >= images.start) & (found.image < images.stop))
+            evaluator = self._evaluator(labels.at(mine), found.at(theirs), images)
             params = evaluator.params
             params.maxDets, params.areaRng, params.areaRngLbl = [limit], [list(AREAS["all"])], ["all"]
             with contextlib.redirect_stdout(io.StringIO()):
                 evaluator.evaluate()
             verdicts = [item for item in evaluator.evalImgs if item is not None]
             # Ids are numbers from 1 in what the evaluator was given; as a match, 0 is none.
-            rows.append(theirs[_column(item["dtIds"] for item in verdicts) - 1])
-            found, on_crowd = (_table(verdicts, key) for key in ("dtMatches", "dtIgnore"))
-            labels.append(np.append(mine, -1)[found - 1])
-            ignored.append(on_crowd)
+            rows = theirs[_column(item["dtIds"] for item in verdicts) - 1]
+            label[:, rows] = np.append(mine, -1)[_table(verdicts, "dtMatches") - 1]
+            ignored[:, rows] = _table(verdicts, "dtIgnore")
             ids, no_object = (_column(item[key] for item in verdicts) for key in ("gtIds", "gtIgnore"))
-            counted.append(mine[ids[no_object == 0] - 1])
-        row, label, left_out = np.concatenate(rows), np.concatenate(labels, 1), np.concatenate(ignored, 1) > 0
-        return tuple(
-            self._of_class(category, row, label, left_out, self.labels.at(np.concatenate(counted)))
-            for category in range(len(self.category_ids))
-        )
-
-    def _of_class(self, category: int, row: Ints, label: Ints, ignored: Bools, counted: Labels) -> ClassMatches:
-        mine = np.flatnonzero(self.found.category[row] == category)
-        mine = mine[
-            np.argsort(-self.found.score[row[mine]], kind="stable")
-        ]  # as COCOeval, so that ties fall alike
-        matched = (label[:, mine] >= 0) & ~ignored[:, mine]
-        return ClassMatches(
-            row=row[mine],
-            image=self.found.image[row[mine]],
-            score=self.found.score[row[mine]],
-            matched=matched,
-            ignored=ignored[:, mine],
-            label=np.where(matched[0], label[0, mine], -1),
-            instances=np.bincount(counted.image[counted.category == category], minlength=len(self.image_ids)),
-        )
+            objects[mine[ids[no_object == 0] - 1]] = True
+        matches = []
+        for category in range(len(self.category_ids)):
+            rows = np.flatnonzero(counted & (found.category == category))
+            rows = rows[
+                np.lexsort((found.image[rows], -found.score[rows]))
+            ]  # as COCOeval, so that ties fall alike
+            matched = (label[:, rows] >= 0) & ~ignored[:, rows]
+            images_of = labels.image[objects & (labels.category == category)]
+            matches.append(
+                ClassMatches(
+                    row=rows,
+                    image=found.image[rows],
+                    score=found.score[rows],
+                    matched=matched,
+                    ignored=ignored[:, rows],
+                    label=np.where(matched[0], label[0, rows], -1),
+                    instances=np.bincount(images_of, minlength=len(self.image_ids)),
+                )
+            )
+        return tuple(matches)
 
     def _evaluator(self, labels: Labels, found: Found, images: range) -> Any:
         make = _hotcoco if (self.name or default_judge()) == "hotcoco" else _pycocotools
@@ -231,8 +232,13 @@ def _pycocotools(labels: Labels, found: Found, images: list[int], categories: li
         return COCOeval(*indexed, "bbox")
 
 
-def _within(image: Ints, images: range) -> Ints:
-    return np.flatnonzero((image >= images.start) & (image < images.stop))
+def _ranks(group: Ints, score: Floats) -> Ints:
+    """Return the place of each in its group by score, the first of equal ones first."""
+    order = np.lexsort((-score, group))
+    start = np.searchsorted(group[order], group[order])
+    ranks = np.empty(len(group), np.int64)
+    ranks[order] = np.arange(len(group)) - start
+    return ranks
 
 
 def _column(parts: Iterable[Iterable[Any]]) -> Ints:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from retinaserve.eval.report.bootstrap import Floats, Interval, draw, interval, resampled_ap
 from retinaserve.eval.report.error_types import ClassifiedBoxes, ap50_gains, classify_boxes
@@ -243,12 +244,28 @@ def _list(curve: Floats) -> list[list[float | None]]:
 def _packed(classified: ClassifiedBoxes) -> dict[str, list[list[float]]]:
     """Return the detections by image id for the JSON file: category id, score, x1, y1, x2, y2, losslessly."""
     packed: dict[str, list[list[float]]] = {}
-    values = np.column_stack([classified.score, classified.boxes]).astype(np.float32)
     image_ids, category_ids = classified.judge.image_ids, classified.judge.category_ids
-    for image, category, row in zip(classified.image, classified.category, values, strict=True):
-        shortest = [float(str(value)) for value in row]  # float32's shortest digits
-        packed.setdefault(str(image_ids[image]), []).append([category_ids[category], *shortest])
+    values = shortest(np.column_stack([classified.score, classified.boxes]).astype(np.float32))
+    rows = zip(classified.image.tolist(), classified.category.tolist(), values.tolist(), strict=True)
+    for image, category, row in rows:
+        packed.setdefault(str(image_ids[image]), []).append([category_ids[category], *row])
     return packed
+
+
+def shortest(values: npt.NDArray[np.float32]) -> Floats:
+    """Return for each float32 the float64 whose digits are the fewest that give it again, as its str has them."""
+    exact = values.astype(np.float64)
+    found, left = exact.copy(), np.abs(values) < 1e7
+    large = ~left
+    for decimals in range(10):
+        # A quotient of two exact floats is the float64 nearest to the decimal, which is what float() makes of it.
+        rounded = np.round(exact[left] * 10.0**decimals) / 10.0**decimals
+        fits = rounded.astype(np.float32) == values[left]
+        found[left] = np.where(fits, rounded, exact[left])
+        left[left] = ~fits
+    for place in np.flatnonzero(left | large):  # very small numbers, and those without decimals
+        found.ravel()[place] = float(str(values.ravel()[place]))
+    return found
 
 
 def _unpacked(packed: dict[str, list[list[float]]], truth: Annotations) -> dict[int, Detections]:

@@ -5,8 +5,7 @@
 
 The percentile bootstrap over images (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13).
 AP of a draw is what COCOeval gives for a file in which each image stands as often as it was drawn; the matches are
-pycocotools' and are made once, so a draw costs sums, not matching. A test holds it to COCOeval on such files. The
-AP that is reported is always pycocotools' own.
+the judge's and are made once, so a draw costs sums, not matching. A test holds it to COCOeval on such files.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,8 +18,9 @@ from retinaserve.training.judge import ClassMatches
 from retinaserve.training.scores import Matches
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCOeval's
+LATE = np.arange(101) / 100 < RECALLS  # by a rounding: exactly that share of the boxes does not reach it
 CONFIDENCE = 0.95
-CELLS = 4_000_000  # of one table of detections by draws: 32 MB
+CELLS = 2_000_000  # of one table of right detections by draws: 16 MB
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -48,12 +48,13 @@ def draw(images: int, *, resamples: int, seed: int) -> Counts:
 def resampled_ap(matches: Matches, weights: Counts) -> Floats:
     """Return AP (IoU 0.50:0.95) of each draw (B, N), NaN for a draw without a labelled box."""
     total, known = np.zeros(len(weights)), np.zeros(len(weights), np.int64)
+    drawn = np.ascontiguousarray(weights.T, np.float64)  # (N, B): a row an image, added whole
     for of_class in matches.of_class:
-        size = max(1, CELLS // max(1, len(of_class.score), 101))
+        size = max(1, CELLS // max(1, np.count_nonzero(of_class.matched.any(axis=0))))
         for start in range(0, len(weights), size):
             part = slice(start, start + size)
-            boxes = weights[part] @ of_class.instances
-            total[part] += np.where(boxes > 0, _class_ap(of_class, weights[part], boxes), 0.0)
+            boxes = of_class.instances @ drawn[:, part]
+            total[part] += np.where(boxes > 0, _class_ap(of_class, drawn[:, part], boxes), 0.0)
             known[part] += boxes > 0
     with np.errstate(invalid="ignore"):
         return total / known
@@ -69,40 +70,55 @@ def interval(values: Floats, *, seed: int) -> Interval | None:
     return Interval(float(low), float(high), len(known), seed)
 
 
-def _class_ap(of_class: ClassMatches, weights: Counts, boxes: Counts) -> Floats:
-    """Return one class's AP of each draw (B,), given how many labelled boxes each draw has (B,)."""
-    drawn = weights[:, of_class.image]  # (B, D)
-    needed = _needed(boxes)  # (B, 101)
-    counted = np.cumsum(drawn, axis=1) if not of_class.ignored.any() else None
-    total = np.zeros(len(weights))
+def _class_ap(of_class: ClassMatches, drawn: Floats, boxes: Floats) -> Floats:
+    """Return the AP of each draw (B,): `drawn` (N, B) has the images, `boxes` (B,) the number of labels."""
+    image, total = of_class.image, np.zeros(len(boxes))
+    # Wrong detections only lower precision, and a row of copies of a right one only raises it, so the right ones,
+    # each the last of its copies, are all it takes.
+    places = np.flatnonzero(of_class.matched.any(axis=0))
+    every = _running(drawn, image, places)  # (P, B) found up to each of them
     for matched, ignored in zip(of_class.matched, of_class.ignored, strict=True):
-        places = np.flatnonzero(matched)
-        if not len(places):
+        mine = np.flatnonzero(matched[places])
+        if not len(mine):
             continue
-        right = np.cumsum(drawn[:, places], axis=1)  # (B, P) found up to each right detection
-        every = counted if counted is not None else np.cumsum(drawn * ~ignored, axis=1)
-        precision = right / (every[:, places] + np.spacing(1))
-        # Never lower than what follows, as COCOeval makes it. Wrong detections only lower precision, and a row of
-        # copies of a right one only raises it, so the right ones, each the last of its copies, are all it takes.
-        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        total += _read(precision, right, needed)
+        right = _running(drawn, image[places[mine]], np.arange(len(mine)))
+        counted = every[mine]
+        if ignored.any():
+            left_out = np.flatnonzero(ignored)
+            dropped = _running(drawn, image[left_out], np.arange(len(left_out)))
+            earlier = np.searchsorted(left_out, places[mine])
+            counted[earlier > 0] -= dropped[earlier[earlier > 0] - 1]
+        precision = right / (counted + np.spacing(1))
+        for place in range(len(mine) - 2, -1, -1):  # never lower than what follows, as COCOeval makes it
+            np.maximum(precision[place], precision[place + 1], out=precision[place])
+        total += _read(precision, right, boxes)
     return total / len(of_class.matched)
 
 
-def _needed(boxes: Counts) -> Counts:
-    """Return how many boxes must be found for each recall (B, 101), exactly as COCOeval's float comparison."""
-    count = np.floor(RECALLS * boxes[:, None]).astype(np.int64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return count + (count / boxes[:, None] < RECALLS)
+def _running(drawn: Floats, image: Counts, keep: Counts) -> Floats:
+    """Return how many of a row of detections were drawn up to each of the places to keep (P, B)."""
+    so_far, table, start = np.zeros(drawn.shape[1]), np.empty((len(keep), drawn.shape[1])), 0
+    for row, place in enumerate(keep.tolist()):
+        for where in image[start : place + 1].tolist():
+            so_far += drawn[where]
+        table[row], start = so_far, place + 1
+    return table
 
 
-def _read(precision: Floats, right: Counts, needed: Counts) -> Floats:
+def _read(precision: Floats, right: Floats, boxes: Floats) -> Floats:
     """Return the mean over the recalls of the precision where each is first reached, 0 where it is not."""
-    rows, width = precision.shape
-    # One sorted list instead of a row each: integers, so that shifting them loses nothing.
-    shift = np.arange(rows)[:, None] * (int(max(right.max(initial=0), needed.max(initial=0))) + 1)
-    first = np.searchsorted((right + shift).ravel(), (needed + shift).ravel(), side="left").reshape(needed.shape)
-    first -= np.arange(rows)[:, None] * width
-    padded = np.hstack([precision, np.zeros((rows, 1))])
-    mean: Floats = np.take_along_axis(padded, np.minimum(first, width), axis=1).mean(axis=1)
+    draws, recalls = len(boxes), len(RECALLS)
+    percent = 100 * right / np.maximum(boxes, 1)
+    whole = np.floor(percent)
+    reached = whole.astype(np.int16) + 1  # (P, B) recalls reached: 0, 0.01 ... percent
+    exact = np.flatnonzero(whole == percent)
+    reached.ravel()[exact] -= LATE[whole.ravel()[exact].astype(np.int64)]
+    new = np.diff(reached, axis=0, prepend=np.int16(0)).ravel()
+    first = np.flatnonzero(new > 0)  # in the order of places, then of draws
+    count = new[first].astype(np.int64)
+    start = first % draws * recalls + reached.ravel()[first] - count  # of each run of recalls, a row a draw
+    runs = np.repeat(start - np.cumsum(count) + count, count) + np.arange(count.sum())
+    read = np.zeros(draws * recalls)
+    read[runs] = np.repeat(precision.ravel()[first], count)
+    mean: Floats = read.reshape(draws, recalls).mean(axis=1)
     return mean

@@ -76,6 +76,14 @@ def test_json_has_a_row_of_numbers_on_a_line(tmp_path: Path) -> None:
     assert "    [1, 2.5],\n" in text and "[null, -3e-09]" in text
 
 
+def test_json_is_indented_as_the_library_does_it(tmp_path: Path) -> None:
+    values = {"a": {"b": ["x", {"c": "d", 3: None}], "e": {}}, "é\n": [{"f": True}, ["g", {}]], "n": "1"}
+    write_json(tmp_path / "a.json", values)
+    assert (tmp_path / "a.json").read_text() == json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    write_json(tmp_path / "a.json", ["x"], indent=None)
+    assert (tmp_path / "a.json").read_text() == '["x"]\n'
+
+
 def test_hashes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
