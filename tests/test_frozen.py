@@ -21,6 +21,7 @@ from onnx import numpy_helper
 
 from retinaserve.build_tools.engine.manifest import write_plan
 from retinaserve.build_tools.export import ExportOptions, export_detector
+from retinaserve.build_tools.preprocess import Decoding
 from retinaserve.build_tools.quantize.calibrate import Int8Options
 from retinaserve.build_tools.repository.builder import build_repository
 from retinaserve.scripts.cli.main import main
@@ -144,7 +145,9 @@ def test_exported_graphs_are_the_same_node_for_node(name: str, drawn: Path, tmp_
     options = GRAPHS[name]
     if isinstance(options, str):
         half = options == "tensorrt"
-        options = ExportOptions(flavour=options, half=half, int8=Int8Options(drawn / "images"))  # type: ignore[arg-type]
+        options = ExportOptions(
+            flavour=options, half=half, int8=Int8Options(drawn / "images", decoding=Decoding(full=True))
+        )  # type: ignore[arg-type]
     export_detector(SHAPES, tmp_path / "model.onnx", options)
     model = onnx.load(str(tmp_path / "model.onnx"))
     nodes = [node.SerializeToString(deterministic=True) for node in model.graph.node]
@@ -190,6 +193,9 @@ def summary(values: np.ndarray) -> list[Any]:
 
 # What was added to repositories, with the reason.
 ADDED = {"cpu/retinanet/1/openvino_cpu.py": "the one place for OpenVINO's settings, copied as `preprocess` is"}
+PARAMETERS_ADDED = {
+    'parameters {\n  key: "decode"\n  value {\n    string_value: "scaled"\n  }\n}\n': "of JPEGs",
+}
 
 
 def test_built_repositories_are_the_same_file_by_file(toy_onnx: Path, tmp_path: Path) -> None:
@@ -210,6 +216,9 @@ def test_built_repositories_are_the_same_file_by_file(toy_onnx: Path, tmp_path: 
     facts = {name: text.replace(digest, "GRAPH") for name, text in facts.items()}
     assert ADDED.keys() <= facts.keys()
     facts = {name: text for name, text in facts.items() if name not in ADDED}
+    for text in PARAMETERS_ADDED:
+        assert any(text in config for config in facts.values())
+        facts = {name: config.replace(text, "") for name, config in facts.items()}
     assert facts == frozen("repositories.json", facts)
 
 

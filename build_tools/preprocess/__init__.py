@@ -7,13 +7,14 @@ where `model.py` imports it as `preprocess`.
 """
 
 from .pipeline import preprocess_pipeline
-from .pixels import MAX_BYTES, MAX_PIXELS, BadImage, admit
+from .pixels import MAX_BYTES, MAX_PIXELS, BadImage, Decoding, admit
 from .preprocessor import Prepared, Preprocessor
 
 __all__ = [
     "MAX_BYTES",
     "MAX_PIXELS",
     "BadImage",
+    "Decoding",
     "Prepared",
     "Preprocessor",
     "admit",

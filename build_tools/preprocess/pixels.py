@@ -1,5 +1,5 @@
 """Stands for `retinaserve.training.pixels`, which `build` copies to this place in a Triton model directory."""
 
-from retinaserve.training.pixels import MAX_BYTES, MAX_PIXELS, BadImage, admit, undecodable
+from retinaserve.training.pixels import MAX_BYTES, MAX_PIXELS, BadImage, Decoding, Jpeg, Scaled, admit, undecodable
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "BadImage", "admit", "undecodable"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "BadImage", "Decoding", "Jpeg", "Scaled", "admit", "undecodable"]

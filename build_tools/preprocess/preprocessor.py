@@ -2,19 +2,22 @@
 
     results = Preprocessor((512, 512), (124, 116, 104)).run(encoded)    # one Prepared or BadImage per image
 
-DALI loses a whole batch to one corrupt image. Admission catches most of them first; when the decoder still
-refuses a batch, it is halved until the bad ones stand alone. Not safe to call from two threads at once.
+JPEGs are decoded here, at the scale that the network sees; DALI resizes them, and decodes all other formats. It
+loses a whole batch to one corrupt image. Admission catches most of them first; when the decoder still refuses a
+batch, it is halved until the bad ones stand alone. Not safe to call from two threads at once.
 """
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .pipeline import preprocess_pipeline
-from .pixels import MAX_BYTES, MAX_PIXELS, BadImage, admit, undecodable
+from .pipeline import INPUT, pixels_pipeline, preprocess_pipeline
+from .pixels import BadImage, Decoding, Jpeg, Scaled, admit, undecodable
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +29,7 @@ class Prepared:
 
 
 class Preprocessor:
-    """The pipeline on the CPU, built once for batches of up to `max_batch` images."""
+    """The pipelines on the CPU, built once for batches of up to `max_batch` images."""
 
     def __init__(
         self,
@@ -35,42 +38,83 @@ class Preprocessor:
         *,
         threads: int = 0,
         max_batch: int = 16,
-        max_bytes: int = MAX_BYTES,
-        max_pixels: int = MAX_PIXELS,
+        decoding: Decoding | None = None,
     ) -> None:
         """`threads` 0 takes as many as this process may use cores."""
         self.max_batch = max_batch
-        self._limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
-        self._pipeline = preprocess_pipeline(
-            size=size,
-            fill=fill,
-            batch_size=max_batch,
-            num_threads=threads or len(os.sched_getaffinity(0)),
-            device_id=None,
-            prefetch_queue_depth=1,  # one batch in, the same batch out
-            exec_dynamic=True,  # the executor that survives a failed run
+        self._size = size
+        self._decoding = decoding or Decoding()
+        threads = threads or len(os.sched_getaffinity(0))
+        self._threads = ThreadPoolExecutor(threads)
+        self._encoded, self._pixels = (
+            each(
+                size=size,
+                fill=fill,
+                batch_size=max_batch,
+                num_threads=threads,
+                device_id=None,
+                prefetch_queue_depth=1,  # one batch in, the same batch out
+                exec_dynamic=True,  # the executor that survives a failed run
+            )
+            for each in (preprocess_pipeline, pixels_pipeline)
         )
-        self._pipeline.build()
+        self._encoded.build()
+        self._pixels.build()
 
     def run(self, images: Sequence[bytes]) -> list[Prepared | BadImage]:
         """Prepare encoded images, any number, in order; a bad one gives its BadImage, alone."""
-        results: list[Prepared | BadImage | None] = [admit(bytes(data), **self._limits) for data in images]
+        images = [bytes(data) for data in images]
+        limits = {"max_bytes": self._decoding.max_bytes, "max_pixels": self._decoding.max_pixels}
+        results: list[Prepared | BadImage | None] = [admit(data, **limits) for data in images]
         good = [index for index, result in enumerate(results) if result is None]
-        for start in range(0, len(good), self.max_batch):
-            chunk = good[start : start + self.max_batch]
-            for index, result in zip(chunk, self._decode([images[index] for index in chunk]), strict=True):
+        jpegs = {index: jpeg for index in good if (jpeg := Jpeg.read(images[index]))}
+        for start in range(0, len(jpegs), self.max_batch):
+            chunk = list(jpegs)[start : start + self.max_batch]
+            for index, result in zip(chunk, self._decode([jpegs[index] for index in chunk]), strict=True):
+                results[index] = result
+        others = [index for index in good if index not in jpegs]
+        for start in range(0, len(others), self.max_batch):
+            chunk = others[start : start + self.max_batch]
+            for index, result in zip(chunk, self._let_decode([images[index] for index in chunk]), strict=True):
                 results[index] = result
         return [result for result in results if result is not None]
 
-    def _decode(self, images: Sequence[bytes]) -> list[Prepared | BadImage]:
-        """Run one batch; halve it when the decoder refuses it."""
+    def _decode(self, jpegs: Sequence[Jpeg]) -> list[Prepared | BadImage]:
+        """Decode one batch of JPEGs, each at its scale."""
+        decoded = list(self._threads.map(self._scaled, jpegs))
+        good = [(jpeg, found) for jpeg, found in zip(jpegs, decoded, strict=True) if isinstance(found, Scaled)]
+        if not good:
+            return [found for found in decoded if isinstance(found, BadImage)]
+        inputs: dict[str, list[Any]] = {
+            "pixels": [found.pixels for _, found in good],
+            "original": [np.array(jpeg.size, np.float32) for jpeg, _ in good],
+            "area": [np.array(found.area, np.float32) for _, found in good],
+        }
+        prepared = iter(_run(self._pixels, inputs))
+        return [found if isinstance(found, BadImage) else next(prepared) for found in decoded]
+
+    def _scaled(self, jpeg: Jpeg) -> Scaled | BadImage:
+        height, width = jpeg.size
+        ratio = min(self._size[0] / height, self._size[1] / width)
         try:
-            self._pipeline.feed_input("image_bytes", [np.frombuffer(data, np.uint8) for data in images])
-            tensors, letterboxes = self._pipeline.run()
+            return jpeg.decode(self._decoding.scale(ratio))
+        except ValueError:
+            return undecodable(jpeg.data)
+
+    def _let_decode(self, images: Sequence[bytes]) -> list[Prepared | BadImage]:
+        """Let DALI decode one batch; halve it when it is refused."""
+        try:
+            return list(_run(self._encoded, {INPUT: [np.frombuffer(data, np.uint8) for data in images]}))
         except RuntimeError:
             if len(images) == 1:
-                return [undecodable(bytes(images[0]))]
+                return [undecodable(images[0])]
             half = len(images) // 2
-            return self._decode(images[:half]) + self._decode(images[half:])
-        rows = zip(tensors.as_array(), letterboxes.as_array(), strict=True)
-        return [Prepared(image, letterbox) for image, letterbox in rows]
+            return self._let_decode(images[:half]) + self._let_decode(images[half:])
+
+
+def _run(pipeline: Any, inputs: dict[str, list[Any]]) -> list[Prepared]:
+    for name, values in inputs.items():
+        pipeline.feed_input(name, values)
+    tensors, letterboxes = pipeline.run()
+    rows = zip(tensors.as_array(), letterboxes.as_array(), strict=True)
+    return [Prepared(image, letterbox) for image, letterbox in rows]

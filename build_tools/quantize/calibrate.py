@@ -21,7 +21,7 @@ import numpy.typing as npt
 import onnx
 
 from retinaserve.build_tools.graph.onnx_io import metadata_of
-from retinaserve.build_tools.preprocess import BadImage, Preprocessor
+from retinaserve.build_tools.preprocess import BadImage, Decoding, Preprocessor
 from retinaserve.build_tools.quantize.qdq import Layer, layers_of, quantize, tensors_of
 from retinaserve.build_tools.quantize.ranges import (
     PERCENTILE,
@@ -43,6 +43,7 @@ Progress = Callable[[Inputs, int], Inputs]
 COUNT = 300
 DECODED_AT_ONCE = 16
 SHOWN = 3
+DECODING = Decoding()
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Int8Options:
     seed: int = 0
     exclude: tuple[str, ...] = ()  # layers that stay in float
     cache: Path | None = None  # a folder
+    decoding: Decoding = DECODING
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +115,7 @@ def draw(spec: DetectorSpec, options: Int8Options) -> Drawn:
     files = image_files(options.images)
     names = sorted(files)
     random.Random(options.seed).shuffle(names)  # before the cut: the first files of a folder are often of one kind
-    preprocessor = Preprocessor(spec.size, spec.pad_value, max_batch=DECODED_AT_ONCE)
+    preprocessor = Preprocessor(spec.size, spec.pad_value, max_batch=DECODED_AT_ONCE, decoding=options.decoding)
     images: list[npt.NDArray[np.uint8]] = []
     drawn: dict[str, str] = {}
     unreadable: dict[str, str] = {}

@@ -86,6 +86,7 @@ class BuildOptions:
     max_batch: int | None = None  # 4, or the largest that a plan takes
     max_image_bytes: int = MAX_BYTES
     max_image_pixels: int = MAX_PIXELS
+    full_decode: bool = False  # CPU profile: all pixels of a JPEG, as the GPU's decoder does
     triton: tuple[int, int] = PRODUCTION  # GPU profile: the server that it is for
     max_queue: int | None = None  # CPU profile: requests that wait, at most; 32, or two batches
     max_inflight: int = 0  # GPU profile: requests between two steps of the ensemble, at most; 0: no limit
@@ -155,7 +156,7 @@ def _parameters(
     }
     if profile == "cpu":
         return {
-            contract.PREPROCESS: preparation | limits,
+            contract.PREPROCESS: preparation | limits | {"decode": "full" if options.full_decode else "scaled"},
             contract.RETINANET: {
                 "precision": HINTS[options.arithmetic],
                 "graph": precision,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from retinaserve.scripts.cli.export import JSON, calibration_options, int8_options, print_calibration
-from retinaserve.scripts.cli.options import COUNT, PATH
+from retinaserve.scripts.cli.options import PATH, decoding_options
 from retinaserve.scripts.cli.output import name_next, progress
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
@@ -16,6 +16,7 @@ from retinaserve.training.files import write_json
 if TYPE_CHECKING:
     from retinaserve.build_tools.engine.manifest import Target
     from retinaserve.build_tools.repository.configs import Profile
+    from retinaserve.training.pixels import Decoding
 
 
 class Arithmetic(click.Choice[str]):
@@ -51,8 +52,7 @@ class Arithmetic(click.Choice[str]):
     help="CPU profile: requests that wait, at most; more are refused at once. 32, or two batches. A detector that "
     "takes a second for an image wants fewer: who waits 30 s is refused too.",
 )
-@click.option("--max-image-bytes", type=COUNT, default=32 * 1024 * 1024, help="Largest encoded image.")
-@click.option("--max-image-pixels", type=COUNT, default=64_000_000, help="Largest image.")
+@decoding_options
 @click.option(
     "--triton-version",
     metavar="VERSION",
@@ -86,8 +86,7 @@ def build(
     precision: str,
     max_batch: int | None,
     max_queue: int | None,
-    max_image_bytes: int,
-    max_image_pixels: int,
+    decoding: "Decoding",
     triton_version: str,
     plugins: Path | None,
     tensorrt: str | None,
@@ -108,8 +107,9 @@ def build(
         raise UserError("--max-queue is of the CPU profile", "on a GPU: --max-inflight", code=Exit.USAGE)
     options = configs.BuildOptions(
         max_batch=max_batch,
-        max_image_bytes=max_image_bytes,
-        max_image_pixels=max_image_pixels,
+        max_image_bytes=decoding.max_bytes,
+        max_image_pixels=decoding.max_pixels,
+        full_decode=decoding.full,
         triton=configs.triton_version(triton_version),
         max_queue=max_queue,
         max_inflight=max_inflight,
@@ -120,7 +120,7 @@ def build(
         output,
         profile=profile,
         precision=precision,
-        calibration_images=int8_options(**calibration) if quantized_here else None,
+        calibration_images=int8_options(decoding=decoding, **calibration) if quantized_here else None,
         options=options,
         target=_target(plugins, tensorrt, compute_capability) if profile == "gpu" else None,
         progress=partial(progress, title="calibrating"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from retinaserve.scripts.cli.options import PATH
+from retinaserve.scripts.cli.options import PATH, decoding_options
 from retinaserve.scripts.cli.output import name_next, progress
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from retinaserve.build_tools.graph.onnx_io import Precision
     from retinaserve.build_tools.quantize.calibrate import Int8Options
     from retinaserve.build_tools.quantize.ranges import Calibrator
+    from retinaserve.training.pixels import Decoding
 
 JSON = click.option("--json", "json_path", type=PATH, help="Also write what was done to this file.")
 CALIBRATORS = ("minmax", "percentile", "entropy")  # the default first
@@ -78,6 +79,7 @@ def int8_options(
     seed: int,
     exclude: Sequence[str],
     calibration_cache: Path | None,
+    decoding: "Decoding",
 ) -> "Int8Options":
     """Return the options as one. Raises UserError where there are no images."""
     from retinaserve.build_tools.quantize.calibrate import Int8Options
@@ -88,7 +90,9 @@ def int8_options(
             "a folder of images like those to come, or a COCO JSON: its ranges are measured on them",
             code=Exit.USAGE,
         )
-    return Int8Options(calibration_images, calibration_count, calibrator, seed, tuple(exclude), calibration_cache)
+    return Int8Options(
+        calibration_images, calibration_count, calibrator, seed, tuple(exclude), calibration_cache, decoding
+    )
 
 
 @click.command()
@@ -114,6 +118,7 @@ def int8_options(
     help="What the network computes in; decode and NMS are float always. For TensorRT, int8 stands among fp16.",
 )
 @calibration_options
+@decoding_options
 @click.option(
     "--batch",
     type=click.IntRange(1),

@@ -64,6 +64,23 @@ threads_option = click.option(
 json_option = click.option("--json", "json_file", type=FILE, help="Write the numbers to this JSON file.")
 
 
+def decoding_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of what is decoded, and how; the verb takes them as `decoding`, a Decoding."""
+
+    @click.option("--max-image-bytes", type=COUNT, default=32 * 1024 * 1024, help="Largest encoded image.")
+    @click.option("--max-image-pixels", type=COUNT, default=64_000_000, help="Largest image.")
+    @click.option(
+        "--full-decode", is_flag=True, help="Decode all pixels of a JPEG, not only as many as can be seen."
+    )
+    @functools.wraps(verb)
+    def with_decoding(*, max_image_bytes: int, max_image_pixels: int, full_decode: bool, **rest: Any) -> None:
+        from retinaserve.training.pixels import Decoding
+
+        verb(decoding=Decoding(max_image_bytes, max_image_pixels, full_decode), **rest)
+
+    return with_decoding
+
+
 def tls_options(verb: Callable[..., None]) -> Callable[..., None]:
     """Add the options of an encrypted connection; the verb takes them as `tls`, a TlsFiles or None."""
 

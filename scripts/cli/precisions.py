@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from retinaserve.scripts.cli.export import CALIBRATORS, calibration_options, int8_options
-from retinaserve.scripts.cli.options import PATH
+from retinaserve.scripts.cli.options import PATH, decoding_options
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import UserError
 from retinaserve.training.files import write_json
@@ -35,6 +35,7 @@ IMAGES = 24
 @click.option("--rounds", type=click.IntRange(0), default=3, help="Turns of timing; 0 leaves it out.")
 @click.option("--seconds", type=click.FloatRange(3), default=10.0, help="Load on each server in a round.")
 @calibration_options
+@decoding_options
 def precisions(
     model: str,
     images: Path | None,

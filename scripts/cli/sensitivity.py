@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from retinaserve.scripts.cli.export import calibration_options, int8_options
-from retinaserve.scripts.cli.options import PATH
+from retinaserve.scripts.cli.options import PATH, decoding_options
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.files import write_json
 
@@ -20,6 +20,7 @@ from retinaserve.training.files import write_json
 @click.option("--count", type=click.IntRange(1), default=32, help="Images to look at, spread over the set.")
 @click.option("--left-out", type=click.IntRange(0), default=5, help="How many of the worst layers to leave out.")
 @calibration_options
+@decoding_options
 @click.option("--output", type=PATH, help="Draw the worst layers into this PNG.")
 @click.option("--json", "json_path", type=PATH, help="Write the numbers to this JSON file.")
 def sensitivity(

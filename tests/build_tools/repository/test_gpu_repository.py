@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from retinaserve.build_tools.engine.gpu import find_gpus
 from retinaserve.build_tools.engine.manifest import Target, manifest_path, read_manifest, write_plan
-from retinaserve.build_tools.preprocess import Prepared, Preprocessor, preprocess_pipeline
+from retinaserve.build_tools.preprocess import Decoding, Prepared, Preprocessor, preprocess_pipeline
 from retinaserve.build_tools.preprocess.pipeline import OUTPUTS, serialise
 from retinaserve.build_tools.repository.builder import build_repository
 from retinaserve.build_tools.repository.configs import MODELS, BuildOptions, read_config
@@ -185,7 +185,8 @@ def test_with_its_decoder_on_the_cpu_it_gives_the_cpu_profiles_tensors() -> None
     )
     loaded.feed_input("image_bytes", [np.frombuffer(data, np.uint8) for data in images])
     outputs = dict(zip(OUTPUTS, (output.as_array() for output in loaded.run()), strict=True))
-    expected = Preprocessor(spec.size, spec.pad_value, threads=1).run(images)
+    decoding = Decoding(full=True)
+    expected = Preprocessor(spec.size, spec.pad_value, threads=1, decoding=decoding).run(images)
     for number, wanted in enumerate(expected):
         assert isinstance(wanted, Prepared)
         assert (outputs["image"][number] == wanted.image).all()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from preprocess import BadImage, Preprocessor
+from preprocess import BadImage, Decoding, Preprocessor
 
 
 class TritonPythonModel:
@@ -26,8 +26,11 @@ class TritonPythonModel:
             (red, green, blue),
             threads=int(os.environ.get("RETINASERVE_THREADS", "0")),
             max_batch=int(config["max_batch_size"]),
-            max_bytes=int(parameters["max_image_bytes"]),
-            max_pixels=int(parameters["max_image_pixels"]),
+            decoding=Decoding(
+                max_bytes=int(parameters["max_image_bytes"]),
+                max_pixels=int(parameters["max_image_pixels"]),
+                full=parameters["decode"] == "full",
+            ),
         )
         # Triton 2.51 leaves its own failure counter at 0 for errors a python model returns.
         # The family must outlive its metrics. Its description is that of repositories built before: versions that

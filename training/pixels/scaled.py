@@ -1,0 +1,131 @@
+"""JPEGs decoded no finer than the network sees: libjpeg-turbo decodes at n eighths of a side, in the DCT domain.
+
+    jpeg = Jpeg.read(data)                              # None: no JPEG, or one of inks; others decode it
+    scaled = jpeg.decode(eighths(192 / 4032))           # pixels (504, 378, 3) uint8, upright
+
+`eighths` is the rule for serving, offline inference, calibration and training. What it leaves out is what the
+antialiased resize that follows would average away. At 8 eighths the pixels are those of DALI's decoder.
+"""
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from .verdict import MAX_BYTES, MAX_PIXELS
+
+Buffer = bytes | memoryview
+
+FULL = 8
+# Decoded pixels a side for each of the resized image: with two, the triangle filter averages what it would have.
+MARGIN = 2.0
+SMALL = 64  # pixels of the longer side: nothing to save, and below 8 the sizes of two scales are the same
+COLOURS = ("YCbCr", "RGB", "Gray")  # those of inks are converted by one decoder only, DALI's
+ORIENTATION = 0x0112  # of EXIF
+# For each orientation of EXIF: whether to transpose, and then to flip up-down and left-right.
+UPRIGHT = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Which encoded images are decoded, by their headers, and whether JPEGs are in full."""
+
+    max_bytes: int = MAX_BYTES
+    max_pixels: int = MAX_PIXELS
+    full: bool = False
+
+    def scale(self, ratio: float) -> int:
+        """Return the scale, in eighths, for what is resized to `ratio` of its sides."""
+        return FULL if self.full else eighths(ratio)
+
+
+def eighths(ratio: float) -> int:
+    """Return the scale, in eighths, to decode at what is resized to `ratio` of its sides, the larger of the two.
+
+    Each decoded side has at least MARGIN times the pixels it is resized to, or all it has.
+    """
+    return min(FULL, max(1, math.ceil(FULL * MARGIN * ratio - 1e-6)))  # float32's error is not a step
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """Decoded pixels (h, w, 3) uint8 RGB, upright; `area` is where the image lies in them: y1, x1, y2, x2.
+
+    Sides are rounded up, so the last row or column may reach behind the image by up to 7/8 of a pixel.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    area: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Jpeg:
+    """A JPEG whose header was read: (h, w) as stored, and the EXIF orientation."""
+
+    data: Buffer
+    stored: tuple[int, int]
+    orientation: int
+
+    @classmethod
+    def read(cls, data: Buffer) -> Self | None:
+        """Read a header, or return None for what is not decoded here."""
+        import simplejpeg
+
+        if bytes(data[:3]) != b"\xff\xd8\xff":
+            return None
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        except (ValueError, KeyError):  # KeyError of a sampling that it has no name for (1.9.0)
+            return None
+        return cls(data, (height, width), _orientation(data)) if colours in COLOURS else None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) upright."""
+        height, width = self.stored
+        return (width, height) if UPRIGHT[self.orientation][0] else (height, width)
+
+    def decode(self, scale: int = FULL) -> Scaled:
+        """Decode at `scale` eighths. Raises ValueError for data that libjpeg-turbo gives up on."""
+        import simplejpeg
+
+        scale = FULL if max(self.stored) <= SMALL else scale
+        height, width = (-(-side * scale // FULL) for side in self.stored)
+        # Not strict: of a damaged middle libjpeg-turbo makes an image with a flaw.
+        pixels = simplejpeg.decode_jpeg(self.data, "RGB", min_height=height, min_width=width, strict=False)
+        transpose, *flips = UPRIGHT[self.orientation]
+        exact = [side * scale / FULL for side in self.stored]
+        if transpose:
+            pixels, exact = pixels.transpose(1, 0, 2), exact[::-1]
+        if any(flips):
+            pixels = pixels[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+        (rows, columns), (high, wide) = pixels.shape[:2], exact
+        top, left = rows - high if flips[0] else 0.0, columns - wide if flips[1] else 0.0
+        area = (top, left, top + high, left + wide)
+        return Scaled(np.ascontiguousarray(pixels), area)
+
+
+def _orientation(data: Buffer) -> int:
+    """Return the EXIF orientation, 1 where there is none that makes sense."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            exif.load(image.info.get("exif", b""))
+        found: Any = exif.get(ORIENTATION, 1)
+    except Exception:  # of metadata: Pillow raises nearly anything
+        found = 1
+    return found if found in UPRIGHT else 1
