@@ -2,7 +2,7 @@
 
     truth = Annotations.load(Path("val.json"))      # raises UserError for what no verb may use
     truth.images[7], truth.categories[3], truth.boxes[0]["bbox"]
-    labels = read_labels(Path("val.json"))          # raises for an unreadable file only
+    labels = read_labels(Path("data.yaml"), images)     # raises for an unreadable file only
     labels.findings                                 # what was put right, and what is refused
 
 The rules are in check/entries.py. Keypoints and licences are not looked at; segmentations are where a box is
@@ -19,11 +19,14 @@ from typing import Any, Self
 import numpy as np
 
 from retinaserve.training.check.entries import Box, drop_copies, read_boxes, read_categories, read_images
-from retinaserve.training.check.findings import Finding, Finds, refuse_errors
+from retinaserve.training.check.findings import Finding, refuse_errors
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
+from retinaserve.training.formats.formats import KNOWN, read_format, read_json
+from retinaserve.training.letterbox import upright_size
 
 LISTS = ("images", "annotations", "categories")
+OTHERS = (".xml", ".csv", ".yaml", ".yml", ".zip", ".txt")
 
 # The 80 categories of COCO's instances_val2017.json by their ids, which count to 90 and leave gaps.
 _NAMES = """
@@ -45,9 +48,7 @@ class Unreadable(UserError):
     """The file can't be read, or is of no known format; `problem` says why without naming it."""
 
     def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(
-            f"{path}: {problem} [file-unreadable]", f"a COCO JSON file with {', '.join(LISTS)} is expected"
-        )
+        super().__init__(f"{path}: {problem} [file-unreadable]", f"known are {KNOWN}")
         self.problem = problem
 
 
@@ -64,9 +65,9 @@ class Annotations:
     findings: tuple[Finding, ...] = ()
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a file. Raises UserError naming it and the first thing in it that no verb may use."""
-        labels = read_labels(path)
+    def load(cls, path: Path, images: Path | None = None, *, split: str = "train") -> Self:
+        """Read labels. Raises UserError naming the file and the first thing in it that no verb may use."""
+        labels = read_labels(path, images, split=split)
         refuse_errors(labels.findings, path)
         return cls(**vars(labels))
 
@@ -79,33 +80,59 @@ class Annotations:
         return Detections(corners, np.ones(len(mine), np.float32), np.array(ids, np.int32))
 
 
-def read_labels(path: Path, *, lists: Sequence[str] = LISTS) -> Annotations:
-    """Read a file that must have `lists`; the others are not looked at. Raises Unreadable.
+def read_labels(
+    path: Path, images: Path | None = None, *, split: str = "train", lists: Sequence[str] = LISTS
+) -> Annotations:
+    """Read a COCO file, which must have `lists`, or another tool's labels. Raises UserError for what is neither.
 
-    What is usable is in the result, also where some of the findings are errors.
+    Other formats need the folder of the images; of a YOLO data.yaml with several splits in that folder `split` is
+    read. What is usable is in the result, also where some of the findings are errors.
     """
-    content, sha256 = _read_json(path)
+    if path.is_dir() or path.suffix.lower() in OTHERS:
+        content: Any
+        content, finds = read_format(path, images, split)
+        sha256 = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    else:
+        found, sha256 = _read_json(path)
+        content, finds = read_json(path, found, images)
     if isinstance(content, list):
         raise Unreadable(path, "a list, as files of detections are")
     missing = [key for key in lists if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
         raise Unreadable(path, f"no list of {' or '.join(missing)}")
     empty = [key for key in lists if key != "annotations" and not content[key]]
-    if empty:
+    if empty and not finds.errors:
         raise Unreadable(path, f"there are no {' and no '.join(empty)}")
-    finds = Finds()
     entries = {key: content.pop(key) if key in lists else [] for key in LISTS}
     if "annotations" not in lists:  # ids are for annotations to refer to
         entries["images"] = [
             {**entry, "id": number} if isinstance(entry, Mapping) else entry
             for number, entry in enumerate(entries["images"])
         ]
-    images, sizes = read_images(entries["images"], finds)
+    names, sizes = read_images(entries["images"], finds)
     categories = read_categories(entries["categories"], finds)
-    boxes = read_boxes(entries["annotations"], images, categories, finds)
-    images, categories = ({number: name for number, name in each.items() if name} for each in (images, categories))
-    boxes = drop_copies(images, boxes, finds)
-    return Annotations(path, images, categories, tuple(boxes), sha256, sizes, tuple(finds.findings()))
+    boxes = read_boxes(entries["annotations"], names, categories, finds)
+    names, categories = ({number: name for number, name in each.items() if name} for each in (names, categories))
+    boxes = drop_copies(names, boxes, finds)
+    return Annotations(path, names, categories, tuple(boxes), sha256, sizes, tuple(finds.findings()))
+
+
+def coco_of(labels: Annotations, images: Path | None = None) -> dict[str, Any]:
+    """Return labels as COCO's lists, with the sizes of image files where the labels have none."""
+    entries = []
+    for number, name in labels.images.items():
+        size = labels.sizes.get(number)
+        if size is None and images is not None and (images / name).is_file():
+            height, width = upright_size(images / name)
+            size = width, height
+        entries.append(
+            {"id": number, "file_name": name} | (dict(zip(("width", "height"), size, strict=True)) if size else {})
+        )
+    return {
+        "images": entries,
+        "annotations": [{key: value for key, value in box.items() if key != "entry"} for box in labels.boxes],
+        "categories": [{"id": number, "name": name} for number, name in labels.categories.items()],
+    }
 
 
 def _read_json(path: Path) -> tuple[Any, str]:

@@ -14,10 +14,9 @@ from typing import TypeVar
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import UserError
+from retinaserve.training.letterbox import SUFFIXES
 
 T = TypeVar("T")
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
 
 def find_images(places: Sequence[str | Path]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""`data`: make a data set (`data shapes`), or find what is wrong with one (`data check`)."""
+"""`data`: draw a data set, find what is wrong with one, or write one as COCO."""
 
 import shlex
 import sys
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from retinaserve.scripts.cli.options import COUNT, FOLDER, PATH
-from retinaserve.scripts.cli.output import name_next
+from retinaserve.scripts.cli.options import COUNT, FILE, FOLDER, LABELS_HELP, PATH
+from retinaserve.scripts.cli.output import name_next, warn
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """Make and check data sets."""
+    """Make, check and convert data sets."""
 
 
 @data.command()
@@ -52,10 +52,10 @@ def shapes(directory: Path, train: int, val: int, seed: int, force: bool) -> Non
 
 
 @data.command()
-@click.option("--images", type=PATH, default=Path(), help="Folder that the annotation file's names start from.")
-@click.option("--annotations", type=PATH, required=True, help="COCO annotation file.")
+@click.option("--images", type=PATH, default=Path(), help="Folder that the labels' file names start from.")
+@click.option("--annotations", type=PATH, required=True, help=LABELS_HELP)
 @click.option("--val-images", type=PATH, help="Folder of the validation images; --images if not given.")
-@click.option("--val-annotations", type=PATH, help="COCO annotation file to validate on: also checked for leaks.")
+@click.option("--val-annotations", type=PATH, help="Labels to validate on: also checked for leaks.")
 @click.option("--json", "json_path", type=PATH, help="Also write the findings to this file.")
 def check(
     images: Path, annotations: Path, val_images: Path | None, val_annotations: Path | None, json_path: Path | None
@@ -71,7 +71,9 @@ def check(
 
     with tqdm(unit="image", desc="reading", file=sys.stderr, disable=None) as bar:
         train = read_split("train", images, annotations, on_image=bar.update)
-        val = val_annotations and read_split("val", val_images or images, val_annotations, on_image=bar.update)
+        val = val_annotations and read_split(
+            "val", val_images or images, val_annotations, split="val", on_image=bar.update
+        )
     report = check_data(train, val or None)
     if json_path:
         write_json(json_path, report.to_dict())
@@ -84,6 +86,38 @@ def check(
     if not Path("/dev/nvidiactl").exists():  # torch would take seconds to say so
         words = ["--config", "cpu", *words]  # the defaults are for a GPU
     _name_training(words)
+
+
+@data.command()
+@click.argument("labels", type=PATH)
+@click.argument("output", type=FILE)
+@click.option("--images", type=FOLDER, help="Folder of the images; file names are written relative to it.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    default="train",
+    help="Of a YOLO data.yaml with several.",
+)
+def convert(labels: Path, output: Path, images: Path | None, split: str) -> None:
+    """Write LABELS, in any format that docs/data.md names, to OUTPUT as a COCO JSON file.
+
+    What `train` and `eval` read is what is written: boxes, without outlines, with what was put right.
+    """
+    from retinaserve.training.check.findings import describe, refuse_errors
+    from retinaserve.training.coco import coco_of, read_labels
+
+    if output.suffix.lower() != ".json":
+        raise UserError(f"{output}: a file name that ends in .json is expected", code=Exit.USAGE)
+    found = read_labels(labels, images, split=split)
+    refuse_errors(found.findings, labels)
+    for finding in found.findings:
+        warn(describe(finding))
+    write_json(output, coco_of(found, images), indent=None)
+    click.echo(
+        f"{output}: {len(found.images)} images, {len(found.boxes)} boxes, {len(found.categories)} categories"
+    )
+    shown = shlex.join(["--images", str(images or Path()), "--annotations", str(output)])
+    name_next(f"retinaserve data check {shown}")
 
 
 def _name_training(words: Sequence[object]) -> None:

@@ -9,8 +9,9 @@ import click
 
 from retinaserve.scripts.cli.options import (
     COUNT,
-    FILE,
     FOLDER,
+    LABELS_HELP,
+    PATH,
     Protocol,
     images_option,
     json_option,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @protocol_option
 @model_option
 @images_option
-@click.option("--annotations", type=FILE, required=True, help="COCO annotations of the images.")
+@click.option("--annotations", type=PATH, required=True, help=LABELS_HELP)
 @click.option(
     "--concurrency",
     type=COUNT,

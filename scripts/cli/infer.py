@@ -9,6 +9,8 @@ import click
 
 from retinaserve.scripts.cli.options import (
     FILE,
+    LABELS_HELP,
+    PATH,
     batch_option,
     images_option,
     json_option,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", type=FILE)
 @images_option
-@click.option("--annotations", type=FILE, help="COCO annotations of the images; with them it scores.")
+@click.option("--annotations", type=PATH, help=f"{LABELS_HELP[:-1]}; with them it scores.")
 @click.option("--output", type=FILE, help="With --annotations: write all detections to this COCO result file.")
 @click.option("--score", type=click.FloatRange(0, 1), default=0.3, help="Without --annotations: leave weaker out.")
 @tile_options

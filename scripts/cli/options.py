@@ -29,6 +29,7 @@ Protocol = Literal["grpc", "http"]
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+LABELS_HELP = "Labels of the images: COCO JSON, or another format of docs/data.md."
 COUNT = click.IntRange(min=1)
 POSITIVE = click.FloatRange(min=0, min_open=True)
 SERVER_HELP = "The Triton server: HOST:PORT, or grpc://, http://, grpcs:// or https:// before it"

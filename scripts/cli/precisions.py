@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from retinaserve.scripts.cli.export import CALIBRATORS, calibration_options, int8_options
-from retinaserve.scripts.cli.options import PATH, decoding_options
+from retinaserve.scripts.cli.options import LABELS_HELP, PATH, decoding_options
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import UserError
 from retinaserve.training.files import write_json
@@ -21,7 +21,7 @@ IMAGES = 24
 @click.command()
 @click.argument("model")
 @click.option("--images", type=PATH, help="Directory of the images to score and time on.")
-@click.option("--annotations", type=PATH, help="COCO annotations of the images; without them nothing is scored.")
+@click.option("--annotations", type=PATH, help=f"{LABELS_HELP[:-1]}; without them nothing is scored.")
 @click.option("--output", type=PATH, default=Path("runs/precisions"), help="Where graphs and results go.")
 @click.option(
     "--compare",

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from retinaserve.scripts.cli.options import COUNT, PATH, setting_options
+from retinaserve.scripts.cli.options import COUNT, LABELS_HELP, PATH, setting_options
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.files import write_json
 from retinaserve.training.spec import Design, Network
@@ -15,7 +15,7 @@ from retinaserve.training.trainer.config import TrainConfig
 
 @click.command()
 @click.option("--images", type=PATH, default=Path(), help="Folder that the annotation file's names start from.")
-@click.option("--annotations", type=PATH, required=True, help="COCO annotation file.")
+@click.option("--annotations", type=PATH, required=True, help=LABELS_HELP)
 @setting_options(Network, names=("backbone", "width", "fpn_channels"), backbone="resnet18")
 @setting_options(Design, names=("size",))
 @click.option("--batch", type=COUNT, multiple=True, default=(1, 8, 32), help="Batches of the loaders; repeat it.")

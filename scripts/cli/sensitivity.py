@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from retinaserve.scripts.cli.export import calibration_options, int8_options
-from retinaserve.scripts.cli.options import PATH, decoding_options
+from retinaserve.scripts.cli.options import LABELS_HELP, PATH, decoding_options
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.files import write_json
 
@@ -16,7 +16,7 @@ from retinaserve.training.files import write_json
 @click.command()
 @click.argument("model", type=PATH)
 @click.option("--images", type=PATH, required=True, help="Directory of the validation images.")
-@click.option("--annotations", type=PATH, required=True, help="COCO annotations of the images.")
+@click.option("--annotations", type=PATH, required=True, help=LABELS_HELP)
 @click.option("--count", type=click.IntRange(1), default=32, help="Images to look at, spread over the set.")
 @click.option("--left-out", type=click.IntRange(0), default=5, help="How many of the worst layers to leave out.")
 @calibration_options

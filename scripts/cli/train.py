@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from retinaserve.scripts.cli.options import COUNT, PATH, POSITIVE, config_option, setting_options
+from retinaserve.scripts.cli.options import COUNT, LABELS_HELP, PATH, POSITIVE, config_option, setting_options
 from retinaserve.scripts.cli.output import name_next, warn
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.spec import Design, Network
@@ -39,10 +39,10 @@ class ManyMilestones(click.Command):
 @click.command(cls=ManyMilestones)
 @click.argument("model", type=PATH)
 @config_option
-@click.option("--images", type=PATH, default=Path(), help="Folder that the annotation file's names start from.")
-@click.option("--annotations", type=PATH, required=True, help="COCO annotation file; the classes are its own.")
+@click.option("--images", type=PATH, default=Path(), help="Folder that the labels' file names start from.")
+@click.option("--annotations", type=PATH, required=True, help=f"{LABELS_HELP[:-1]}; the classes are theirs.")
 @click.option("--val-images", type=PATH, help="Folder of the validation images.  [default: that of --images]")
-@click.option("--val-annotations", type=PATH, help="COCO file to validate on while training.")
+@click.option("--val-annotations", type=PATH, help="Labels to validate on while training.")
 @click.option("--classes", type=COUNT, help="How many classes the annotation file should have, as a check.")
 @setting_options(Network)
 @setting_options(Design)
@@ -97,7 +97,7 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
                 f"{annotations} has {len(dataset.classes)} classes, not {options['classes']}",
                 "classes come from the annotation file; --classes only checks their number",
             )
-        validation = CocoDataset(val_images or images, val_annotations) if val_annotations else None
+        validation = CocoDataset(val_images or images, val_annotations, split="val") if val_annotations else None
         if main and options["override"]:
             model.unlink(missing_ok=True)
         begins = group.broadcast(not model.exists())

@@ -13,6 +13,8 @@ from retinaserve.scripts.cli.options import (
     COUNT,
     FILE,
     FOLDER,
+    LABELS_HELP,
+    PATH,
     batch_option,
     images_option,
     json_option,
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     "--server", "servers", metavar="HOST:PORT", multiple=True, help="A Triton server to compare as well."
 )
 @images_option
-@click.option("--annotations", type=FILE, help="COCO annotations of the images; with them it compares AP too.")
+@click.option("--annotations", type=PATH, help=f"{LABELS_HELP[:-1]}; with them it compares AP too.")
 @click.option("--count", type=click.IntRange(min=0), default=0, help="Images, evenly spread; 0 takes all.")
 @click.option(
     "--runtime",

@@ -46,7 +46,8 @@ def check_data(train: Split, val: Split | None = None) -> Report:
     found: list[Finding] = []
     for split in splits:
         if split.problem:
-            found += _gather(split.name, [("file-unreadable", "{}", split.problem)])
+            (finding,) = _gather(split.name, [("file-unreadable", "{}", split.problem)])
+            found.append(replace(finding, remedy=split.hint or finding.remedy))
             continue
         found += [replace(finding, split=split.name) for finding in split.labels.findings]
         checks = (*CHECKS, check_classes) if split is train else CHECKS
@@ -73,7 +74,7 @@ def preflight(
         train = read_split("train", images, annotations, decode=decode)
         if not val_annotations:
             return train, None
-        return train, read_split("val", val_images or images, val_annotations, decode=decode)
+        return train, read_split("val", val_images or images, val_annotations, split="val", decode=decode)
 
     train, val = read(decode=False)
     if len(train.files) + (len(val.files) if val else 0) <= DECODED:
@@ -98,7 +99,7 @@ def scored_labels(
     """
     if not images.is_dir():
         raise UserError(f"{images}: no such directory", f"the images that {annotations} names are expected there")
-    split = read_split("", images, annotations, decode=False)
+    split = read_split("", images, annotations, split="val", decode=False)
     report = check_data(split)
     refuse_errors((finding for finding in report.findings if finding.code != "image-unreadable"), annotations)
     for finding in split.labels.findings:

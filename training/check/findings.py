@@ -18,7 +18,7 @@ from retinaserve.training.errors import UserError
 
 Severity = Literal["error", "warning", "note"]
 EXAMPLES = 5
-REFUSED, SAME = "refused", "as listed"
+REFUSED, SAME, LEFT_OUT = "refused", "as listed", "left out"
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,21 @@ CODES: Mapping[str, Code] = {
         "what is found there is wrong",
     ),
     "image-repeated": Code("warning", "images that are there more than once", "keep one of each", SAME, SAME),
+    "image-ambiguous": Code(
+        "error", "names that several images have", "name the folder of the images that are meant"
+    ),
+    "image-unlabelled": Code(
+        "note",
+        "images that no label file is about",
+        "label them, also those that show nothing",
+        LEFT_OUT,
+        LEFT_OUT,
+    ),
+    "image-unsized": Code(
+        "error",
+        "images whose size can't be read, and boxes that are shares of it",
+        "save them again, or take them out",
+    ),
     "category-entry": Code(
         "error", "categories without a usable id or name", "ids are integers, names are strings that aren't empty"
     ),
@@ -125,6 +140,13 @@ CODES: Mapping[str, Code] = {
         SAME,
         SAME,
     ),
+    "category-unnamed": Code(
+        "warning",
+        "classes that no list names",
+        "put the list beside the labels: docs/data.md says which",
+        "called by their numbers",
+        "called by their numbers",
+    ),
     "annotation-entry": Code(
         "error", "annotations that are no JSON objects, or whose iscrowd is no flag", "see the COCO data format"
     ),
@@ -140,6 +162,18 @@ CODES: Mapping[str, Code] = {
     ),
     "annotation-category": Code(
         "error", "annotations of categories that are not listed", "list the category, or correct the id"
+    ),
+    "label-line": Code("error", "labels that can't be read", "correct the line; docs/data.md has the formats"),
+    "label-unused": Code("note", "labels of images that are not in --images", "nothing to do", LEFT_OUT, LEFT_OUT),
+    "label-overruled": Code(
+        "note",
+        "images that were annotated several times",
+        "mark the right annotation as ground truth",
+        "the ground truth alone, or the last",
+        "the ground truth alone, or the last",
+    ),
+    "shape-skipped": Code(
+        "warning", "shapes that have no box, or no class", "draw boxes or outlines", LEFT_OUT, LEFT_OUT
     ),
     "area-contradicts": Code(
         "warning",
@@ -167,7 +201,7 @@ CODES: Mapping[str, Code] = {
         "turned to the same rectangle",
     ),
     "box-degenerate": Code(
-        "warning", "boxes without an area", "draw them again, or drop them", "left out", "left out"
+        "warning", "boxes without an area", "draw them again, or drop them", LEFT_OUT, LEFT_OUT
     ),
     "box-tiny": Code("warning", "boxes thinner than 2 pixels", "drop them if they are accidents", SAME, SAME),
     "box-outside": Code("error", "boxes wholly outside of their image", XYWH),
@@ -267,6 +301,11 @@ class Finds:
         if count <= EXAMPLES:
             text = example.format(*values) if values else example
             self.examples.setdefault(code, []).append(text if len(text) < 200 else f"{text[:197]}...")
+
+    @property
+    def errors(self) -> list[str]:
+        """The codes found that are errors."""
+        return [code for code in self.counts if CODES[code].severity == "error"]
 
     def findings(self, split: str = "") -> list[Finding]:
         """Return them, the worst first."""

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from retinaserve.training.coco import Annotations, Unreadable, read_labels
+from retinaserve.training.coco import Annotations, read_labels
+from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import UNREADABLE, is_sideways
 
 # Images are compared by the signs of their horizontal and vertical gradients, 16 x 16 of each.
@@ -45,6 +46,7 @@ class Split:
     name: str
     path: Path
     problem: str = ""
+    hint: str = ""
     labels: Annotations = NOTHING
     files: Mapping[int, ImageFile] = field(default_factory=dict)  # by the image's id
 
@@ -65,14 +67,16 @@ def read_split(
     images: Path,
     annotations: Path,
     *,
+    split: str = "train",
     decode: bool = True,
     on_image: Callable[[], object] = lambda: None,
 ) -> Split:
     """Read a label file and its images, several at a time; without `decode` their headers alone."""
     try:
-        labels = read_labels(annotations)
-    except Unreadable as error:
-        return Split(name, annotations, error.problem)
+        labels = read_labels(annotations, images, split=split)
+    except UserError as error:
+        message = error.message.removeprefix(f"{annotations}: ").removesuffix(" [file-unreadable]")
+        return Split(name, annotations, message, error.hint)
 
     def read(file_name: str) -> ImageFile:
         file = read_image(images / file_name, decode=decode)
@@ -82,7 +86,7 @@ def read_split(
     # Pillow lets go of the interpreter's lock while it decodes.
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         files = dict(zip(labels.images, pool.map(read, labels.images.values()), strict=True))
-    return Split(name, annotations, "", labels, files)
+    return Split(name, annotations, labels=labels, files=files)
 
 
 def read_image(path: Path, *, decode: bool) -> ImageFile:

@@ -41,9 +41,9 @@ class Labels:
 class CocoDataset:
     """The images of an annotation file, with those that have no boxes."""
 
-    def __init__(self, images: Path, annotations: Path) -> None:
-        """Read the file and find its images. Raises UserError for what is missing or not COCO."""
-        self.truth = Annotations.load(annotations)
+    def __init__(self, images: Path, annotations: Path, *, split: str = "train") -> None:
+        """Read the labels and find their images. Raises UserError for what is missing or can't be used."""
+        self.truth = Annotations.load(annotations, images, split=split)
         self.category_ids = tuple(sorted(self.truth.categories))
         self.classes = tuple(self.truth.categories[number] for number in self.category_ids)
         self.labels = _labels(images, self.truth, self.category_ids)

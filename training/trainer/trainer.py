@@ -78,7 +78,7 @@ def train(
         if group.is_main_process:
             preflight(Path(images), Path(annotations), *held_out)
         dataset = CocoDataset(Path(images), Path(annotations))
-        validation = CocoDataset(held_out[0], held_out[1]) if held_out[1] else None
+        validation = CocoDataset(held_out[0], held_out[1], split="val") if held_out[1] else None
         begins = group.broadcast(not model.exists())
         spec = group.broadcast(
             detector_to_train(model, dataset, settings, start) if group.is_main_process else None

@@ -1,0 +1,121 @@
+"""Formats in XML: Pascal VOC, a file an image, and CVAT, for images or a video.
+
+    read_voc(sorted(Path("Annotations").glob("*.xml")), scene)
+    read_cvat(root, scene)
+
+VOC's own files count pixels from 1, the last one included: x = xmin - 1, w = xmax - xmin + 1. Tools that write the
+format (LabelImg, CVAT, Roboflow) do not: w = xmax - xmin. A file is VOC's own if its source or database says so.
+What is marked difficult is a crowd: VOC's protocol neither learns nor counts it.
+
+CVAT's corners are in pixels; a rotation turns a box about its centre. A video's frames are images called by their
+number, as CVAT exports them (frame_000012.png); boxes that are outside are not there.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from xml.etree import ElementTree
+
+from retinaserve.training.check.entries import Xywh, flag, integer, number_of
+from retinaserve.training.errors import UserError
+from retinaserve.training.formats.scene import Scene, hull
+
+Element = ElementTree.Element
+OFFICIAL = re.compile(r"\b(the )?(pascal )?voc ?20(0[5-9]|1[0-2])\b", re.IGNORECASE)
+
+
+def parse(path: Path) -> Element:
+    """Return a file's root. Raises UserError for what is no XML."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or 'it cannot be read'} [file-unreadable]") from None
+    if b"<!ENTITY" in content:
+        raise UserError(f"{path}: XML with entities [file-unreadable]", "no labelling tool writes them")
+    try:
+        return ElementTree.fromstring(content)
+    except (ElementTree.ParseError, ValueError, LookupError):
+        raise UserError(f"{path}: not XML [file-unreadable]", "Pascal VOC or CVAT is expected") from None
+
+
+def read_voc(files: Iterable[Path], scene: Scene) -> None:
+    """Read Pascal VOC's files; the image of each is named in it, or called like it."""
+    for path in files:
+        root = parse(path)
+        name = (root.findtext("filename") or "").strip()
+        found = scene.resolve(name) if name else ""
+        if scene.folder and not (found and (scene.folder / found).is_file()):
+            # Renamed images keep the names of their files: the stem is the better witness.
+            found = scene.of_stem(path.stem) or found
+        size = root.findtext("size/width"), root.findtext("size/height")
+        image = scene.image(found or f"{path.stem}.jpg", (integer(size[0]), integer(size[1])))
+        said = " ".join(root.findtext(key) or "" for key in ("source/database", "source/annotation"))
+        rim = 1 if OFFICIAL.search(said) else 0
+        for number, element in enumerate(root.iter("object"), 1):
+            entry = f"{path.name}, object {number}"
+            name = (element.findtext("name") or "").strip()
+            corners = [number_of(element.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
+            if not name or None in corners:
+                scene.finds.add("label-line", "{}: name {!r}, bndbox {}", entry, name, corners)
+                continue
+            x1, y1, x2, y2 = (value or 0.0 for value in corners)
+            box = x1 - rim, y1 - rim, x2 - x1 + rim, y2 - y1 + rim
+            scene.box(image, name, box, entry, crowd=bool(flag(element.findtext("difficult"))))
+    scene.note_unlabelled()
+
+
+def read_cvat(root: Element, scene: Scene) -> None:
+    """Read CVAT's file for images or for a video."""
+    for label in root.iter("label"):
+        name = (label.findtext("name") or "").strip()
+        if name and (label.findtext("type") or "any") not in ("tag", "skeleton"):
+            scene.ids.setdefault(name, len(scene.ids) + 1)
+    for element in root.iter("image"):
+        size = integer(element.get("width")), integer(element.get("height"))
+        image = scene.image(element.get("name") or "", size)
+        for number, shape in enumerate(element, 1):
+            if shape.tag != "tag":
+                entry = f"{element.get('name')}, shape {number}"
+                _add(scene, image, shape, shape.get("label") or "", entry)
+    frames: dict[int, int] = {}
+    for track in root.iter("track"):
+        for shape in track:
+            frame = integer(shape.get("frame"))
+            if frame is None or flag(shape.get("outside")):
+                continue
+            if frame not in frames:
+                name = f"frame_{frame:06d}"
+                frames[frame] = scene.image((scene.of_stem(name) if scene.folder else None) or f"{name}.png")
+            entry = f"track {track.get('id')}, frame {frame}"
+            _add(scene, frames[frame], shape, track.get("label") or "", entry)
+    if frames:
+        for name in scene.names:  # a frame that no track is on shows nothing
+            if re.fullmatch(r"frame_\d{6}", Path(name).stem) and name not in scene.used:
+                scene.image(name)
+    scene.note_unlabelled()
+
+
+def _add(scene: Scene, image: int, shape: Element, name: str, entry: str) -> None:
+    box = _box(shape)
+    if box is None or not name:
+        wanted = shape.tag in ("box", "polygon", "mask", "ellipse")
+        code = "label-line" if wanted else "shape-skipped"
+        scene.finds.add(code, "{}: {}", entry, shape.tag)
+        return
+    x, y, w, h = box
+    turn = (number_of(shape.get("rotation")) or 0.0) if shape.tag in ("box", "ellipse") else 0.0
+    scene.turned(image, name, box, turn, (x + w / 2, y + h / 2), entry)
+
+
+def _box(shape: Element) -> Xywh | None:
+    if shape.tag == "box":
+        return hull((shape.get("xtl"), shape.get("xbr")), (shape.get("ytl"), shape.get("ybr")))
+    if shape.tag == "polygon":
+        points = [point.split(",") for point in (shape.get("points") or "").split(";") if point]
+        return hull((point[0] for point in points), (point[-1] for point in points))
+    keys = {"mask": ("left", "top", "width", "height"), "ellipse": ("cx", "cy", "rx", "ry")}.get(shape.tag, ())
+    values = [value for value in (number_of(shape.get(key)) for key in keys) if value is not None]
+    if len(values) < 4:
+        return None
+    x, y, w, h = values
+    return (x, y, w, h) if shape.tag == "mask" else (x - w, y - h, 2 * w, 2 * h)
