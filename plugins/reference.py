@@ -32,6 +32,7 @@ def decode(
     threshold_logit: float,
     topk: int,
     delta_clamp: float,
+    clip_margin: float = 0.0,
 ) -> tuple[FloatArray, FloatArray, IntArray]:
     """Return the candidates of every level as logits (B, N), boxes (B, N, 4) and classes (B, N).
 
@@ -39,13 +40,15 @@ def decode(
     (dx, dy, dw, dh); letterbox: (B, 4) original h, w, resized h, w; anchors: (levels, A, 4) xyxy from the
     cell's origin. N is the sum of min(topk, A*C*h*w) over the levels: each level has its own run of slots,
     best logit first, ties to the lower flat index. The slots behind the last logit above the threshold are
-    empty: logit -inf, the rest zero. Boxes are pixels of the letterboxed image, clipped to the resized area.
+    empty: logit -inf, the rest zero. Boxes are pixels of the letterboxed image, clipped to the resized area less
+    `clip_margin` pixels at the right and at the bottom.
     """
+    limits = letterbox.astype(np.float32) - np.array((0, 0, clip_margin, clip_margin), np.float32)
     levels = [
         _decode_level(
             level_logits.astype(np.float32),
             level_deltas.astype(np.float32),
-            letterbox.astype(np.float32),
+            limits,
             table=table.astype(np.float32),
             stride=stride,
             threshold=np.float32(threshold_logit),

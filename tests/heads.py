@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retinaserve.plugins import reference
-from retinaserve.training.spec import DELTA_CLAMP, DetectorSpec
+from retinaserve.training.spec import DetectorSpec
 
 SPECS = {
     "1 class 64x64": DetectorSpec.create(["card"], size=(64, 64)),
@@ -95,11 +95,7 @@ def reference_candidates(spec, heads):
         heads.logits,
         heads.deltas,
         heads.letterbox,
-        anchors=spec.anchor_table,
-        strides=spec.strides,
-        threshold_logit=spec.score_threshold_logit,
-        topk=spec.topk_candidates,
-        delta_clamp=DELTA_CLAMP,
+        **spec.decoding,
     )
 
 

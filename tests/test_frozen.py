@@ -90,6 +90,9 @@ CHANGED: dict[tuple[str, str], str] = {
     ("predict", "style"): "geojson is new",
     ("admit", "cost"): "it was this project's own measurement",
     ("admit", "served"): "it was this project's own measurement",
+    ("import", "source"): "whose file it is is found out; --from settles a doubt",
+    ("train", "backbone"): "more ResNets",
+    ("profile", "backbone"): "more ResNets",
 }
 
 
@@ -117,10 +120,17 @@ WRONG = {
 }
 
 
+# Codes that changed, with the reason.
+CODES = {"no weights": "import needs no --from, so a missing file is what is wrong, not the usage"}
+
+
 def test_exit_codes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     codes = {name: run(*words).exit_code for name, words in WRONG.items()}
-    assert codes == frozen("exit_codes.json", codes)
+    recorded = frozen("exit_codes.json", codes)
+    assert {name: code for name, code in codes.items() if name not in CODES} == {
+        name: code for name, code in recorded.items() if name not in CODES
+    }
 
 
 GRAPHS = {

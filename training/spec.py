@@ -60,7 +60,7 @@ FIRST_LEVEL = 3  # P3
 STRIDES = (8, 16, 32, 64, 128)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORMS = ("none", "batch", "group")
-P6_SOURCES = ("c5", "p5")
+P6_SOURCES = ("c5", "p5", "pool")  # pool: every second cell of P5, and no P7
 FORMAT = 1
 
 RENAMED = {"candidates_per_level": "topk_candidates"}  # in checkpoints and graphs that were written before
@@ -95,7 +95,11 @@ BACKBONES: Mapping[str, ResNetLayout | MobileNetLayout] = {
     "resnet101": ResNetLayout((3, 4, 23, 3)),
     "resnet152": ResNetLayout((3, 8, 36, 3)),
     "resnext50_32x4d": ResNetLayout((3, 4, 6, 3), groups=32, group_width=4),
+    "resnext101_32x4d": ResNetLayout((3, 4, 23, 3), groups=32, group_width=4),
     "resnext101_32x8d": ResNetLayout((3, 4, 23, 3), groups=32, group_width=8),
+    "resnext101_64x4d": ResNetLayout((3, 4, 23, 3), groups=64, group_width=4),
+    "wide_resnet50_2": ResNetLayout((3, 4, 6, 3), group_width=128),
+    "wide_resnet101_2": ResNetLayout((3, 4, 23, 3), group_width=128),
     "mobilenet_v2": MobileNetLayout(
         stages=(
             (1, 16, 1, 1),
@@ -125,6 +129,18 @@ class Network:
     # heads alone.
     p6_from: str = setting("c5", choices=P6_SOURCES)
     pyramid_norm: bool = True  # where there is a `norm`
+    p7_relu: bool = True  # between P6 and P7; mmdetection has none
+    finest: str = setting("c3", choices=("c3", "c2"))  # what the pyramid begins at
+    stride_in: str = setting("3x3", choices=("3x3", "1x1"))  # of a bottleneck; 1x1 is the paper's and Caffe's
+    padding: str = setting(
+        "symmetric", choices=("symmetric", "same")
+    )  # of strided convolutions; same is TensorFlow's
+    backbone_norm: str = setting("batch", choices=("batch", "group"))
+    # What the last two of a box's four outputs are: the logarithm of its size in anchors, or that size itself.
+    growth: str = setting("log", choices=("log", "linear"))
+    # How far apart cells are: the level's stride, or torchvision's height // rows and width // columns, which is
+    # less where a side is no multiple of the stride. The deltas are always those of anchors a stride apart.
+    grid: str = setting("stride", choices=("stride", "size"))
 
     def __post_init__(self) -> None:
         check_settings(self, "network ", code=Exit.BAD_DATA)
@@ -154,6 +170,8 @@ class DetectorSpec:
     topk_candidates: int = 1000
     nms_iou: float = 0.5
     max_detections: int = 100
+    delta_clamp: float = DELTA_CLAMP  # the most that dw and dh can be
+    clip_margin: float = 0.0  # pixels that boxes keep from the scaled image's right and bottom edge
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -237,8 +255,21 @@ class DetectorSpec:
     @property
     def head_names(self) -> tuple[tuple[str, str], ...]:
         """(logits, deltas) a level: FP32 [B, A*C, h, w] (channel a*C + c) and [B, A*4, h, w] (a*4 + i)."""
-        levels = range(FIRST_LEVEL, FIRST_LEVEL + len(self.strides))
+        first = FIRST_LEVEL - (self.network.finest == "c2")
+        levels = range(first, first + len(self.strides))
         return tuple((f"cls_logits_p{level}", f"box_deltas_p{level}") for level in levels)
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """The settings of plugins/reference.py's `decode`, by the names of its arguments."""
+        return {
+            "anchors": self.anchor_table,
+            "strides": self.strides,
+            "threshold_logit": self.score_threshold_logit,
+            "topk": self.topk_candidates,
+            "delta_clamp": self.delta_clamp,
+            "clip_margin": self.clip_margin,
+        }
 
     @property
     def inputs(self) -> dict[str, Tensor]:

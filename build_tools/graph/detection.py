@@ -28,7 +28,7 @@ import onnx_graphsurgeon as gs
 
 from retinaserve.build_tools.graph.nodes import NodeBuilder, divide, stable_top_k, top_k
 from retinaserve.training.errors import UserError
-from retinaserve.training.spec import BOXES, CLASSES, DELTA_CLAMP, NUM_DETECTIONS, SCORES, DetectorSpec
+from retinaserve.training.spec import BOXES, CLASSES, NUM_DETECTIONS, SCORES, DetectorSpec
 
 DECODE, NMS = "RetinaNetDecode", "RetinaNetNMS"
 DOMAIN = "trt.plugins"  # TensorRT's parser goes by the operator's name; tools go by this domain
@@ -118,7 +118,7 @@ def add_decode(
     origin = nodes("Cast", nodes("Mul", grid, slots.stride[:, None]), to=onnx.TensorProto.FLOAT)
 
     middle = nodes("Add", nodes("Mul", shift, size), nodes("Add", centre, origin))
-    grown = nodes("Mul", nodes("Exp", nodes("Min", growth, DELTA_CLAMP)), size)
+    grown = nodes("Mul", nodes("Exp", nodes("Min", growth, spec.delta_clamp)), size)
     half = nodes("Mul", grown, 0.5)
     corners = nodes("Concat", nodes("Sub", middle, half), nodes("Add", middle, half), axis=2)
     limit = nodes("Unsqueeze", nodes("Gather", letterbox, [3, 2, 3, 2], axis=1), [1])  # resized w, h, w, h
@@ -209,7 +209,7 @@ def add_decode_plugin(
         anchors=spec.anchor_table.ravel().tolist(),
         strides=list(spec.strides),
         threshold_logit=spec.score_threshold_logit,
-        delta_clamp=DELTA_CLAMP,
+        delta_clamp=spec.delta_clamp,
         topk=spec.topk_candidates,
         classes=len(spec.classes),
     )

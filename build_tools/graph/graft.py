@@ -74,10 +74,13 @@ def graft(
     nodes = NodeBuilder(graph)
     graph.inputs = [_add_front(nodes, spec, tensors[NETWORK_INPUT]), letterbox]
 
+    clipped = letterbox  # where boxes end
+    if spec.clip_margin:
+        clipped = nodes("Sub", letterbox, np.array((0, 0, spec.clip_margin, spec.clip_margin), np.float32))
     if flavour == "tensorrt":
-        candidates = add_decode_plugin(nodes, spec, heads if keep_heads else _in_half(heads), letterbox)
+        candidates = add_decode_plugin(nodes, spec, heads if keep_heads else _in_half(heads), clipped)
     else:
-        candidates = add_decode(nodes, spec, heads, letterbox, by_index=until == "detections")
+        candidates = add_decode(nodes, spec, heads, clipped, by_index=until == "detections")
     if until == "candidates":
         count = candidates.count
         outputs = _candidate_outputs(nodes, spec, candidates, flavour)

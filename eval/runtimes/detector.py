@@ -24,7 +24,6 @@ from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.spec import (
     BOXES,
     CLASSES,
-    DELTA_CLAMP,
     IMAGE,
     LETTERBOX,
     NUM_DETECTIONS,
@@ -190,11 +189,7 @@ def decode_heads(spec: DetectorSpec, heads: Arrays, letterboxes: npt.NDArray[np.
         [heads[name] for name, _ in spec.head_names],
         [heads[name] for _, name in spec.head_names],
         letterboxes,
-        anchors=spec.anchor_table,
-        strides=spec.strides,
-        threshold_logit=spec.score_threshold_logit,
-        topk=spec.topk_candidates,
-        delta_clamp=DELTA_CLAMP,
+        **spec.decoding,
     )
     slots = reference.nms(
         logits, boxes, classes, letterboxes, iou=spec.nms_iou, max_detections=spec.max_detections

@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,19 +13,44 @@ from retinaserve.training.errors import Exit, UserError
 SOURCES = ("torchvision", "torchvision-backbone", "odtk")
 
 
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers with commas between them."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        """Return a tuple of numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not numbers with commas between them", param, ctx)
+
+
+class Levels(Numbers):
+    """Numbers with commas between them, and a slash between levels."""
+
+    name = "N,.../N,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return a tuple of numbers a level."""
+        return tuple(super(Levels, self).convert(level, param, ctx) for level in value.split("/"))
+
+
 @click.command("import")
 @click.argument("weights", type=PATH)
 @click.argument("output", type=PATH, metavar="OUT.pth")
-@click.option("--from", "source", type=click.Choice(SOURCES), required=True, help="Who wrote WEIGHTS.")
+@click.option("--from", "source", type=click.Choice(SOURCES), help="Who wrote WEIGHTS, where that is in doubt.")
 @click.option(
     "--size",
     type=click.IntRange(min=32),
     nargs=2,
     default=(1024, 1024),
     metavar="H W",
-    help="Input of the network. A torchvision model agrees with its own self at multiples of 128.",
+    help="Input of the network.",
 )
-@click.option("--annotations", type=PATH, help="COCO file that names the classes, where they are not COCO's 80.")
+@click.option("--annotations", type=PATH, help="COCO file that names the classes, where the weights do not.")
 @click.option(
     "--anchors",
     type=click.Choice(("current", "legacy")),
@@ -32,58 +58,54 @@ SOURCES = ("torchvision", "torchvision-backbone", "odtk")
     help="odtk: legacy for weights from before March 2020, among them the published ones of 19.04.",
 )
 @click.option("--norm-eps", type=click.FloatRange(min=0), help="torchvision: epsilon of the backbone's norms.")
+@click.option("--key", help="Which weights of a file with several, as of an EMA: the keys that lead to them.")
+@click.option("--first-class", type=click.IntRange(0, 1), help="torchvision: the output of the first class.")
+@click.option("--anchor-sizes", type=Levels(), help="Of each level, as in 32,40,50/64,80,101/...")
+@click.option("--anchor-ratios", type=Numbers(), help="Heights by widths.")
+@click.option("--score", "score_threshold", type=float, help="Detections below it are dropped.")
+@click.option("--nms", "nms_iou", type=float, help="Overlap that suppresses.")
+@click.option("--max", "max_detections", type=click.IntRange(min=1), help="Detections an image.")
+@click.option("--mean", type=float, nargs=3, metavar="R G B", help="Of pixels in 0..1.")
+@click.option("--std", type=float, nargs=3, metavar="R G B", help="Of pixels in 0..1.")
 def import_weights(
     weights: Path,
     output: Path,
-    source: str,
-    size: tuple[int, int],
+    source: str | None,
     annotations: Path | None,
     anchors: str,
-    norm_eps: float | None,
+    key: str | None,
+    **said: Any,
 ) -> None:
     """Turn public WEIGHTS into the checkpoint OUT.pth, which exports, builds and serves like any other.
 
     \b
-    torchvision           state dict of retinanet_resnet50_fpn or retinanet_resnet50_fpn_v2
-    torchvision-backbone  state dict of a ResNet, ResNeXt or MobileNetV2, to train a detector from
+    torchvision           retinanet_resnet50_fpn, _v2, and what is built of their parts
+    torchvision-backbone  a ResNet, ResNeXt or MobileNetV2, to train a detector from
     odtk                  checkpoint of NVIDIA's retinanet-examples
 
-    The file is read as data: no code in it is run, and nothing is downloaded.
+    Whose WEIGHTS are is found out. They are read as data: no code in the file is run, and nothing is downloaded.
+    docs/import.md tells what each family needs to be told.
     """
     from retinaserve.training import importers
-    from retinaserve.training.checkpoint import Checkpoint, read, save, save_backbone
+    from retinaserve.training.checkpoint import Backbone, Checkpoint, save, save_backbone
 
     if output.suffix != ".pth":
         raise UserError(f"{output}: a file name that ends in .pth is expected", code=Exit.USAGE)
-    if not weights.is_file():
+    if not weights.exists():
         raise UserError(f"{weights}: no such file", "weights that you have downloaded are expected")
-    try:
-        content = read(weights)
-    except UserError as error:
-        if "not a checkpoint" in error.message:
-            raise UserError(
-                f"{weights}: not weights that can be read as data",
-                "save the model's state_dict() with torch.save, rather than the model",
-            ) from None
-        raise
     categories = read_categories(annotations) if annotations else None
-    try:
-        if source == "torchvision-backbone":
-            backbone = importers.import_backbone(content)
-            save_backbone(output, backbone)
-            click.echo(f"{output}: {backbone.name} of width {backbone.width}")
-            name_next(f"retinaserve train MODEL.pth --fine-tune {shlex.quote(str(output))} ...")
-            return
-        if source == "odtk":
-            detector = importers.import_odtk(content, size=size, convention=anchors, categories=categories)
-        else:
-            detector = importers.import_torchvision(content, size=size, categories=categories, eps=norm_eps)
-    except UserError as error:
-        raise UserError(f"{weights}: {error.message}", error.hint) from None
-    save(output, Checkpoint(detector.spec, detector.weights))
-    for note in detector.notes:
+    choices = importers.Choices(categories=categories, convention=anchors, **said)
+    result = importers.import_weights(weights, choices, source=source, key=key)
+    if isinstance(result, Backbone):
+        save_backbone(output, result)
+        click.echo(f"{output}: {result.name} of width {result.width}")
+        name_next(f"retinaserve train MODEL.pth --fine-tune {shlex.quote(str(output))} ...")
+        return
+    save(output, Checkpoint(result.spec, result.weights))
+    for note in result.notes:
         click.echo(note, err=True)
-    click.echo(f"{output}: {len(detector.spec.classes)} classes at {size[0]} x {size[1]}")
+    height, width = result.spec.size
+    click.echo(f"{output}: {len(result.spec.classes)} classes at {height} x {width}")
     name_next(shlex.join(["retinaserve", "export", str(output), str(output.with_suffix(".onnx"))]))
 
 

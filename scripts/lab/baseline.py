@@ -23,7 +23,6 @@ from PIL import Image, ImageOps
 from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 from retinaserve.build_tools.openvino_cpu import compile_for_cpu
 from retinaserve.plugins import reference
-from retinaserve.training.spec import DELTA_CLAMP
 
 LARGEST_BODY = 32 * 1024 * 1024
 
@@ -60,11 +59,7 @@ class Detector:
             logits,
             deltas,
             letterbox,
-            anchors=np.asarray(spec.anchors, np.float32),
-            strides=spec.strides,
-            threshold_logit=spec.score_threshold_logit,
-            topk=spec.topk_candidates,
-            delta_clamp=DELTA_CLAMP,
+            **spec.decoding,
         )
         count, boxes, scores, classes = reference.nms(
             *candidates, letterbox, iou=spec.nms_iou, max_detections=spec.max_detections

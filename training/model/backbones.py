@@ -1,22 +1,49 @@
 """Backbones whose parameter names are torchvision's, so its ImageNet weights load unchanged.
 
-    backbone = build_backbone("resnet18", width=32)
+    backbone = build_backbone(Network("resnet18", width=32))
     c3, c4, c5 = backbone(images)     # strides 8, 16, 32; backbone.channels says how wide each is
     backbone.stages                   # five, from the stem on: what can be frozen
 
 The names are those of spec.BACKBONES. Bottlenecks stride in their 3x3 convolution, as torchvision's do
-("ResNet v1.5"), and not in the first 1x1 of the paper. A width of 64 is the published network, whatever its stem
-measures.
+("ResNet v1.5"), or in the first 1x1, as in the paper, by `Network.stride_in`. A width of 64 is the published
+network, whatever its stem measures.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from retinaserve.training.spec import BACKBONES, MobileNetLayout, ResNetLayout
+from retinaserve.training.spec import BACKBONES, MobileNetLayout, Network, ResNetLayout
 
 PUBLISHED_WIDTH = 64
+
+
+def make_norm(kind: str, channels: int) -> nn.Module:
+    """Return a batch norm, or a group norm of 32 groups, or of fewer where a group would be a single channel."""
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(max(1, math.gcd(64, channels) // 2), channels)
+
+
+class SameConv2d(nn.Conv2d):
+    """A strided convolution with TensorFlow's padding: what is missing, the odd pixel at the right and bottom."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the map of (B, C, H, W), with the sides divided by the stride and rounded up."""
+        padded = functional.pad(input, _same(input, self.kernel_size[0], self.stride[0]))
+        return functional.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def _same(x: Tensor, size: int, stride: int) -> list[int]:
+    """Return left, right, top and bottom padding."""
+    padding = []
+    for side in (x.shape[-1], x.shape[-2]):
+        missing = max((-(-side // stride) - 1) * stride + size - side, 0)
+        padding += [missing // 2, missing - missing // 2]
+    return padding
 
 
 class BasicBlock(nn.Module):
@@ -25,14 +52,15 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     def __init__(
-        self, inputs: int, width: int, stride: int, downsample: nn.Module | None, layout: ResNetLayout
+        self, inputs: int, width: int, stride: int, downsample: nn.Module | None, network: Network
     ) -> None:
         super().__init__()
+        norm = network.backbone_norm
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = make_norm(norm, width)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = make_norm(norm, width)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,16 +77,19 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(
-        self, inputs: int, width: int, stride: int, downsample: nn.Module | None, layout: ResNetLayout
+        self, inputs: int, width: int, stride: int, downsample: nn.Module | None, network: Network
     ) -> None:
         super().__init__()
+        layout, norm = BACKBONES[network.backbone], network.backbone_norm
+        assert isinstance(layout, ResNetLayout)
         inner = max(1, width * layout.group_width // PUBLISHED_WIDTH) * layout.groups
-        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=layout.groups, bias=False)
-        self.bn2 = nn.BatchNorm2d(inner)
+        first, second = (stride, 1) if network.stride_in == "1x1" else (1, stride)
+        self.conv1 = nn.Conv2d(inputs, inner, 1, first, bias=False)
+        self.bn1 = make_norm(norm, inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, second, 1, groups=layout.groups, bias=False)
+        self.bn2 = make_norm(norm, inner)
         self.conv3 = nn.Conv2d(inner, width * self.expansion, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(width * self.expansion)
+        self.bn3 = make_norm(norm, width * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
 
@@ -74,19 +105,21 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """A ResNet or ResNeXt without its classifier; `width` is the number of the stem's channels."""
 
-    def __init__(self, layout: ResNetLayout, width: int = PUBLISHED_WIDTH) -> None:
+    def __init__(self, layout: ResNetLayout, network: Network) -> None:
         super().__init__()
-        block = Bottleneck if layout.bottleneck else BasicBlock
-        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        block, width = Bottleneck if layout.bottleneck else BasicBlock, network.width
+        self.network = network
+        stem = SameConv2d if network.padding == "same" else nn.Conv2d
+        self.conv1 = stem(3, width, 7, 2, 3, bias=False)
+        self.bn1 = make_norm(network.backbone_norm, width)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.maxpool = nn.MaxPool2d(3, 2, 0 if network.padding == "same" else 1)
         outputs = [width * 2**stage * block.expansion for stage in range(4)]
-        self.layer1 = _stage(layout, width, width, layout.blocks[0], stride=1)
-        self.layer2 = _stage(layout, outputs[0], width * 2, layout.blocks[1], stride=2)
-        self.layer3 = _stage(layout, outputs[1], width * 4, layout.blocks[2], stride=2)
-        self.layer4 = _stage(layout, outputs[2], width * 8, layout.blocks[3], stride=2)
-        self.channels = (outputs[1], outputs[2], outputs[3])
+        self.layer1 = _stage(network, width, width, layout.blocks[0], stride=1)
+        self.layer2 = _stage(network, outputs[0], width * 2, layout.blocks[1], stride=2)
+        self.layer3 = _stage(network, outputs[1], width * 4, layout.blocks[2], stride=2)
+        self.layer4 = _stage(network, outputs[2], width * 8, layout.blocks[3], stride=2)
+        self.channels = tuple(outputs if network.finest == "c2" else outputs[1:])
         _initialise(self)
 
     @property
@@ -94,12 +127,16 @@ class ResNet(nn.Module):
         """The stem and the four stages."""
         return ((self.conv1, self.bn1), (self.layer1,), (self.layer2,), (self.layer3,), (self.layer4,))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return C3, C4 and C5 of normalised images (B, 3, H, W); every stride of 2 rounds up."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        c3 = self.layer2(self.layer1(x))
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return C3, C4 and C5 of normalised images (B, 3, H, W), or C2 to C5; every stride of 2 rounds up."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        if self.network.padding == "same":  # zeros, which are never above what a ReLU leaves
+            x = functional.pad(x, _same(x, 3, 2))
+        c2 = self.layer1(self.maxpool(x))
+        c3 = self.layer2(c2)
         c4 = self.layer3(c3)
-        return c3, c4, self.layer4(c4)
+        features = (c3, c4, self.layer4(c4))
+        return (c2, *features) if self.network.finest == "c2" else features
 
 
 class InvertedResidual(nn.Module):
@@ -157,20 +194,23 @@ class MobileNetV2(nn.Module):
         return c3, c4, c5
 
 
-def build_backbone(name: str, width: int = PUBLISHED_WIDTH) -> ResNet | MobileNetV2:
-    """Return a backbone of `spec.BACKBONES`, with random weights."""
-    layout = BACKBONES[name]
-    return ResNet(layout, width) if isinstance(layout, ResNetLayout) else MobileNetV2(layout, width)
+def build_backbone(network: Network) -> ResNet | MobileNetV2:
+    """Return a network's backbone, of `spec.BACKBONES`, with random weights."""
+    layout = BACKBONES[network.backbone]
+    return ResNet(layout, network) if isinstance(layout, ResNetLayout) else MobileNetV2(layout, network.width)
 
 
-def _stage(layout: ResNetLayout, inputs: int, width: int, depth: int, *, stride: int) -> nn.Sequential:
+def _stage(network: Network, inputs: int, width: int, depth: int, *, stride: int) -> nn.Sequential:
+    layout = BACKBONES[network.backbone]
+    assert isinstance(layout, ResNetLayout)
     block = Bottleneck if layout.bottleneck else BasicBlock
     outputs = width * block.expansion
     downsample = None
     if stride != 1 or inputs != outputs:
-        downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-    blocks = [block(inputs, width, stride, downsample, layout)]
-    blocks += [block(outputs, width, 1, None, layout) for _ in range(depth - 1)]
+        projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        downsample = nn.Sequential(projection, make_norm(network.backbone_norm, outputs))
+    blocks = [block(inputs, width, stride, downsample, network)]
+    blocks += [block(outputs, width, 1, None, network) for _ in range(depth - 1)]
     return nn.Sequential(*blocks)
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from retinaserve.plugins import reference
-from retinaserve.training.spec import DELTA_CLAMP, DetectorSpec
+from retinaserve.training.spec import DetectorSpec
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
@@ -30,11 +30,7 @@ def detect(
         best,
         [deltas.detach().float().cpu().numpy() for _, deltas in heads],
         letterbox,
-        anchors=spec.anchor_table,
-        strides=spec.strides,
-        threshold_logit=threshold,
-        topk=topk,
-        delta_clamp=DELTA_CLAMP,
+        **spec.decoding,
     )
     return reference.nms(*candidates, letterbox, iou=spec.nms_iou, max_detections=spec.max_detections)
 

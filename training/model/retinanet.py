@@ -8,14 +8,17 @@ https://arxiv.org/abs/1612.03144, with RetinaNet's two levels on top.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retinaserve.training.model.backbones import build_backbone
-from retinaserve.training.spec import DetectorSpec
+from retinaserve.training.model.backbones import SameConv2d, build_backbone, make_norm
+from retinaserve.training.spec import DetectorSpec, Network
 
+SMALLEST = 1e-6  # box, in anchors
 PRIOR = 0.01  # the score of every anchor at the start, so that the many negatives don't drown the first steps
 
 
@@ -28,22 +31,49 @@ class RetinaNet(nn.Module):
         channels, depth, norm = network.fpn_channels, network.head_depth, network.norm
         self.spec = spec
         self.frozen_stages = 0
-        self.backbone = build_backbone(network.backbone, network.width)
-        self.fpn = FeaturePyramid(
-            self.backbone.channels,
-            channels,
-            norm=norm if network.pyramid_norm else "none",
-            p6_from=network.p6_from,
-        )
+        self.backbone = build_backbone(network)
+        self.fpn = FeaturePyramid(self.backbone.channels, network)
         self.cls_head = Head(channels, depth, anchors * len(spec.classes), norm=norm, levels=levels)
         self.box_head = Head(channels, depth, anchors * 4, norm=norm, levels=levels)
         assert self.cls_head.output.bias is not None
         nn.init.constant_(self.cls_head.output.bias, -math.log((1 - PRIOR) / PRIOR))
+        if network.growth == "linear":
+            assert self.box_head.output.bias is not None
+            nn.init.constant_(self.box_head.output.bias.view(-1, 4)[:, 2:], 1.0)  # an anchor's own size
 
     def forward(self, images: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """Return (class logits, box deltas) a level of normalised images (B, 3, H, W), any size from 32."""
         levels = self.fpn(self.backbone(images))
-        return tuple((self.cls_head(x, level), self.box_head(x, level)) for level, x in enumerate(levels))
+        size = images.shape[-2:]
+        return tuple(
+            (self.cls_head(x, level), self._deltas(self.box_head(x, level), level, size))
+            for level, x in enumerate(levels)
+        )
+
+    def _deltas(self, outputs: Tensor, level: int, size: Sequence[int]) -> Tensor:
+        """Return the box outputs (B, A*4, h, w) as deltas dx, dy, dw, dh of the spec's anchors."""
+        network = self.spec.network
+        if network.growth == "linear":
+            grown = outputs.new_tensor((False, False, True, True), dtype=torch.bool)
+            grown = grown.repeat(self.spec.anchors_per_cell)[:, None, None]  # (A*4, 1, 1)
+            outputs = torch.where(grown, outputs.clamp(min=SMALLEST).log(), outputs)
+        stride = self.spec.strides[level]
+        rows, columns = outputs.shape[-2:]
+        steps = (size[0] // rows, size[1] // columns)
+        if network.grid == "size" and steps != (stride, stride):
+            table = outputs.new_tensor(self.spec.anchors[level])
+            # What a cell's centre is off by, in anchors, a row or a column further.
+            off = (outputs.new_tensor((steps[1], steps[0])) - stride) / (
+                table[:, 2:] - table[:, :2]
+            )  # (A, 2) x, y
+            x, y = torch.arange(columns).to(outputs), torch.arange(rows).to(outputs)
+            none = outputs.new_zeros(len(table), rows, columns)
+            dx = off[:, 0, None, None] * x + none
+            dy = off[:, 1, None, None] * y[:, None] + none
+            outputs = outputs + torch.stack((dx, dy, none, none), dim=1).flatten(
+                0, 1
+            )  # (A, 4, h, w) -> (A*4, h, w)
+        return outputs
 
     def freeze(self, stages: int) -> None:
         """Keep the backbone's first `stages` as they are: 0 none, 1 the stem, 5 all of it. There is no thawing."""
@@ -100,43 +130,42 @@ class Head(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """Laterals of C3 to C5, added from the top down and smoothed, and two coarser levels.
+    """Laterals of the backbone's features, added from the top down and smoothed, and one or two coarser levels.
 
-    `norm` of `spec.NORMS` is put behind every convolution. P6 is made from C5, as in the RetinaNet paper, or from
-    P5, as in Detectron's and torchvision's first models; P7 is made from P6.
+    A network's `norm` is put behind every convolution. P6 is made from C5, as in the RetinaNet paper, or from P5,
+    as in Detectron's and torchvision's first models, and P7 from P6; or P6 is pooled from P5, and there is no P7.
     """
 
-    def __init__(
-        self, inputs: tuple[int, int, int], channels: int, *, norm: str = "none", p6_from: str = "c5"
-    ) -> None:
+    def __init__(self, inputs: Sequence[int], network: Network) -> None:
         super().__init__()
-        self.p6_from = p6_from
+        channels, norm = network.fpn_channels, network.norm if network.pyramid_norm else "none"
+        self.network = network
         self.laterals = nn.ModuleList(_convolution(width, channels, 1, 1, norm) for width in inputs)
         self.smooth = nn.ModuleList(_convolution(channels, channels, 3, 1, norm) for _ in inputs)
-        self.p6 = _convolution(inputs[-1] if p6_from == "c5" else channels, channels, 3, 2, norm)
-        self.p7 = _convolution(channels, channels, 3, 2, norm)
+        if network.p6_from != "pool":
+            top = inputs[-1] if network.p6_from == "c5" else channels
+            self.p6 = _convolution(top, channels, 3, 2, norm, network.padding)
+            self.p7 = _convolution(channels, channels, 3, 2, norm, network.padding)
 
-    def forward(self, features: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
-        """Return the five levels of C3, C4 and C5, each half as large as the one before, rounded up."""
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the levels, finest first, each half as large as the one before, rounded up."""
         merged = [lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True)]
-        for level in (1, 0):
+        for level in reversed(range(len(merged) - 1)):
             # To the lateral's own size: twice the coarser one is a row too many where a stride rounded up.
             size = merged[level].shape[-2:]
             merged[level] = merged[level] + functional.interpolate(merged[level + 1], size=size, mode="nearest")
         levels = [smooth(level) for smooth, level in zip(self.smooth, merged, strict=True)]
-        p6 = self.p6(features[-1] if self.p6_from == "c5" else levels[-1])
-        return (*levels, p6, self.p7(functional.relu(p6)))
+        if self.network.p6_from == "pool":
+            return (*levels, functional.max_pool2d(levels[-1], 1, 2))
+        p6 = self.p6(features[-1] if self.network.p6_from == "c5" else levels[-1])
+        return (*levels, p6, self.p7(functional.relu(p6) if self.network.p7_relu else p6))
 
 
-def make_norm(kind: str, channels: int) -> nn.Module:
-    """Return a batch norm, or a group norm of 32 groups, or of fewer where a group would be a single channel."""
-    if kind == "batch":
-        return nn.BatchNorm2d(channels)
-    return nn.GroupNorm(max(1, math.gcd(64, channels) // 2), channels)
-
-
-def _convolution(inputs: int, outputs: int, size: int, stride: int, norm: str) -> nn.Module:
-    convolution = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=norm == "none")
+def _convolution(
+    inputs: int, outputs: int, size: int, stride: int, norm: str, padding: str = "symmetric"
+) -> nn.Module:
+    kind = SameConv2d if padding == "same" else nn.Conv2d
+    convolution = kind(inputs, outputs, size, stride, size // 2, bias=norm == "none")
     nn.init.kaiming_uniform_(convolution.weight, a=1)
     if norm != "none":
         return nn.Sequential(convolution, make_norm(norm, outputs))

@@ -9,7 +9,7 @@ from torch import nn
 from retinaserve.training.export import export_heads
 from retinaserve.training.model import build_model
 from retinaserve.training.model.backbones import build_backbone
-from retinaserve.training.spec import BACKBONES, NETWORK_INPUT, DetectorSpec
+from retinaserve.training.spec import BACKBONES, NETWORK_INPUT, DetectorSpec, Network
 
 # torchvision's published parameter counts, less the classifier's 512 or 2048 x 1000 + 1000; of MobileNetV2 also
 # less the last 1x1 convolution, 320 x 1280, with its norm.
@@ -20,7 +20,11 @@ PARAMETERS = {
     "resnet101": 44_549_160 - 2_049_000,
     "resnet152": 60_192_808 - 2_049_000,
     "resnext50_32x4d": 25_028_904 - 2_049_000,
+    "resnext101_32x4d": 44_177_704 - 2_049_000,  # of timm; torchvision has none
     "resnext101_32x8d": 88_791_336 - 2_049_000,
+    "resnext101_64x4d": 83_455_272 - 2_049_000,
+    "wide_resnet50_2": 68_883_240 - 2_049_000,
+    "wide_resnet101_2": 126_886_696 - 2_049_000,
     "mobilenet_v2": 3_504_872 - 1_281_000 - (320 * 1280 + 2 * 1280),
 }
 
@@ -28,7 +32,7 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", BACKBONES)
 def test_parameter_counts_are_the_published_ones(name: str) -> None:
     with torch.device("meta"):
-        model = build_backbone(name)
+        model = build_backbone(Network(name))
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
 
 
@@ -54,7 +58,7 @@ def test_names_are_torchvisions(name: str, blocks: tuple[int, ...], norms: int, 
             if block == 0 and f"layer{stage}" in shortcuts:
                 expected += [f"{prefix}.downsample.0.weight", *norm(f"{prefix}.downsample.1")]
     with torch.device("meta"):
-        assert list(build_backbone(name).state_dict()) == expected
+        assert list(build_backbone(Network(name)).state_dict()) == expected
 
 
 @pytest.mark.parametrize(
@@ -82,12 +86,12 @@ def test_names_are_torchvisions(name: str, blocks: tuple[int, ...], norms: int, 
 )
 def test_shapes_are_torchvisions(name: str, key: str, shape: tuple[int, ...]) -> None:
     with torch.device("meta"):
-        assert tuple(build_backbone(name).state_dict()[key].shape) == shape
+        assert tuple(build_backbone(Network(name)).state_dict()[key].shape) == shape
 
 
 def test_bottlenecks_stride_in_the_middle() -> None:
     with torch.device("meta"):
-        block = build_backbone("resnet50").layer2[0]
+        block = build_backbone(Network("resnet50")).layer2[0]
     strides = {n: module.stride for n, module in block.named_modules() if isinstance(module, nn.Conv2d)}
     assert strides == {"conv1": (1, 1), "conv2": (2, 2), "conv3": (1, 1), "downsample.0": (2, 2)}
 
@@ -95,7 +99,7 @@ def test_bottlenecks_stride_in_the_middle() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "mobilenet_v2"])
 @pytest.mark.parametrize("size", [(32, 32), (65, 97), (64, 200)])
 def test_features_have_the_stride_rounded_up(name: str, size: tuple[int, int]) -> None:
-    model = build_backbone(name, width=8).eval()
+    model = build_backbone(Network(name, 8)).eval()
     with torch.inference_mode():
         features = model(torch.zeros(1, 3, *size))
     for feature, stride, channels in zip(features, (8, 16, 32), model.channels, strict=True):
@@ -112,13 +116,13 @@ def test_features_have_the_stride_rounded_up(name: str, size: tuple[int, int]) -
 )
 def test_the_taps_are_as_wide_as_published(name: str, channels: tuple[int, int, int]) -> None:
     with torch.device("meta"):
-        assert build_backbone(name).channels == channels
+        assert build_backbone(Network(name)).channels == channels
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_the_stages_are_the_whole_backbone_once(name: str) -> None:
     with torch.device("meta"):
-        model = build_backbone(name, width=8)
+        model = build_backbone(Network(name, 8))
     assert len(model.stages) == 5
     parameters = [id(each) for stage in model.stages for module in stage for each in module.parameters()]
     assert sorted(parameters) == sorted(id(each) for each in model.parameters())

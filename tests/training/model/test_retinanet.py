@@ -7,8 +7,9 @@ from torch import nn
 
 from retinaserve.training.errors import UserError
 from retinaserve.training.model import build_model
-from retinaserve.training.model.retinanet import FeaturePyramid, make_norm
-from retinaserve.training.spec import NORMS, DetectorSpec
+from retinaserve.training.model.backbones import make_norm
+from retinaserve.training.model.retinanet import FeaturePyramid
+from retinaserve.training.spec import NORMS, DetectorSpec, Network
 
 
 def small(size: tuple[int, int], depth: int = 1, norm: str = "none", **network: Any) -> DetectorSpec:
@@ -71,7 +72,7 @@ def test_the_heads_are_shared_over_the_levels() -> None:
 
 def test_a_pyramid_adds_the_coarser_level_to_the_finer() -> None:
     # One channel, laterals and smoothing that copy: every level is the sum of itself and those above it.
-    pyramid = FeaturePyramid((1, 1, 1), 1)
+    pyramid = FeaturePyramid((1, 1, 1), Network(fpn_channels=1, norm="none"))
     with torch.no_grad():
         for convolution in (*pyramid.laterals, *pyramid.smooth):
             convolution.weight.zero_()
@@ -119,7 +120,7 @@ def test_groups_divide_the_channels(channels: int, groups: int) -> None:
 
 
 def test_p6_is_made_from_p5_where_the_spec_says_so() -> None:
-    pyramid = FeaturePyramid((1, 1, 1), 1, p6_from="p5")
+    pyramid = FeaturePyramid((1, 1, 1), Network(fpn_channels=1, norm="none", p6_from="p5"))
     with torch.no_grad():
         for convolution in (*pyramid.laterals, *pyramid.smooth, pyramid.p6):
             convolution.weight.zero_()

@@ -18,15 +18,9 @@ from retinaserve.training.checkpoint import Backbone, Checkpoint, load, load_mod
 from retinaserve.training.coco import COCO_NAMES
 from retinaserve.training.errors import UserError
 from retinaserve.training.export import export_heads
-from retinaserve.training.importers import (
-    Imported,
-    import_backbone,
-    import_odtk,
-    import_torchvision,
-    odtk_anchors,
-    torchvision_anchors,
-    with_eps,
-)
+from retinaserve.training.importers import Choices, import_content
+from retinaserve.training.importers.parts import Imported, with_eps
+from retinaserve.training.importers.tables import odtk_anchors, torchvision_anchors
 from retinaserve.training.model import build_model
 from retinaserve.training.model.postprocess import detect
 from tests import torchvision_layout
@@ -40,6 +34,26 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "v2": {"version": 2, "old_names": False},
 }
 SMALL = {"width": 8, "pyramid": 64}
+
+
+def import_torchvision(state: Any, **said: Any) -> Imported:
+    result = import_content(state, Choices(**said), source="torchvision")
+    assert isinstance(result, Imported)
+    return result
+
+
+def import_odtk(content: Any, **said: Any) -> Imported:
+    result = import_content(content, Choices(**said), source="odtk")
+    assert isinstance(result, Imported)
+    return result
+
+
+def import_backbone(state: Any) -> Backbone:
+    result = import_content(state, Choices(), source="torchvision-backbone")
+    assert isinstance(result, Backbone)
+    return result
+
+
 LOGITS = 2e-3  # how far float32 sums in another order may drift apart, which differs by processor
 SCORES = LOGITS / 4  # what that makes of a score: the sigmoid is nowhere steeper
 
@@ -337,14 +351,18 @@ def test_torchvisions_labels_are_the_category_ids() -> None:
     ("content", "source", "message"),
     [
         ({}, "torchvision", "not a RetinaNet of torchvision"),
-        ([1, 2], "torchvision", "not a state dict"),
+        ([1, 2], "torchvision", "it holds nothing with names"),
         ({"conv1.weight": torch.zeros(8, 3, 7, 7)}, "torchvision", "not a RetinaNet of torchvision"),
         ({"conv1.weight": torch.zeros(8, 3, 7, 7)}, "torchvision-backbone", "not a ResNet"),
         ({"state_dict": {"a": torch.zeros(1)}}, "odtk", "not a checkpoint of the predecessor"),
         (odtk_checkpoint(angles=[0.0]), "odtk", "rotated boxes"),
         (odtk_checkpoint(backbone=["ResNet18C4"]), "odtk", "ResNet18C4 is not supported"),
         (odtk_checkpoint(classes=4), "odtk", "cls_head.output.weight' measures"),
-        (odtk_checkpoint(state_dict={"cls_head.x": torch.zeros(1)}), "odtk", "an unexpected 'cls_head.x'"),
+        (
+            odtk_checkpoint(state_dict={"cls_head.x": torch.zeros(1)}),
+            "odtk",
+            "not a checkpoint of the predecessor",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -361,10 +379,3 @@ def test_a_missing_layer_is_named() -> None:
     del state["backbone.body.layer3.2.bn1.bias"]
     with pytest.raises(UserError, match=r"lack 'backbone\.layer3\.2\.bn1\.bias'"):
         import_torchvision(state, size=(64, 64))
-
-
-def test_a_file_that_is_no_data_is_refused(tmp_path: Path) -> None:
-    torch.save(build_model(import_odtk(odtk_checkpoint(), size=(64, 64)).spec), tmp_path / "whole_model.pth")
-    error = run(tmp_path / "whole_model.pth", tmp_path / "model.pth", "--from", "odtk").exception
-    assert isinstance(error, UserError) and "can't be read" not in error.message
-    assert "not weights that can be read as data" in error.message and "state_dict()" in error.hint

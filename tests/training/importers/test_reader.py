@@ -1,0 +1,326 @@
+import io
+import json
+import os
+import pickle
+import pickletools
+import struct
+import warnings
+import zipfile
+from argparse import Namespace
+from collections import OrderedDict, defaultdict
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from retinaserve.training.errors import UserError
+from retinaserve.training.importers.reader import Inert, plain, read_weights
+from retinaserve.training.importers.states import find
+
+STATE = {
+    "a.weight": torch.arange(6.0).view(2, 3),
+    "a.bias": torch.tensor([1.5, -2.5], dtype=torch.float16),
+    "b.weight": torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16),
+    "b.count": torch.tensor(7),
+    "view": torch.arange(12.0).view(3, 4)[1:, ::2].t(),
+}
+MARKS = {"these": ("a.weight", "b.count")}
+
+
+class Wrapped:
+    """A class of somebody's own: with attributes, like a config, and never imported again."""
+
+    def __init__(self) -> None:
+        self.lr, self.path = 0.1, PurePosixPath("runs/1")
+
+
+class Attributes(dict):  # type: ignore[type-arg]
+    """Lightning's kind of dict."""
+
+
+class Detector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 2)
+        self.norm = nn.BatchNorm1d(2)
+        self.register_buffer("mean", torch.ones(3), persistent=False)
+
+
+def saved(content: Any, path: Path, **how: Any) -> Path:
+    torch.save(content, path, **how)
+    return path
+
+
+def tensors(content: Any) -> dict[str, torch.Tensor]:
+    (found,) = find(content, MARKS)
+    return found.state
+
+
+def numpy_pickle(state: dict[str, torch.Tensor], path: Path, protocol: int) -> Path:
+    arrays = {name: value.float().numpy() for name, value in state.items()}
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody"}, protocol=protocol))
+    return path
+
+
+# How people's training scripts save; each holds STATE somewhere.
+WRAPPED: dict[str, Any] = {
+    "bare": STATE,
+    "ordered": OrderedDict(STATE),
+    "numpy scalar": {"model": STATE, "best": np.float32(0.4), "epoch": np.int64(3), "flag": np.bool_(True)},
+    "numpy array": {"state_dict": STATE, "history": np.arange(3.0), "names": np.array(["a", "b"])},
+    "object array": {"state_dict": STATE, "history": np.array([{"a": 1}, None], dtype=object)},
+    "path": {"model_state_dict": STATE, "path": PurePosixPath("/a/b")},
+    "namespace": {"model": STATE, "args": Namespace(lr=0.1)},
+    "own class": {"net": STATE, "config": Wrapped()},
+    "own dict": {"weights": STATE, "hparams": Attributes(lr=0.1)},
+    "defaultdict": {"model": STATE, "optimizer": {"state": defaultdict(dict, {0: {"step": torch.tensor(1.0)}})}},
+    "parameters": {name: nn.Parameter(value, requires_grad=False) for name, value in STATE.items()},
+    "random state": {"model": STATE, "rng": (torch.get_rng_state(), np.random.RandomState(1).get_state())},
+    "types": {"model": STATE, "dtype": torch.float16, "size": torch.Size([1]), "device": torch.device("cpu")},
+    "nested": {"checkpoint": {"detector": {"state": STATE}}},
+    "set and bytes": {
+        "model": STATE,
+        "seen": {1, 2},
+        "frozen": frozenset("ab"),
+        "raw": b"\xff\x00",
+        "big": 1 << 80,
+    },
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize("how", [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 5}], ids=str)
+def test_every_wrapper_gives_its_tensors(tmp_path: Path, name: str, how: dict[str, Any]) -> None:
+    found = tensors(read_weights(saved(WRAPPED[name], tmp_path / "weights.pth", **how)))
+    assert found.keys() == STATE.keys()
+    for key, value in STATE.items():
+        assert found[key].dtype == value.dtype and torch.equal(found[key], value), key
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_numpy_pickles(tmp_path: Path, protocol: int) -> None:
+    found = tensors(read_weights(numpy_pickle(STATE, tmp_path / "model.pkl", protocol)))
+    assert all(torch.equal(found[key], value.float()) for key, value in STATE.items())
+
+
+def test_big_endian_arrays_and_fortran_order(tmp_path: Path) -> None:
+    content = {
+        "a.weight": np.asfortranarray(np.arange(6, dtype=">f4").reshape(2, 3)),
+        "b.count": np.array(7, ">i8"),
+    }
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(content))
+    found = tensors(read_weights(tmp_path / "m.pkl"))
+    assert torch.equal(found["a.weight"], STATE["a.weight"]) and int(found["b.count"]) == 7
+
+
+@pytest.mark.parametrize("how", [{}, {"_use_new_zipfile_serialization": False}], ids=str)
+def test_a_whole_module_is_its_state_dict(tmp_path: Path, how: dict[str, Any]) -> None:
+    module = nn.DataParallel(Detector())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # legacy files carry the source of classes, if it can be found
+        content = read_weights(saved(module, tmp_path / "model.pt", **how))
+    assert isinstance(content, Inert) and content.kind.endswith("DataParallel")
+    (found,) = find(content, {"these": ("a.weight", "norm.running_var")})
+    expected = module.module.state_dict()
+    assert found.label == "module" and found.state.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.state.items())
+    assert found.module.attributes()["training"] is True
+
+
+def test_safetensors_and_folders(tmp_path: Path) -> None:
+    state = {name: value.contiguous() for name, value in STATE.items()}
+    save_file(state, tmp_path / "model.safetensors")
+    assert tensors(read_weights(tmp_path / "model.safetensors")).keys() == STATE.keys()
+    assert tensors(read_weights(tmp_path)).keys() == STATE.keys()
+    shards = tmp_path / "sharded"
+    shards.mkdir()
+    parts = {"pytorch_model-00001-of-00002.bin": ["a.weight", "a.bias"], "pytorch_model-00002-of-00002.bin": []}
+    parts["pytorch_model-00002-of-00002.bin"] = [name for name in STATE if name not in ("a.weight", "a.bias")]
+    for shard, names in parts.items():
+        torch.save({name: STATE[name] for name in names}, shards / shard)
+    weight_map = {name: shard for shard, names in parts.items() for name in names}
+    (shards / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert tensors(read_weights(shards)).keys() == STATE.keys()
+
+
+def test_hdf5_links_lead_nowhere(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["secret"] = np.ones(3, np.float32)
+    with h5py.File(tmp_path / "model.h5", "w") as file:
+        file["model_weights/conv1/kernel:0"] = np.arange(3, dtype=">f4")
+        file["model_weights"].attrs["backend"] = "tensorflow"
+        file["linked"] = h5py.ExternalLink("other.h5", "/secret")
+        file["again"] = h5py.SoftLink("/model_weights/conv1/kernel:0")
+    content = read_weights(tmp_path / "model.h5")
+    assert isinstance(content, dict) and content.keys() == {"model_weights/conv1/kernel:0", "backend"}
+    assert content["model_weights/conv1/kernel:0"].tolist() == [0, 1, 2]
+
+
+REACHED: list[str] = []
+
+
+def reached(what: str) -> str:
+    """What a pickle would run: harmless, and seen."""
+    REACHED.append(what)
+    return what
+
+
+class Runs:
+    def __init__(self, how: int) -> None:
+        self.how = how
+
+    def __reduce__(self) -> Any:
+        return (
+            (reached, ("called",)),
+            (exec, ("import tests.training.importers.test_reader as t; t.reached('exec')",)),
+            (list, (map(reached, ["mapped"]),)),
+            (Later, (), ("state",)),
+            (os.path.join, (Runs(0), "x")),
+        )[self.how]
+
+
+class Later:
+    def __setstate__(self, state: Any) -> None:
+        reached("state")
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("how", range(5))
+def test_a_pickle_that_would_run_something_does_not(tmp_path: Path, how: int, protocol: int) -> None:
+    data = pickle.dumps({**STATE, "x": Runs(how)}, protocol=protocol)
+    REACHED.clear()
+    pickle.loads(data)
+    assert REACHED, "the test's own pickle does nothing"
+    REACHED.clear()
+    (tmp_path / "bare.pkl").write_bytes(data)
+    for path in (
+        tmp_path / "bare.pkl",
+        saved({"model": STATE, "x": Runs(how)}, tmp_path / "new.pth"),
+        saved({"model": STATE, "x": Runs(how)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False),
+    ):
+        content = read_weights(path)
+        assert isinstance(content, dict)
+        found = content["x"]
+        assert isinstance(found, Inert) and REACHED == []
+    assert plain(found) is found and isinstance(found("anything"), Inert)
+
+
+def zipped(path: Path, program: bytes, data: bytes = b"\0" * 16) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", program)
+        archive.writestr("a/data/0", data)
+    return path
+
+
+def tensor_program(count: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
+    """A pickle of one tensor, of a storage that is called `count` values long."""
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: Any) -> Any:
+            return ("storage", torch.FloatStorage, "0", "cpu", count) if value is REACHED else None
+
+    class Tensor:
+        def __reduce__(self) -> Any:
+            return torch._utils._rebuild_tensor_v2, (REACHED, offset, size, stride, False, OrderedDict())
+
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=2).dump({"a.weight": Tensor()})
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "stride", "good"),
+    [
+        (0, (2, 2), (2, 1), True),
+        (0, (0, 9), (1, 1), True),
+        (1, (2, 2), (2, 1), False),
+        (0, (1 << 40,), (0,), False),
+        (-1, (2,), (1,), False),
+        (0, (2,), (-1,), False),
+        (0, (2,), (1 << 60,), False),
+    ],
+)
+def test_tensors_stay_inside_the_file(
+    tmp_path: Path, offset: int, size: tuple[int, ...], stride: tuple[int, ...], good: bool
+) -> None:
+    path = zipped(tmp_path / "m.pth", tensor_program(1 << 50, offset, size, stride))
+    if good:
+        content = read_weights(path)
+        assert isinstance(content, dict) and content["a.weight"].shape == size
+    else:
+        with pytest.raises(UserError, match="beyond its storage"):
+            read_weights(path)
+
+
+BAD: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "not weights"),
+    "text": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "not weights"),
+    "memo of 2^31": (b"\x80\x02}r\xff\xff\xff\x7f.", "memo"),
+    "extension": (b"\x80\x02\x82\x01.", "opcode EXT1"),
+    "bytes of 2^60": (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b"x.", "not weights"),
+    "bytearray of 2^60": (b"\x80\x05\x96" + struct.pack("<Q", 1 << 60) + b"x.", "not weights"),
+    "deep": (b"(" * 100_000 + b".", "not weights"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_broken_pickles_are_answered_in_a_line(tmp_path: Path, name: str) -> None:
+    data, message = BAD[name]
+    (tmp_path / "m.pkl").write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        read_weights(tmp_path / "m.pkl")
+
+
+def test_the_remedy_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
+            archive.writestr(f"script/{name}", b"")
+    with pytest.raises(UserError, match="TorchScript") as error:
+        read_weights(tmp_path / "script.pt")
+    assert "state_dict()" in error.value.hint
+    with zipfile.ZipFile(tmp_path / "weights.zip", "w") as archive:
+        archive.writestr("model.pth", b"")
+    with pytest.raises(UserError, match="torch has not written"):
+        read_weights(tmp_path / "weights.zip")
+    (tmp_path / "dcp").mkdir()
+    (tmp_path / "dcp" / ".metadata").touch()
+    with pytest.raises(UserError, match="distributed checkpoint") as error:
+        read_weights(tmp_path / "dcp")
+    assert "dcp_to_torch" in error.value.hint
+
+
+def test_a_damaged_file_is_read_or_refused(tmp_path: Path) -> None:
+    """Flip, cut and repeat bytes of every kind of file: an answer or a UserError, nothing else."""
+    content = {"model": STATE, "config": Wrapped(), "history": np.arange(3.0)}
+    files = [
+        saved(content, tmp_path / "new.pth"),
+        saved(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False),
+        numpy_pickle(STATE, tmp_path / "numpy.pkl", 2),
+        numpy_pickle(STATE, tmp_path / "text.pkl", 0),
+    ]
+    save_file({name: value.contiguous() for name, value in STATE.items()}, tmp_path / "m.safetensors")
+    rng = np.random.default_rng(0)
+    for path in (*files, tmp_path / "m.safetensors"):
+        original = np.frombuffer(path.read_bytes(), np.uint8)
+        damaged = tmp_path / f"damaged{path.suffix}"
+        for _ in range(150):
+            data = original.copy()
+            places = rng.integers(0, min(len(data), 4000), rng.integers(1, 4))
+            data[places] = rng.integers(0, 256, len(places))
+            data = data[: rng.integers(1, len(data))] if rng.random() < 0.2 else data
+            damaged.write_bytes(data.tobytes())
+            try:
+                for candidate in find(read_weights(damaged), MARKS):
+                    assert all(value.numel() < 1000 for value in candidate.state.values())
+            except UserError as error:
+                assert len(error.message) < 400
+
+
+def test_the_pickles_of_the_tests_are_what_they_seem() -> None:
+    names = {opcode.name for opcode, *_ in pickletools.genops(pickle.dumps(STATE, protocol=4))}
+    assert "STACK_GLOBAL" in names

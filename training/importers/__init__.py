@@ -1,0 +1,143 @@
+"""Public weights become checkpoints: whose file it is is found out, read as data, and told.
+
+    result = import_weights(Path("model.pth"), Choices())      # Imported, or a Backbone
+    save(path, Checkpoint(result.spec, result.weights))
+
+Weights are renamed, never changed, but for what makes them agree with this project's conventions: outputs of
+categories that don't exist go, norms with another epsilon take it up in their scale, deviations of boxes and the
+order of channels are folded in. Nothing is downloaded, and no family's own package is needed.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retinaserve.training.checkpoint import Backbone
+from retinaserve.training.errors import UserError
+from retinaserve.training.importers import odtk, torchvision
+from retinaserve.training.importers.parts import (
+    EPS,
+    Choices,
+    Found,
+    Imported,
+    recognise_backbone,
+    unknown,
+    with_eps,
+)
+from retinaserve.training.importers.reader import read_weights
+from retinaserve.training.importers.states import Candidate, choose, find
+from retinaserve.training.model.backbones import build_backbone
+from retinaserve.training.spec import Network
+
+__all__ = ["SOURCES", "Choices", "Imported", "import_weights"]
+
+BACKBONE = "torchvision-backbone"
+# Tensors by which a family is known; the first is a name that no other family has.
+MARKS: Mapping[str, tuple[str, ...]] = {
+    "torchvision": torchvision.NEEDS,
+    "odtk": ("cls_head.8.weight", "box_head.8.weight"),
+    BACKBONE: ("layer1.0.conv1.weight", "conv1.weight"),
+}
+IMPORTERS: Mapping[str, Callable[[Found, Choices], Imported]] = {
+    "torchvision": torchvision.import_torchvision,
+    "odtk": odtk.import_odtk,
+}
+WHAT = {
+    "torchvision": "a RetinaNet of torchvision",
+    "odtk": "a checkpoint of the predecessor (odtk)",
+    BACKBONE: "a ResNet, ResNeXt or MobileNetV2 of torchvision",
+}
+MOBILENET = ("features.0.0.weight", "features.17.conv.3.weight")
+SOURCES = tuple(MARKS)
+UNUSED = ("fc.", "classifier.", "features.18.")  # what a backbone has behind its last stage
+CONFIGS = ("config.json",)
+
+
+def import_weights(path: Path, choices: Choices, *, source: str | None = None, key: str | None = None) -> Any:
+    """Return the detector in a file or folder as `Imported`, or the backbone in it as `Backbone`, with its notes.
+
+    source: one of SOURCES, where the file leaves a doubt; key: which of several sets of weights is meant.
+    Raises UserError for files that are nobody's.
+    """
+    content = read_weights(path)
+    if isinstance(content, Mapping) and {"format", "weights", "spec"} <= content.keys():
+        raise UserError(
+            f"{path}: a checkpoint of retinaserve already", f"use it: retinaserve export {path} MODEL.onnx"
+        )
+    try:
+        return import_content(content, choices, source=source, key=key, name=path.name, beside=_beside(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error.message}", error.hint, code=error.code) from None
+
+
+def import_content(
+    content: object,
+    choices: Choices,
+    *,
+    source: str | None = None,
+    key: str | None = None,
+    name: str = "",
+    beside: Mapping[str, Any] | None = None,
+) -> Any:
+    """Do what `import_weights` does with what a file holds."""
+    candidates = find(content, MARKS) or [
+        replace(each, family=BACKBONE) for each in find(content, {BACKBONE: MOBILENET})
+    ]
+    families = {each.family for each in candidates}
+    detectors = [each for each in candidates if each.family != BACKBONE]
+    if source:
+        candidates = [each for each in candidates if each.family == source]
+        if not candidates:
+            error = unknown(WHAT[source], content)
+            seen = f"; it looks like {' and '.join(WHAT[each] for each in sorted(families))}" if families else ""
+            raise UserError(error.message + seen, "leave out --from" if families else error.hint)
+    elif detectors:
+        candidates = detectors
+    if not candidates:
+        raise unknown("a RetinaNet that is known", content)
+    chosen, notes = choose(candidates, key)
+    if chosen.family == BACKBONE:
+        return _backbone(chosen, notes)
+    found = Found(chosen.state, content, chosen.module, beside or {}, name)
+    result = IMPORTERS[chosen.family](found, choices)
+    return replace(result, notes=(*notes, *result.notes))
+
+
+def _backbone(chosen: Candidate, notes: list[str]) -> Backbone:
+    """Return a ResNet, ResNeXt or MobileNetV2, less its classifier. Raises UserError unless all of it fits."""
+    state = {name: value for name, value in chosen.state.items() if not name.startswith(UNUSED)}
+    name, width = recognise_backbone(state)
+    with torch.device("meta"):
+        expected = build_backbone(Network(name, width)).state_dict()
+    state = {
+        **{each: torch.tensor(0) for each in expected if each.endswith("num_batches_tracked")},
+        **with_eps(state, EPS),
+    }
+    for each in (*expected, *state):
+        if each not in state or each not in expected or state[each].shape != expected[each].shape:
+            problem = (
+                "lack" if each not in state else "have an unexpected" if each not in expected else "have another"
+            )
+            raise UserError(
+                f"the weights {problem} {each!r}", f"those of a plain {name} and nothing else are expected"
+            )
+    return Backbone(
+        name, width, {each: state[each].float() if "num" not in each else state[each] for each in expected}
+    )
+
+
+def _beside(path: Path) -> dict[str, Any]:
+    """Return the configurations that lie beside the weights, by their names."""
+    folder = path if path.is_dir() else path.parent
+    found = {}
+    for name in CONFIGS:
+        if (folder / name).is_file():
+            try:
+                found[name] = json.loads((folder / name).read_text())
+            except (OSError, ValueError):
+                continue
+    return found

@@ -1,0 +1,259 @@
+"""What the importers of all families share: what the user said, what is decided, and the check that all fits.
+
+    network = ...
+    return assemble(found, weights, network, anchors=table, ...)
+
+Nothing is guessed here in silence: whatever neither the file nor the user says becomes a note.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retinaserve.training.coco import COCO_NAMES
+from retinaserve.training.errors import UserError
+from retinaserve.training.model import build_model
+from retinaserve.training.spec import BACKBONES, DetectorSpec, Network, ResNetLayout
+
+Weights = dict[str, Tensor]
+Categories = Mapping[int, str]  # id: name, in the order of the annotation file
+
+EPS = 1e-5  # of every norm in torch and here
+SMALL_CHANGE = 1e-3  # of a norm's scale, below which its epsilon decides nothing
+UNLIMITED = 20.0  # a delta clamp that no box inside an image reaches: e^20 anchors
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user said; None where the file, what lies beside it, or the family's default is to decide."""
+
+    size: tuple[int, int] = (1024, 1024)
+    categories: Categories | None = None
+    first_class: int | None = None
+    norm_eps: float | None = None
+    style: str | None = None
+    convention: str = "current"
+    anchor_sizes: tuple[tuple[float, ...], ...] | None = None
+    anchor_ratios: tuple[float, ...] | None = None
+    score_threshold: float | None = None
+    nms_iou: float | None = None
+    max_detections: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """One set of weights out of a file: tensors by the family's own names, and whatever else is known of them."""
+
+    state: Weights
+    content: object = None  # the whole file
+    module: Any = None  # the inert module that the weights were in, if a whole model was saved
+    beside: Mapping[str, Any] = field(default_factory=dict)  # what lay beside the file: configs by their names
+    name: str = ""  # of the file
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Imported:
+    """A detector of this project, and what was decided on the way, in sentences."""
+
+    spec: DetectorSpec
+    weights: Weights
+    notes: tuple[str, ...]
+
+
+def assemble(
+    spec: DetectorSpec, weights: Weights, choices: Choices, notes: Sequence[str], *, said: Sequence[str] = ()
+) -> Imported:
+    """Return the detector if its weights are those of its network, to the last; what the user said goes first.
+
+    said: settings of the spec that the file itself says.
+    """
+    names = ("score_threshold", "nms_iou", "max_detections", "mean", "std")
+    chosen = {name: getattr(choices, name) for name in names if getattr(choices, name) is not None}
+    spec = replace(spec, **chosen)
+    sources = {name: "--" for name in chosen} | {name: "file" for name in said if name not in chosen}
+    with torch.device("meta"):
+        expected = build_model(spec).state_dict()
+    weights = _with_counters(weights, expected)
+    for name in (*expected, *weights):
+        if name not in weights or name not in expected:
+            problem = "lack" if name in expected else "have an unexpected"
+            raise UserError(
+                f"the weights {problem} {name!r}", f"a RetinaNet with a plain {spec.network.backbone} is expected"
+            )
+        if weights[name].shape != expected[name].shape:
+            raise UserError(
+                f"{name!r} measures {tuple(weights[name].shape)}", f"{tuple(expected[name].shape)} is expected"
+            )
+    halves = {str(value.dtype).removeprefix("torch.") for value in weights.values() if value.dtype.itemsize < 4}
+    plain = {name: weights[name].detach().to(value.dtype).clone() for name, value in expected.items()}
+    faulty = next((name for name, value in plain.items() if not torch.isfinite(value).all()), None)
+    if faulty:
+        raise UserError(f"{faulty!r} holds values that are no numbers", "the weights are damaged, or diverged")
+    lines = [*notes, *_described(spec, sources)]
+    if halves:
+        lines.append(f"weights: {' and '.join(sorted(halves))}, kept as float32")
+    return Imported(spec, plain, tuple(lines))
+
+
+def _described(spec: DetectorSpec, sources: Mapping[str, str]) -> list[str]:
+    """Return what holds where nothing else was said, in lines, each with its source."""
+
+    def source(*names: str) -> str:
+        found = {sources.get(name, "default") for name in names}
+        return {"default": "assumed, the family's own", "file": "from the file", "--": "as you said"}[
+            found.pop() if len(found) == 1 else "file" if "default" not in found else "default"
+        ]
+
+    pixels = ", ".join(f"{255 * value:.4g}" for value in spec.mean)
+    scales = ", ".join(f"{255 * value:.4g}" for value in spec.std)
+    return [
+        f"thresholds: score {spec.score_threshold:g}, NMS {spec.nms_iou:g}, {spec.topk_candidates} a level, "
+        f"{spec.max_detections} an image ({source('score_threshold', 'nms_iou', 'max_detections')}; "
+        "--score, --nms, --max)",
+        f"pixels: RGB, mean {pixels}, std {scales} of 255 ({source('mean', 'std')}; --mean, --std)",
+    ]
+
+
+def named(
+    choices: Choices, count: int, *, known: Categories | None = None, first: int = 0
+) -> tuple[Categories, str]:
+    """Return the categories of `count` outputs in their order, and where the names came from.
+
+    known: those in the file or beside it; first: the number of the first, where nobody names them.
+    """
+    for categories, source in ((choices.categories, "--annotations"), (known, "the file")):
+        if categories is not None:
+            if len(categories) != count:
+                raise UserError(
+                    f"the weights have {count} classes, {source} {len(categories)}",
+                    "name the file that they were trained on: --annotations train.json",
+                )
+            return categories, f"classes: {count}, named by {source}"
+    if count == len(COCO_NAMES):
+        return COCO_NAMES, f"classes: {count}, guessed to be COCO's in their order; --annotations names others"
+    return numbered(count, first), f"classes: {count} without names; --annotations FILE.json names them"
+
+
+def numbered(count: int, first: int) -> Categories:
+    """Return categories that are named by their numbers."""
+    return {number: f"class {number}" for number in range(first, first + count)}
+
+
+def by_id(categories: Categories | None) -> Categories | None:
+    """Return categories in the order of their ids, as families do that sort them."""
+    return None if categories is None else {number: categories[number] for number in sorted(categories)}
+
+
+def recognise_backbone(state: Mapping[str, Tensor]) -> tuple[str, int]:
+    """Return the name and the width of a backbone by its parameters. Raises UserError for another's."""
+    if "features.0.0.weight" in state and "features.17.conv.3.weight" in state:
+        return "mobilenet_v2", 2 * state["features.0.0.weight"].shape[0]
+    depths = tuple(
+        len({name.split(".")[1] for name in state if name.startswith(f"layer{stage}.")}) for stage in (1, 2, 3, 4)
+    )
+    if not all(depths) or not {"conv1.weight", "layer1.0.conv2.weight"} <= state.keys():
+        raise unknown("a ResNet, ResNeXt or MobileNetV2 of torchvision", state)
+    width, inner = state["conv1.weight"].shape[0], state["layer1.0.conv2.weight"]
+    groups = inner.shape[0] // inner.shape[1]
+    bottleneck = "layer1.0.conv3.weight" in state
+    for name, layout in BACKBONES.items():
+        if isinstance(layout, ResNetLayout):
+            channels = layout.groups * max(1, width * layout.group_width // 64)
+            found = (depths, bottleneck, groups, inner.shape[0])
+            if found == (layout.blocks, layout.bottleneck, layout.groups, channels):
+                return name, width
+    raise UserError(
+        f"a ResNet with stages of {depths} blocks, {groups} groups and {inner.shape[0]} channels is not supported",
+        f"one of: {', '.join(BACKBONES)}",
+    )
+
+
+def with_eps(state: Mapping[str, Tensor], eps: float) -> Weights:
+    """Return a backbone's weights so that its norms answer with our epsilon what they did with `eps`."""
+    weights = dict(state)
+    if eps != EPS:
+        for name, variance in state.items():
+            if name.endswith(".running_var"):
+                scale = name.replace("running_var", "weight")
+                ratio = ((variance.double() + EPS) / (variance.double() + eps)).sqrt()
+                weights[scale] = (state[scale].double() * ratio).float()
+    return weights
+
+
+def eps_matters(state: Mapping[str, Tensor]) -> float:
+    """Return by how much, as a ratio, an epsilon of 0 instead of 1e-5 changes the scale of a norm at most."""
+    variances = [value for name, value in state.items() if name.endswith(".running_var")]
+    smallest = min((float(value.min()) for value in variances), default=1.0)
+    return float(((smallest + EPS) / max(smallest, 1e-30)) ** 0.5 - 1)
+
+
+def renamed(rule: Callable[[str], str | None], state: Mapping[str, Tensor]) -> Weights:
+    """Return the tensors by the names that `rule` gives them; those without a name are dropped."""
+    weights: Weights = {}
+    for name, value in state.items():
+        try:
+            ours = rule(name)
+        except (KeyError, IndexError, ValueError):
+            raise UserError(
+                f"the weights have an unexpected {name!r}", "those of a plain RetinaNet are expected"
+            ) from None
+        if ours:
+            weights[ours] = value
+    return weights
+
+
+def scale_boxes(weights: Weights, deviation: Sequence[float]) -> None:
+    """Fold the deviation that a family divides its deltas by into the box output."""
+    for part in ("weight", "bias"):
+        output = weights[f"box_head.output.{part}"].float()
+        factor = torch.tensor(list(deviation)).repeat(len(output) // 4)
+        weights[f"box_head.output.{part}"] = output * factor.view(-1, *[1] * (output.dim() - 1))
+
+
+def as_bgr(weights: Weights) -> None:
+    """Fold the order of channels into the first convolution: it was trained on BGR and is served RGB."""
+    weights["backbone.conv1.weight"] = weights["backbone.conv1.weight"].flip(1)
+
+
+def shape_of(weights: Weights, *, style: str = "3x3") -> Network:
+    """Return what the names and shapes of renamed weights say of the network, the backbone's included."""
+    for name in ("fpn.p7.weight", "box_head.output.weight"):
+        if name not in weights:
+            raise UserError(f"the weights lack {name!r}", "a RetinaNet with the levels P3 to P7 is expected")
+    body = {
+        name.removeprefix("backbone."): value for name, value in weights.items() if name.startswith("backbone.")
+    }
+    backbone, width = recognise_backbone(body)
+    channels, inputs = weights["fpn.p6.weight"].shape[:2]
+    depth = sum(name.startswith("box_head.convs.") and name.endswith(".weight") for name in weights)
+    top = weights["fpn.laterals.2.weight"].shape[1]
+    return Network(
+        backbone,
+        width,
+        channels,
+        depth,
+        norm="group" if "cls_head.norms.0.0.weight" in weights else "none",
+        pyramid_norm=False,
+        p6_from="c5" if inputs == top and inputs != channels else "p5",
+        stride_in=style,
+    )
+
+
+def unknown(what: str, content: object) -> UserError:
+    """Return the error for a file that is not `what`."""
+    found = "nothing with names"
+    if isinstance(content, Mapping):
+        found = ", ".join(str(name) for name in list(content)[:3]) + (", ..." if len(content) > 3 else "")
+    return UserError(f"not {what}: it holds {found}", "see `retinaserve import --help` for what can be read")
+
+
+def _with_counters(weights: Weights, expected: Mapping[str, Tensor]) -> Weights:
+    """Add the batch counters that frozen norms have not."""
+    missing = (name for name in expected if name.endswith(".num_batches_tracked") and name not in weights)
+    return {**{name: torch.tensor(0) for name in missing}, **weights}

@@ -1,0 +1,297 @@
+"""torchvision's RetinaNets, and what is built on them: DeepForest, MLPerf's reference.
+
+    detector = import_torchvision(found, Choices(size=(800, 800)))
+
+A state dict says nothing of anchors, thresholds, mean and deviation, of the norms' epsilon, or of what output 0
+is: a whole module does, and so does what DeepForest keeps beside its weights. All else is torchvision's own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from retinaserve.training.coco import COCO_NAMES
+from retinaserve.training.errors import UserError
+from retinaserve.training.importers.parts import (
+    EPS,
+    SMALL_CHANGE,
+    Categories,
+    Choices,
+    Found,
+    Imported,
+    Weights,
+    assemble,
+    eps_matters,
+    numbered,
+    recognise_backbone,
+    renamed,
+    unknown,
+    with_eps,
+)
+from retinaserve.training.importers.reader import Inert
+from retinaserve.training.importers.states import children
+from retinaserve.training.importers.tables import RATIOS, TORCHVISION_SIZES, Sizes, described, torchvision_anchors
+from retinaserve.training.spec import STRIDES, DetectorSpec, Network, anchor_rows
+
+# torchvision's COCO_V1 was trained with norms without an epsilon (torchvision sets it to 0 when it loads them).
+FROZEN_EPS = 0.0
+COCO_OUTPUTS = 91  # COCO's ids up to 90 as they are: outputs for the background and for unused ids
+MLPERF_OUTPUTS = 264  # of OpenImages, counted from 0
+DETECTIONS = 300
+NEEDS = ("head.classification_head.cls_logits.weight", "head.regression_head.bbox_reg.weight")
+DEEPFOREST_SCORE, DEEPFOREST_NMS = 0.1, 0.05  # deepforest 2.1.0, conf/config.yaml
+ATTRIBUTES = {
+    "score_thresh": "score_threshold",
+    "nms_thresh": "nms_iou",
+    "detections_per_img": "max_detections",
+    "topk_candidates": "topk_candidates",
+}
+
+
+def import_torchvision(found: Found, choices: Choices) -> Imported:
+    """Return retinanet_resnet50_fpn, _v2, or one of their parts: any ResNet, anchors, number of classes."""
+    state = _todays_names(found.state)
+    body = {
+        name.removeprefix("backbone.body."): value for name, value in state.items() if "backbone.body." in name
+    }
+    network, notes = _network(state, body)
+    said, facts = _of_module(found.module)
+    forest = _of_deepforest(found)
+    if forest is not None:
+        said |= forest[1]
+    laterals = network.finest == "c2"
+    levels = (4 if laterals else 3) + (1 if network.p6_from == "pool" else 2)
+    strides = tuple(stride // 2 for stride in STRIDES) if laterals else STRIDES
+    strides = (*strides, 2 * strides[-1])[:levels]
+
+    sizes, ratios, source = _anchors(choices, facts, levels)
+    table = torchvision_anchors(sizes, ratios)
+    outputs, per_cell = state[NEEDS[0]].shape[0], table.shape[1]
+    if state[NEEDS[1]].shape[0] != 4 * per_cell or outputs % per_cell:
+        raise UserError(
+            f"the weights have other anchors than torchvision's own: {state[NEEDS[1]].shape[0] // 4} a cell, "
+            f"not {per_cell}",
+            "say which, as in: --anchor-sizes 32/64/128/256/512 --anchor-ratios 0.5,1,2 (a slash between levels)",
+        )
+    count = outputs // per_cell
+    mlperf = count == MLPERF_OUTPUTS and network.backbone == "resnext50_32x4d"
+    categories, named = _categories(choices, count, forest[0] if forest else None, mlperf)
+    eps, told = _epsilon(choices, facts, body, count, forest is not None)
+
+    weights: Weights = {f"backbone.{name}": value for name, value in with_eps(body, eps).items()}
+    weights |= renamed(_our_name, {n: v for n, v in state.items() if not n.startswith("backbone.body.")})
+    for part in ("weight", "bias"):
+        key = f"cls_head.output.{part}"
+        weights[key] = _select_classes(weights[key], count, tuple(categories))
+    spec = DetectorSpec(
+        tuple(categories.values()),
+        tuple(categories),
+        choices.size,
+        anchor_rows(table),
+        network,
+        strides=strides,
+        max_detections=DETECTIONS,
+    )
+    spec = replace(spec, **said)
+    family = "DeepForest" if forest else "MLPerf's RetinaNet" if mlperf else "torchvision RetinaNet"
+    version = "v2: group norms in the heads" if network.norm == "group" else "v1"
+    return assemble(
+        spec,
+        weights,
+        choices,
+        [
+            f"{family} with {network.backbone}, {version}, P6 from {network.p6_from.upper()}, "
+            f"epsilon of the norms {eps:g} ({told})",
+            *notes,
+            named,
+            described(sizes, ratios, source),
+            *(
+                ["boxes are right only if the anchors are: compare with your own model on a few images"]
+                * (not facts)
+            ),
+        ],
+        said=tuple(said),
+    )
+
+
+def _network(state: Mapping[str, Tensor], body: Weights) -> tuple[Network, list[str]]:
+    backbone, width = recognise_backbone(body)
+    laterals = sum(n.startswith("backbone.fpn.inner_blocks.") and n.endswith(".weight") for n in state)
+    if laterals not in (3, 4):
+        raise UserError(f"a pyramid of {laterals} features", "3 (from C3) or 4 (from C2) are expected")
+    last = state[f"backbone.fpn.layer_blocks.{laterals - 1}.0.weight"]
+    p6 = state.get("backbone.fpn.extra_blocks.p6.weight")
+    # torchvision's own rule: from P5 if the inputs are as many as the outputs
+    source = "pool" if p6 is None else "p5" if p6.shape[0] == p6.shape[1] else "c5"
+    normed = "head.classification_head.conv.0.1.weight" in state
+    grouped = "bn1.weight" in body and "bn1.running_mean" not in body
+    network = Network(
+        backbone,
+        width,
+        last.shape[0],
+        sum(n.startswith("head.regression_head.conv.") and n.endswith(".0.weight") for n in state),
+        norm="group" if normed else "none",
+        pyramid_norm=not normed,
+        p6_from=source,
+        finest="c2" if laterals == 4 else "c3",
+        backbone_norm="group" if grouped else "batch",
+        grid="size",
+    )
+    notes = []
+    if source == "pool":
+        notes.append("pyramid: the coarsest level is pooled from P5, guessed as there is no convolution for it")
+    if grouped:
+        notes.append("norms of the backbone: groups of 32, guessed as the weights do not say how many")
+    return network, notes
+
+
+def _anchors(choices: Choices, facts: Mapping[str, Any], levels: int) -> tuple[Sizes, Sequence[float], str]:
+    sizes: Sizes = TORCHVISION_SIZES[:levels]
+    if "sizes" in facts:
+        sizes, ratios = facts["sizes"], facts["ratios"]
+        return sizes, ratios, "from the file"
+    source = "assumed, torchvision's own; the file does not say: --anchor-sizes, --anchor-ratios"
+    if choices.anchor_sizes or choices.anchor_ratios:
+        source = "as you said"
+    sizes = choices.anchor_sizes or sizes
+    if len(sizes) != levels:
+        raise UserError(f"--anchor-sizes names {len(sizes)} levels, the weights have {levels}")
+    return sizes, choices.anchor_ratios or RATIOS, source
+
+
+def _categories(choices: Choices, count: int, labels: Categories | None, mlperf: bool) -> tuple[Categories, str]:
+    """Return the categories by the number of their output, and what is to be said of output 0."""
+    categories = choices.categories
+    if categories:
+        beyond = [number for number in categories if not 0 <= number < count]
+        if beyond:
+            raise UserError(
+                f"category {beyond[0]} ({categories[beyond[0]]}) has no output: the weights have {count}",
+                "torchvision's labels are the category ids, and 0 is the background",
+            )
+        return (
+            categories,
+            f"classes: {len(categories)} of {count} outputs, those whose numbers are ids of --annotations",
+        )
+    if labels is not None:
+        return labels, f"classes: {count}, named by the file, counted from 0"
+    first = choices.first_class
+    if first is None and count == COCO_OUTPUTS:
+        return COCO_NAMES, f"classes: 80 of {count} outputs, guessed to be COCO's ids; --annotations names others"
+    if first is None and mlperf:
+        return numbered(count, 0), f"classes: {count}, guessed to be OpenImages' as MLPerf counts them, from 0"
+    if first is None and count == 1:
+        return numbered(1, 0), "classes: 1, of the only output; --annotations FILE.json names it"
+    if first is None:
+        return (
+            numbered(count - 1, 1),
+            f"classes: {count - 1} of {count} outputs: output 0 is dropped, guessed to be the background as in "
+            "torchvision; if your labels count from 0: --first-class 0 (--annotations FILE.json names them)",
+        )
+    return numbered(
+        count - first, first
+    ), f"classes: {count - first} of {count} outputs, counted from {first} as you said"
+
+
+def _epsilon(
+    choices: Choices, facts: Mapping[str, Any], body: Mapping[str, Tensor], count: int, forest: bool
+) -> tuple[float, str]:
+    """Return the epsilon of the backbone's norms, and how it is known."""
+    if choices.norm_eps is not None:
+        return choices.norm_eps, "as you said"
+    if "eps" in facts:
+        return facts["eps"], "from the file"
+    frozen = not any(name.endswith("num_batches_tracked") for name in body)
+    eps = FROZEN_EPS if frozen and count == COCO_OUTPUTS and not forest else EPS
+    change = eps_matters(body)
+    if change < SMALL_CHANGE or not frozen:
+        return eps, "another would change no scale by a thousandth" if change < SMALL_CHANGE else "torch's"
+    other = EPS if eps == FROZEN_EPS else FROZEN_EPS
+    why = "torchvision's COCO_V1 has 0" if eps == FROZEN_EPS else "but COCO_V1 with another head keeps 0"
+    return eps, f"guessed, {why}; scales differ by up to {100 * change:.2g} %: --norm-eps {other:g} is the other"
+
+
+def _of_module(module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a whole module says: settings of the spec; and anchors and epsilon."""
+    said: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    if not isinstance(module, Inert):
+        return said, facts
+    attributes, parts = module.attributes(), children(module)
+    said = {ours: attributes[theirs] for theirs, ours in ATTRIBUTES.items() if theirs in attributes}
+    transform, generator = parts.get("transform"), parts.get("anchor_generator")
+    if isinstance(transform, Inert):
+        held = transform.attributes()
+        said |= {ours: tuple(held[theirs]) for theirs, ours in (("image_mean", "mean"), ("image_std", "std"))}
+    if isinstance(generator, Inert):
+        held = generator.attributes()
+        ratios = {tuple(each) for each in held["aspect_ratios"]}
+        if len(ratios) > 1:
+            raise UserError(
+                "the anchors have other ratios on other levels", "the same on every level are expected"
+            )
+        facts = {"sizes": tuple(map(tuple, held["sizes"])), "ratios": ratios.pop()}
+    norm = children(children(parts.get("backbone")).get("body")).get("bn1")
+    if isinstance(norm, Inert) and "eps" in norm.attributes():
+        facts["eps"] = float(norm.attributes()["eps"])
+    return said, facts
+
+
+def _of_deepforest(found: Found) -> tuple[Categories | None, dict[str, Any]] | None:
+    """Return the names and thresholds that DeepForest keeps with its weights, or None for other files."""
+    content = found.content if isinstance(found.content, Mapping) else {}
+    config = dict(found.beside.get("config.json", {})) if found.beside else {}
+    labels = content.get("label_dict") or config.get("label_dict")
+    held = content.get("hyper_parameters") or content.get("hparams") or {}
+    if isinstance(held, Inert):
+        held = held.items or held.attributes()
+    held = held.get("config", held) if isinstance(held, Mapping) else {}
+    if isinstance(held, Inert):
+        held = held.items or held.attributes()
+    config = {**(held if isinstance(held, Mapping) else {}), **config}
+    if not isinstance(labels, Mapping):
+        labels = None
+    if labels is None and "deepforest" not in str(config.get("architectures", "")).lower():
+        return None
+    names = {int(number): str(name) for name, number in labels.items()} if labels else None
+    names = {number: names[number] for number in sorted(names)} if names else None
+    score, nms = config.get("score_thresh", DEEPFOREST_SCORE), config.get("nms_thresh", DEEPFOREST_NMS)
+    return names, {"score_threshold": float(score), "nms_iou": float(nms)}
+
+
+def _todays_names(state: Mapping[str, Tensor]) -> Weights:
+    """Rename as torchvision itself does when it loads weights from before its version 0.13."""
+    after = {}
+    plain = "head.classification_head.conv.0.weight" in state
+    for name, value in state.items():
+        parts = name.split(".")
+        if plain and parts[0] == "head" and parts[2] == "conv":
+            parts[3:4] = [str(int(parts[3]) // 2), "0"]  # a ReLU stood behind every convolution
+        if parts[:2] == ["backbone", "fpn"] and parts[2] != "extra_blocks" and len(parts) == 5:
+            parts.insert(4, "0")
+        after[".".join(parts)] = value
+    if not any(name.startswith("backbone.fpn.inner_blocks.") for name in after):
+        raise unknown("a RetinaNet of torchvision with a pyramid", state)
+    return after
+
+
+def _our_name(name: str) -> str:
+    """Return our name of one of torchvision's parameters outside its backbone."""
+    parts = name.split(".")
+    if parts[0] == "backbone":
+        if parts[2] == "extra_blocks":
+            return f"fpn.{parts[3]}.{parts[4]}"
+        block = {"inner_blocks": "laterals", "layer_blocks": "smooth"}[parts[2]]
+        return f"fpn.{block}.{parts[3]}.{parts[5]}"
+    head = {"classification_head": "cls_head", "regression_head": "box_head"}[parts[1]]
+    if parts[2] != "conv":
+        return f"{head}.output.{parts[3]}"
+    place = {"0": f"convs.{parts[3]}", "1": f"norms.0.{parts[3]}"}[parts[4]]
+    return f"{head}.{place}.{parts[5]}"
+
+
+def _select_classes(value: Tensor, classes: int, kept: Sequence[int]) -> Tensor:
+    # (A*C, ...) -> (A, C, ...) -> (A*kept, ...)
+    return value.reshape(-1, classes, *value.shape[1:])[:, list(kept)].flatten(0, 1)
