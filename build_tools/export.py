@@ -8,7 +8,7 @@ export("model.pth", "model.plan", precision="fp16", engine=EngineOptions(plugins
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from retinaserve.build_tools.quantize.calibrate import Int8Options, Progress
     from retinaserve.training.model.retinanet import RetinaNet
 
+CUTS = ("max_detections", "nms_iou", "score_threshold")  # what of the spec is decided after training
+
 __all__ = ["ExportOptions", "Exported", "export", "export_detector"]
 
 
@@ -35,6 +37,7 @@ class ExportOptions:
     flavour: "Flavour" = "standard"
     int8: "Int8Options | None" = None  # float if None
     half: bool = False  # what is in float otherwise, in FP16; on GPUs, INT8 too stands best among FP16
+    cuts: Mapping[str, Any] = field(default_factory=dict)  # of CUTS; the checkpoint's own where one is missing
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ def export(
     flavour: "Flavour | None" = None,
     calibration_images: "str | Path | Int8Options | None" = None,
     engine: "EngineOptions | None" = None,
+    max_detections: int | None = None,
+    nms_iou: float | None = None,
+    score_threshold: float | None = None,
     progress: "Progress | None" = None,
     build_progress: "BuildProgress | None" = None,
 ) -> Exported:
@@ -69,6 +75,8 @@ def export(
     "tensorrt" for a plan and "standard" for a graph if None.
     calibration_images: for int8, a folder or a COCO JSON; Int8Options says more than that.
     engine: how a plan is built. `model` can be an exported graph there, which has its size and precision already.
+    max_detections: of an image, at most; nms_iou: of two boxes of a class that overlap more, the weaker goes;
+    score_threshold: what scores less is left out. The checkpoint's own if None.
     progress, build_progress: pass calibration's images on; are called with a build's share and phase.
 
     Raises UserError; the output appears whole or not at all.
@@ -81,7 +89,9 @@ def export(
     flavour = flavour or ("tensorrt" if output.suffix == ".plan" else "standard")
     int8 = _int8_options(calibration_images) if precision == "int8" and calibration_images else None
     half = precision == "fp16" or (precision == "int8" and flavour == "tensorrt")
-    options = ExportOptions(size, flavour, int8, half)
+    cuts = dict(zip(CUTS, (max_detections, nms_iou, score_threshold), strict=True))
+    given = {name: value for name, value in cuts.items() if value is not None}
+    options = ExportOptions(size, flavour, int8, half, given)
     if output.suffix == ".plan":
         return _export_plan(model, output, options, engine, progress, build_progress)
 
@@ -145,6 +155,7 @@ def export_detector(
     options = options or ExportOptions()
     record: dict[str, Any] = {}
     spec, network = load_network(checkpoint, options.size)
+    spec = replace(spec, **options.cuts)
     # Before the heads are traced: images are what a user gets wrong first.
     images = draw(spec, options.int8) if options.int8 else None
     stored = record_path(output)

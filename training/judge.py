@@ -130,7 +130,7 @@ class Judge:
     def matches(self, limit: int = MAX_DETECTIONS[-1]) -> tuple[ClassMatches, ...]:
         """Return which detection found which box at COCO's ten IoUs, all areas, by category."""
         found, labels = self.found, self.labels
-        group, labelled = (side.image * len(self.category_ids) + side.category for side in (found, labels))
+        group, labelled = self._groups(found), self._groups(labels)
         counted = _ranks(group, found.score) < limit
         label, ignored = np.full((IOUS, len(found)), -1), np.zeros((IOUS, len(found)), np.bool_)
         objects = np.zeros(len(labels), np.bool_)
@@ -171,6 +171,13 @@ class Judge:
                 )
             )
         return tuple(matches)
+
+    def most(self) -> int:
+        """Return how many detections a category has in an image, at most."""
+        return int(np.unique(self._groups(self.found), return_counts=True)[1].max(initial=0))
+
+    def _groups(self, side: Labels | Found) -> Ints:
+        return side.image * len(self.category_ids) + side.category
 
     def _evaluator(self, labels: Labels, found: Found, images: range) -> Any:
         make = _hotcoco if (self.name or default_judge()) == "hotcoco" else _pycocotools

@@ -31,7 +31,7 @@ from retinaserve.training.judge import (
 )
 
 IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-AREA_ALL = 0
+AREA_ALL, BEST_100 = 0, 2  # places in AREAS and in MAX_DETECTIONS
 IOU_50, IOU_75 = 0, 5  # places in COCO's thresholds 0.50, 0.55 ... 0.95
 # The 12 numbers, in the order COCOeval summarizes them, and what each one counts.
 NUMBERS: Mapping[str, str] = {
@@ -84,6 +84,16 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
+class AtMaximum:
+    """The scores without COCO's limit of 100; a class had up to `detections` in an image."""
+
+    detections: int
+    ap: float | None
+    ap50: float | None
+    ar: float | None
+
+
+@dataclass(frozen=True)
 class CocoScores:
     """The 12 numbers of COCO, and each category's."""
 
@@ -106,6 +116,7 @@ class CocoScores:
     # (10 IoU, 101 recall, K categories), -1 where there is no ground truth
     precision: npt.NDArray[np.float64] = field(repr=False, compare=False)
     judge: Judge = field(repr=False, compare=False)
+    at_maximum: AtMaximum | None = None  # where a class has more than 100 detections in an image
 
     @cached_property
     def matches(self) -> Matches:
@@ -115,8 +126,9 @@ class CocoScores:
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the curves and the matches, for JSON."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        del values["precision"], values["judge"]
-        return {**values, "per_class": [asdict(score) for score in self.per_class]}
+        del values["precision"], values["judge"], values["at_maximum"]
+        more = {"at_maximum": asdict(self.at_maximum)} if self.at_maximum else {}
+        return {**values, "per_class": [asdict(score) for score in self.per_class], **more}
 
 
 def match_classes(class_names: Sequence[str], categories: Mapping[int, str]) -> ClassMatch:
@@ -224,8 +236,9 @@ def evaluate(
     """
     labels, found = labels_of(truth), found_of(truth, results, category_ids)
     judged = Judge(labels, found, tuple(sorted(truth.images)), tuple(truth.categories), judge)
-    curves = judged.curves()
-    precision, recall = curves.precision[:, :, :, AREA_ALL, -1], curves.recall[:, :, AREA_ALL, -1]
+    most = judged.most()
+    curves = judged.curves(limits=(*MAX_DETECTIONS, most) if most > MAX_DETECTIONS[-1] else MAX_DETECTIONS)
+    precision, recall = curves.precision[:, :, :, AREA_ALL, BEST_100], curves.recall[:, :, AREA_ALL, BEST_100]
     count = len(truth.categories)
     instances = np.bincount(labels.category[~labels.crowd], minlength=count).tolist()
     detections = np.bincount(found.category, minlength=count).tolist()
@@ -249,16 +262,23 @@ def evaluate(
         per_class=per_class,
         precision=precision,
         judge=judged,
+        at_maximum=at_maximum(judged, curves, most) if most > MAX_DETECTIONS[-1] else None,
     )
+
+
+def at_maximum(judge: Judge, curves: Curves, most: int) -> AtMaximum:
+    """Return the scores at the last of the limits that curves were made for."""
+    precision, recall = curves.precision[..., AREA_ALL, -1], curves.recall[..., AREA_ALL, -1]
+    return AtMaximum(most, judge.mean(precision), judge.mean(precision[IOU_50]), judge.mean(recall))
 
 
 def numbers(judge: Judge, curves: Curves) -> dict[str, Any]:
     """Return the 12 numbers as COCOeval summarizes them."""
-    values = [curves.precision[..., AREA_ALL, -1]]
+    values = [curves.precision[..., AREA_ALL, BEST_100]]
     values += [values[0][iou] for iou in (IOU_50, IOU_75)]
-    values += [curves.precision[..., area, -1] for area in range(1, len(AREAS))]
+    values += [curves.precision[..., area, BEST_100] for area in range(1, len(AREAS))]
     values += [curves.recall[..., AREA_ALL, limit] for limit in range(len(MAX_DETECTIONS))]
-    values += [curves.recall[..., area, -1] for area in range(1, len(AREAS))]
+    values += [curves.recall[..., area, BEST_100] for area in range(1, len(AREAS))]
     return {name: judge.mean(value) for name, value in zip(NUMBERS, values, strict=True)}
 
 

@@ -26,6 +26,7 @@ from retinaserve.eval.report.thresholds import ThresholdTable, calibrate, image_
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
+from retinaserve.training.judge import JudgeName
 from retinaserve.training.scores import IOU_50, IOU_75, CocoScores, evaluate
 
 FORMAT = 1  # of the JSON file
@@ -184,7 +185,7 @@ class Analysis:
         }
 
 
-def read_baseline(path: Path, truth: Annotations) -> Baseline:
+def read_baseline(path: Path, truth: Annotations, *, judge: JudgeName | None = None) -> Baseline:
     """Read the JSON file of an earlier report. Raises UserError for any other file, or one of other labels."""
     made_by = "a file written by `retinaserve eval --json` is expected"
     try:
@@ -206,7 +207,7 @@ def read_baseline(path: Path, truth: Annotations) -> Baseline:
         model = dict(data["model"])
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its detections can't be read: {type(error).__name__} {error}", made_by) from None
-    scores = evaluate(truth, results, tuple(truth.categories))
+    scores = evaluate(truth, results, tuple(truth.categories), judge=judge)
     classified = classify_boxes(truth, scores)
     return Baseline(path, model, scores, classified, ThresholdTable.of(classified).best())
 

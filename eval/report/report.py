@@ -23,6 +23,7 @@ from retinaserve.training.detections import Detections, Detector, ImageError
 from retinaserve.training.draw import contact_sheet, draw, open_image
 from retinaserve.training.files import write_json
 from retinaserve.training.images import annotated_files
+from retinaserve.training.judge import JudgeName
 from retinaserve.training.scores import (
     IOU_50,
     IOU_75,
@@ -79,6 +80,10 @@ class Report:
         """Return the 12 numbers and a line for each class that was to be found or was found."""
         values = self.scores.to_dict()
         lines = [f"{name:<10} {_number(values[name]):>6}   {what}" for name, what in NUMBERS.items()]
+        beyond = self.scores.at_maximum
+        if beyond:
+            what = f"as ap, with all detections: up to {beyond.detections} of a class in an image"
+            lines.append(f"{'ap_all':<10} {_number(beyond.ap):>6}   {what}")
         shown = [score for score in self.scores.per_class if score.instances or score.detections]
         width = max([len(score.name) for score in shown] + [len("class")])
         lines += ["", f"{'class':<{width}}  instances  detections      ap    ap50      ar"]
@@ -134,10 +139,11 @@ def evaluate_detector(
     images: Path,
     *,
     progress: Callable[[Answers, int], Answers] = lambda answers, _: answers,
+    judge: JudgeName | None = None,
 ) -> Report:
     """Ask a detector for every image of an annotation file and score the answers.
 
-    `progress(answers, total)` passes the answers on and may show how many there were.
+    `progress(answers, total)` passes the answers on and may show how many there were; `judge` is `evaluate`'s.
     """
     files = annotated_files(truth, images)
     match = match_classes(detector.class_names, truth.categories)
@@ -159,7 +165,7 @@ def evaluate_detector(
         class_names=detector.class_names,
         category_ids=match.category_ids,
         warning=match.warning,
-        scores=evaluate(truth, results, match.category_ids),
+        scores=evaluate(truth, results, match.category_ids, judge=judge),
         seconds=seconds,
     )
 

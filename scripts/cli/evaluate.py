@@ -86,7 +86,7 @@ def evaluate(
     ) as client:
         where, model = client.servers, client.identity().to_dict()
         traffic = Traffic.watch(client)
-        report = evaluate_detector(tiled(client, tiling), truth, images, progress=progress)
+        report = evaluate_detector(tiled(client, tiling), truth, images, progress=progress, judge=options.judge)
         busy, latency = traffic.busy(report.seconds), traffic.latency()
     report = replace(report, model=model, latency_ms=latency, busy=busy)
     passed = publish(report, options)

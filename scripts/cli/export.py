@@ -117,6 +117,24 @@ def int8_options(
     show_default="fp32",
     help="What the network computes in; decode and NMS are float always. For TensorRT, int8 stands among fp16.",
 )
+@click.option(
+    "--max-detections",
+    type=click.IntRange(1),
+    show_default="the checkpoint's: 100",
+    help="Boxes of an image, at most.",
+)
+@click.option(
+    "--nms-iou",
+    type=click.FloatRange(0, 1, min_open=True),
+    show_default="the checkpoint's: 0.5",
+    help="Of two boxes of a class that overlap more, the weaker goes.",
+)
+@click.option(
+    "--score-threshold",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    show_default="the checkpoint's: 0.05",
+    help="What scores less is never answered.",
+)
 @calibration_options
 @decoding_options
 @click.option(
@@ -138,6 +156,9 @@ def export(
     size: tuple[int, int] | None,
     flavour: "Flavour | None",
     precision: "Precision | None",
+    max_detections: int | None,
+    nms_iou: float | None,
+    score_threshold: float | None,
     batch: tuple[int, int, int],
     timing_cache: Path | None,
     plugins: Path,
@@ -170,6 +191,9 @@ def export(
             flavour=flavour,
             calibration_images=int8_options(**calibration) if precision == "int8" else None,
             engine=engine,
+            max_detections=max_detections,
+            nms_iou=nms_iou,
+            score_threshold=score_threshold,
             progress=partial(progress, title="calibrating"),
             build_progress=show,
         )
@@ -263,8 +287,10 @@ def print_calibration(record: Mapping[str, Any]) -> None:
 
 def _refuse_options() -> None:
     """An exported graph has its size, flavour and precision already."""
+    from retinaserve.build_tools.export import CUTS
+
     context = click.get_current_context()
-    for name in ("size", "flavour", "precision", "calibration_images"):
+    for name in ("size", "flavour", "precision", "calibration_images", *CUTS):
         if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
             raise UserError(
                 f"--{name.replace('_', '-')} means nothing for an .onnx: it was chosen when that was exported",

@@ -76,7 +76,7 @@ def infer(
     detector = open_detector(model, threads=threads, batch=batch)
     passed = True
     if truth:
-        report = evaluate_detector(tiled(detector, tiling), truth, images, progress=progress)
+        report = evaluate_detector(tiled(detector, tiling), truth, images, progress=progress, judge=options.judge)
         passed = publish(replace(report, model=detector.identity().to_dict()), options)
         failed, count = len(report.errors), len(report.files)
         if output:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from retinaserve.eval.tiled import Sized, Tiling
     from retinaserve.training.coco import Annotations
     from retinaserve.training.detections import Detections, Detector
+    from retinaserve.training.judge import JudgeName
 
 T = TypeVar("T")
 
@@ -68,6 +69,7 @@ class ReportOptions:
     max_drop: float | None
     resamples: int
     seed: int
+    judge: "JudgeName | None"
     baseline: "Baseline | None" = field(default=None, init=False)
 
     @classmethod
@@ -80,6 +82,7 @@ class ReportOptions:
         max_drop: float | None,
         resamples: int,
         seed: int,
+        judge: "JudgeName | None",
     ) -> Self:
         """Take the options as click gives them. Raises click.UsageError for some that don't fit together, and
         UserError for a file that can't be written.
@@ -88,7 +91,7 @@ class ReportOptions:
             raise click.UsageError("--max-drop needs --baseline, the JSON file of the report to compare with")
         for path in filter(None, (json_file, report_file)):
             make_place(path)
-        return cls(json_file, report_file, baseline, max_drop, resamples, seed)
+        return cls(json_file, report_file, baseline, max_drop, resamples, seed, judge)
 
     @property
     def wanted(self) -> bool:
@@ -100,7 +103,7 @@ class ReportOptions:
         from retinaserve.eval.report.analysis import read_baseline
 
         if self.baseline_file:
-            self.baseline = read_baseline(self.baseline_file, truth)
+            self.baseline = read_baseline(self.baseline_file, truth, judge=self.judge)
 
 
 def publish(report: "Report", options: ReportOptions) -> bool:

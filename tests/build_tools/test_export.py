@@ -1,6 +1,7 @@
 """`export` and `build` as a user meets them: INT8 end to end, and every way it goes wrong, with its exit code."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from retinaserve.build_tools.export import export
 from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 from retinaserve.build_tools.repository.builder import build
 from retinaserve.build_tools.repository.configs import read_config
+from retinaserve.eval.runtimes.detector import open_detector
 from retinaserve.scripts.cli.main import main
 from retinaserve.training.checkpoint import Checkpoint, save
 from retinaserve.training.errors import UserError
@@ -41,6 +43,23 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{number}.jpg").write_bytes(encode(checker(200, 160, seed=number, cell=15 + number)))
     (folder / "broken.jpg").write_bytes(bad_images()["jpeg truncated"][0])
     return folder
+
+
+def test_how_many_are_answered_is_decided_at_export(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    """The graph answers what a checkpoint with those numbers in its spec answers in torch."""
+    graph, same = tmp_path / "model.onnx", tmp_path / "same.pth"
+    cuts = {"max_detections": 230, "nms_iou": 0.95, "score_threshold": 0.02}
+    words = (word for name, value in cuts.items() for word in (f"--{name.replace('_', '-')}", value))
+    assert run("export", checkpoint, graph, *words).exit_code == 0
+    spec = replace(toy_spec(), max_detections=230, nms_iou=0.95, score_threshold=0.02)
+    assert OnnxGraph.read(graph).spec == spec
+    save(same, Checkpoint(spec, toy_model(toy_spec()).state_dict()))
+    image = (images / "0.jpg").read_bytes()
+    found, expected = (open_detector(model).predict([image])[0] for model in (graph, same))
+    assert 100 < len(found) == len(expected)
+    assert found.scores == pytest.approx(expected.scores, abs=1e-5)
+    result = run("export", graph, tmp_path / "model.plan", "--nms-iou", 0.7)
+    assert result.exit_code == 2 and "--nms-iou means nothing for an .onnx" in result.output
 
 
 def test_int8_from_checkpoint_to_repository(checkpoint: Path, images: Path, tmp_path: Path) -> None:

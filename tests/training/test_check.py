@@ -199,6 +199,13 @@ MISTAKES: dict[str, tuple[Callable[[Coco, Path], None], dict[str, int]]] = {
         lambda content, _: content.update(annotations=[]),
         {"no-boxes": 1, "image-empty": 6, "category-unused": 2},
     ),
+    "more boxes than a detector answers": (
+        add(
+            "annotations",
+            *({"id": 5000 + n, **BOX, "bbox": [2 + n % 12 * 5.5, 2 + n // 12 * 5, 5, 4]} for n in range(101)),
+        ),
+        {"image-dense": 1},
+    ),
     "an empty image": (drop("annotations", lambda each: each["image_id"] == 2), {"image-empty": 1}),
     "a hundred to one": (
         lambda content, _: content.update(
@@ -208,7 +215,7 @@ MISTAKES: dict[str, tuple[Callable[[Coco, Path], None], dict[str, int]]] = {
             ],
             images=content["images"][:1],
         ),
-        {"category-rare": 1, "category-imbalance": 1},
+        {"category-rare": 1, "category-imbalance": 1, "image-dense": 1},
     ),
 }
 

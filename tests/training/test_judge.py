@@ -4,6 +4,7 @@ import contextlib
 import io
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from retinaserve.training.judge import Found, Judge, Labels
-from retinaserve.training.scores import NUMBERS, numbers
+from retinaserve.training.scores import NUMBERS, at_maximum, numbers
 
 SETS = 300
 BORDERS = (32, 96)  # sides of boxes whose areas lie on COCO's borders
@@ -61,7 +62,7 @@ def random_judge(seed: int) -> Judge:
     return Judge(labels, found.at(shuffled), *ids, name="hotcoco")
 
 
-def pycocotools_numbers(judge: Judge) -> Any:
+def pycocotools_numbers(judge: Judge, limits: Sequence[int] = (1, 10, 100)) -> Any:
     """Return COCOeval of an annotation file and a result list with the judge's ids, or None without detections."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -95,6 +96,7 @@ def pycocotools_numbers(judge: Judge) -> Any:
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
         evaluator = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluator.params.maxDets = list(limits)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
@@ -119,6 +121,22 @@ def test_the_twelve_numbers_are_those_of_pycocotools(start: int) -> None:
         assert list(numbers(judge, curves).values()) == wanted, seed  # equal, not nearly
         seen += any(value not in (None, 0.0, 1.0) for value in wanted)
     assert len(NUMBERS) == 12 and seen > 30
+
+
+def test_without_the_limit_of_100_the_numbers_are_those_of_pycocotools_with_another() -> None:
+    dense = 0
+    for seed in range(0, SETS, 5):
+        judge = random_judge(seed)
+        most = judge.most()
+        if most <= 100:
+            continue
+        dense += 1
+        expected = pycocotools_numbers(judge, limits=[1, 10, most])
+        found = at_maximum(judge, judge.curves(limits=(1, 10, 100, most)), most)
+        by_hand = [expected.eval["precision"][..., 0, 2], expected.eval["recall"][..., 0, 2]]
+        by_hand = [values[values > -1].mean() if (values > -1).any() else None for values in by_hand]
+        assert [found.ap, found.ar] == by_hand and found.detections == most
+    assert dense > 3
 
 
 def test_both_judges_match_the_same_boxes() -> None:

@@ -28,6 +28,7 @@ from retinaserve.training.check.findings import (
 from retinaserve.training.check.snapshot import Split, read_split
 from retinaserve.training.coco import Annotations
 from retinaserve.training.errors import UserError
+from retinaserve.training.judge import MAX_DETECTIONS
 
 Find = tuple[Any, ...]  # code, format of an example, its values
 
@@ -184,6 +185,9 @@ def check_balance(split: Split) -> Iterator[Find]:
             yield "crowd", "{} of image {}", box["entry"], box["image_id"]
     for name in split.empty_images:
         yield "image-empty", "{}", name
+    for image_id, count in Counter(box["image_id"] for box in split.labels.boxes if not box["iscrowd"]).items():
+        if count > MAX_DETECTIONS[-1]:
+            yield "image-dense", "{}: {}", split.labels.images[image_id], count
 
 
 def check_classes(split: Split) -> Iterator[Find]:

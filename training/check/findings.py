@@ -95,6 +95,13 @@ CODES: Mapping[str, Code] = {
         "learnt as background",
         "what is found there is wrong",
     ),
+    "image-dense": Code(
+        "warning",
+        "images with more than 100 boxes, which is as many as a detector answers unless it is told otherwise",
+        "export with --max-detections",
+        SAME,
+        "COCO's AP takes 100 detections of a class in an image; ap_all takes all",
+    ),
     "image-repeated": Code("warning", "images that are there more than once", "keep one of each", SAME, SAME),
     "image-ambiguous": Code(
         "error", "names that several images have", "name the folder of the images that are meant"
