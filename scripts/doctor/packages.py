@@ -96,7 +96,9 @@ def pins(constraints: Path = CONSTRAINTS) -> Check:
     """Compare what is installed with the exact versions that the tests ran with."""
     if not constraints.is_file():
         return Check("pins", Status.OK, "no constraints.txt here: installed from a wheel")
-    tested = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", constraints.read_text(), re.MULTILINE))
+    lines = re.findall(r"^[A-Za-z0-9].*", constraints.read_text(), re.MULTILINE)
+    exact = [each for each in map(Requirement, lines) if each.marker is None or each.marker.evaluate()]
+    tested = {each.name: str(each.specifier).removeprefix("==") for each in exact}
     here = {name: installed(name) for name in tested}
     # A build's own suffix, as in torch 2.13.0+cpu, is the same version.
     other = [

@@ -116,7 +116,7 @@ def test_the_extra_of_a_missing_package(module: str, package: str | None, extra:
 def test_pins(tmp_path: Path) -> None:
     file = tmp_path / "constraints.txt"
     assert pins(file).detail == "no constraints.txt here: installed from a wheel"
-    file.write_text("# comment\nnot-installed-here==1.0\n")
+    file.write_text("# comment\nnot-installed-here==1.0\nclick==0.1; python_version < '3'\n")
     assert pins(file).status is Status.OK
     file.write_text("click==0.1\n")
     other = pins(file)
