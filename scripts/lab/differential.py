@@ -301,14 +301,13 @@ class Requests:
 
     def __init__(self, stack: Any, folder: Path) -> None:
         """Export, build and serve the example checkpoint."""
-        import retinaserve
+        from retinaserve.build_tools.export import export
         from retinaserve.build_tools.repository.builder import build_repository
         from retinaserve.eval.runtimes.detector import open_detector
         from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 
-        checkpoint = Path(retinaserve.__file__).parent / "examples" / "shapes.pth"
         graph = folder / "model.onnx"
-        retinaserve.export(checkpoint, graph)
+        export(Path(__file__).parents[2] / "examples" / "shapes.pth", graph)
         repository = build_repository(graph, folder / "repository").repository
         options = ServerOptions.free_ports(threads=REPOSITORY_THREADS)
         self.server = stack.enter_context(TritonServer(repository, options))
