@@ -34,7 +34,7 @@ class Sized(Detector, Protocol):
 
     @property
     def tile_size(self) -> tuple[int, int]:
-        """(h, w) of a tile that it sees as it is, without scaling. Raises UserError where that is not known."""
+        """(h, w) of the tiles it was trained on, or of its input. Raises UserError where that is not known."""
 
 
 @dataclass(frozen=True)

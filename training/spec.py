@@ -172,6 +172,7 @@ class DetectorSpec:
     max_detections: int = 100
     delta_clamp: float = DELTA_CLAMP  # the most that dw and dh can be
     clip_margin: float = 0.0  # pixels that boxes keep from the scaled image's right and bottom edge
+    tile: tuple[int, int] | None = None  # (h, w) that images were cut into for training, and are for `--tile auto`
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -297,7 +298,10 @@ class DetectorSpec:
 
     def to_json(self) -> str:
         """Return the spec as JSON; `from_json` gives back an equal spec."""
-        return json.dumps({"format": FORMAT, **asdict(self)})
+        values = asdict(self)
+        if self.tile is None:  # earlier versions don't know it
+            del values["tile"]
+        return json.dumps({"format": FORMAT, **values})
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -152,6 +152,7 @@ def _parameters(
         "category_ids": json.dumps(spec.category_ids),
         "size": json.dumps(spec.size),
         "score_threshold": repr(spec.score_threshold),
+        **({"tile": json.dumps(spec.tile)} if spec.tile else {}),
         **limits,
     }
     if profile == "cpu":

@@ -90,10 +90,11 @@ class _Served:
 
     @property
     def tile_size(self) -> tuple[int, int]:
-        """(h, w) of a tile that the model sees unscaled. Raises UserError where the server does not tell it."""
-        if self.served.size is None:
+        """(h, w) of the tiles that the model was trained on, or of its input. Raises UserError for neither."""
+        size = self.served.tile or self.served.size
+        if size is None:
             raise UserError(f"{self.servers} does not tell its model's size", "name the tile", code=Exit.USAGE)
-        return self.served.size
+        return size
 
 
 class AsyncClient(_Served):

@@ -25,6 +25,7 @@ class ServedModel:
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     size: tuple[int, int] | None = None  # H, W of the letterboxed image
+    tile: tuple[int, int] | None = None  # H, W of the tiles that it was trained on, if it was
     score_threshold: float = 0.0
     max_image_pixels: int = 0
     max_image_bytes: int = 0
@@ -38,12 +39,13 @@ class ServedModel:
         try:
             classes = tuple(str(item) for item in json.loads(values["classes"]))
             ids = json.loads(values.get("category_ids") or "null") or range(1, len(classes) + 1)
-            size = json.loads(values.get("size") or "null")
+            size, tile = (json.loads(values.get(key) or "null") for key in ("size", "tile"))
             model = cls(
                 name=name,
                 classes=classes,
                 category_ids=tuple(int(item) for item in ids),
                 size=(int(size[0]), int(size[1])) if size else None,
+                tile=(int(tile[0]), int(tile[1])) if tile else None,
                 score_threshold=float(values.get("score_threshold") or 0),
                 max_image_pixels=int(values.get("max_image_pixels") or 0),
                 max_image_bytes=int(values.get("max_image_bytes") or 0),

@@ -123,8 +123,8 @@ class OfflineDetector:
 
     @property
     def tile_size(self) -> tuple[int, int]:
-        """(h, w) of a tile that the model sees unscaled."""
-        return self.spec.size
+        """(h, w) of the tiles that the model was trained on, or of its input."""
+        return self.spec.tile or self.spec.size
 
     def identity(self) -> Identity:
         """Return which model this is, in which runtime."""

@@ -1,17 +1,27 @@
-"""`data`: draw a data set, find what is wrong with one, or write one as COCO."""
+"""`data`: draw a data set, cut one into tiles, find what is wrong with one, or write one as COCO."""
 
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from retinaserve.scripts.cli.options import COUNT, FILE, FOLDER, LABELS_HELP, PATH
+from retinaserve.scripts.cli.options import (
+    COUNT,
+    FILE,
+    FOLDER,
+    LABELS_HELP,
+    PATH,
+    TileSize,
+    cut_options,
+    setting_options,
+)
 from retinaserve.scripts.cli.output import name_next, warn
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
+from retinaserve.training.spec import STRIDES, Design
 
 if TYPE_CHECKING:
     from retinaserve.training.check.findings import Finding, Report
@@ -19,7 +29,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """Make, check and convert data sets."""
+    """Make, cut, check and convert data sets."""
 
 
 @data.command()
@@ -49,6 +59,62 @@ def shapes(directory: Path, train: int, val: int, seed: int, force: bool) -> Non
     words += ["--images", train_set.images, "--annotations", train_set.annotations]
     words += ["--val-images", val_set.images, "--val-annotations", val_set.annotations]
     _name_training(words)
+
+
+@data.command()
+@click.argument("directory", type=FOLDER)
+@click.option("--side", type=click.IntRange(min=1000), default=20_000, help="Pixels of a side.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed draws the same pixels.")
+def mosaic(directory: Path, side: int, seed: int) -> None:
+    """Draw one large GeoTIFF with small shapes, and its annotations, into DIRECTORY: to try --tile with."""
+    from tqdm import tqdm
+
+    from retinaserve.scripts.shapes.mosaic import BLOCK, draw_mosaic
+
+    with tqdm(total=(side // BLOCK) ** 2, unit="block", desc="drawing", file=sys.stderr, disable=None) as bar:
+        drawn = draw_mosaic(directory, side=side, seed=seed, on_block=bar.update)
+    click.echo(f"{drawn.annotations}: {drawn.box_count} boxes in {drawn.images / 'mosaic.tif'}")
+    words = ["--tile", "auto", "--images", drawn.images, "--annotations", drawn.annotations]
+    name_next(f"retinaserve eval {shlex.join(map(str, words))}")
+
+
+@data.command()
+@click.argument("directory", type=FOLDER)
+@click.option("--images", type=PATH, default=Path(), help="Folder that the labels' file names start from.")
+@click.option("--annotations", type=PATH, required=True, help=LABELS_HELP)
+@click.option(
+    "--tile", type=TileSize(), default="auto", metavar="auto|H,W", help="auto: of the labels' sizes, for --size."
+)
+@setting_options(Design, names=("size", "anchor_size"))
+@cut_options
+def tile(
+    directory: Path,
+    images: Path,
+    annotations: Path,
+    tile: "tuple[int, int] | Literal['auto']",
+    size: tuple[int, int],
+    anchor_size: float,
+    overlap: float,
+    visible: float,
+    empty: float,
+) -> None:
+    """Cut a labelled set of large images into tiles, into DIRECTORY: PNGs, and boxes clipped to them."""
+    from tqdm import tqdm
+
+    from retinaserve.training.data.dataset import CocoDataset
+    from retinaserve.training.tiling import Cut, suitable_tile, tile_dataset
+
+    dataset = CocoDataset(images, annotations)
+    if tile == "auto":
+        tile = suitable_tile(dataset, size=size, anchor=STRIDES[0] * anchor_size)
+    with tqdm(total=len(dataset), unit="image", desc="cutting", file=sys.stderr, disable=None) as bar:
+        cut = Cut(tile, overlap, visible, empty)
+        written = CocoDataset(directory / "images", tile_dataset(dataset, directory, cut, on_image=bar.update))
+    click.echo(
+        f"{written.truth.path}: {len(written)} tiles of {tile[0]} x {tile[1]}, {written.box_count} boxes "
+        f"of {dataset.box_count}"
+    )
+    _name_training(["--images", directory / "images", "--annotations", written.truth.path])
 
 
 @data.command()

@@ -100,18 +100,33 @@ def tls_options(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 class TileSize(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
-    """A tile: "auto", as None, or H,W in pixels, or one number for both."""
+    """A tile: "auto", or H,W in pixels, or one number for both."""
 
     name = "tile"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return (h, w), or "auto"."""
-        sides = value.split(",") if isinstance(value, str) and value != "auto" else value
-        if isinstance(sides, list):
-            if not 1 <= len(sides) <= 2 or not all(side.strip().isdecimal() for side in sides):
-                self.fail(f"{value!r} is neither auto nor H,W in pixels", param, ctx)
-            return int(sides[0]), int(sides[-1])
-        return value
+        if value == "auto":
+            return value
+        sides = value.split(",") if isinstance(value, str) else list(value)  # a list of a YAML file
+        if not 1 <= len(sides) <= 2 or not all(str(side).strip().isdecimal() for side in sides):
+            self.fail(f"{value!r} is neither auto nor H,W in pixels", param, ctx)
+        return int(sides[0]), int(sides[-1])
+
+
+def cut_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of cutting a labelled set, besides --tile."""
+    share = click.FloatRange(0, 1)
+    options = (
+        click.option("--overlap", default=OVERLAP, help="Share of a tile's side that neighbours have in common."),
+        click.option("--visible", type=share, default=0.5, help="Share of a box that a tile must show."),
+        click.option(
+            "--empty", type=click.FloatRange(min=0), default=0.1, help="Tiles without boxes to each with some."
+        ),
+    )
+    for option in reversed(options):
+        verb = option(verb)
+    return verb
 
 
 def tile_options(verb: Callable[..., None]) -> Callable[..., None]:

@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from retinaserve.scripts.cli.options import COUNT, LABELS_HELP, PATH, POSITIVE, config_option, setting_options
+from retinaserve.scripts.cli.options import (
+    COUNT,
+    LABELS_HELP,
+    PATH,
+    POSITIVE,
+    TileSize,
+    config_option,
+    cut_options,
+    setting_options,
+)
 from retinaserve.scripts.cli.output import name_next, warn
 from retinaserve.training.errors import Exit, UserError
-from retinaserve.training.spec import Design, Network
+from retinaserve.training.spec import STRIDES, Design, Network
 from retinaserve.training.trainer.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -48,6 +57,13 @@ class ManyMilestones(click.Command):
 @setting_options(Design)
 @click.option("--fine-tune", type=PATH, help="Checkpoint to start from; what doesn't fit is left out.")
 @setting_options(TrainConfig)
+@click.option(
+    "--tile",
+    type=TileSize(),
+    metavar="auto|H,W",
+    help="Train on tiles of the images, cut into MODEL.tiles; auto: of the labels' sizes.",
+)
+@cut_options
 @click.option("--schedule", type=POSITIVE, default=1.0, help="Multiplies --iters and --milestones.")
 @click.option("--logdir", type=PATH, help="Also write the numbers for TensorBoard, into this folder.")
 @click.option("--override", is_flag=True, help="Start afresh where MODEL exists, instead of going on with it.")
@@ -80,8 +96,7 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
     if model.suffix != ".pth":
         raise UserError(f"{model}: a file name that ends in .pth is expected", code=Exit.USAGE)
     config = TrainConfig.from_flags(options)
-    images, annotations, val_annotations = options["images"], options["annotations"], options["val_annotations"]
-    val_images, fine_tune, results = options["val_images"], options["fine_tune"], model.with_suffix(".results.png")
+    fine_tune, results = options["fine_tune"], model.with_suffix(".results.png")
 
     def plot() -> bool:
         metrics = metrics_path(model)
@@ -89,6 +104,10 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
 
     with process_group() as group:
         main = group.is_main_process
+        source = group.broadcast({**options, **_tiles(model, options)} if main and options["tile"] else options)
+        assert source is not None
+        images, annotations, val_annotations = source["images"], source["annotations"], source["val_annotations"]
+        val_images = source["val_images"]
         if main:
             preflight(images, annotations, val_images, val_annotations, warn=warn)
         dataset = CocoDataset(images, annotations)
@@ -102,7 +121,9 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
             model.unlink(missing_ok=True)
         begins = group.broadcast(not model.exists())
         spec = group.broadcast(
-            detector_to_train(model, dataset, _chosen(context, options), fine_tune) if main else None
+            detector_to_train(model, dataset, {**_chosen(context, options), "tile": source["tile"]}, fine_tune)
+            if main
+            else None
         )
         assert spec is not None
         line = Line(enabled=main)
@@ -154,6 +175,31 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
     if plotted:
         click.echo(f"{results}: losses and scores")
     name_next(shlex.join(["retinaserve", "export", str(model), str(model.with_suffix(".onnx"))]))
+
+
+def _tiles(model: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Cut the sets beside the model; return the tile, and the options that name the sets instead."""
+    from tqdm import tqdm
+
+    from retinaserve.training.data.dataset import CocoDataset
+    from retinaserve.training.tiling import Cut, suitable_tile, tile_dataset
+
+    tile: tuple[int, int] | None = None if options["tile"] == "auto" else options["tile"]
+    changed: dict[str, Any] = {}
+    for prefix in ("", "val_"):
+        annotations, images = options[f"{prefix}annotations"], options[f"{prefix}images"] or options["images"]
+        if not annotations:
+            continue
+        dataset = CocoDataset(images, annotations, split="val" if prefix else "train")
+        folder = model.with_suffix(".tiles") / f"{prefix}set"
+        tile = tile or suitable_tile(dataset, size=options["size"], anchor=STRIDES[0] * options["anchor_size"])
+        cut = Cut(tile, options["overlap"], options["visible"], options["empty"])
+        with tqdm(total=len(dataset), unit="image", desc="cutting", file=sys.stderr, disable=None) as bar:
+            changed[f"{prefix}annotations"] = tile_dataset(dataset, folder, cut, on_image=bar.update)
+        changed[f"{prefix}images"] = folder / "images"
+    assert tile  # of --annotations, which are required
+    click.echo(f"tiles of {tile[0]} x {tile[1]} pixels in {model.with_suffix('.tiles')}", err=True)
+    return {**changed, "tile": tile}
 
 
 def _chosen(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:

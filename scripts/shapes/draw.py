@@ -69,6 +69,16 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """Which shapes a scene has: their larger sides are shares of the image's longer one, or pixels."""
+
+    categories: tuple[str, ...] = tuple(CATEGORIES)
+    extent: tuple[float, float] = EXTENT
+    pixels: bool = False
+    cut: float = CUT
+
+
+@dataclass(frozen=True)
 class DataSet:
     """What `draw_dataset` wrote."""
 
@@ -133,22 +143,31 @@ def draw_image(rng: Rng) -> tuple[Image.Image, list[Shape]]:
     """Return an upright image, RGB or greyscale, and those of its shapes that have a box."""
     longer = int(rng.integers(SIDE[0], SIDE[1] + 1))
     shorter = int(longer * rng.uniform(FLATTEST, 1))
-    width, height = (longer, shorter) if rng.random() < 0.6 else (shorter, longer)
+    size = (longer, shorter) if rng.random() < 0.6 else (shorter, longer)
     grey = rng.random() < GREY
+    canvas, shapes = draw_scene(size, rng)
+    return canvas.convert("L") if grey else canvas, shapes
 
+
+def draw_scene(
+    size: tuple[int, int], rng: Rng, *, count: int | None = None, kind: Kind | None = None
+) -> tuple[Image.Image, list[Shape]]:
+    """Return an RGB image of size (w, h) with `count` shapes, or a few, and those of them that have a box."""
+    width, height = size
+    kind = kind or Kind()
     ground = random_colour(rng)
     canvas = Image.fromarray(texture(rng, height, width, (ground, random_colour(rng, near=ground))))
     _draw_strokes(canvas, rng)
-    count = 0 if rng.random() < EMPTY else int(rng.integers(1, MOST_SHAPES + 1))
+    if count is None:
+        count = 0 if rng.random() < EMPTY else int(rng.integers(1, MOST_SHAPES + 1))
     owners = np.zeros((height, width), np.uint8)  # which shape each pixel shows, counted from 1
-    drawn = [draw_shape(canvas, owners, number, ground, rng) for number in range(1, count + 1)]
+    drawn = [draw_shape(canvas, owners, number, ground, rng, kind) for number in range(1, count + 1)]
     shapes = [
         Shape(category, box, area, area / total)
         for number, (category, box, total) in enumerate(drawn, start=1)
         if (area := int((owners == number).sum())) / total >= VISIBLE
     ]
-    canvas = _with_grain(canvas, rng)
-    return canvas.convert("L") if grey else canvas, shapes
+    return _with_grain(canvas, rng), shapes
 
 
 def outline(category: str, rng: Rng) -> Points:
@@ -193,18 +212,18 @@ def _arc(radius: float, start: float, end: float, count: int) -> Points:
 
 
 def draw_shape(
-    canvas: Image.Image, owners: npt.NDArray[np.uint8], number: int, ground: Colour, rng: Rng
+    canvas: Image.Image, owners: npt.NDArray[np.uint8], number: int, ground: Colour, rng: Rng, kind: Kind
 ) -> tuple[str, tuple[float, float, float, float], int]:
     """Draw a random shape; return its category, its box within the image and its number of pixels."""
-    category = str(rng.choice(list(CATEGORIES)))
-    longer = max(canvas.size)
-    extent = max(SMALLEST, longer * math.exp(rng.uniform(*np.log(EXTENT))))
+    category = str(rng.choice(kind.categories))
+    scale = 1 if kind.pixels else max(canvas.size)
+    extent = max(SMALLEST, scale * math.exp(rng.uniform(*np.log(kind.extent))))
     points = outline(category, rng) * (1, rng.uniform(0.65, 1))
     angle = rng.uniform(0, 2 * math.pi)
     turn = np.array([(math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))])
     points = points @ turn
     points *= extent / np.ptp(points, axis=0).max()
-    points += _place(np.ptp(points, axis=0), owners, rng) - points.min(axis=0)
+    points += _place(np.ptp(points, axis=0), owners, rng, kind.cut) - points.min(axis=0)
 
     left, top = np.floor(points.min(axis=0)).astype(int)
     right, bottom = np.ceil(points.max(axis=0)).astype(int)
@@ -233,10 +252,10 @@ def draw_shape(
     return category, (x, y, w, h), max(1, int(mask.sum()))
 
 
-def _place(extent: Points, owners: npt.NDArray[np.uint8], rng: Rng) -> Points:
+def _place(extent: Points, owners: npt.NDArray[np.uint8], rng: Rng, cut: float) -> Points:
     """Return a top left corner: of a few random ones, that where the shape hides least of those before it."""
     size = np.array(owners.shape[::-1])
-    if rng.random() < CUT or (extent > size).any():
+    if rng.random() < cut or (extent > size).any():
         low, high = -extent / 2, size - extent / 2  # centred within the image, and cut where that goes beyond
     else:
         low, high = np.zeros(2), size - extent

@@ -48,7 +48,9 @@ def detector_to_train(
         start = load(fine_tune)  # with its error for what is no checkpoint
     if isinstance(start, Backbone):
         network = {"backbone": start.name, "width": start.width, **network}
-    spec = DetectorSpec.create(dataset.classes, category_ids=dataset.category_ids, **network, **design)
+    spec = DetectorSpec.create(
+        dataset.classes, category_ids=dataset.category_ids, tile=settings.get("tile"), **network, **design
+    )
     if not isinstance(start, Checkpoint):
         return spec
     # The network's sizes that were asked for stand, even if little is left to start from.
@@ -57,6 +59,7 @@ def detector_to_train(
         classes=spec.classes,
         category_ids=spec.category_ids,
         size=spec.size,
+        tile=spec.tile,
         network=replace(start.spec.network, **network),
         anchors=spec.anchors if "anchor_size" in design else start.spec.anchors,
     )
