@@ -202,7 +202,10 @@ def summary(values: np.ndarray) -> list[Any]:
 
 
 # What was added to repositories, with the reason.
-ADDED = {"cpu/retinanet/1/openvino_cpu.py": "the one place for OpenVINO's settings, copied as `preprocess` is"}
+ADDED = {
+    "cpu/retinanet/1/openvino_cpu.py": "the one place for OpenVINO's settings, copied as `preprocess` is",
+    "gpu/cuda_memory_pool_bytes": "what the server's pool has to hold",
+}
 PARAMETERS_ADDED = {
     'parameters {\n  key: "decode"\n  value {\n    string_value: "scaled"\n  }\n}\n': "of JPEGs",
 }

@@ -33,6 +33,7 @@ from retinaserve.build_tools.repository.configs import (
     TEMPLATES,
     BuildOptions,
     Profile,
+    cuda_pool_bytes,
     read_config,
     specialise,
     write_config,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Built", "build", "build_repository"]
 
+CUDA_POOL = "cuda_memory_pool_bytes"  # beside the models of the GPU profile; start.sh gives it to the server
 PREPROCESS_PACKAGE = Path(__file__).parents[1] / "preprocess"
 PIXELS_PACKAGE = Path(contract.__file__).parent / "pixels"
 # What each model directory gets a copy of, and where: a Triton model imports nothing of ours.
@@ -227,6 +229,7 @@ def build_repository(
             shutil.copyfile(source, stage / contract.RETINANET / str(version) / name)
         if profile == "gpu":
             _write_pipeline(stage / contract.PREPROCESS / str(version), served.spec, configs)
+            (stage / CUDA_POOL).write_text(f"{cuda_pool_bytes(configs)}\n")
         if version == 1:
             _appear(stage, repository)
         else:
@@ -323,3 +326,5 @@ def _merge(stage: Path, repository: Path, version: int, models: tuple[str, ...])
     for name in models:
         for fresh in (*(stage / name).glob("warmup/*"), stage / name / "config.pbtxt"):
             fresh.replace(repository / fresh.relative_to(stage))
+    for pool in stage.glob(CUDA_POOL):
+        pool.replace(repository / CUDA_POOL)

@@ -9,6 +9,7 @@ and that we set. Reading goes by it, so that what Triton would refuse fails here
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ EMBEDDED, PRODUCTION = (2, 51), (2, 72)
 OLDEST = EMBEDDED
 # Triton's version by container, from NVIDIA's release notes; a month in which it counted on by one is left out.
 CONTAINERS = {(24, 10): (2, 51), (25, 6): (2, 59), (25, 7): (2, 59), (25, 8): (2, 60)}
+POOLED = {model_config_pb2.TYPE_UINT8: 1, model_config_pb2.TYPE_FP32: 4}  # bytes of what `preprocess` answers
+POOL_STEP, LEAST_POOL = 512, 64 << 20  # the unit of Triton's allocator, and its pool where nobody asks for another
 MAX_INFLIGHT_SINCE = (2, 63)  # container 25.11; an older server refuses a config with a field it does not know
 UINT32 = descriptor_pb2.FieldDescriptorProto.TYPE_UINT32
 OPTIONAL = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL
@@ -196,6 +199,21 @@ def _write_graph_specs(config: Any, spec: DetectorSpec) -> None:
         for name, tensor in spec.inputs.items():
             for bound in bounds:
                 bound.input[name].dim[:] = tensor.shape
+
+
+def cuda_pool_bytes(configs: Mapping[str, Any]) -> int:
+    """Return the bytes of GPU memory that images take between two models: --cuda-memory-pool-byte-size.
+
+    Triton's own 64 MiB do not grow: what finds no room goes through the host and back, with one warning in the
+    log. There are as many images as wait, and a batch for every instance: two at `retinanet`, which gathers the
+    next one while it computes.
+    """
+    preprocess, retinanet = configs[contract.PREPROCESS], configs[contract.RETINANET]
+    count = {name: sum(group.count for group in configs[name].instance_group) for name in configs}
+    batches = count[contract.PREPROCESS] + count[contract.RETINANET] * (1 + retinanet.optimization.eager_batching)
+    images = retinanet.dynamic_batching.default_queue_policy.max_queue_size + batches * retinanet.max_batch_size
+    sizes = [math.prod(tensor.dims) * POOLED[tensor.data_type] for tensor in preprocess.output]
+    return max(LEAST_POOL, int(images * sum(-(-size // POOL_STEP) * POOL_STEP for size in sizes)))
 
 
 def _set_max_inflight(detector: Any, requests: int, profile: Profile, options: BuildOptions) -> None:

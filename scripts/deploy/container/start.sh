@@ -5,6 +5,7 @@
 #   start.sh --log-verbose=1      with further flags of tritonserver; a later flag wins
 #
 #   MODELS            the repository (/models)
+#   CUDA_POOL_BYTES   GPU memory for what one model hands to the next; what `build` computed, if not given
 #   PLUGINS           our TensorRT plugins; empty: none
 #   HTTP_PORT, GRPC_PORT, METRICS_PORT    8000, 8001, 8002
 #   MAX_BODY_BYTES    the largest HTTP body: a picture of the largest size and its header (33.6 MB)
@@ -35,6 +36,18 @@ flags=(
     --metrics-config=summary_latencies=true
     --log-verbose=0
 )
+
+# Triton's own 64 MiB a GPU do not grow. A GPU that is not there is no error.
+pool=${CUDA_POOL_BYTES:-$(cat "$models/cuda_memory_pool_bytes" 2>/dev/null || true)}
+if [[ -n $pool ]]; then
+    if [[ ! $pool =~ ^[0-9]+$ ]]; then
+        echo "cuda_memory_pool_bytes: '$pool' is no number of bytes" >&2
+        exit 3
+    fi
+    for gpu in {0..7}; do
+        flags+=("--cuda-memory-pool-byte-size=$gpu:$pool")
+    done
+fi
 
 if [[ -n $plugins ]]; then
     # Triton only logs a plugin library that is missing, and then can't read the plan. It loads the library and leaves

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from retinaserve.build_tools.engine.gpu import find_gpus
 from retinaserve.build_tools.engine.manifest import Target, manifest_path, read_manifest, write_plan
 from retinaserve.build_tools.preprocess import Decoding, Prepared, Preprocessor, preprocess_pipeline
 from retinaserve.build_tools.preprocess.pipeline import OUTPUTS, serialise
-from retinaserve.build_tools.repository.builder import build_repository
+from retinaserve.build_tools.repository.builder import CUDA_POOL, build_repository
 from retinaserve.build_tools.repository.configs import MODELS, BuildOptions, read_config
 from retinaserve.scripts.cli.main import main
 from retinaserve.training.errors import UserError
@@ -48,7 +49,7 @@ def gpu_repository(plan: Path) -> Path:
 
 
 def test_a_repository_is_complete(gpu_repository: Path) -> None:
-    assert {path.name for path in gpu_repository.iterdir()} == set(MODELS["gpu"])
+    assert {path.name for path in gpu_repository.iterdir()} == {*MODELS["gpu"], CUDA_POOL}
     served = gpu_repository / "retinanet" / "1"
     assert (served / "model.plan").read_bytes() == PLAN
     assert read_manifest(served / "model.plan") == toy_manifest()  # travels with the plan
@@ -60,6 +61,21 @@ def test_a_repository_is_complete(gpu_repository: Path) -> None:
         "pipeline.json",
         "preprocess",
     }
+
+
+def test_the_pool_holds_every_image_between_two_models(plan: Path, gpu_repository: Path, tmp_path: Path) -> None:
+    height, width = toy_spec().size
+    assert (height, width) == (128, 192) and toy_manifest().batch[2] == 24
+    # 256 wait; a batch of 24 in `preprocess`, and two in each of the two instances of `retinanet`.
+    images = 256 + 24 * (1 + 2 * 2)
+    assert images * (3 * 128 * 192 + 512) < 64 << 20  # less than Triton's own
+    assert int((gpu_repository / CUDA_POOL).read_text()) == 64 << 20
+    large = tmp_path / "large.plan"
+    write_plan(large, PLAN, replace(toy_manifest(), spec=toy_spec().with_size(1280, 1280), batch=(1, 8, 16)))
+    build_repository(large, tmp_path / "large", profile="gpu")
+    assert int((tmp_path / "large" / CUDA_POOL).read_text()) == (256 + 16 * 5) * (3 * 1280 * 1280 + 512)
+    build_repository(large, tmp_path / "large", profile="gpu", options=BuildOptions(max_batch=8))
+    assert int((tmp_path / "large" / CUDA_POOL).read_text()) == (256 + 8 * 5) * (3 * 1280 * 1280 + 512)
 
 
 def test_clients_are_told_which_graph_and_plan_answer(gpu_repository: Path) -> None:

@@ -18,10 +18,11 @@ from tests.scripts.deploy.test_container import CONTAINER, run
 
 # tritonserver's options in 2.72.0, from its command_line_parser.cc; those that start.sh may use.
 OPTIONS = """
-allow-client-shm allow-metrics backend-config disable-auto-complete-config exit-on-error exit-timeout-secs
-grpc-address grpc-port grpc-restricted-protocol grpc-root-cert grpc-server-cert grpc-server-key grpc-use-ssl
-grpc-use-ssl-mutual http-address http-max-input-size http-port http-restricted-api log-verbose metrics-address
-metrics-config metrics-port model-control-mode model-repository strict-readiness trace-config
+allow-client-shm allow-metrics backend-config cuda-memory-pool-byte-size disable-auto-complete-config
+exit-on-error exit-timeout-secs grpc-address grpc-port grpc-restricted-protocol grpc-root-cert grpc-server-cert
+grpc-server-key grpc-use-ssl grpc-use-ssl-mutual http-address http-max-input-size http-port http-restricted-api
+log-verbose metrics-address metrics-config metrics-port model-control-mode model-repository strict-readiness
+trace-config
 """
 OPTIONS_OF_2_72 = set(OPTIONS.split())
 
@@ -110,6 +111,7 @@ def test_start_serves_closed_and_ends_on_sigterm(tritonserver: Path, repository:
 START_ERRORS = {
     "no plugins": ({"PLUGINS": "{folder}/none.so"}, "none.so: no such file"),
     "nothing to register them": ({"PLUGINS": "{folder}/short"}, "libretinaserve_triton.so: no such file"),
+    "a pool that is no number": ({"CUDA_POOL_BYTES": "64M"}, "'64M' is no number of bytes"),
     "a short token": ({"TOKEN_FILE": "{folder}/short"}, "short: a token is 16 or more"),
     "a token that would end the flag": ({"TOKEN_FILE": "{folder}/comma"}, "comma: a token is"),
     "a token that is a folder": ({"TOKEN_FILE": "{folder}"}, "a token is 16 or more"),
@@ -137,6 +139,21 @@ def test_start_names_the_library_that_registers_the_plugins(tmp_path: Path) -> N
     }
     called = run(CONTAINER / "start.sh", **variables).stdout.splitlines()
     assert f"--backend-config=tensorrt,plugins={tmp_path}/libretinaserve_triton.so" in called
+
+
+def test_start_gives_the_server_the_pool_that_build_computed(tmp_path: Path) -> None:
+    (tmp_path / "tritonserver").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "tritonserver").chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PLUGINS": "", "MODELS": str(tmp_path)}
+
+    def pools(**more: str) -> list[str]:
+        called = run(CONTAINER / "start.sh", **variables, **more).stdout.splitlines()
+        return [word.split("=")[1] for word in called if word.startswith("--cuda-memory-pool-byte-size=")]
+
+    assert pools() == []  # a repository of before, or of the CPU profile
+    (tmp_path / "cuda_memory_pool_bytes").write_text("1652097024\n")
+    assert pools() == [f"{gpu}:1652097024" for gpu in range(8)]
+    assert pools(CUDA_POOL_BYTES="5")[0] == "0:5"
 
 
 def test_start_encrypts_and_traces_when_told(tmp_path: Path) -> None:
