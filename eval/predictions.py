@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ KEPT_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})  # other images become JPEG
 def json_line(file: Path, found: Detections, class_names: Sequence[str]) -> str:
     """Return one image's detections as a line of JSON; boxes are x1 y1 x2 y2."""
     height, width = found.size or (None, None)
-    detections = [{"class": class_names[index], "score": score, "box": box} for box, score, index in _rows(found)]
+    detections = [
+        {"class": class_names[index], "score": score, "box": box} for box, score, index in rows_of(found)
+    ]
     line = {"file": str(file), "width": width, "height": height, "detections": detections}
     return json.dumps(line, ensure_ascii=False)
 
@@ -38,7 +41,7 @@ def coco_results(
     for image_id, (file, found) in enumerate(answers, 1):
         height, width = found.size or (None, None)
         images.append({"id": image_id, "file_name": str(file), "width": width, "height": height})
-        for (x1, y1, x2, y2), score, index in _rows(found):
+        for (x1, y1, x2, y2), score, index in rows_of(found):
             extent = round(x2 - x1, 2), round(y2 - y1, 2)
             annotations.append(
                 {
@@ -73,7 +76,7 @@ def geojson(answers: Iterable[tuple[Path, Detections]], class_names: Sequence[st
                 "one GeoJSON has one: ask for them separately",
             )
         a, b, c, d, e, f = place.transform if place else (1, 0, 0, 0, 1, 0)
-        for (x1, y1, x2, y2), score, index in _rows(found):
+        for (x1, y1, x2, y2), score, index in rows_of(found):
             corners = ((x1, y1), (x1, y2), (x2, y2), (x2, y1), (x1, y1))
             ring = [[a * x + b * y + c, d * x + e * y + f] for x, y in corners]
             properties = {"file": str(file), "class": class_names[index], "score": score}
@@ -87,24 +90,34 @@ def geojson(answers: Iterable[tuple[Path, Detections]], class_names: Sequence[st
     return {**collection, "features": features}
 
 
+def below_common(files: Sequence[Path]) -> list[Path]:
+    """Return the files' names below the folder that holds all of them."""
+    absolute = [Path(os.path.normpath(file.absolute())) for file in files]
+    common = os.path.commonpath([file.parent for file in absolute]) if files else ""
+    return [file.relative_to(common) for file in absolute]
+
+
 def annotated_paths(files: Sequence[Path], folder: Path) -> list[Path]:
     """Return where each annotated image goes: the tree of the files below what they have in common.
 
-    Raises UserError where that would overwrite one of the files.
+    Those that become JPEG get a number where another image has that name. Raises UserError where one of the files
+    would be overwritten.
     """
-    common = Path(os.path.commonpath([file.absolute().parent for file in files]))
-    targets = []
-    for file in files:
-        target = folder / file.absolute().relative_to(common)
+    targets = [folder / below for below in below_common(files)]
+    taken = {target for target in targets if target.suffix.lower() in KEPT_SUFFIXES}
+    for place, (file, target) in enumerate(zip(files, targets, strict=True)):
         if target.suffix.lower() not in KEPT_SUFFIXES:
-            target = target.with_name(f"{target.name}.jpg")
-        if target.exists() and target.samefile(file):
-            raise UserError(f"{target} would be overwritten", "choose another output directory", code=Exit.USAGE)
-        targets.append(target)
+            names = chain([f"{target.name}.jpg"], (f"{target.name}.{number}.jpg" for number in count(2)))
+            targets[place] = next(free for name in names if (free := target.with_name(name)) not in taken)
+            taken.add(targets[place])
+        if targets[place].exists() and targets[place].samefile(file):
+            raise UserError(
+                f"{targets[place]} would be overwritten", "choose another output directory", code=Exit.USAGE
+            )
     return targets
 
 
-def _rows(found: Detections) -> Iterator[tuple[list[float], float, int]]:
+def rows_of(found: Detections) -> Iterator[tuple[list[float], float, int]]:
     """Yield box, score and class; more than hundredths of a pixel would only be noise."""
     for box, score, index in zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True):
         yield [round(value, 2) for value in box], round(score, 4), index

@@ -1,10 +1,10 @@
-"""`data`: draw a data set, cut one into tiles, find what is wrong with one, or write one as COCO."""
+"""`data`: draw a data set, cut one into tiles, deal one into parts, find what is wrong with one, write one as COCO."""
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """Make, cut, check and convert data sets."""
+    """Make, cut, split, check and convert data sets."""
 
 
 @data.command()
@@ -184,6 +184,113 @@ def convert(labels: Path, output: Path, images: Path | None, split: str) -> None
     )
     shown = shlex.join(["--images", str(images or Path()), "--annotations", str(output)])
     name_next(f"retinaserve data check {shown}")
+
+
+@data.command("split")
+@click.argument("labels", type=PATH)
+@click.argument("output", type=FOLDER)
+@click.option("--images", type=FOLDER, required=True, help="Folder that the labels' file names start from.")
+@click.option(
+    "--val", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.2, help="Share to hold out."
+)
+@click.option("--test", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Share of a third part.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed deals the same parts.")
+@click.option(
+    "--group",
+    metavar="folder|REGEX",
+    help="Also keep together: images of a folder, or of the same match in their names, such as 'patient\\d+'.",
+)
+@click.option("--json", "json_path", type=PATH, help="Also write what was dealt to this file.")
+def split_(
+    labels: Path,
+    output: Path,
+    images: Path,
+    val: float,
+    test: float,
+    seed: int,
+    group: str | None,
+    json_path: Path | None,
+) -> None:
+    """Deal LABELS into OUTPUT/train.json, val.json and test.json: look-alikes together, each class in each part.
+
+    A score on images that look like those learnt from is too good. Images of the same bytes, of almost the same
+    looks and of one --group go to the same part; what is left that looks alike across parts is listed.
+    """
+    from tqdm import tqdm
+
+    from retinaserve.training.check.findings import describe, refuse_errors
+    from retinaserve.training.check.snapshot import read_split
+    from retinaserve.training.coco import coco_of
+    from retinaserve.training.split import key_of, split
+
+    if val + test >= 1:
+        raise click.UsageError("--val and --test leave nothing to learn from")
+    key = key_of(group)
+    shares = {"train": 1 - val - test, "val": val} | ({"test": test} if test else {})
+    targets = {name: output / f"{name}.json" for name in shares}
+    for target in targets.values():
+        if target.exists() and labels.exists() and target.samefile(labels):
+            raise UserError(f"{target} would be overwritten", "name another folder", code=Exit.USAGE)
+    with tqdm(unit="image", desc="reading", file=sys.stderr, disable=None) as bar:
+        read = read_split("all", images, labels, on_image=bar.update)
+    if read.problem:
+        raise UserError(f"{labels}: {read.problem}", read.hint)
+    refuse_errors(read.labels.findings, labels)
+    for finding in read.labels.findings:
+        warn(describe(finding))
+    missing = [read.labels.images[number] for number, file in read.files.items() if not file.exists or file.error]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(read.files)} images can't be read: {', '.join(missing[:3])}",
+            f"`retinaserve data check` says why; {images} is where they are expected",
+        )
+    parts = split(read, shares, seed=seed, key=key)
+    content = coco_of(read.labels, images)
+    for name, target in targets.items():
+        ids = set(parts.images[name])
+        mine = {
+            "images": [entry for entry in content["images"] if entry["id"] in ids],
+            "annotations": [box for box in content["annotations"] if box["image_id"] in ids],
+        }
+        write_json(target, {**mine, "categories": content["categories"]}, indent=None)
+    report = parts.to_dict(read.labels)
+    if json_path:
+        write_json(json_path, report)
+    _print_parts(report)
+    words: list[object] = ["--images", images, "--annotations", targets["train"]]
+    _name_training([*words, "--val-images", images, "--val-annotations", targets["val"]])
+
+
+def _print_parts(report: Mapping[str, Any]) -> None:
+    """Print how many images show each class in each part, and what looks alike."""
+    names = list(report["parts"])
+    classes = report["classes"]
+    widest = max(len(name) for name in [*classes, "images"])
+    click.echo(f"{'':<{widest}}" + "".join(f"  {name:>7}" for name in names))
+    rows = {"images": [report["parts"][name]["images"] for name in names], **classes}
+    for label, counts in rows.items():
+        click.echo(f"{label:<{widest}}" + "".join(f"  {count:>7}" for count in counts))
+    alike = report["alike"]
+    click.echo(
+        f"kept together: {alike['images']} images in {alike['groups']} groups; dealt one by one, "
+        f"{alike['torn']} would have a look-alike in another part"
+    )
+    if alike["largest"]:
+        shown = ", ".join(alike["largest"][:3])
+        click.echo(
+            f"the largest group has {len(alike['largest'])} images: {shown}{' ...' * (len(alike['largest']) > 3)}"
+        )
+    for pair in alike["closest"]:
+        click.secho(
+            f"parted, but look at them: {pair['one']} and {pair['other']} ({pair['differs']} of 512 signs differ)",
+            fg="yellow",
+            err=True,
+        )
+    for place, part in enumerate(names):
+        absent = [label for label, counts in classes.items() if any(counts) and not counts[place]]
+        if absent:
+            more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+            click.secho(f"warning: {part} does not show {', '.join(absent[:5])}{more}", fg="yellow", err=True)
 
 
 def _name_training(words: Sequence[object]) -> None:

@@ -10,10 +10,10 @@ Results go to stdout, everything else to stderr. The analysis runs only when som
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 
@@ -205,33 +205,53 @@ def tiled(detector: "Sized", tiling: "Tiling | None") -> "Detector":
 
 
 def print_predictions(
-    files: Sequence[Path], detector: "Detector", *, score: float, style: str, output: Path | None = None
+    files: Sequence[Path],
+    detector: "Detector",
+    *,
+    score: float,
+    style: str,
+    output: Path | None = None,
+    labels: Path | None = None,
 ) -> int:
-    """Print every answer as it comes, draw it into `output`, report the bad; return how many were bad."""
+    """Print every answer as it comes, or write it into `labels`, draw it into `output`, report the bad; return how
+    many were bad.
+    """
     from retinaserve.eval.predictions import annotated_paths, coco_results, geojson, json_line
+    from retinaserve.eval.prelabels import Prelabels, csv_text, label_studio
     from retinaserve.eval.tiled import answers_of
     from retinaserve.training.detections import ImageError
 
     targets = annotated_paths(files, output) if output else [None] * len(files)
-    kept, failed = [], 0
+    written = Prelabels(style, labels, files, detector.class_names) if labels else None
+    kept: list[tuple[Path, Detections]] = []
+    failed, names = 0, detector.class_names
+    whole: dict[str, Callable[[], str]] = {  # what is printed at the end
+        "coco": lambda: _json(coco_results(kept, names, detector.category_ids)),
+        "geojson": lambda: _json(geojson(kept, names)),
+        "labelstudio": lambda: _json(label_studio(kept, names)),
+        "csv": lambda: csv_text(kept, names).rstrip("\n"),
+    }
     for file, target, answer in zip(files, targets, answers_of(detector, files), strict=True):
         if isinstance(answer, ImageError):
             failed += 1
             click.secho(f"{file}: {answer.message}", fg="red", err=True)
             continue
         found = answer.above(score)
-        if style in ("coco", "geojson"):
+        if style in whole:
             kept.append((file, found))
+        if written:
+            written.write(file, found)
         if style == "jsonl":
             click.echo(json_line(file, found, detector.class_names))
         if target:
             _draw(file, found, detector.class_names, target)
-    if style == "coco":
-        results = coco_results(kept, detector.class_names, detector.category_ids)
-        click.echo(json.dumps(results, ensure_ascii=False))
-    if style == "geojson":
-        click.echo(json.dumps(geojson(kept, detector.class_names), ensure_ascii=False))
+    if style in whole:
+        click.echo(whole[style]())
     return failed
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _draw(file: Path, found: "Detections", class_names: Sequence[str], target: Path) -> None:

@@ -1,4 +1,4 @@
-"""`predict`: detections of images through a server, as JSON lines, a COCO file or annotated images."""
+"""`predict`: detections of images through a server, as JSON lines, labels of many tools or annotated images."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from retinaserve.eval.client.transport import TlsFiles
     from retinaserve.eval.tiled import Tiling
 
-STYLES = ("jsonl", "coco", "geojson")
+STYLES = ("jsonl", "coco", "geojson", "csv", "labelstudio", "yolo", "voc")
 
 
 @click.command()
@@ -34,8 +34,13 @@ STYLES = ("jsonl", "coco", "geojson")
 @model_option
 @click.option("--output", type=FOLDER, help="Write annotated images into this directory.")
 @click.option(
-    "--format", "style", type=click.Choice(["jsonl", "coco", "geojson"]), default="jsonl", help="What is printed."
+    "--format",
+    "style",
+    type=click.Choice(STYLES),
+    default="jsonl",
+    help="What is printed; yolo and voc are written into --labels.",
 )
+@click.option("--labels", type=FOLDER, help="For yolo and voc: a folder for a file an image, to label on from.")
 @tile_options
 @click.option("--score", type=click.FloatRange(0, 1), default=0.3, help="Leave weaker detections out.")
 @click.option("--concurrency", type=COUNT, default=8, help="Requests in flight at a time.")
@@ -50,6 +55,7 @@ def predict(
     ensemble: str,
     output: Path | None,
     style: str,
+    labels: Path | None,
     score: float,
     concurrency: int,
     timeout: float,
@@ -60,19 +66,27 @@ def predict(
 ) -> None:
     """Detect objects in IMAGES (files, directories, patterns) through a server.
 
-    Prints a JSON line an image, or one COCO file. A bad image is reported on stderr and fails none of the
-    others; the exit code is then 3.
+    Prints a JSON line an image, or one file of another format. A bad image is reported on stderr and fails none
+    of the others; the exit code is then 3.
     """
     from retinaserve.eval.client.client import Client
     from retinaserve.training.images import find_images
 
+    if (labels is not None) != (style in ("yolo", "voc")):
+        raise click.UsageError(
+            "--format yolo and voc go with --labels DIR, a file an image; the others are printed"
+        )
     files = find_images(images)
     with Client(
         server, protocol=protocol, model=ensemble, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls
     ) as client:
         style = "none" if quiet else style
-        failed = print_predictions(files, tiled(client, tiling), score=score, style=style, output=output)
+        failed = print_predictions(
+            files, tiled(client, tiling), score=score, style=style, output=output, labels=labels
+        )
         where = client.servers
+    if labels:
+        click.echo(f"labels of {len(files) - failed} images: {labels}", err=True)
     if output:
         click.echo(f"{len(files) - failed} annotated images: {output}", err=True)
     finish(

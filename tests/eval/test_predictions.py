@@ -39,6 +39,11 @@ PLACES = {
     "one file": (["in/a.jpg"], ["a.jpg"]),
     "a tree": (["in/a.jpg", "in/x/a.jpg"], ["a.jpg", "x/a.jpg"]),
     "two trees": (["in/x/a.jpg", "in/y/a.jpg"], ["x/a.jpg", "y/a.jpg"]),
+    "a name that another becomes": (
+        ["in/a.webp", "in/a.webp.jpg", "in/b.bmp", "in/b.bmp.jpg", "in/b.bmp.2.jpg"],
+        ["a.webp.2.jpg", "a.webp.jpg", "b.bmp.3.jpg", "b.bmp.jpg", "b.bmp.2.jpg"],
+    ),
+    "a way round": (["in/x/../a.jpg", "in/x/a.jpg"], ["a.jpg", "x/a.jpg"]),
     "other formats": (["in/a.jpg", "in/a.tiff", "in/a.PNG"], ["a.jpg", "a.tiff.jpg", "a.PNG"]),
 }
 
