@@ -1,4 +1,4 @@
-"""`data`: draw a data set, cut one into tiles, deal one into parts, find what is wrong with one, write one as COCO."""
+"""`data`: draw a data set, cut it into tiles, deal it into parts, find what is wrong with it, write it as COCO."""
 
 import shlex
 import sys
