@@ -86,7 +86,12 @@ def _read_folder(path: Path, scene: Scene, split: str) -> None:
     if xml:
         read_voc(xml, scene)
     elif json:
-        read_labelme(json, scene)
+        try:
+            read_labelme(json, scene)
+        except UserError as error:
+            raise UserError(
+                error.message, "a folder of JSON is read as labelme's; name another file itself"
+            ) from None
     elif text is None:
         raise UserError(f"{path}: no label files in this folder [file-unreadable]", f"known are {KNOWN}")
     elif is_kitti(path):

@@ -10,7 +10,7 @@ looked at. Seven numbers or more are an outline, and the box around it is taken,
 KITTI: `type truncated occluded alpha x1 y1 x2 y2 ...`, corners in pixels. DontCare is a crowd of every class.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -52,11 +52,19 @@ def read_yolo(path: Path, scene: Scene, split: str) -> None:
         if count > 1:
             scene.finds.add("category-repeated", "{!r}: {} times", name, count)
     used = set[Path]()
+    by_name = defaultdict[str, list[Path]](list)
+    for file in text_files(path) if path.is_dir() else ():
+        by_name[file.name].append(file)
     for name in _images_of(path, settings, scene, split):
         image = scene.image(name)
         labels = _labels_of(scene.folder / name, name, path)
+        alike = by_name[f"{Path(name).stem}.txt"]
+        if labels is None and len(alike) == 1:
+            (labels,) = alike
         if labels is None:
             continue
+        if labels in used:
+            scene.finds.add("image-ambiguous", "{}: of {} too", labels.name, name)
         used.add(labels)
         size = None
         for number, line in enumerate(_lines(labels), 1):
@@ -139,15 +147,13 @@ def _labels_of(image: Path, name: str, labels: Path) -> Path | None:
     """Return an image's text file: in the folder given, where Ultralytics looks for it, or beside the image."""
     stem = Path(name).with_suffix(".txt")
     places = [labels / stem, labels / stem.name] if labels.is_dir() else []
-    parts = image.parts
+    parts = image.absolute().parts
     if "images" in parts:
         last = len(parts) - 1 - parts[::-1].index("images")
         places.append(Path(*parts[:last], "labels", *parts[last + 1 :]).with_suffix(".txt"))
-    elif "images" in (absolute := image.absolute()).parts:
-        parts = absolute.parts
-        last = len(parts) - 1 - parts[::-1].index("images")
-        places.append(Path(*parts[:last], "labels", *parts[last + 1 :]).with_suffix(".txt"))
     places.append(image.with_suffix(".txt"))
+    if labels.is_file():
+        places.append(labels.parent / "labels" / stem)
     return next((place for place in places if place.is_file()), None)
 
 

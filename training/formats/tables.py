@@ -9,7 +9,7 @@ the file lists millions. Names come from a CSV of two columns beside it, such as
 import csv
 from pathlib import Path
 
-from retinaserve.training.check.entries import flag, number_of
+from retinaserve.training.check.entries import number_of
 from retinaserve.training.errors import UserError
 from retinaserve.training.formats.scene import Scene
 
@@ -34,7 +34,7 @@ def read_open_images(path: Path, scene: Scene) -> None:
             for number, row in enumerate(rows, 2):
                 stem = row["ImageID"] or ""
                 if stem not in images:
-                    name = scene.of_stem(stem)
+                    name = scene.of_stem(stem) or scene.of_stem(Path(stem).stem)  # some tools write the suffix
                     images[stem] = scene.image(name) if name else None
                     if name is None:
                         scene.finds.add("label-unused", "{}", stem)
@@ -51,7 +51,7 @@ def read_open_images(path: Path, scene: Scene) -> None:
                     x1, x2, y1, y2 = (value or 0.0 for value in values)
                     box = x1 * size[0], y1 * size[1], (x2 - x1) * size[0], (y2 - y1) * size[1]
                     label = names.get(row["LabelName"], row["LabelName"])
-                    scene.box(image, label, box, entry, crowd=flag(row.get("IsGroupOf")) == 1)
+                    scene.box(image, label, box, entry, crowd=row.get("IsGroupOf") == "1")  # -1 is unknown
     except (OSError, ValueError, csv.Error):
         raise UserError(f"{path}: no CSV that can be read [file-unreadable]", "Open Images' is expected") from None
     scene.note_unlabelled()

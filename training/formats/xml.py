@@ -3,8 +3,9 @@
     read_voc(sorted(Path("Annotations").glob("*.xml")), scene)
     read_cvat(root, scene)
 
-VOC's own files count pixels from 1, the last one included: x = xmin - 1, w = xmax - xmin + 1. Tools that write the
-format (LabelImg, CVAT, Roboflow) do not: w = xmax - xmin. A file is VOC's own if its source or database says so.
+VOC's own files, and Roboflow's and supervision's, count pixels from 1, the last one included: x = xmin - 1,
+w = xmax - xmin + 1. Other tools (LabelImg, CVAT, labelformat, globox) do not: w = xmax - xmin. Source and database
+say whose a file is.
 What is marked difficult is a crowd: VOC's protocol neither learns nor counts it.
 
 CVAT's corners are in pixels; a rotation turns a box about its centre. A video's frames are images called by their
@@ -21,7 +22,7 @@ from retinaserve.training.errors import UserError
 from retinaserve.training.formats.scene import Scene, hull
 
 Element = ElementTree.Element
-OFFICIAL = re.compile(r"\b(the )?(pascal )?voc ?20(0[5-9]|1[0-2])\b", re.IGNORECASE)
+FROM_ONE = re.compile(r"\bvoc ?20(0[5-9]|1[0-2])\b|\broboflow\b", re.IGNORECASE)
 
 
 def parse(path: Path) -> Element:
@@ -50,7 +51,7 @@ def read_voc(files: Iterable[Path], scene: Scene) -> None:
         size = root.findtext("size/width"), root.findtext("size/height")
         image = scene.image(found or f"{path.stem}.jpg", (integer(size[0]), integer(size[1])))
         said = " ".join(root.findtext(key) or "" for key in ("source/database", "source/annotation"))
-        rim = 1 if OFFICIAL.search(said) else 0
+        rim = 1 if FROM_ONE.search(said) else 0
         for number, element in enumerate(root.iter("object"), 1):
             entry = f"{path.name}, object {number}"
             name = (element.findtext("name") or "").strip()

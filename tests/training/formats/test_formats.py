@@ -193,7 +193,7 @@ OPEN_COLUMNS = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,"
 OPEN_IMAGES = f"""{OPEN_COLUMNS}IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside
 a,xclick,/m/01yrx,1,0.05,0.25,0.2,0.5,0,0,0,0,0
 a,xclick,/m/0bt9lr,1,0.5,0.8,0.5,0.9,1,0,0,0,0
-b,xclick,/m/0bt9lr,1,0.0625,0.3125,0.1,0.6,0,0,0,0,0
+b.png,xclick,/m/0bt9lr,1,0.0625,0.3125,0.1,0.6,-1,-1,-1,-1,-1
 0001eeaf4aed83f9,xclick,/m/0cmf2,1,0.02,0.96,0.07,0.8,0,0,0,0,0
 """
 KITTI_TAIL = "1.65 1.67 3.64 -0.65 1.71 46.70 -1.59"
@@ -243,6 +243,30 @@ FORMATS: dict[str, tuple[Write, set[str], set[str]]] = {
     ),
     "Pascal VOC, by LabelImg": (folder_of(files(**LABELIMG)), UNLABELLED, {"image-unlabelled"}),
     "Pascal VOC, Pascal's own": (folder_of(files(**PASCAL)), UNLABELLED, {"image-unlabelled"}),
+    "Pascal VOC, by Roboflow": (
+        folder_of(
+            files(**{key: text.replace("The VOC2007 Database", "roboflow.com") for key, text in PASCAL.items()})
+        ),
+        UNLABELLED,
+        {"image-unlabelled"},
+    ),
+    "YOLO, labels beside the YAML, images elsewhere": (
+        files(set__data_dot_yaml=YAML, set__labels__a_dot_txt=YOLO_A, set__labels__sub__b_dot_txt=YOLO_B),
+        EMPTY,
+        set(),
+    ),
+    "YOLO, darknet's obj.names": (
+        lambda folder: (
+            files(
+                d__obj_dot_names="cat\ndog\n",
+                d__obj_train_data__a_dot_txt=YOLO_A,
+                d__obj_train_data__b_dot_txt=YOLO_B,
+            )(folder),
+            folder / "d",
+        )[1],
+        EMPTY,
+        set(),
+    ),
     "CVAT for images": (files(annotations_dot_xml=CVAT), EMPTY, set()),
     "Label Studio": (files(export_dot_json=STUDIO), UNLABELLED, {"image-unlabelled"}),
     "Label Studio, JSON-MIN": (files(min_dot_json=STUDIO_MIN), UNLABELLED, {"image-unlabelled"}),
