@@ -8,7 +8,6 @@ detections off with `detections.above(score)` before.
 """
 
 import importlib.util
-import io
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -19,6 +18,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from retinaserve.training.detections import Detections
+from retinaserve.training.errors import UserError
+from retinaserve.training.letterbox import load_image
 
 __all__ = ["contact_sheet", "draw", "open_image"]
 
@@ -69,13 +70,11 @@ def contrast(one: Colour, other: Colour) -> float:
 
 
 def open_image(image: bytes | Path) -> Image.Image:
-    """Decode an encoded image to RGB, upright: the pixels detections are in. Raises OSError for garbage."""
-    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-        upright = ImageOps.exif_transpose(opened)
-        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-            paper = Image.new("RGBA", upright.size, (255, 255, 255, 255))
-            upright = Image.alpha_composite(paper, upright.convert("RGBA"))
-        return upright.convert("RGB")
+    """Decode an encoded image to what the network sees of it, RGB and upright. Raises OSError for garbage."""
+    try:
+        return load_image(image)
+    except UserError as error:
+        raise OSError(error.message) from None
 
 
 def draw(

@@ -4,14 +4,15 @@ image = load_image(path)                                    # upright RGB, whate
 pixels, sizes = letterbox(image, spec.size, spec.pad_value)   # (H, W, 3) uint8, and what `LETTERBOX` holds
 """
 
-import io
 import math
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
+from retinaserve.training import pixels
 from retinaserve.training.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
@@ -23,31 +24,37 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  #
 
 
 def load_image(source: Path | bytes) -> Image.Image:
-    """Return an image file, or its content, as RGB, its EXIF orientation applied, its alpha dropped.
-
-    Raises UserError.
-    """
+    """Return an image file, or its content, as the network sees it: RGB, upright. Raises UserError."""
     name = "" if isinstance(source, bytes) else f"{source}: "
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except UNREADABLE as error:
-        raise UserError(f"{name}the image can't be read: {error}") from None
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        bad = pixels.inspect(data)
+        if isinstance(bad, pixels.BadImage):
+            raise UserError(f"{name}the image can't be read: {bad.message}")
+        return Image.fromarray(np.ascontiguousarray(pixels.decode(data)))
+    except OSError as error:
+        raise UserError(f"{name}the image can't be read: {error.strerror or error}") from None
+
+
+def read_header(path: Path) -> pixels.Header:
+    """Return what the structure of an image file says of it. Raises UserError."""
+    try:
+        with (
+            path.open("rb") as file,
+            mmap(file.fileno(), 0, access=ACCESS_READ) as content,
+            memoryview(content) as view,
+        ):
+            found = pixels.inspect(view)
+    except (OSError, ValueError) as error:  # ValueError for a file of 0 bytes
+        raise UserError(f"{path}: the image can't be read: {getattr(error, 'strerror', '') or error}") from None
+    if isinstance(found, pixels.BadImage):
+        raise UserError(f"{path}: the image can't be read: {found.message}")
+    return found
 
 
 def upright_size(path: Path) -> tuple[int, int]:
     """Return (h, w) of the image in a file after its EXIF orientation, from its header. Raises UserError."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            return (width, height) if is_sideways(image) else (height, width)
-    except UNREADABLE as error:
-        raise UserError(f"{path}: the image can't be read: {error}") from None
-
-
-def is_sideways(image: Image.Image) -> bool:
-    """Return whether the EXIF orientation of an image that was just opened exchanges width and height."""
-    return image.getexif().get(ORIENTATION) in SIDEWAYS
+    return read_header(path).upright
 
 
 def scaled_size(original: tuple[int, int], scale: float | np.float32) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .pipeline import INPUT, pixels_pipeline, preprocess_pipeline
-from .pixels import BadImage, Decoding, Jpeg, Scaled, admit, undecodable
+from .pixels import BadImage, Decoding, Jpeg, Scaled, undecodable
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,21 +63,23 @@ class Preprocessor:
 
     def run(self, images: Sequence[bytes]) -> list[Prepared | BadImage]:
         """Prepare encoded images, any number, in order; a bad one gives its BadImage, alone."""
-        images = [bytes(data) for data in images]
-        limits = {"max_bytes": self._decoding.max_bytes, "max_pixels": self._decoding.max_pixels}
-        results: list[Prepared | BadImage | None] = [admit(data, **limits) for data in images]
-        good = [index for index, result in enumerate(results) if result is None]
-        jpegs = {index: jpeg for index in good if (jpeg := Jpeg.read(images[index]))}
+        encoded = [bytes(data) for data in images]
+        # In threads: some are decoded on the way.
+        each_of = self._threads.map if len(encoded) > 1 else map
+        found = list(each_of(self._decoding.gate, encoded))
+        results: dict[int, Prepared | BadImage] = {
+            index: each for index, each in enumerate(found) if isinstance(each, BadImage)
+        }
+        good = {index: each for index, each in enumerate(found) if not isinstance(each, BadImage)}
+        jpegs = {index: jpeg for index, data in good.items() if (jpeg := Jpeg.read(data))}
         for start in range(0, len(jpegs), self.max_batch):
             chunk = list(jpegs)[start : start + self.max_batch]
-            for index, result in zip(chunk, self._decode([jpegs[index] for index in chunk]), strict=True):
-                results[index] = result
+            results.update(zip(chunk, self._decode([jpegs[index] for index in chunk]), strict=True))
         others = [index for index in good if index not in jpegs]
         for start in range(0, len(others), self.max_batch):
             chunk = others[start : start + self.max_batch]
-            for index, result in zip(chunk, self._let_decode([images[index] for index in chunk]), strict=True):
-                results[index] = result
-        return [result for result in results if result is not None]
+            results.update(zip(chunk, self._let_decode([good[index] for index in chunk]), strict=True))
+        return [results[index] for index in range(len(encoded))]
 
     def _decode(self, jpegs: Sequence[Jpeg]) -> list[Prepared | BadImage]:
         """Decode one batch of JPEGs, each at its scale."""

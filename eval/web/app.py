@@ -18,7 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -31,6 +30,7 @@ from retinaserve.eval.web.guard import Guard, Slow, TooLarge, read_body
 from retinaserve.training.detections import ErrorKind, ImageError
 from retinaserve.training.draw import Colour, colour_of, open_image, text_colour
 from retinaserve.training.errors import UserError
+from retinaserve.training.pixels import admit
 
 STATIC = Path(__file__).parent / "static"
 MOST_BYTES = 32 * 1024 * 1024  # of an image, where the server does not tell
@@ -150,13 +150,12 @@ def answer_json(answer: Answer) -> dict[str, Any]:
 
 
 def preview_jpeg(image: bytes) -> bytes | None:
-    """Return an upright JPEG of at most PREVIEW_SIDE pixels a side, or None for what Pillow can't read."""
+    """Return an upright JPEG of at most PREVIEW_SIDE pixels a side, or None for what can't be read."""
+    if admit(image, max_bytes=len(image), max_pixels=MOST_PIXELS):
+        return None
     try:
-        with Image.open(io.BytesIO(image)) as header:
-            if header.width * header.height > MOST_PIXELS:
-                return None
         upright = open_image(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except OSError:
         return None
     upright.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
     buffer = io.BytesIO()

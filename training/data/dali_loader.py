@@ -9,6 +9,7 @@ Formats that DALI can't decode are refused by name; the torch loader reads them.
 """
 
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from retinaserve.training.data.stream import Batch, Stream, StreamSettings
 from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import upright_size
 from retinaserve.training.model.losses import Target
+from retinaserve.training.pixels import BadImage, gate
 from retinaserve.training.spec import DetectorSpec
 
 PREFETCH = 2  # batches
@@ -147,9 +149,12 @@ def _numbers(view: View, placement: Placement, colours: bool) -> tuple[Any, ...]
 
 def _read(path: Any) -> Any:
     try:
-        return np.fromfile(path, np.uint8)
+        found = gate(path.read_bytes(), max_bytes=sys.maxsize, max_pixels=sys.maxsize)
     except OSError as error:
         raise UserError(f"{path}: the image can't be read: {error.strerror}") from None
+    if isinstance(found, BadImage):
+        raise UserError(f"{path}: the image can't be read: {found.message}")
+    return np.frombuffer(found, np.uint8)
 
 
 def _culprit(dataset: CocoDataset, feed: Feed, error: RuntimeError) -> UserError:

@@ -1,20 +1,24 @@
-"""Reads the structure of PNG, WebP, BMP and TIFF: what their headers say, and whether everything is there.
+"""Reads the structure of PNG, WebP and BMP: what their headers say, and whether everything is there.
 
     read_png(memoryview(data))    # Header(640, 480)
 
 Nothing is inflated or decoded. A PNG's checksums, at a sixth of a millisecond a megabyte, tell of every flipped
-bit: one that passes is one that was written like this. WebP and TIFF have none: what is damaged behind their
-headers is seen by decoding alone, or never.
+bit: one that passes is one that was written like this. WebP has none: what is damaged behind its headers is seen
+by decoding alone, or never.
 """
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from .orientation import UPRIGHT, Orientation, Record, exif_record, settle
 
 # PNG
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by colour type
-PALETTE = 3
+PALETTE, GREY_ALPHA = 3, 4
+PNG_XMP, PNG_PROFILE = b"XML:com.adobe.xmp\0", b"Raw profile type exif\0"
+MOST_XMP = 2**20
 # WebP
 ANIMATION, METADATA = 0x02, 0x08  # in VP8X's flags; METADATA is EXIF
 # BMP
@@ -23,31 +27,33 @@ BMP_HEADERS = (CORE, 40, 52, 56, 64, 108, 124)
 PLAIN, RUNS, MASKED = 0, 1, 3
 # Bits a pixel and compression that the decoder takes; others exist.
 BMP_LAYOUTS = {(bits, PLAIN) for bits in (1, 4, 8, 24, 32)} | {(8, RUNS), (16, MASKED), (32, MASKED)}
-# TIFF
-WIDTH, HEIGHT, BITS, COMPRESSION, COLOUR, SAMPLES, FORMAT = 256, 257, 258, 259, 262, 277, 339
-STRIPS, STRIP_LENGTHS, TILES, TILE_LENGTHS = 273, 279, 324, 325
-SINGLE = (WIDTH, HEIGHT, COMPRESSION, COLOUR, SAMPLES)
-READ = frozenset({*SINGLE, BITS, FORMAT, STRIPS, STRIP_LENGTHS, TILES, TILE_LENGTHS})
-SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # the types that numbers of this directory have
-TIFF_DEPTHS = (1, 2, 4, 8, 16, 32)
-FLOATS = 3  # in FORMAT
-# What the decoder takes: none, CCITT, LZW, JPEG, deflate, PackBits, deflate by its old number, Zstandard.
-UNCOMPRESSED, TIFF_COMPRESSIONS = 1, frozenset({1, 2, 3, 4, 5, 7, 8, 32773, 32946, 50000})
-PRIVATE = 32768  # tags from here on are anybody's
-MOST_ENTRIES = 4096
 
 
 @dataclass(frozen=True)
 class Header:
-    """The size of an image as it is stored: before its EXIF orientation is applied."""
+    """The size of an image as it is stored, and what of it the rule for its pixels asks for (decode.py)."""
 
     width: int
     height: int
+    orientation: Orientation = UPRIGHT
+    depth: int = 8  # bits of a sample, where they are more than 8
+    coarse: bool = False  # of those, only the upper 8 can be read
+    inverted: bool = False  # Pillow takes its inks for inverted, which they are not
+    detour: str = ""  # what keeps other decoders than `decode` from the right pixels; empty: nothing
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(h, w) after the orientation is applied."""
+        sideways = self.orientation.value >= 5
+        return (self.width, self.height) if sideways else (self.height, self.width)
 
 
 class Damaged(Exception):
     """The structure is broken, in words that end the sentence "the image is damaged: ..."."""
+
+
+class Unsupported(Damaged):
+    """The image is of a kind that is not decoded, in words that end "this kind of image is not supported: ..."."""
 
 
 class Truncated(Damaged):
@@ -67,7 +73,9 @@ def read_png(data: memoryview) -> Header:
     at = len(PNG_SIGNATURE)
     header: Header | None = None
     seen: set[bytes] = set()
-    colour = 0
+    records: list[Record] = []
+    xmp: list[bytes] = []
+    colour, doubt = 0, ""
     while True:
         need(data, at + 8)
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -85,17 +93,33 @@ def read_png(data: memoryview) -> Header:
             width, height, depth, colour, *methods = struct.unpack_from(">IIBBBBB", data, body)
             if depth not in PNG_DEPTHS.get(colour, ()) or methods[:2] != [0, 0] or methods[2] > 1:
                 raise Damaged("its header has impossible values")
-            header = Header(width, height)
+            header = Header(width, height, depth=max(8, depth), coarse=colour == GREY_ALPHA)
         elif kind == b"IHDR":
             raise Damaged("it has two headers")
         elif kind == b"IEND":
             if b"IDAT" not in seen:
                 raise Damaged("it has no pixels")
-            return header
+            return replace(header, orientation=settle(records, xmp=xmp, doubt=doubt))
         elif kind == b"IDAT" and colour == PALETTE and b"PLTE" not in seen:
             raise Damaged("it lacks its palette")
+        elif kind == b"eXIf":
+            records.append(exif_record(data[body : end - 4]))
+        elif kind == b"iTXt" and bytes(data[body : body + len(PNG_XMP)]) == PNG_XMP:
+            xmp.append(_text(data[body + len(PNG_XMP) : end - 4]))
+        elif kind in (b"tEXt", b"zTXt", b"iTXt") and bytes(data[body : body + len(PNG_PROFILE)]) == PNG_PROFILE:
+            doubt = "a text chunk holds EXIF, which does not count"
         seen.add(kind)
         at = end
+
+
+def _text(body: memoryview) -> bytes:
+    """Return the text of an iTXt chunk behind its keyword; one that is not as it should be is empty."""
+    compressed = bytes(body[:1]) == b"\1"
+    text = bytes(body).split(b"\0", 4)[-1] if not compressed else bytes(body[2:]).split(b"\0", 2)[-1]
+    try:
+        return zlib.decompressobj().decompress(text, MOST_XMP) if compressed else text
+    except zlib.error:
+        return b""
 
 
 def read_webp(data: memoryview) -> Header:
@@ -104,39 +128,42 @@ def read_webp(data: memoryview) -> Header:
     end = 8 + struct.unpack_from("<I", data, 4)[0]
     need(data, end)
     at, canvas, flags = 12, None, 0
+    image: Header | None = None
+    records: list[Record] = []
+    xmp: list[bytes] = []
+    doubt, odd = "", False
     while at + 8 <= end:
         kind, length = struct.unpack_from("<4sI", data, at)
         body = at + 8
         if body + length > end:
             raise Damaged("a chunk of it is longer than the file")
+        chunk = data[body : body + length]
         if kind == b"VP8X" and canvas is None and length >= 10:
             flags = data[body]
-            if flags & ANIMATION:
-                raise Damaged("it is an animation, which is not supported")
             canvas = Header(_three(data, body + 4) + 1, _three(data, body + 7) + 1)
-        elif kind in (b"VP8 ", b"VP8L"):
-            image = (_lossy if kind == b"VP8 " else _lossless)(data[body : body + length])
-            if canvas and canvas != image:
+        elif kind in (b"VP8 ", b"VP8L") and image is None:
+            image = (_lossy if kind == b"VP8 " else _lossless)(chunk)
+            if canvas and (canvas.width, canvas.height) != (image.width, image.height):
                 raise Damaged("its canvas and its image have different sizes")
-            if flags & METADATA:
-                _check_metadata(data, end)
-            return image
-        elif canvas is None:
+        elif kind == b"ANMF" and canvas and flags & ANIMATION:
+            image = image or replace(canvas, detour="it is an animation")
+        elif kind == b"EXIF":
+            records.append(exif_record(chunk))
+            if not flags & METADATA:
+                doubt = "it has EXIF that its header does not announce"
+        elif kind == b"XMP ":
+            xmp.append(bytes(chunk))
+        elif canvas is None and image is None:
             raise Damaged("it does not begin with an image")
+        if length % 2 and not records:
+            odd = True
         at = body + length + length % 2
-    raise Damaged("it has no image")
-
-
-def _check_metadata(data: memoryview, end: int) -> None:
-    """Refuse what nvImageCodec 0.9 loses its way in: it forgets the padding of odd chunks on its way to EXIF."""
-    at = 12
-    while at + 8 <= end:
-        kind, length = struct.unpack_from("<4sI", data, at)
-        if kind == b"EXIF":
-            return
-        if length % 2:
-            raise Damaged("its EXIF metadata stands behind a chunk of odd length, which the decoder can't read")
-        at += 8 + length
+    if image is None:
+        raise Damaged("it has no image")
+    if records and odd and not doubt:
+        # nvImageCodec 0.9 forgets the padding of odd chunks on its way to EXIF, and refuses the image.
+        doubt = "its EXIF stands behind a chunk of odd length"
+    return replace(image, orientation=settle(records, xmp=xmp, doubt=doubt))
 
 
 def _lossy(data: memoryview) -> Header:
@@ -190,62 +217,3 @@ def read_bmp(data: memoryview) -> Header:
     if compression != RUNS:  # rows have a known length
         need(data, pixels + (width * bits + 31) // 32 * 4 * abs(height))  # a negative height: rows from the top
     return Header(width, abs(height))
-
-
-def read_tiff(data: memoryview) -> Header:
-    """Return the header of a TIFF. Raises Damaged, or Truncated where its directory or pixels are missing."""
-    order = "<" if bytes(data[:2]) == b"II" else ">"
-    need(data, 16)
-    big = struct.unpack_from(f"{order}H", data, 2)[0] == 43  # BigTIFF: 64-bit offsets
-    (at,) = struct.unpack_from(f"{order}Q" if big else f"{order}I", data, 8 if big else 4)
-    tags = _directory(data, order, at, big)
-    if any(len(tags.get(tag, (1,))) != 1 for tag in SINGLE):
-        raise Damaged("its directory has impossible values")
-    if WIDTH not in tags or HEIGHT not in tags or COLOUR not in tags:
-        raise Damaged("its directory lacks what describes the image")
-    (width,), (height,), (samples,) = tags[WIDTH], tags[HEIGHT], tags.get(SAMPLES, (1,))
-    bits = tags.get(BITS, (1,))
-    starts, lengths = (
-        tags.get(STRIPS) or tags.get(TILES, ()),
-        tags.get(STRIP_LENGTHS) or tags.get(TILE_LENGTHS, ()),
-    )
-    if not width or not height or not starts or len(starts) != len(lengths):
-        raise Damaged("its directory has impossible values")
-    if bits[0] not in TIFF_DEPTHS or len(set(bits)) > 1 or len(bits) not in (1, samples) or not 1 <= samples <= 5:
-        raise Damaged("its directory has an impossible pixel format")
-    (compression,), depth = tags.get(COMPRESSION, (UNCOMPRESSED,)), bits[0]
-    if compression not in TIFF_COMPRESSIONS:
-        raise Damaged(f"its compression {compression} is not supported")
-    if (depth == 32 and set(tags.get(FORMAT, ())) != {FLOATS}) or (depth == 1 and compression == UNCOMPRESSED):
-        raise Damaged(f"its {depth} bits a sample, stored like this, are not supported")
-    for start, length in zip(starts, lengths, strict=True):
-        need(data, start + length)
-    return Header(width, height)
-
-
-def _directory(data: memoryview, order: str, at: int, big: bool) -> dict[int, tuple[int, ...]]:
-    """Return the numbers of a directory by tag; entries of other types are skipped."""
-    head, entry, count_code = (8, 20, "Q") if big else (2, 12, "I")
-    if at < 8:
-        raise Damaged("its directory has an impossible place")
-    need(data, at + head)
-    (entries,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, at)
-    if not 1 <= entries <= MOST_ENTRIES:
-        raise Damaged(f"its directory has {entries} entries")
-    need(data, at + head + entries * entry)
-    tags: dict[int, tuple[int, ...]] = {}
-    for place in range(at + head, at + head + entries * entry, entry):
-        tag, kind, count = struct.unpack_from(f"{order}HH{count_code}", data, place)
-        if kind not in SIZES:
-            if tag < PRIVATE:
-                raise Damaged("its directory has an unknown type")
-            continue  # a private tag may have what type it likes
-        value, size = place + 4 + struct.calcsize(count_code), count * SIZES[kind]
-        if size > struct.calcsize(count_code):  # the values lie elsewhere
-            (value,) = struct.unpack_from(f"{order}{count_code}", data, value)
-        need(data, value + size)
-        if tag in READ:
-            if kind not in NUMBERS:
-                raise Damaged("its directory has values of the wrong type")
-            tags[tag] = struct.unpack_from(f"{order}{count}{NUMBERS[kind]}", data, value)
-    return tags

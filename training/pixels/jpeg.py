@@ -8,14 +8,21 @@ does not decode: of damaged coefficients libjpeg-turbo makes an image with a fla
 
 import re
 import struct
+from dataclasses import replace
 
-from .formats import Damaged, Header, Truncated, need
+from .formats import Damaged, Header, Truncated, Unsupported, need
+from .orientation import PREFIX, Record, exif_record, settle
 
 SOI, EOI, SOS, DQT, DHT, DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
-BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
-FRAMES = frozenset({BASELINE, EXTENDED, PROGRESSIVE})
-OTHER_FRAMES = frozenset(range(0xC0, 0xD0)) - FRAMES - {DHT}  # and the conditioning of arithmetic coding
-IGNORED = frozenset({*range(0xE0, 0xF0), 0xFE, 0xDC})  # application data, comment, number of lines
+BASELINE, EXTENDED, PROGRESSIVE, LOSSLESS, ARITHMETIC, BOTH = 0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA
+FRAMES = frozenset({BASELINE, EXTENDED, PROGRESSIVE, LOSSLESS, ARITHMETIC, BOTH})  # both: progressive, arithmetic
+DETOURS = {LOSSLESS: "it is lossless", ARITHMETIC: "it is arithmetic-coded", BOTH: "it is arithmetic-coded"}
+CONDITIONING = 0xCC  # of arithmetic coding
+OTHER_FRAMES = frozenset(range(0xC0, 0xD0)) - FRAMES - {DHT, CONDITIONING}
+# Application data, comment, number of lines.
+IGNORED = frozenset({*range(0xE0, 0xF0), 0xFE, 0xDC, CONDITIONING})
+APP1, APP14 = 0xE1, 0xEE
+XMP, ADOBE = b"http://ns.adobe.com/xap/1.0/\0", b"Adobe"
 ALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length
 TABLES = 4  # tables of a kind that a file may define
 STANDARD_TABLES = {(kind, number) for kind in (0, 1) for number in (0, 1)}
@@ -33,11 +40,36 @@ class _Walk:
     def __init__(self, data: memoryview) -> None:
         self.data = data
         self.header: Header | None = None
-        self.progressive = False
+        self.records: list[Record] = []
+        self.xmp: list[bytes] = []
+        self.doubt = ""
+        self.adobe = self.progressive = self.lossless = self.arithmetic = False
         self.components: dict[int, tuple[int, int, int]] = {}  # by id: h and v sampling, quantisation table
         self.quantisation: set[int] = set()
         self.huffman: set[tuple[int, int]] = set()  # class (0 for DC, 1 for AC) and number
         self.scans = 0
+
+    def application(self, start: int, end: int, marker: int) -> None:
+        body = self.data[start:end]
+        if marker == APP1 and body[: len(PREFIX)] == PREFIX:
+            self.records.append(exif_record(body[len(PREFIX) :]))
+            if self.header:
+                self.doubt = "its EXIF stands behind its frame header"
+        elif marker == APP1 and body[: len(XMP)] == XMP:
+            self.xmp.append(bytes(body))
+        elif marker == APP14 and body[: len(ADOBE)] == ADOBE:
+            self.adobe = True
+
+    def whole(self) -> Header:
+        """Return the header, with what the segments before the image say."""
+        assert self.header
+        plain_inks = len(self.components) == 4 and not self.adobe
+        return replace(
+            self.header,
+            orientation=settle(self.records, xmp=self.xmp, doubt=self.doubt),
+            inverted=plain_inks,
+            detour=self.header.detour or ("its inks are not Adobe's" if plain_inks else ""),
+        )
 
     def frame(self, start: int, end: int, marker: int) -> None:
         if self.header:
@@ -48,7 +80,7 @@ class _Walk:
         if end - start != 6 + 3 * count or count not in (1, 3, 4):
             raise Damaged(f"its frame header has {count} components")
         if precision != 8:
-            raise Damaged(f"it has {precision} bits a sample, 8 are supported")
+            raise Unsupported(f"it has {precision} bits a sample, not 8")
         if not width or not height:
             raise Damaged(f"its frame header says {width} x {height} pixels")
         for at in range(start + 6, end, 3):
@@ -61,11 +93,12 @@ class _Walk:
         for h, v, _ in self.components.values():
             if not (1 <= h <= 4 and 1 <= v <= 4) or across % h or down % v:
                 raise Damaged("its frame header has impossible sampling factors")
-        self.progressive = marker == PROGRESSIVE
+        self.progressive = marker in (PROGRESSIVE, BOTH)
+        self.lossless, self.arithmetic = marker == LOSSLESS, marker in (ARITHMETIC, BOTH)
         if not self.progressive:
             # libjpeg-turbo brings the standard tables for streams that leave them out, as Motion JPEG does.
             self.huffman |= STANDARD_TABLES
-        self.header = Header(width, height)
+        self.header = Header(width, height, detour=DETOURS.get(marker, ""))
 
     def quantisation_tables(self, start: int, end: int) -> None:
         while start < end:
@@ -94,8 +127,8 @@ class _Walk:
             self.huffman.add((kind >> 4, kind & 15))
             start += symbols
 
-    def scan(self, start: int, end: int) -> Header:
-        """Check a scan header and return the frame's."""
+    def scan(self, start: int, end: int) -> None:
+        """Check a scan header."""
         if not self.header:
             raise Damaged("it has a scan before its frame header")
         count = self.data[start] if end > start else 0
@@ -115,10 +148,12 @@ class _Walk:
             seen.add(number)
             h, v, quantisation = self.components[number]
             blocks += h * v
-            if quantisation not in self.quantisation:
+            if quantisation not in self.quantisation and not self.lossless:
                 raise Damaged("it lacks a quantisation table")
-            direct = first == 0 and not (self.progressive and approximation >> 4)
-            alternating = first > 0 or not self.progressive
+            if self.arithmetic:
+                continue
+            direct = (first == 0 or self.lossless) and not (self.progressive and approximation >> 4)
+            alternating = not self.lossless and (first > 0 or not self.progressive)
             if (direct and (0, tables >> 4) not in self.huffman) or (
                 alternating and (1, tables & 15) not in self.huffman
             ):
@@ -126,7 +161,6 @@ class _Walk:
         if count > 1 and blocks > MOST_BLOCKS:
             raise Damaged("a scan of it has more blocks a unit than the standard allows")
         self.scans += 1
-        return self.header
 
     def is_last(self, start: int) -> bool:
         """Say whether the scan whose header begins at `start` is the whole image."""
@@ -148,7 +182,7 @@ def read_jpeg(data: memoryview) -> Header:
         if marker == EOI:
             if not walk.scans or walk.header is None:
                 raise Damaged("it ends before its image begins")
-            return walk.header
+            return walk.whole()
         at += 2
         if marker in ALONE:
             continue
@@ -159,7 +193,7 @@ def read_jpeg(data: memoryview) -> Header:
         if end < at or marker == 0:
             raise Damaged("a segment of it has an impossible length")
         if marker in OTHER_FRAMES:
-            raise Damaged("it is lossless, hierarchical or arithmetic-coded, which is not supported")
+            raise Unsupported("it is hierarchical, or both lossless and arithmetic-coded")
         if marker in FRAMES:
             walk.frame(at, end, marker)
         elif marker == DQT:
@@ -170,14 +204,16 @@ def read_jpeg(data: memoryview) -> Header:
             if end - at != 2:
                 raise Damaged("its restart interval is broken")
         elif marker == SOS:
-            header = walk.scan(at, end)
+            walk.scan(at, end)
             if walk.is_last(at) and bytes(data[max(end, len(data) - TAIL) :]).rfind(END_MARK) >= 0:
                 # Of a damaged middle libjpeg-turbo makes an image with a flaw: there is no need to look at it.
-                return header
+                return walk.whole()
             found = MARKER.search(data, end)
             if not found:
                 raise Truncated("its end is missing")
             end = found.start()
+        elif marker in (APP1, APP14):
+            walk.application(at, end, marker)
         elif marker not in IGNORED:
             raise Damaged(f"it has a segment of the unknown kind {marker:#x}")
         at = end

@@ -7,15 +7,16 @@
 antialiased resize that follows would average away. At 8 eighths the pixels are those of DALI's decoder.
 """
 
-import io
 import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from .verdict import MAX_BYTES, MAX_PIXELS
+from .decode import ValueRange, gate
+from .orientation import TURNS
+from .verdict import MAX_BYTES, MAX_PIXELS, BadImage, inspect
 
 Buffer = bytes | memoryview
 
@@ -24,31 +25,24 @@ FULL = 8
 MARGIN = 2.0
 SMALL = 64  # pixels of the longer side: nothing to save, and below 8 the sizes of two scales are the same
 COLOURS = ("YCbCr", "RGB", "Gray")  # those of inks are converted by one decoder only, DALI's
-ORIENTATION = 0x0112  # of EXIF
-# For each orientation of EXIF: whether to transpose, and then to flip up-down and left-right.
-UPRIGHT = {
-    1: (False, False, False),
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """Which encoded images are decoded, by their headers, and whether JPEGs are in full."""
+    """Which encoded images are decoded, whether JPEGs are in full, and what samples of more than 8 bits mean."""
 
     max_bytes: int = MAX_BYTES
     max_pixels: int = MAX_PIXELS
     full: bool = False
+    value_range: ValueRange | None = None  # of samples of more than 8 bits
 
     def scale(self, ratio: float) -> int:
         """Return the scale, in eighths, for what is resized to `ratio` of its sides."""
         return FULL if self.full else eighths(ratio)
+
+    def gate(self, data: bytes) -> bytes | BadImage:
+        """Return what any decoder may be given for an image, or why it is refused."""
+        return gate(data, max_bytes=self.max_bytes, max_pixels=self.max_pixels, value_range=self.value_range)
 
 
 def eighths(ratio: float) -> int:
@@ -89,13 +83,16 @@ class Jpeg:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
         except (ValueError, KeyError):  # KeyError of a sampling that it has no name for (1.9.0)
             return None
-        return cls(data, (height, width), _orientation(data)) if colours in COLOURS else None
+        found = inspect(data)
+        if colours not in COLOURS or isinstance(found, BadImage) or found.detour:
+            return None
+        return cls(data, (height, width), found.orientation.value)
 
     @property
     def size(self) -> tuple[int, int]:
         """(h, w) upright."""
         height, width = self.stored
-        return (width, height) if UPRIGHT[self.orientation][0] else (height, width)
+        return (width, height) if TURNS[self.orientation][0] else (height, width)
 
     def decode(self, scale: int = FULL) -> Scaled:
         """Decode at `scale` eighths. Raises ValueError for data that libjpeg-turbo gives up on."""
@@ -105,7 +102,7 @@ class Jpeg:
         height, width = (-(-side * scale // FULL) for side in self.stored)
         # Not strict: of a damaged middle libjpeg-turbo makes an image with a flaw.
         pixels = simplejpeg.decode_jpeg(self.data, "RGB", min_height=height, min_width=width, strict=False)
-        transpose, *flips = UPRIGHT[self.orientation]
+        transpose, *flips = TURNS[self.orientation]
         exact = [side * scale / FULL for side in self.stored]
         if transpose:
             pixels, exact = pixels.transpose(1, 0, 2), exact[::-1]
@@ -115,17 +112,3 @@ class Jpeg:
         top, left = rows - high if flips[0] else 0.0, columns - wide if flips[1] else 0.0
         area = (top, left, top + high, left + wide)
         return Scaled(np.ascontiguousarray(pixels), area)
-
-
-def _orientation(data: Buffer) -> int:
-    """Return the EXIF orientation, 1 where there is none that makes sense."""
-    from PIL import Image
-
-    exif = Image.Exif()
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            exif.load(image.info.get("exif", b""))
-        found: Any = exif.get(ORIENTATION, 1)
-    except Exception:  # of metadata: Pillow raises nearly anything
-        found = 1
-    return found if found in UPRIGHT else 1

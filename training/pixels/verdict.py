@@ -4,8 +4,8 @@
     bad = bad or trial(data)    # decodes a WebP or TIFF once
 
 It spares the decoder what can't be decoded and gives the sender a reason. Behind `admit` a JPEG, PNG or BMP
-decodes; a WebP or TIFF, which have no checksums, may still be damaged where only a decoder can tell. It reads
-the buffer where it lies. Only `trial` needs more than the standard library: Pillow.
+decodes; others, which have no checksums, may still be damaged where only a decoder can tell. It reads the buffer
+where it lies. GIF, AVIF, HEIC and `trial` need more than the standard library: Pillow.
 """
 
 import io
@@ -13,8 +13,10 @@ import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from .formats import BMP_HEADERS, Damaged, Header, Truncated, read_bmp, read_png, read_tiff, read_webp
+from .container import HEIC_BRANDS, read_avif, read_gif, read_heic
+from .formats import BMP_HEADERS, Damaged, Header, Truncated, Unsupported, read_bmp, read_png, read_webp
 from .jpeg import read_jpeg
+from .tiff import read_tiff
 
 MAX_BYTES = 32 * 1024 * 1024
 MAX_PIXELS = 64_000_000  # 64 MP: every phone's full-size photo, and 190 MB decoded
@@ -23,22 +25,21 @@ Buffer = bytes | memoryview  # of bytes: any contiguous one-dimensional buffer d
 # A flipped bit of a WebP or a TIFF is not told by any checksum, and their decoders give up on most. Of a JPEG,
 # libjpeg-turbo makes an image with a flaw; a PNG has checksums.
 UNCHECKED = ("WEBP", "TIFF")
-SUPPORTED = "JPEG, PNG, WebP, BMP and TIFF are supported"
+SUPPORTED = "JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF and HEIC are supported"
 READERS: dict[str, Callable[[memoryview], Header]] = {
     "JPEG": read_jpeg,
     "PNG": read_png,
     "WEBP": read_webp,
     "BMP": read_bmp,
     "TIFF": read_tiff,
+    "GIF": read_gif,
+    "AVIF": read_avif,
+    "HEIC": read_heic,
 }
+KINDS = tuple(READERS)
 # What else people send, by its first bytes, so that the answer can call it by name.
 STRANGERS = (
-    (b"GIF8", 0, "a GIF"),
     (b"%PDF", 0, "a PDF"),
-    (b"ftypheic", 4, "an HEIC image"),
-    (b"ftypheix", 4, "an HEIC image"),
-    (b"ftypmif1", 4, "an HEIF image"),
-    (b"ftypavif", 4, "an AVIF image"),
     (b"ftyp", 4, "a video"),
     (b"\x00\x00\x00\x0cjP  ", 0, "a JPEG 2000"),
     (b"\xff\x0a", 0, "a JPEG XL"),
@@ -62,19 +63,29 @@ def admit(data: Buffer, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIX
         return BadImage("the image is empty: 0 bytes")
     if len(view) > max_bytes:
         return BadImage(f"the image has {len(view)} bytes; at most {max_bytes} are accepted")
-    kind = kind_of(view)
-    if not kind:
-        return BadImage(f"the data is {_describe(bytes(view[:64]))}; {SUPPORTED}")
-    try:
-        header = READERS[kind](view)
-    except Truncated as reason:
-        return BadImage(f"the {kind} image is truncated: {reason}")
-    except Damaged as reason:
-        return BadImage(f"the {kind} image is damaged: {reason}")
+    header = inspect(view)
+    if isinstance(header, BadImage):
+        return header
     if header.width * header.height > max_pixels:
         size = f"{header.width} x {header.height}"
         return BadImage(f"the image has {size} pixels; at most {max_pixels} are accepted")
     return None
+
+
+def inspect(data: Buffer) -> Header | BadImage:
+    """Return what the structure of an encoded image says of it, or what is wrong with it."""
+    view = memoryview(data)
+    kind = kind_of(view)
+    if not kind:
+        return BadImage(f"the data is {_describe(bytes(view[:64]))}; {SUPPORTED}")
+    try:
+        return READERS[kind](view)
+    except Unsupported as reason:
+        return BadImage(f"this kind of {kind} is not supported: {reason}")
+    except Truncated as reason:
+        return BadImage(f"the {kind} image is truncated: {reason}")
+    except Damaged as reason:
+        return BadImage(f"the {kind} image is damaged: {reason}")
 
 
 def trial(data: Buffer, *, kinds: Collection[str] = UNCHECKED) -> BadImage | None:
@@ -100,9 +111,10 @@ def trial(data: Buffer, *, kinds: Collection[str] = UNCHECKED) -> BadImage | Non
 
 def undecodable(data: Buffer) -> BadImage:
     """Return the message for an image that `admit` let through and the decoder refused."""
-    view = memoryview(data)
-    kind = kind_of(view)
-    header = READERS[kind](view)
+    header = inspect(data)
+    if isinstance(header, BadImage):
+        return header
+    kind = kind_of(memoryview(data))
     return BadImage(
         f"the {kind} image of {header.width} x {header.height} pixels can't be decoded: its data is corrupt"
     )
@@ -117,6 +129,10 @@ def kind_of(view: memoryview) -> str:
         return "PNG"
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
         return "WEBP"
+    if start.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if start[4:8] == b"ftyp":
+        return "AVIF" if start[8:12] in (b"avif", b"avis") else "HEIC" if start[8:12] in HEIC_BRANDS else ""
     if start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return "TIFF"
     # Two letters begin many a text as well: the length of the second header makes it a BMP.

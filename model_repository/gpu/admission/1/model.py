@@ -1,6 +1,7 @@
-"""Triton python-backend model `admission`: lets an encoded image through as it is, or fails its request.
+"""Triton python-backend model `admission`: lets an encoded image through, or fails its request.
 
 It stands in front of the dali backend, which fails every request of a batch for one image that it can't decode.
+What the GPU's decoders would not decode, or not right, goes on as pixels.
 `pixels/` beside this file is a copy of the project's one definition, put there by `retinaserve build`; it
 needs neither DALI nor a GPU.
 """
@@ -9,8 +10,9 @@ import json
 from functools import partial
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
-from pixels import BadImage, admit, trial
+from pixels import BadImage, gate, trial
 
 
 class TritonPythonModel:
@@ -46,15 +48,22 @@ class TritonPythonModel:
         return [self._answer(pb_utils.get_input_tensor_by_name(request, "image_bytes")) for request in requests]
 
     def _answer(self, tensor: Any) -> Any:
-        bad = [reason for row in tensor.as_numpy() if (reason := self._refusal(memoryview(row)))]
+        rows = [memoryview(row) for row in tensor.as_numpy()]
+        found = [self._pass(row) for row in rows]
+        bad = [each for each in found if isinstance(each, BadImage)]
         if bad:
             self._bad_images.increment(len(bad))
             return pb_utils.InferenceResponse(
                 error=pb_utils.TritonError(bad[0].message, pb_utils.TritonError.INVALID_ARG)
             )
-        # The very tensor that came in: it lies in shared memory already, a new one would be copied there.
-        return pb_utils.InferenceResponse([tensor])
+        if all(each is row for each, row in zip(found, rows, strict=True)):
+            # The very tensor that came in: it lies in shared memory already, a new one would be copied there.
+            return pb_utils.InferenceResponse([tensor])
+        longest = max(map(len, found))
+        padded = np.stack([np.frombuffer(bytes(each).ljust(longest, b"\0"), np.uint8) for each in found])
+        return pb_utils.InferenceResponse([pb_utils.Tensor("image_bytes", padded)])
 
-    def _refusal(self, data: memoryview) -> BadImage | None:
-        bad: BadImage | None = admit(data, **self._limits)
-        return self._trial(data) if self._trial and not bad else bad
+    def _pass(self, data: memoryview) -> Any:
+        """Return what the decoder may be given: the data itself, or its pixels; or why it is refused."""
+        found = gate(data, **self._limits)
+        return (self._trial and found is data and self._trial(data)) or found
