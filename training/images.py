@@ -6,7 +6,8 @@ answers = detector.predict_many(read_files(files.values()))
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from glob import glob, has_magic
 from pathlib import Path
 from typing import TypeVar
@@ -17,18 +18,25 @@ from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import SUFFIXES
 
 T = TypeVar("T")
+SHOWN = 4  # kinds of files that were left out
 
 
-def find_images(places: Sequence[str | Path]) -> list[Path]:
+def find_images(places: Sequence[str | Path], *, left_out: Callable[[str], object] = lambda _: None) -> list[Path]:
     """Return the images that files, directories and patterns mean, each once, in natural order.
 
     Files are taken as they are named; directories (with all below them) and patterns give the files with the
-    suffix of an image. The order of `places` is kept. Raises UserError for a place that does not exist or has no
-    images.
+    suffix of an image; `left_out` is told in a line of others that are there. The order of `places` stays. Raises
+    UserError for a place that does not exist or has no images.
     """
     found: dict[Path, None] = {}
+    others: Counter[str] = Counter()
     for place in places:
-        found.update(dict.fromkeys(_images_of(str(place))))
+        found.update(dict.fromkeys(_images_of(str(place), others)))
+    if others:
+        kinds = [f"{count} {suffix}" for suffix, count in others.most_common(SHOWN)]
+        rest = f" and {others.total() - sum(count for _, count in others.most_common(SHOWN))} more"
+        names = ", ".join(kinds) + rest * (len(others) > SHOWN)
+        left_out(f"{others.total()} files left out, which are no images by their names: {names}")
     if not found:
         raise UserError("no images are given", "files, directories or patterns like 'photos/**/*.jpg'")
     return list(found)
@@ -71,12 +79,12 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def _images_of(place: str) -> Iterable[Path]:
+def _images_of(place: str, others: Counter[str]) -> Iterable[Path]:
     path = Path(place).expanduser()
     if path.is_file():  # also one whose name has the brackets of a pattern
         return [path]
     if path.is_dir():
-        images = _images(path.rglob("*"))
+        images = _images(path.rglob("*"), others)
         if not images:
             raise UserError(f"{place}: no images in this directory", f"suffixes: {_suffixes()}")
         return images
@@ -84,14 +92,21 @@ def _images_of(place: str) -> Iterable[Path]:
         raise UserError(f"{place}: no such file or directory")
     # Path.glob takes no pattern that starts at the root.
     matches = glob(str(path), recursive=True)  # noqa: PTH207
-    images = _images(Path(match) for match in matches)
+    images = _images((Path(match) for match in matches), others)
     if not images:
         raise UserError(f"{place}: the pattern matches no images", f"suffixes: {_suffixes()}")
     return images
 
 
-def _images(paths: Iterator[Path]) -> list[Path]:
-    images = (path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
+def _images(paths: Iterator[Path], others: Counter[str]) -> list[Path]:
+    images = []
+    for path in paths:
+        if not path.is_file():
+            continue
+        if path.suffix.lower() in SUFFIXES:
+            images.append(path)
+        else:
+            others[path.suffix.lower() or "without a suffix"] += 1
     return sorted(images, key=natural_key)
 
 

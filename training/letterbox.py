@@ -19,7 +19,9 @@ Pixels = npt.NDArray[np.uint8]
 
 ORIENTATION = 0x0112  # of EXIF
 SIDEWAYS = (5, 6, 7, 8)  # the orientations that exchange width and height
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff"})  # of images in folders
+SUFFIXES = frozenset(  # of images in folders
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif"}
+)
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for bad files
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from retinaserve.scripts.cli.options import PATH
-from retinaserve.scripts.cli.output import name_next
+from retinaserve.scripts.cli.output import name_next, warn
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
 
@@ -24,7 +24,7 @@ def admit(images: tuple[str, ...], trial: bool, json_path: Path | None) -> None:
 
     if not images:
         raise UserError("no images are given", "files, folders, patterns", code=Exit.USAGE)
-    paths = find_images(images)
+    paths = find_images(images, left_out=warn)
     refused: dict[str, str] = {}
     for path in paths:
         data = path.read_bytes()

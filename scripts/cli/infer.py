@@ -83,7 +83,7 @@ def infer(
             write_json(output, report.coco_results(), indent=None)
             click.echo(f"detections: {output}", err=True)
     else:
-        files = find_images([images])
+        files = find_images([images], left_out=warn)
         failed, count = print_predictions(files, tiled(detector, tiling), score=score, style="jsonl"), len(files)
     quoted = shlex.quote(str(model))
     if model.suffix == ".pth":

@@ -18,7 +18,7 @@ from retinaserve.scripts.cli.options import (
     tls_options,
     wait_option,
 )
-from retinaserve.scripts.cli.output import finish, print_predictions, tiled
+from retinaserve.scripts.cli.output import finish, print_predictions, tiled, warn
 
 if TYPE_CHECKING:
     from retinaserve.eval.client.transport import TlsFiles
@@ -76,7 +76,7 @@ def predict(
         raise click.UsageError(
             "--format yolo and voc go with --labels DIR, a file an image; the others are printed"
         )
-    files = find_images(images)
+    files = find_images(images, left_out=warn)
     with Client(
         server, protocol=protocol, model=ensemble, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls
     ) as client:

@@ -67,3 +67,16 @@ def test_a_link_in_a_circle_ends(tree: Path) -> None:
 )
 def test_what_is_chosen_is_spread_evenly(count: int, most: int, expected: list[int]) -> None:
     assert spread(range(count), most) == expected
+
+
+def test_what_a_folder_holds_besides_images_is_told(tree: Path) -> None:
+    told: list[str] = []
+    (tree / "a.JFIF").touch()
+    (tree / "b.heic").touch()
+    (tree / "more.txt").touch()
+    (tree / "LICENSE").touch()
+    found = find_images([tree], left_out=told.append)
+    assert {"a.JFIF", "b.heic"} <= {path.name for path in found}
+    assert told == ["3 files left out, which are no images by their names: 2 .txt, 1 without a suffix"]
+    find_images(["*.txt", "2.jpg"][1:], left_out=told.append)
+    assert len(told) == 1, "a file that is named is never left out"

@@ -181,11 +181,11 @@ def test_the_server_is_compared(toy: Path, toy_onnx: Path, server: TritonServer,
 @pytest.mark.server
 def test_a_bad_picture_is_left_out_on_all_sides(toy: Path, server: TritonServer, run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes((toy / "images" / "0.jpg").read_bytes())
-    (tmp_path / "b.jpg").write_bytes(b"GIF89a")
+    (tmp_path / "b.jpg").write_bytes(b"%PDF-1.7")
     result = run(toy / "toy.pth", "--server", server.grpc_url, "--images", tmp_path)
     assert result.exit_code == 3, result.output
     assert (
-        "b.jpg: the data is a GIF" in result.stderr and "on 1 images" in result.stdout and "PASS" in result.stdout
+        "b.jpg: the data is a PDF" in result.stderr and "on 1 images" in result.stdout and "PASS" in result.stdout
     )
 
 

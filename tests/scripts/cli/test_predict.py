@@ -147,11 +147,11 @@ def test_a_drop_beyond_the_bound_fails(toy_onnx: Path, folder: Path, run: Run) -
 
 @pytest.mark.server
 def test_eval_counts_a_refused_image_as_nothing_found(server: TritonServer, folder: Path, run: Run) -> None:
-    (folder / "images" / "2.jpg").write_bytes(b"GIF89a")
+    (folder / "images" / "2.jpg").write_bytes(b"%PDF-1.7")
     result = run("eval", "--server", server.grpc_url, "--images", folder / "images",
                  "--annotations", folder / "annotations.json")  # fmt: skip
     assert result.exit_code == 3
-    assert "2.jpg: the data is a GIF" in result.stderr and "1 of 3 images failed" in result.stderr
+    assert "2.jpg: the data is a PDF" in result.stderr and "1 of 3 images failed" in result.stderr
     assert result.stdout.splitlines()[0].split()[:2] == ["ap", "0.000"]
 
 
