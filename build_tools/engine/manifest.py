@@ -19,7 +19,7 @@ from retinaserve.training.files import sha256, whole
 from retinaserve.training.spec import DetectorSpec
 
 FORMAT = 1
-VERSION_PARTS = 3  # a plan fits one major.minor.patch of TensorRT; the fourth number is a build of the same
+VERSION_PARTS = 4  # a plan fits one major.minor.patch.build of TensorRT
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def misfits(manifest: Manifest, target: Target) -> list[str]:
     reasons = []
     if manifest.builder != "tensorrt":
         reasons.append(f"it was built by {manifest.builder}, whose plans only {manifest.builder} runs")
-    elif target.tensorrt and _release(manifest.tensorrt) != _release(target.tensorrt):
+    elif target.tensorrt and not _same_release(manifest.tensorrt, target.tensorrt):
         reasons.append(f"it was built by TensorRT {manifest.tensorrt}, the target has {target.tensorrt}")
     if target.cuda and manifest.cuda and _major(manifest.cuda) != _major(target.cuda):
         reasons.append(f"it was built for CUDA {manifest.cuda}, the target has {target.cuda}")
@@ -145,8 +145,10 @@ def check_plan(plan: Path, target: Target) -> Manifest:
     return manifest
 
 
-def _release(version: str) -> tuple[str, ...]:
-    return tuple(re.split(r"[.+-]", version)[:VERSION_PARTS])
+def _same_release(one: str, other: str) -> bool:
+    """Whether two versions are the same as far as both state them: a user may leave out the build."""
+    parts = (re.split(r"[.+-]", version)[:VERSION_PARTS] for version in (one, other))
+    return all(a == b for a, b in zip(*parts, strict=False))
 
 
 def _major(version: str) -> str:

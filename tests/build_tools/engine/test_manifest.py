@@ -55,7 +55,8 @@ def test_a_plan_and_its_manifest_are_read_as_written(plan: Path) -> None:
     [
         pytest.param(Target(), [], id="nothing known"),
         pytest.param(FITTING, [], id="the same"),
-        pytest.param(Target(tensorrt="10.13.3.40"), [], id="another build of the same release"),
+        pytest.param(Target(tensorrt="10.13.3"), [], id="the same without its build"),
+        pytest.param(Target(tensorrt="10.13.3.40"), ["10.13.3.40"], id="another build of the same release"),
         pytest.param(Target(tensorrt="10.13.2.6"), ["10.13.2.6"], id="another patch"),
         pytest.param(Target(tensorrt="11.4.0"), ["10.13.3.9", "11.4.0"], id="another TensorRT"),
         pytest.param(Target(cuda="13.1"), [], id="a newer CUDA of the same major"),

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from tests.plugins.emulator.native import DecodeProblem, Kernels, Memory, NmsProblem, garbage
+from tests.plugins.emulator.native import LAYOUTS, DecodeProblem, Kernels, Memory, NmsProblem, garbage, laid_out
 
 STRIDES = (8, 16, 32, 64, 128)
 ANCHORS, TOPK, DETECTIONS, IOU = 9, 1000, 100, 0.5
@@ -103,14 +103,15 @@ class Bench:
         data.free()
         return READ_BYTES / (median / 1000)
 
-    def detect(self, logits, deltas, classes):
+    def detect(self, logits, deltas, classes, layout):
         """Return the milliseconds of decode, of NMS, and of both."""
         batch, levels = len(logits[0]), len(logits)
         sizes = [level.shape[2:] for level in logits]
         decode = DecodeProblem.create(
             batch, sizes, classes=classes, anchors=anchor_table(), strides=STRIDES, threshold_logit=LOGIT,
-            topk=TOPK, delta_clamp=CLAMP, half_precision=True,
+            topk=TOPK, delta_clamp=CLAMP, half_precision=True, layout=layout,
         )  # fmt: skip
+        logits, deltas = ([laid_out(level, layout) for level in part] for part in (logits, deltas))
         slots = self.kernels.library.retinaserveDecodeSlots(byref(decode))
         nms = NmsProblem(batch, slots, DETECTIONS, IOU)
         letterbox = np.full((batch, 4), STRIDES[0] * sizes[0][0], np.float32)
@@ -194,21 +195,21 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="+", default=[640, 1280], help="sides of the square input")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--classes", type=int, default=80)
+    parser.add_argument("--layout", choices=LAYOUTS, default="kHWC8", help="of the heads; this is a plan's")
     parser.add_argument("--repeats", type=int, default=50, help="runs of which the median counts")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     asked = parser.parse_args()
     bench = Bench(asked.library, asked.repeats)
     bandwidth = bench.bandwidth()
-    print(
-        f"reads {bandwidth / 1e12:.2f} TB/s; {asked.classes} classes, FP16, medians of {asked.repeats}\n\n{HEADER}"
-    )
+    print(f"reads {bandwidth / 1e12:.2f} TB/s; {asked.classes} classes, FP16 in {asked.layout}, ", end="")
+    print(f"medians of {asked.repeats}\n\n{HEADER}")
     rows = []
     for size in asked.sizes:
         for batch in asked.batches:
             for network in ("trained", "untrained"):
                 logits, deltas = heads(size, batch, asked.classes, network)
                 read = sum(level.nbytes for level in logits) / bandwidth * 1000
-                times = bench.detect(logits, deltas, asked.classes)
+                times = bench.detect(logits, deltas, asked.classes, asked.layout)
                 other = None
                 if network == "trained":
                     other = torchvision_milliseconds(logits, deltas, asked.classes, asked.repeats)

@@ -91,7 +91,8 @@ class Memory:
 
     def __init__(self, kernels, array, *, is_scratch=False):
         self._kernels = kernels
-        self._array = array = np.ascontiguousarray(array)
+        array = np.ascontiguousarray(array)
+        self._array, self.shape = array, array.shape
         self._host = array.reshape(-1).view(np.uint8)
         if kernels.guard:
             edge = np.full(kernels.guard, GARBAGE, np.uint8)
@@ -116,6 +117,14 @@ class Memory:
             raise RuntimeError("a kernel wrote outside its array")
         return inner.view(self._array.dtype).reshape(self._array.shape)
 
+    def write(self, array):
+        """Replace what is there by an array of the same size."""
+        guard = self._kernels.guard
+        self._host[guard : len(self._host) - guard] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self._kernels.check(
+            self._kernels.library.retinaserveToDevice(self._device, self._pointer(), self._host.nbytes)
+        )
+
     def free(self):
         """Check the guards and give the memory back."""
         if self._kernels.guard:
@@ -137,6 +146,8 @@ def laid_out(level, layout):
     """Return a head (B, C, h, w) in a layout of LAYOUTS, with garbage in the channels that mean nothing."""
     vector, last = LAYOUTS[layout]
     batch, channels, height, width = level.shape
+    if not last and channels % vector == 0:
+        return level  # not copied: one of the tests has 8.85 GB
     filled = garbage((batch, rounded_up(channels, vector), height, width), level.dtype)
     filled[:, :channels] = level
     return np.ascontiguousarray(filled.transpose(0, 2, 3, 1)) if last else filled
