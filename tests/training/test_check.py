@@ -11,11 +11,14 @@ from PIL import Image
 
 from retinaserve.scripts.cli.data import data
 from retinaserve.scripts.cli.train import train
-from retinaserve.training.check.checks import check_data, preflight
+from retinaserve.training.check.checks import check_content, check_data, preflight
 from retinaserve.training.check.findings import CODES, Report, refuse_errors
-from retinaserve.training.check.snapshot import read_split
+from retinaserve.training.check.snapshot import ImageFile, Split, read_split
+from retinaserve.training.coco import Annotations
 from retinaserve.training.errors import UserError
 from tests.images import encode
+from tests.training.pixels.known import exif, xmp
+from tests.training.pixels.matrix import exif_segment, with_segments, xmp_segment
 
 Coco = dict[str, Any]
 SIZE = (80, 60)
@@ -103,6 +106,21 @@ MISTAKES: dict[str, tuple[Callable[[Coco, Path], None], dict[str, int]]] = {
     "listed height wrong": (change("images", 3, height=61), {"image-size": 1}),
     "no size listed": (remove("images", "width", "height"), {}),
     "turned by EXIF, listed unturned": (file("2.jpg", encode(smooth_noise(2), orientation=6)), {"image-exif": 1}),
+    "XMP was left behind": (
+        file("2.jpg", with_segments(encode(smooth_noise(2)), exif_segment(exif(1)), xmp_segment(xmp(6)))),
+        {"image-orientation": 1},
+    ),
+    "a sensor of 12 bits": (
+        file(
+            "2.jpg",
+            encode(Image.fromarray(np.asarray(smooth_noise(2).convert("L")).astype(np.uint16) * 16), "PNG"),
+        ),
+        {"image-range": 1},
+    ),
+    "a larger file than servers take": (
+        file("2.jpg", encode(smooth_noise(2), "PNG") + bytes(33 << 20)),
+        {"image-limits": 1},
+    ),
     "id is a string": (change("images", 0, id="1"), {"value-text": 1}),
     "id is a fraction": (change("images", 0, id=1.5), {"image-entry": 1, "annotation-image": 8}),
     "id is missing": (remove("images", "id"), {"image-entry": 1, "annotation-image": 8}),
@@ -326,3 +344,22 @@ def test_training_is_refused_in_one_line(tmp_path: Path, clean: Path) -> None:
 def test_headers_alone_tell_sizes(clean: Path) -> None:
     split = read_split("train", clean, clean / "train.json", decode=False)
     assert [file.size for file in split.files.values()] == [SIZE] * 6 and not split.files[1].digest
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "depth", "words"),
+    [
+        (0, 4095, 16, "values of 0 to 4095 of 0 to 65535; --value-range 0 4095"),
+        (90, 3900, 16, "--value-range 0 4095"),
+        (7000, 9000, 16, "values of 7000 to 9000 of 0 to 65535; --value-range 7000 9000"),
+        (0, 60000, 16, ""),
+        (0, 4000, 12, ""),
+    ],
+    ids=["12 of 16 bits", "nearly", "a narrow band", "all of it", "12 bits"],
+)
+def test_a_range_for_the_sensor_is_named(low: int, high: int, depth: int, words: str) -> None:
+    labels = Annotations(Path("a.json"), {1: "a.png"}, {}, ())
+    files = {1: ImageFile(True, size=(4, 4), levels=(low, high), depth=depth)}
+    split = Split("train", Path("a.json"), labels=labels, files=files)
+    finds = [find[1].format(*find[2:]) for find in check_content(split)]
+    assert [words in find for find in finds] == [True] * bool(words)

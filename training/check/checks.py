@@ -34,6 +34,7 @@ Find = tuple[Any, ...]  # code, format of an example, its values
 
 SLACK = 2.0  # pixels over the border that are rounding
 TINY = 2.0
+USED = 0.3  # of the range of a format, below which a sensor's own is worth stating
 RARE = 10
 IMBALANCE = 100
 ALIKE = 12  # of 512 signs that may differ in images that look the same
@@ -127,6 +128,30 @@ def check_files(split: Split) -> Iterator[Find]:
             turned = file.turned and listed == file.size[::-1]
             code, what = ("image-exif", "upright") if turned else ("image-size", "is")
             yield code, "{}: listed as {} x {}, {} {} x {}", name, *listed, what, *file.size
+
+
+def check_content(split: Split) -> Iterator[Find]:
+    """Files that are seen in another way than somebody may think."""
+    deep: list[tuple[int, int, int]] = []
+    for number, name in split.labels.images.items():
+        file = split.files[number]
+        if file.dispute:
+            yield "image-orientation", "{}: {}", name, file.dispute
+        if file.refused:
+            yield "image-limits", "{}: {}", name, file.refused
+        if file.levels:
+            deep.append((*file.levels, file.depth))
+    if not deep:
+        return
+    low, high = min(least for least, _, _ in deep), max(most for _, most, _ in deep)
+    top = 2 ** max(depth for _, _, depth in deep) - 1
+    if high - low < top * USED:
+        # From 0 and up to a power of two, as sensors count, unless that would waste most of it again.
+        white = 2 ** high.bit_length() - 1
+        black = 0 if high - low >= white * USED else low
+        white = white if black == 0 else high
+        example = "{} images: values of {} to {} of 0 to {}; --value-range {} {}"
+        yield "image-range", example, len(deep), low, high, top, black, white
 
 
 def check_repeated_images(split: Split) -> Iterator[Find]:
@@ -252,6 +277,7 @@ def check_split_categories(train: Split, val: Split) -> Iterator[Find]:
 
 CHECKS: tuple[Callable[[Split], Iterator[Find]], ...] = (
     check_files,
+    check_content,
     check_repeated_images,
     check_categories,
     check_boxes,

@@ -102,6 +102,27 @@ CODES: Mapping[str, Code] = {
         SAME,
         "COCO's AP takes 100 detections of a class in an image; ap_all takes all",
     ),
+    "image-orientation": Code(
+        "warning",
+        "images whose metadata disagrees on which way up they are",
+        "the first EXIF record decides, as in browsers: look whether the boxes fit, or save them again upright",
+        "by EXIF's first record",
+        "by EXIF's first record",
+    ),
+    "image-range": Code(
+        "warning",
+        "sets of more than 8 bits a sample that use a fraction of their range: nearly black for the network",
+        "train with the --value-range that the sensor has",
+        "scaled by the format's range, or --value-range",
+        "scaled as in training",
+    ),
+    "image-limits": Code(
+        "warning",
+        "images that a server refuses unless it is built for them",
+        "build --max-image-bytes N --max-image-pixels N",
+        SAME,
+        "refused, unless raised by the same flags",
+    ),
     "image-repeated": Code("warning", "images that are there more than once", "keep one of each", SAME, SAME),
     "image-ambiguous": Code(
         "error", "names that several images have", "name the folder of the images that are meant"

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -38,6 +38,10 @@ class ImageFile:
     turned: bool = False  # EXIF swaps its sides
     digest: str = ""  # of the file's bytes
     look: int | None = None  # bits, equal for images that look the same; None for flat ones
+    dispute: str = ""  # what its metadata disagrees on about its orientation
+    levels: tuple[int, int] | None = None  # the least and the largest of samples of more than 8 bits
+    depth: int = 8
+    refused: str = ""  # why a server that is built by default would not take it
 
 
 @dataclass(frozen=True)
@@ -103,17 +107,33 @@ def read_image(path: Path, *, decode: bool) -> ImageFile:
     try:
         header = read_header(path)
         size = (header.upright[1], header.upright[0])
-        turned = header.orientation.value in SIDEWAYS
+        found = ImageFile(
+            True,
+            size=size,
+            turned=header.orientation.value in SIDEWAYS,
+            dispute=header.orientation.dispute,
+            depth=header.depth,
+            refused=_beyond(path.stat().st_size, size),
+        )
         if not decode:
-            return ImageFile(True, "", size, turned)
+            return found
+        if header.depth > 8:
+            samples = pixels.samples(data)
+            found = replace(found, levels=(int(samples.min()), int(samples.max())))
         # A part of the size is decoded as strictly as the whole, in a fraction of the time.
         image = Image.fromarray(np.ascontiguousarray(pixels.decode(data, side=4 * LOOK)))
-        small = image.convert("L").resize((LOOK + 1, LOOK + 1))
-        return ImageFile(True, "", size, turned, hashlib.blake2b(data, digest_size=16).hexdigest(), _look(small))
+        look = _look(image.convert("L").resize((LOOK + 1, LOOK + 1)))
+        return replace(found, digest=hashlib.blake2b(data, digest_size=16).hexdigest(), look=look)
     except UserError as error:
         return ImageFile(True, error.message.removeprefix(f"{path}: the image can't be read: "))
     except OSError as error:
         return ImageFile(True, str(error))
+
+
+def _beyond(size: int, sides: tuple[int, int]) -> str:
+    if size > pixels.MAX_BYTES:
+        return f"{size / 2**20:.1f} MiB"
+    return f"{sides[0]} x {sides[1]} pixels" if sides[0] * sides[1] > pixels.MAX_PIXELS else ""
 
 
 def _look(small: Image.Image) -> int | None:

@@ -8,7 +8,7 @@
 The package imports nothing of ours outside itself: `build` copies it whole into Triton model directories.
 """
 
-from .decode import decode, gate
+from .decode import decode, gate, samples
 from .formats import Header
 from .scaled import FULL, Decoding, Jpeg, Scaled, eighths
 from .verdict import KINDS, MAX_BYTES, MAX_PIXELS, BadImage, admit, inspect, trial, undecodable
@@ -28,6 +28,7 @@ __all__ = [
     "eighths",
     "gate",
     "inspect",
+    "samples",
     "trial",
     "undecodable",
 ]
