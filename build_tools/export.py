@@ -68,7 +68,8 @@ def export(
 ) -> Exported:
     """Write a checkpoint as an ONNX graph, or as a TensorRT plan for this machine's GPU, as `output` ends.
 
-    size: H, W, multiples of the largest stride; the checkpoint's own if None.
+    size: H, W, multiples of the largest stride, or the shorter and the longest side, as the checkpoint's resize
+    rule has it; the checkpoint's own if None.
     precision: what the network computes in; decode and NMS are float always. With flavour "tensorrt", what is not
     INT8 of an int8 network is in FP16.
     flavour: decode and NMS in standard operators for any runtime, or in this project's TensorRT plugins;
@@ -186,7 +187,12 @@ def load_network(checkpoint: Path, size: tuple[int, int] | None = None) -> tuple
 
 
 def check_size(spec: DetectorSpec, size: tuple[int, int]) -> None:
-    """Raise UserError unless the sides are multiples of the largest stride, or the size is the checkpoint's."""
+    """Raise UserError unless the sides are multiples of the largest stride, or the size is the checkpoint's.
+
+    A rule that makes canvases of each image's own size sees to that itself.
+    """
+    if not spec.resizing.fixed:
+        return
     stride = max(spec.strides)
     if size != spec.size and any(side % stride for side in size):
         height, width = (max(stride, round(side / stride) * stride) for side in size)

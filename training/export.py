@@ -23,9 +23,14 @@ from retinaserve.training.spec import METADATA_CLASSES, METADATA_SPEC, NETWORK_I
 
 OPSET = 18  # the exporter's own; ONNX Runtime, OpenVINO and TensorRT 10 and later all parse it
 
+TRACED = (256, 384)  # where sides are dynamic: multiples of every rule's, and of more than one cell on every level
+
 
 def export_heads(model: nn.Module, spec: DetectorSpec, path: Path) -> None:
-    """Write `model` at the spec's size; the file appears whole or not at all, and the model is left as it is."""
+    """Write `model` at the spec's size, or for all canvases of its resize rule; the model is left as it is.
+
+    The file appears whole or not at all.
+    """
     with whole(path) as (partial,):
         onnx.save(heads_graph(model, spec), partial)
 
@@ -39,13 +44,17 @@ def heads_graph(
     metadata: further metadata_props of the graph.
     """
     model = copy.deepcopy(model).cpu().eval()
+    size, sides, multiple = spec.size, {}, spec.resizing.multiple
+    if not spec.resizing.fixed:
+        size = TRACED
+        sides = {2 + axis: multiple * torch.export.Dim(name) for axis, name in enumerate(("rows", "columns"))}
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             model,
-            (torch.zeros(2, 3, *spec.size),),  # a batch of one would be taken for a constant
+            (torch.zeros(2, 3, *size),),  # a batch of one would be taken for a constant
             input_names=[NETWORK_INPUT],
             output_names=[name for pair in spec.head_names for name in pair],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=({0: torch.export.Dim("batch"), **sides},),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,

@@ -1,10 +1,9 @@
-"""An image file on its way into the network: upright, scaled with its aspect kept, padded.
+"""An image file on its way into the network: upright, scaled by the detector's rule, padded.
 
-image = load_image(path)                                    # upright RGB, whatever the file was
-pixels, sizes = letterbox(image, spec.size, spec.pad_value)   # (H, W, 3) uint8, and what `LETTERBOX` holds
+image = load_image(path)    # upright RGB, whatever the file was
+pixels, sizes = letterbox(image, spec.size, spec.pad_value, spec.resizing)    # (H, W, 3), and what LETTERBOX holds
 """
 
-import math
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from PIL import Image
 
 from retinaserve.training import pixels
 from retinaserve.training.errors import UserError
+from retinaserve.training.resize import RESIZES, Resize
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -59,31 +59,35 @@ def upright_size(path: Path) -> tuple[int, int]:
     return read_header(path).upright
 
 
-def scaled_size(original: tuple[int, int], scale: float | np.float32) -> tuple[int, int]:
-    """Return (h, w) of a scaled image, rounded half up per axis, at least 1.
-
-    In float32, as the served preprocessing computes it.
-    """
-    factor, half = np.float32(scale), np.float32(0.5)
-    height, width = (max(1, math.floor(np.float32(side) * factor + half)) for side in original)
-    return height, width
-
-
-def letterbox_size(original: tuple[int, int], size: tuple[int, int], *, zoom: float = 1.0) -> tuple[int, int]:
-    """Return (h, w) of an image scaled into `size`; `zoom` is a further factor, for augmentation."""
-    scale = min(np.float32(size[0]) / np.float32(original[0]), np.float32(size[1]) / np.float32(original[1]))
-    return scaled_size(original, scale * np.float32(zoom))
-
-
 def letterbox(
-    image: Image.Image, size: tuple[int, int], pad_value: tuple[int, int, int]
+    image: Image.Image,
+    size: tuple[int, int],
+    pad_value: tuple[int, int, int],
+    rule: Resize = RESIZES["letterbox"],
 ) -> tuple[Pixels, npt.NDArray[np.float32]]:
-    """Scale an image into `size` at the top left and pad it.
+    """Scale an image by a rule, at the top left of a canvas of the padding's colour.
 
-    Returns (H, W, 3) uint8 and [original h, original w, resized h, resized w]. Pillow's bilinear filter is the
-    antialiased triangle that the served preprocessing uses.
+    Returns (H, W, 3) uint8 and [original h, original w, resized h, resized w].
     """
-    height, width = letterbox_size((image.height, image.width), size)
-    canvas = Image.new("RGB", (size[1], size[0]), pad_value)
-    canvas.paste(image.resize((width, height), Image.Resampling.BILINEAR), (0, 0))
-    return np.array(canvas), np.array((image.height, image.width, height, width), np.float32)
+    resized = rule.resized((image.height, image.width), size)
+    height, width = rule.canvas(resized, size)
+    canvas = Image.new("RGB", (width, height), pad_value)
+    canvas.paste(scale_image(image, resized, antialias=rule.antialias), (0, 0))
+    return np.array(canvas), np.array((image.height, image.width, *resized), np.float32)
+
+
+def scale_image(image: Image.Image, size: tuple[int, int], *, antialias: bool = True) -> Image.Image:
+    """Return an RGB image at another (h, w), by the bilinear filter that the served preprocessing uses.
+
+    Pillow's is its antialiased triangle; that of the four nearest pixels, which Pillow has not, is torch's.
+    """
+    height, width = size
+    if (width, height) == image.size:
+        return image
+    if antialias:
+        return image.resize((width, height), Image.Resampling.BILINEAR)
+    import torch
+
+    given = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (h, w, 3) -> (1, 3, h, w)
+    scaled = torch.nn.functional.interpolate(given, size, mode="bilinear")
+    return Image.fromarray(scaled[0].permute(1, 2, 0).numpy())

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from retinaserve.training.anchors import base_anchors, grid_anchors
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.resize import RESIZES, Resize
 from retinaserve.training.settings import check_settings, setting
 
 __all__ = ["DetectorSpec", "Network"]
@@ -150,7 +151,12 @@ class Network:
 class Design:
     """What a new detector is asked for besides its network."""
 
-    size: tuple[int, int] = setting((512, 512), "Input of the network.", low=32, metavar="H W")
+    size: tuple[int, int] = setting(RESIZES["letterbox"].usual, "Input of the network.", low=32, metavar="H W")
+    resize_rule: str = setting(
+        "letterbox",
+        "How images become inputs; but for letterbox and mlperf, --size is then the shorter and the longest side.",
+        choices=tuple(RESIZES),
+    )
     anchor_size: float = setting(4.0, "In strides.", low=0, open_low=True)
 
 
@@ -160,7 +166,7 @@ class DetectorSpec:
 
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]  # the COCO category of each class, in the same order
-    size: tuple[int, int]  # H, W of the letterboxed image
+    size: tuple[int, int]  # H, W of the canvas; the shorter and the longest side where `resize` goes by those
     anchors: tuple[tuple[Box, ...], ...]  # [level][A]: xyxy from the cell's origin
     network: Network = Network()
     strides: tuple[int, ...] = STRIDES
@@ -173,6 +179,7 @@ class DetectorSpec:
     delta_clamp: float = DELTA_CLAMP  # the most that dw and dh can be
     clip_margin: float = 0.0  # pixels that boxes keep from the scaled image's right and bottom edge
     tile: tuple[int, int] | None = None  # (h, w) that images were cut into for training, and are for `--tile auto`
+    resize: str = "letterbox"  # of resize.RESIZES: what an image becomes on its way to the network
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -191,6 +198,11 @@ class DetectorSpec:
             (len(self.anchors) == len(self.strides), "one row of anchors a stride is expected"),
             (len(counts) == 1 and 0 not in counts, "every level needs equally many anchors"),
             (min(self.size) > 0, f"size {self.size[0]} x {self.size[1]} is empty"),
+            (self.resize in RESIZES, f"resize {self.resize!r} is not one of {', '.join(RESIZES)}"),
+            (
+                self.resize not in RESIZES or self.resizing.fixed or self.size[0] <= self.size[1],
+                f"size {self.size[0]} {self.size[1]}: {self.resize} expects the shorter and the longest side",
+            ),
             (0 < self.score_threshold < 1, f"score_threshold {self.score_threshold} is not between 0 and 1"),
             (0 < self.nms_iou <= 1, f"nms_iou {self.nms_iou} is not in (0, 1]"),
             (self.topk_candidates > 0, "topk_candidates must be positive"),
@@ -204,13 +216,15 @@ class DetectorSpec:
         cls,
         classes: Sequence[str],
         *,
-        size: tuple[int, int] = Design.size,
+        size: tuple[int, int] | None = None,
         anchor_size: float = Design.anchor_size,
+        resize_rule: str = Design.resize_rule,
         category_ids: Sequence[int] | None = None,
         **settings: Any,
     ) -> Self:
         """Return a spec with the default anchors; category ids count from 1 unless given.
 
+        size: the usual one of the resize rule if None.
         anchor_size: side of an anchor in strides, lower for small objects; settings: further fields of `Network`
         and of the spec.
         """
@@ -219,9 +233,10 @@ class DetectorSpec:
         return cls(
             classes=tuple(classes),
             category_ids=tuple(category_ids if category_ids is not None else range(1, len(classes) + 1)),
-            size=size,
+            size=size or RESIZES[resize_rule].usual,
             anchors=anchor_rows(table),
             network=Network(**network),
+            resize=resize_rule,
             **settings,
         )
 
@@ -230,12 +245,20 @@ class DetectorSpec:
         """The anchors as a (levels, A, 4) array."""
         return np.asarray(self.anchors, np.float32)
 
-    def all_anchors(self) -> npt.NDArray[np.float32]:
-        """Return the anchors of all levels (N, 4), each level in the order of a flattened (A, h, w) map."""
+    def all_anchors(self, canvas: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
+        """Return the anchors of all levels (N, 4), each level in the order of a flattened (A, h, w) map.
+
+        canvas: (h, w) of the network's input; `size` if None.
+        """
         levels = enumerate(zip(self.anchor_table, self.strides, strict=True))
         return np.concatenate(
-            [grid_anchors(table, stride, *self.feature_size(level)) for level, (table, stride) in levels]
+            [grid_anchors(table, stride, *self.feature_size(level, canvas)) for level, (table, stride) in levels]
         )
+
+    @property
+    def resizing(self) -> Resize:
+        """The rule of `resize`."""
+        return RESIZES[self.resize]
 
     @property
     def anchors_per_cell(self) -> int:
@@ -274,8 +297,9 @@ class DetectorSpec:
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """The tensors that the deployed graph takes."""
-        return {IMAGE: Tensor("uint8", (3, *self.size)), LETTERBOX: Tensor("float32", (4,))}
+        """The tensors that the deployed graph takes; -1 where a side is the image's own."""
+        canvas = self.size if self.resizing.fixed else (-1, -1)
+        return {IMAGE: Tensor("uint8", (3, *canvas)), LETTERBOX: Tensor("float32", (4,))}
 
     @property
     def outputs(self) -> dict[str, Tensor]:
@@ -287,20 +311,28 @@ class DetectorSpec:
             for name, tensor in OUTPUTS.items()
         }
 
-    def feature_size(self, level: int) -> tuple[int, int]:
+    def feature_size(self, level: int, canvas: tuple[int, int] | None = None) -> tuple[int, int]:
         """Return (h, w) of the feature map of a level, counted from 0: every stride-2 layer rounds up."""
-        stride = self.strides[level]
-        return -(-self.size[0] // stride), -(-self.size[1] // stride)
+        stride, (height, width) = self.strides[level], canvas or self.size
+        return -(-height // stride), -(-width // stride)
 
     def with_size(self, height: int, width: int) -> Self:
         """Return the same detector at another input size."""
         return replace(self, size=(height, width))
 
+    @property
+    def size_text(self) -> str:
+        """The size, for people."""
+        height, width = self.size
+        rule = "" if self.resize == "letterbox" else f" ({self.resize})"
+        return f"{height} x {width}{rule}" if self.resizing.fixed else f"{height} to {width}{rule}"
+
     def to_json(self) -> str:
         """Return the spec as JSON; `from_json` gives back an equal spec."""
         values = asdict(self)
-        if self.tile is None:  # earlier versions don't know it
-            del values["tile"]
+        for name in ("tile", "resize"):  # earlier versions don't know them
+            if values[name] == getattr(type(self), name):
+                del values[name]
         return json.dumps({"format": FORMAT, **values})
 
     @classmethod

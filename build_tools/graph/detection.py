@@ -26,7 +26,7 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from retinaserve.build_tools.graph.nodes import NodeBuilder, divide, stable_top_k, top_k
+from retinaserve.build_tools.graph.nodes import NodeBuilder, divide, open_top_k, stable_top_k, top_k
 from retinaserve.training.errors import UserError
 from retinaserve.training.spec import BOXES, CLASSES, NUM_DETECTIONS, SCORES, DetectorSpec
 
@@ -52,19 +52,30 @@ class Candidates:
 
 @dataclass(frozen=True)
 class _Slots:
-    """What is known of each of the N slots beforehand, as constants: the level it belongs to, in numbers."""
+    """What is known of each of the N slots beforehand: the level it belongs to, in numbers.
+
+    The arrays are constants where every image has the same canvas, and tensors of the graph where not.
+    """
 
     taken: tuple[int, ...]  # slots per level
-    sizes: tuple[int, ...]  # logits per level
-    cells: npt.NDArray[np.int64]  # h * w of the slot's level; the rest (N,) as well
-    width: npt.NDArray[np.int64]
+    sizes: tuple[int, ...]  # logits per level, at most
+    cells: Any  # h * w of the slot's level; the rest (N,) as well
+    width: Any
+    four_cells: Any
+    delta_steps: Any  # (N, 4): from one of an anchor's deltas to the next
+    deltas_before: Any  # deltas of the levels before this one
     stride: npt.NDArray[np.int64]
     level: npt.NDArray[np.int64]
-    deltas_before: npt.NDArray[np.int64]  # deltas of the levels before this one
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.level)
 
     @classmethod
-    def of(cls, spec: DetectorSpec) -> "_Slots":
-        shapes = np.array([spec.feature_size(level) for level in range(len(spec.strides))], np.int64)
+    def of(cls, spec: DetectorSpec, canvas: tuple[int, int] | None = None) -> "_Slots":
+        """Return constants, for a canvas of the spec's size if not of another."""
+        shapes = np.array([spec.feature_size(level, canvas) for level in range(len(spec.strides))], np.int64)
         cells = shapes.prod(axis=1)
         logits = cells * spec.anchors_per_cell * len(spec.classes)
         deltas = cells * spec.anchors_per_cell * 4
@@ -74,9 +85,34 @@ class _Slots:
             sizes=tuple(map(int, logits)),
             cells=cells.repeat(taken),
             width=shapes[:, 1].repeat(taken),
+            four_cells=4 * cells.repeat(taken),
+            delta_steps=np.arange(4) * cells.repeat(taken)[:, None],
+            deltas_before=(deltas.cumsum() - deltas).repeat(taken),
             stride=np.array(spec.strides, np.int64).repeat(taken),
             level=np.arange(len(spec.strides)).repeat(taken),
-            deltas_before=(deltas.cumsum() - deltas).repeat(taken),
+        )
+
+    @classmethod
+    def measured(cls, nodes: NodeBuilder, spec: DetectorSpec, levels: Sequence[gs.Variable]) -> "_Slots":
+        """Return tensors, measured in the graph: `topk_candidates` slots a level, on any canvas."""
+        shapes = [nodes("Shape", level, start=2) for level in levels]  # (2,) of h, w
+        cells = nodes("Concat", *(nodes("ReduceProd", each, keepdims=1) for each in shapes), axis=0)  # (levels,)
+        widths = nodes("Concat", *(nodes("Gather", each, [1], axis=0) for each in shapes), axis=0)
+        deltas = nodes("Mul", cells, 4 * spec.anchors_per_cell)
+        before = nodes("CumSum", deltas, np.int64(0), exclusive=1)
+        number = np.arange(len(levels)).repeat(spec.topk_candidates)
+        own = nodes("Gather", cells, number, axis=0)
+        most = cls.of(spec, spec.resizing.largest(spec.size))
+        return cls(
+            taken=(spec.topk_candidates,) * len(levels),
+            sizes=most.sizes,
+            cells=own,
+            width=nodes("Gather", widths, number, axis=0),
+            four_cells=nodes("Mul", own, 4),
+            delta_steps=nodes("Mul", nodes("Unsqueeze", own, [1]), np.arange(4)),
+            deltas_before=nodes("Gather", before, number, axis=0),
+            stride=np.array(spec.strides, np.int64).repeat(spec.topk_candidates),
+            level=number,
         )
 
 
@@ -93,10 +129,15 @@ def add_decode(
     A level's candidates stand in the order of their flat index, so that a consumer that prefers the earlier of
     equal logits decides ties as the reference does; best first, as TopK returns them, unless `by_index`.
     """
-    slots = _Slots.of(spec)
+    fixed = spec.resizing.fixed
+    slots = _Slots.of(spec) if fixed else _Slots.measured(nodes, spec, [logits for logits, _ in heads])
+    steps = [1] * len(heads) if fixed else _steps(spec)
     tops = []
-    for (level, _), total, count in zip(heads, slots.sizes, slots.taken, strict=True):
-        values, indices = top_k(nodes, level, total=total, count=count)
+    for (level, _), total, count, step in zip(heads, slots.sizes, slots.taken, steps, strict=True):
+        if fixed:
+            values, indices = top_k(nodes, level, total=total, count=count)
+        else:
+            values, indices = open_top_k(nodes, level, step=step, typical=total, count=count)
         if by_index:
             indices, order = nodes("TopK", indices, [count], axis=1, largest=0, outputs=2)
             values = nodes("GatherElements", values, order, axis=1)
@@ -123,7 +164,13 @@ def add_decode(
     corners = nodes("Concat", nodes("Sub", middle, half), nodes("Add", middle, half), axis=2)
     limit = nodes("Unsqueeze", nodes("Gather", letterbox, [3, 2, 3, 2], axis=1), [1])  # resized w, h, w, h
     boxes = nodes("Min", nodes("Max", corners, 0.0), limit)
-    return Candidates(best, boxes, label, len(slots.level))
+    return Candidates(best, boxes, label, slots.count)
+
+
+def _steps(spec: DetectorSpec) -> list[int]:
+    """Return what the number of a level's logits is a multiple of on every canvas."""
+    multiple, each = spec.resizing.multiple, spec.anchors_per_cell * len(spec.classes)
+    return [each * max(1, multiple // stride if multiple % stride == 0 else 1) ** 2 for stride in spec.strides]
 
 
 def _gather_deltas(
@@ -131,11 +178,10 @@ def _gather_deltas(
 ) -> Any:
     """Return the (B, N, 4) deltas of the candidates: channel anchor*4 + i at a cell, without a transpose."""
     flat = nodes("Concat", *(nodes("Reshape", level, [0, -1]) for level in deltas), axis=1)
-    first = nodes("Add", nodes("Mul", anchor, 4 * slots.cells), nodes("Add", cell, slots.deltas_before))
-    steps = np.arange(4) * slots.cells[:, None]  # (N, 4)
-    places = nodes("Add", nodes("Unsqueeze", first, [2]), steps)
+    first = nodes("Add", nodes("Mul", anchor, slots.four_cells), nodes("Add", cell, slots.deltas_before))
+    places = nodes("Add", nodes("Unsqueeze", first, [2]), slots.delta_steps)
     picked = nodes("GatherElements", flat, nodes("Reshape", places, [0, -1]), axis=1)
-    return nodes("Reshape", picked, [0, len(slots.level), 4])
+    return nodes("Reshape", picked, [0, slots.count, 4])
 
 
 def add_nms(

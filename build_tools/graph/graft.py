@@ -115,20 +115,25 @@ def _check(model: onnx.ModelProto, spec: DetectorSpec, source: str) -> None:
         raise UserError(
             f"{source} has the inputs: {names}", f"raw heads with the one input {NETWORK_INPUT!r} are expected"
         )
-    _check_shape(f"{source}: input", model.graph.input[0], (3, *spec.size))
+    fixed = spec.resizing.fixed
+    _check_shape(f"{source}: input", model.graph.input[0], spec.inputs[IMAGE].shape)
     outputs = {value.name: value for value in model.graph.output}
     for level, pair in enumerate(spec.head_names):
         for name, channels in zip(pair, (len(spec.classes), 4), strict=True):
             if name not in outputs:
                 raise UserError(f"{source} has no output {name!r}", f"its outputs are: {', '.join(outputs)}")
-            expected = (spec.anchors_per_cell * channels, *spec.feature_size(level))
+            size = spec.feature_size(level) if fixed else (-1, -1)
+            expected = (spec.anchors_per_cell * channels, *size)
             _check_shape(f"{source}: output", outputs[name], expected)
 
 
 def _check_shape(what: str, value: onnx.ValueInfoProto, expected: tuple[int, ...]) -> None:
     kind = value.type.tensor_type
     dims = [item.dim_value if item.HasField("dim_value") else item.dim_param or "?" for item in kind.shape.dim]
-    matches = dims[1:] == list(expected) and isinstance(dims[0], str)
+    matches = len(dims) == 1 + len(expected) and all(
+        isinstance(found, str) if side == -1 else found == side
+        for found, side in zip(dims, (-1, *expected), strict=False)
+    )
     if kind.elem_type != onnx.TensorProto.FLOAT or not matches:
         found = f"{onnx.TensorProto.DataType.Name(kind.elem_type)} {_shape(dims)}"
         raise UserError(
@@ -189,7 +194,8 @@ def _fill_channels(head: gs.Variable, filled: dict[str, gs.Constant], bias: floa
 
 def _add_front(nodes: NodeBuilder, spec: DetectorSpec, network_input: gs.Variable) -> gs.Variable:
     """Feed the network's input from UINT8 pixels: (x/255 - mean) / std as one Mul and one Add per channel."""
-    image = gs.Variable(IMAGE, np.uint8, [BATCH, 3, *spec.size])
+    sides = spec.size if spec.resizing.fixed else ("rows", "columns")
+    image = gs.Variable(IMAGE, np.uint8, [BATCH, 3, *sides])
     mean, std = (np.array(values, np.float64).reshape(1, 3, 1, 1) for values in (spec.mean, spec.std))
     scaled = nodes("Mul", nodes("Cast", image, to=onnx.TensorProto.FLOAT), 1 / (255 * std))
     normalised = nodes("Add", scaled, -mean / std)
@@ -220,4 +226,6 @@ def _finish(model: onnx.ModelProto, raw: onnx.ModelProto, spec: DetectorSpec) ->
     metadata = metadata_of(raw) | {METADATA_SPEC: spec.to_json(), METADATA_CLASSES: json.dumps(spec.classes)}
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
-    return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    # Following the values of shapes, onnx (1.22) loses the rank of one that was unsqueezed.
+    follow = spec.resizing.fixed
+    return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=follow)

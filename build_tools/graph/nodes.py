@@ -67,24 +67,65 @@ def top_k(nodes: NodeBuilder, values: Any, *, total: int, count: int) -> tuple[A
     peaks = nodes("Reshape", _reduce_max(nodes, table), [-1, runs])
     _, chosen = nodes("TopK", peaks, [count], axis=1, outputs=2)
     chosen, _ = nodes("TopK", chosen, [count], axis=1, largest=0, outputs=2)  # into their order
-    images = nodes("Range", 0, nodes("Gather", nodes("Shape", chosen), 0, axis=0), 1)
-    rows = nodes("Add", chosen, nodes("Unsqueeze", nodes("Mul", images, runs), [1]))
-    inside = nodes("Gather", table, rows, axis=0)  # (B, count, length)
+    inside = _rows_of(nodes, table, chosen, runs)  # (B, count, length)
     best, place = nodes("TopK", nodes("Reshape", inside, [0, -1]), [count], axis=1, outputs=2)
     run, offset = divide(nodes, place, length)
     index = nodes("Add", nodes("Mul", nodes("GatherElements", chosen, run, axis=1), length), offset)
     return best, index
 
 
-def run_length(total: int, count: int) -> int:
+def open_top_k(nodes: NodeBuilder, values: Any, *, step: int, typical: int, count: int) -> tuple[Any, Any]:
+    """Return what `top_k` does of a number of values that is known to be a multiple of `step`.
+
+    typical: how many values there are when it matters how long it takes. Where there are fewer than `count`, the
+    last are -inf, with the index 0.
+    """
+    total = nodes("Gather", nodes("Shape", nodes("Reshape", values, [0, -1])), [1], axis=0)  # (1,)
+    length = run_length(typical, count, step)
+    if length == 1:
+        flat, taken = nodes("Reshape", values, [0, -1]), nodes("Min", total, [count])
+        best, index = nodes("TopK", flat, taken, axis=1, outputs=2)
+        return _filled(nodes, best, -np.inf, count), _filled(nodes, index, 0, count)
+    runs = nodes("Div", total, [length])
+    table = nodes("Reshape", values, [-1, length])  # (B*runs, length)
+    peaks = nodes("Reshape", _reduce_max(nodes, table), nodes("Concat", [-1], runs, axis=0))
+    taken = nodes("Min", runs, [count])
+    _, chosen = nodes("TopK", peaks, taken, axis=1, outputs=2)
+    chosen, _ = nodes("TopK", chosen, taken, axis=1, largest=0, outputs=2)  # into their order
+    inside = _rows_of(nodes, table, chosen, runs)  # (B, taken, length)
+    most = nodes("Min", nodes("Mul", taken, [length]), [count])
+    best, place = nodes("TopK", nodes("Reshape", inside, [0, -1]), most, axis=1, outputs=2)
+    run, offset = divide(nodes, place, length)
+    index = nodes("Add", nodes("Mul", nodes("GatherElements", chosen, run, axis=1), length), offset)
+    return _filled(nodes, best, -np.inf, count), _filled(nodes, index, 0, count)
+
+
+def _rows_of(nodes: NodeBuilder, table: Any, chosen: Any, runs: Any) -> Any:
+    """Return the chosen runs of each image (B, taken, length) of a table (B*runs, length)."""
+    images = nodes("Range", 0, nodes("Gather", nodes("Shape", chosen), 0, axis=0), 1)
+    rows = nodes("Add", chosen, nodes("Unsqueeze", nodes("Mul", images, runs), [1]))
+    return nodes("Gather", table, rows, axis=0)
+
+
+def _filled(nodes: NodeBuilder, values: Any, value: Any, count: int) -> Any:
+    """Return (B, some) values as (B, count)."""
+    missing = nodes("Sub", [count], nodes("Gather", nodes("Shape", values), [1], axis=0))
+    pads = nodes("Concat", [0, 0, 0], missing, axis=0)
+    constant = np.float32(value) if value else np.int64(value)
+    return nodes("Reshape", nodes("Pad", values, pads, constant), [-1, count])
+
+
+def run_length(total: int, count: int, step: int = 0) -> int:
     """Return the divisor of `total` for which runs and values inside `count` runs are fewest together.
+
+    With a `step`, a divisor of that, where `total` is only one of its multiples.
 
     A multiple of a vector's lanes if there is one: the maximum over other lengths takes up to half as long again.
     1 says that a single TopK will do.
     """
     if total <= FEW * count:
         return 1
-    divisors = [length for length in range(2, total // count + 1) if total % length == 0]
+    divisors = [length for length in range(2, total // count + 1) if (step or total) % length == 0]
     even = [length for length in divisors if length % LANES == 0]
     return min(even or divisors or [1], key=lambda length: total // length + count * length)
 

@@ -1,11 +1,11 @@
-"""The DALI pipelines to a letterboxed image: from encoded bytes, on the CPU or the GPU, and from decoded pixels.
+"""The DALI pipelines to a resized and padded image: of encoded bytes, on CPU or GPU, and of decoded pixels.
 
     preprocess_pipeline(size=(512, 512), fill=(124, 116, 104), batch_size=16, num_threads=2, device_id=None)
     pixels_pipeline(...)    # the same arguments: of JPEGs that were decoded at the scale they are seen at
 
 Input `image_bytes`, or `pixels`, `original` and `area`; outputs `image` uint8 (3, H, W) RGB and `letterbox`
-float32 (4,): original h and w, resized h and w. Triton's dali backend maps outputs by position, so their order is
-part of the contract (OUTPUTS).
+float32 (4,): original h and w, resized h and w. H and W are `size`, or by some rules the image's own (resize.py).
+Triton's dali backend maps outputs by position, so their order is part of the contract (OUTPUTS).
 "Original" is after the EXIF orientation, which the decoder applies. Normalisation is not here: it is the
 network's first layer.
 """
@@ -16,54 +16,88 @@ import nvidia.dali.math as dmath
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali._utils import dali_trace
 
+from .resize import RESIZES, Resize
+
 INPUT = "image_bytes"
 OUTPUTS = ("image", "letterbox")
 # Declared, because Triton's dali backend checks a config against nothing else.
 OUTPUT_TYPES, OUTPUT_RANKS = [types.UINT8, types.FLOAT], [3, 1]
 
 
-def letterbox_pixels(extent: Any, ratio: Any) -> Any:
-    """Round a side scaled by the letterbox's ratio half up, and keep at least one pixel."""
-    return dmath.max(dmath.floor(extent * ratio + 0.5), 1.0)
+def resized_sides(height: Any, width: Any, size: tuple[int, int], rule: Resize) -> tuple[Any, Any]:
+    """Return the sides of a resized image: Resize.resized in DALI's operators, of float32 sides, as float32."""
+    if rule.sides == "stretch":
+        return height * 0.0 + size[0], width * 0.0 + size[1]
+    if rule.sides == "fit":
+        ratio = dmath.min(size[0] / height, size[1] / width)
+        return _rounded(height * ratio, "half_up"), _rounded(width * ratio, "half_up")
+    height, width = fn.cast(height, dtype=types.FLOAT64), fn.cast(width, dtype=types.FLOAT64)
+    longest = dmath.max(height, width)
+    first = size[0] / dmath.min(height, width)
+    if rule.in_turn:  # a second factor of 1 changes no bit
+        height, width, first = height * first, width * first, dmath.min(size[1] / (longest * first), 1.0)
+    else:
+        first = dmath.min(first, size[1] / longest)
+    sides = (_rounded(side * first, rule.rounding) for side in (height, width))
+    height, width = (fn.cast(side, dtype=types.FLOAT) for side in sides)
+    return height, width
 
 
-def preprocess_graph(*, size: tuple[int, int], fill: tuple[int, int, int], decoder: str = "cpu") -> Any:
-    """Return the outputs; `decoder` is "cpu" or "mixed" (decode, resize and letterbox on the GPU)."""
+def _rounded(side: Any, rounding: str) -> Any:
+    """Round a side, and keep at least one pixel."""
+    if rounding == "floor":
+        return dmath.max(dmath.floor(side), 1.0)
+    up = dmath.floor(side + 0.5)
+    if rounding == "half_even":  # one less where half was rounded to an odd number
+        odd = up - 2.0 * dmath.floor(up * 0.5)
+        up = up - odd * fn.cast(up - side == 0.5, dtype=types.FLOAT64)
+    return dmath.max(up, 1.0)
+
+
+def canvas_side(side: Any, rule: Resize) -> Any:
+    """Return the side of the canvas of a resized side, by a rule without fixed canvases: Resize.canvas."""
+    return (dmath.floor((side - 1.0 + float(rule.beyond)) / float(rule.multiple)) + 1.0) * float(rule.multiple)
+
+
+def preprocess_graph(
+    *, size: tuple[int, int], fill: tuple[int, int, int], resize: str = "letterbox", decoder: str = "cpu"
+) -> Any:
+    """Return the outputs; `decoder` is "cpu" or "mixed" (decode, resize and pad on the GPU)."""
     encoded = fn.external_source(device="cpu", name=INPUT, dtype=types.UINT8, ndim=1)
     # Read from the header, so that the sizes are on the CPU whatever the decoder's device is.
     original = fn.cast(fn.peek_image_shape(encoded), dtype=types.FLOAT)
     image = fn.decoders.image(encoded, device=decoder, output_type=types.RGB)
-    return _letterbox(image, original, size, fill)
+    return _resized(image, original, size, fill, RESIZES[resize])
 
 
-def pixels_graph(*, size: tuple[int, int], fill: tuple[int, int, int]) -> Any:
+def pixels_graph(*, size: tuple[int, int], fill: tuple[int, int, int], resize: str = "letterbox") -> Any:
     """Return the outputs of `pixels` (h, w, 3); `original` is the size of a Jpeg, `area` that of a Scaled."""
     # The arrays are kept by who runs the pipeline until it has run.
     pixels = fn.external_source(name="pixels", dtype=types.UINT8, ndim=3, layout="HWC", no_copy=True)
     original = fn.external_source(name="original", dtype=types.FLOAT, ndim=1)
     area = fn.external_source(name="area", dtype=types.FLOAT, ndim=1)  # y1, x1, y2, x2
-    return _letterbox(pixels, original, size, fill, roi_start=area[0:2], roi_end=area[2:4])
+    return _resized(pixels, original, size, fill, RESIZES[resize], roi_start=area[0:2], roi_end=area[2:4])
 
 
-def _letterbox(
-    image: Any, original: Any, size: tuple[int, int], fill: tuple[int, int, int], **part: Any
+def _resized(
+    image: Any, original: Any, size: tuple[int, int], fill: tuple[int, int, int], rule: Resize, **part: Any
 ) -> tuple[Any, Any]:
-    height, width = size
     original_h, original_w = original[0], original[1]
-    ratio = dmath.min(height / original_h, width / original_w)
-    resized_h, resized_w = letterbox_pixels(original_h, ratio), letterbox_pixels(original_w, ratio)
+    resized_h, resized_w = resized_sides(original_h, original_w, size, rule)
+    height, width = size if rule.fixed else (canvas_side(resized_h, rule), canvas_side(resized_w, rule))
     image = fn.resize(
         image,
         resize_x=resized_w,
         resize_y=resized_h,
         interp_type=types.INTERP_LINEAR,
-        antialias=True,
+        antialias=rule.antialias,
         **part,
     )
     # One pass: place at the top left, pad with the mean colour, HWC -> CHW.
     image = fn.crop_mirror_normalize(
         image,
-        crop=(height, width),
+        crop_h=height,
+        crop_w=width,
         crop_pos_x=0.0,
         crop_pos_y=0.0,
         out_of_bounds_policy="pad",
@@ -81,7 +115,13 @@ preprocess_pipeline, pixels_pipeline = _pipeline(preprocess_graph), _pipeline(pi
 
 
 def serialise(
-    *, size: tuple[int, int], fill: tuple[int, int, int], max_batch: int, threads: int, decoder: str = "mixed"
+    *,
+    size: tuple[int, int],
+    fill: tuple[int, int, int],
+    max_batch: int,
+    threads: int,
+    resize: str = "letterbox",
+    decoder: str = "mixed",
 ) -> bytes:
     """Return the pipeline as Triton's dali backend loads it: the same bytes for the same arguments, without a GPU.
 
@@ -94,6 +134,7 @@ def serialise(
         pipeline = preprocess_pipeline(
             size=size,
             fill=fill,
+            resize=resize,
             decoder=decoder,
             batch_size=max_batch,
             num_threads=threads,

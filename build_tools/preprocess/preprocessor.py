@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from .pipeline import INPUT, pixels_pipeline, preprocess_pipeline
 from .pixels import BadImage, Decoding, Jpeg, Scaled, undecodable
+from .resize import RESIZES
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +37,14 @@ class Preprocessor:
         size: tuple[int, int],
         fill: tuple[int, int, int],
         *,
+        resize: str = "letterbox",
         threads: int = 0,
         max_batch: int = 16,
         decoding: Decoding | None = None,
     ) -> None:
-        """`threads` 0 takes as many as this process may use cores."""
+        """`resize` names a rule of RESIZES; `threads` 0 takes as many as this process may use cores."""
         self.max_batch = max_batch
-        self._size = size
+        self._size, self._rule = size, RESIZES[resize]
         self._decoding = decoding or Decoding()
         threads = threads or len(os.sched_getaffinity(0))
         self._threads = ThreadPoolExecutor(threads)
@@ -50,6 +52,7 @@ class Preprocessor:
             each(
                 size=size,
                 fill=fill,
+                resize=resize,
                 batch_size=max_batch,
                 num_threads=threads,
                 device_id=None,
@@ -96,8 +99,11 @@ class Preprocessor:
         return [found if isinstance(found, BadImage) else next(prepared) for found in decoded]
 
     def _scaled(self, jpeg: Jpeg) -> Scaled | BadImage:
-        height, width = jpeg.size
-        ratio = min(self._size[0] / height, self._size[1] / width)
+        # Without antialiasing the pixels themselves are picked: of a smaller decoding they would be averages.
+        resized = self._rule.resized(jpeg.size, self._size)
+        ratio = (
+            max(new / old for new, old in zip(resized, jpeg.size, strict=True)) if self._rule.antialias else 1.0
+        )
         try:
             return jpeg.decode(self._decoding.scale(ratio))
         except ValueError:
@@ -118,5 +124,6 @@ def _run(pipeline: Any, inputs: dict[str, list[Any]]) -> list[Prepared]:
     for name, values in inputs.items():
         pipeline.feed_input(name, values)
     tensors, letterboxes = pipeline.run()
-    rows = zip(tensors.as_array(), letterboxes.as_array(), strict=True)
-    return [Prepared(image, letterbox) for image, letterbox in rows]
+    # One by one: the images' canvases may differ. The memory is the next batch's.
+    rows = zip(tensors, letterboxes.as_array(), strict=True)
+    return [Prepared(np.array(image), letterbox.copy()) for image, letterbox in rows]

@@ -1,7 +1,7 @@
 """From float heads and real images to INT8 heads, and the record of how they came about.
 
     options = Int8Options(Path("train/"), calibrator="percentile")
-    images = draw(spec, options)    # as they are served: letterboxed at the graph's size
+    images = draw(spec, options)    # as they are served: resized by the spec's rule
     model, record = to_int8(raw_model, spec, images, options)
 
 Files that can't be read are named and replaced by others of the set; a set without a readable image is refused.
@@ -61,19 +61,22 @@ class Int8Options:
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """What was drawn of a set: `images` uint8 (N, 3, H, W) RGB, letterboxed."""
+    """What was drawn of a set: `images` uint8 (3, H, W) RGB each, resized as they are served."""
 
     source: Path
     seed: int
     available: int  # files of the set
-    images: npt.NDArray[np.uint8]
+    images: Sequence[npt.NDArray[np.uint8]]
     files: Mapping[str, str]  # the SHA-256 of each file by its name in the set, in the images' order
     unreadable: Mapping[str, str]  # the reason by the name
 
     @property
     def digest(self) -> str:
         """The hash of the prepared images, whatever their names and their order on disk."""
-        return hashlib.sha256(self.images.tobytes()).hexdigest()
+        found = hashlib.sha256()
+        for image in self.images:
+            found.update(image.tobytes())
+        return found.hexdigest()
 
     def record(self) -> dict[str, Any]:
         """Return the list for JSON, with its hash."""
@@ -115,7 +118,9 @@ def draw(spec: DetectorSpec, options: Int8Options) -> Drawn:
     files = image_files(options.images)
     names = sorted(files)
     random.Random(options.seed).shuffle(names)  # before the cut: the first files of a folder are often of one kind
-    preprocessor = Preprocessor(spec.size, spec.pad_value, max_batch=DECODED_AT_ONCE, decoding=options.decoding)
+    preprocessor = Preprocessor(
+        spec.size, spec.pad_value, resize=spec.resize, max_batch=DECODED_AT_ONCE, decoding=options.decoding
+    )
     images: list[npt.NDArray[np.uint8]] = []
     drawn: dict[str, str] = {}
     unreadable: dict[str, str] = {}
@@ -132,7 +137,7 @@ def draw(spec: DetectorSpec, options: Int8Options) -> Drawn:
         raise UserError(
             f"{options.images}: none of its {len(files)} images can be read", f"the first are: {'; '.join(first)}"
         )
-    return Drawn(options.images, options.seed, len(files), np.stack(images), drawn, unreadable)
+    return Drawn(options.images, options.seed, len(files), images, drawn, unreadable)
 
 
 def image_files(source: Path) -> dict[str, Path]:

@@ -31,6 +31,7 @@ from retinaserve.build_tools.repository.configs import (
     INT8_ARITHMETIC,
     MODELS,
     TEMPLATES,
+    WARMUP,
     BuildOptions,
     Profile,
     cuda_pool_bytes,
@@ -52,8 +53,13 @@ __all__ = ["Built", "build", "build_repository"]
 CUDA_POOL = "cuda_memory_pool_bytes"  # beside the models of the GPU profile; start.sh gives it to the server
 PREPROCESS_PACKAGE = Path(__file__).parents[1] / "preprocess"
 PIXELS_PACKAGE = Path(contract.__file__).parent / "pixels"
+RESIZE_MODULE = Path(contract.__file__).parent / "resize.py"
 # What each model directory gets a copy of, and where: a Triton model imports nothing of ours.
-PREPROCESSING = {"preprocess": PREPROCESS_PACKAGE, "preprocess/pixels": PIXELS_PACKAGE}
+PREPROCESSING = {
+    "preprocess": PREPROCESS_PACKAGE,
+    "preprocess/pixels": PIXELS_PACKAGE,
+    "preprocess/resize.py": RESIZE_MODULE,
+}
 COPIED = {
     "cpu": {
         contract.PREPROCESS: PREPROCESSING,
@@ -82,12 +88,14 @@ class _Warmup:
 
     @classmethod
     def draw(cls, spec: DetectorSpec) -> Self:
-        y, x = np.mgrid[0:480, 0:640]
+        y, x = np.mgrid[: WARMUP[0], : WARMUP[1]]
         waves = [127 + 127 * np.sin(x / 17 + shift) * np.cos(y / 23 - shift) for shift in (0.0, 1.0, 2.0)]
         buffer = io.BytesIO()
         Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8)).save(buffer, "JPEG", quality=90)
         jpeg = buffer.getvalue()
-        (prepared,) = Preprocessor(spec.size, spec.pad_value, threads=1, max_batch=1).run([jpeg])
+        (prepared,) = Preprocessor(spec.size, spec.pad_value, resize=spec.resize, threads=1, max_batch=1).run(
+            [jpeg]
+        )
         assert isinstance(prepared, Prepared)
         return cls(
             {
@@ -243,6 +251,7 @@ def _write_pipeline(folder: Path, spec: DetectorSpec, configs: dict[str, Any]) -
     settings: dict[str, Any] = {
         "size": spec.size,
         "fill": spec.pad_value,
+        "resize": spec.resize,
         "max_batch": config.max_batch_size,
         "threads": int(config.parameters["num_threads"].string_value),
         "decoder": "mixed",
@@ -274,7 +283,7 @@ def _check_same_contract(repository: Path, configs: dict[str, Any]) -> None:
     for name, config in configs.items():
         served = read_config(repository / name / "config.pbtxt")
         same = list(served.input) == list(config.input) and list(served.output) == list(config.output)
-        keys = ("size", "fill", "classes", "category_ids")
+        keys = ("size", "resize", "fill", "classes", "category_ids")
         changed = [key for key in keys if served.parameters[key] != config.parameters[key]]
         if not same or changed:
             what = f"another {changed[0]}" if changed else "other tensors"

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,7 @@ INT8_ARITHMETIC = "bf16"
 # Versions of Triton: that of the nvidia-pytriton wheel, and that of container 26.08.
 EMBEDDED, PRODUCTION = (2, 51), (2, 72)
 OLDEST = EMBEDDED
+WARMUP = (480, 640)  # h, w of the image that models are warmed up with
 # Triton's version by container, from NVIDIA's release notes; a month in which it counted on by one is left out.
 CONTAINERS = {(24, 10): (2, 51), (25, 6): (2, 59), (25, 7): (2, 59), (25, 8): (2, 60)}
 POOLED = {model_config_pb2.TYPE_UINT8: 1, model_config_pb2.TYPE_FP32: 4}  # bytes of what `preprocess` answers
@@ -114,6 +116,7 @@ def specialise(
     max_batch = options.max_batch or (manifest.batch[2] if manifest else DEFAULT_BATCH)
     encoded = Tensor("uint8", (image_bytes,))
     tensors = spec.inputs | spec.outputs
+    sample = spec.resizing.canvas(spec.resizing.resized(WARMUP, spec.size), spec.size)
     parameters = _parameters(spec, profile, options, precision, manifest)
     for key, text in (identity or {}).items():
         parameters[contract.DETECTOR][key] = text
@@ -128,17 +131,31 @@ def specialise(
         for tensor in (*config.input, *config.output):
             if tensor.name in tensors:
                 tensor.dims[:] = tensors[tensor.name].shape
-        for sample in config.model_warmup:
-            for key, value in sample.inputs.items():
-                value.dims[:] = (encoded if key == contract.IMAGE_BYTES else tensors[key]).shape
+        if profile == "cpu" and name == contract.RETINANET and not spec.resizing.fixed:
+            # The python backend gets requests one by one; TensorRT's takes batches of one canvas.
+            next(each for each in config.input if each.name == contract.IMAGE).allow_ragged_batch = True
+        _write_warmup(config, {**spec.inputs, contract.IMAGE_BYTES: encoded}, sample)
         for key, text in parameters[name].items():
             config.parameters[key].string_value = text
         if config.optimization.cuda.graphs:
-            _write_graph_specs(config, spec)
+            _write_graph_specs(config, spec, sample)
         configs[name] = config
     if options.max_inflight:
         _set_max_inflight(configs[contract.DETECTOR], options.max_inflight, profile, options)
     return configs
+
+
+def _write_warmup(config: Any, tensors: Mapping[str, Tensor], canvas: tuple[int, int]) -> None:
+    """Write the dimensions of the warm-up image, and those of an upright one where canvases differ."""
+    open_canvas = -1 in tensors[contract.IMAGE].shape
+    for sample in tuple(config.model_warmup):
+        for key, value in sample.inputs.items():
+            value.dims[:] = (3, *canvas) if key == contract.IMAGE else tensors[key].shape
+        if open_canvas and contract.IMAGE in sample.inputs:
+            upright = config.model_warmup.add()
+            upright.CopyFrom(sample)
+            upright.name += " upright"
+            upright.inputs[contract.IMAGE].dims[:] = (3, *canvas[::-1])
 
 
 def _parameters(
@@ -149,11 +166,13 @@ def _parameters(
         "max_image_bytes": str(options.max_image_bytes),
         "max_image_pixels": str(options.max_image_pixels),
     }
-    preparation = {"size": json.dumps(spec.size), "fill": json.dumps(spec.pad_value)}
+    rule = {} if spec.resize == contract.Design.resize_rule else {"resize": spec.resize}
+    preparation = {"size": json.dumps(spec.size), "fill": json.dumps(spec.pad_value), **rule}
     detector = {
         "classes": json.dumps(spec.classes, ensure_ascii=False),
         "category_ids": json.dumps(spec.category_ids),
         "size": json.dumps(spec.size),
+        **rule,
         "score_threshold": repr(spec.score_threshold),
         **({"tile": json.dumps(spec.tile)} if spec.tile else {}),
         **limits,
@@ -183,22 +202,24 @@ def _parameters(
     }
 
 
-def _write_graph_specs(config: Any, spec: DetectorSpec) -> None:
+def _write_graph_specs(config: Any, spec: DetectorSpec, canvas: tuple[int, int]) -> None:
     """Write a CUDA graph for each power of two up to the largest batch, and for that one.
 
-    Each serves the sizes between it and the one before, so that no batch runs without a graph.
+    Each serves the sizes between it and the one before, so that no batch runs without a graph. Of a network that
+    takes any canvas, photos of four by three in both orientations have graphs.
     """
+    canvases = [canvas] if spec.resizing.fixed else [canvas, canvas[::-1]]
     most = config.max_batch_size
     sizes = [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
     del config.optimization.cuda.graph_spec[:]
-    for before, size in zip([0, *sizes], sizes, strict=False):
+    for (before, size), sides in product(zip([0, *sizes], sizes, strict=False), canvases):
         graph = config.optimization.cuda.graph_spec.add(batch_size=size)
         bounds = [graph] if before + 1 == size else [graph, graph.graph_lower_bound]
         if before + 1 < size:
             graph.graph_lower_bound.batch_size = before + 1
         for name, tensor in spec.inputs.items():
             for bound in bounds:
-                bound.input[name].dim[:] = tensor.shape
+                bound.input[name].dim[:] = (3, *sides) if name == contract.IMAGE else tensor.shape
 
 
 def cuda_pool_bytes(configs: Mapping[str, Any]) -> int:

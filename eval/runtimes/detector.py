@@ -102,14 +102,17 @@ class OfflineDetector:
     ) -> None:
         self.runtime = runtime
         self.spec = runtime.spec.with_size(*size) if size else runtime.spec
-        self.batch = batch
+        self.batch = batch if self.spec.resizing.fixed else 1  # images of one canvas make a batch
         self._threads = threads
 
     @cached_property
     def _preprocessor(self) -> "Preprocessor":
         from retinaserve.build_tools.preprocess import Preprocessor
 
-        return Preprocessor(self.spec.size, self.spec.pad_value, threads=self._threads, max_batch=self.batch)
+        spec = self.spec
+        return Preprocessor(
+            spec.size, spec.pad_value, resize=spec.resize, threads=self._threads, max_batch=self.batch
+        )
 
     @property
     def class_names(self) -> tuple[str, ...]:

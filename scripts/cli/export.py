@@ -226,7 +226,7 @@ def _print_graph(exported: "Exported", precision: "Precision") -> dict[str, Any]
         "flavour": exported.flavour,
         "precision": precision,
     }
-    what = f"{len(spec.classes)} classes at {spec.size[0]} x {spec.size[1]}, {precision}, {megabytes:.1f} MB"
+    what = f"{len(spec.classes)} classes at {spec.size_text}, {precision}, {megabytes:.1f} MB"
     click.echo(f"{exported.path}: {what}")
     if exported.calibration:
         report["calibration"] = exported.calibration

@@ -39,13 +39,13 @@ def announce(
     epochs = config.iterations * config.batch / len(dataset)
     note(
         f"{len(dataset)} images, {dataset.box_count} boxes, {len(spec.classes)} classes; "
-        f"{network.backbone} of width {network.width} at {spec.size[0]} x {spec.size[1]}; "
+        f"{network.backbone} of width {network.width} at {spec.size_text}; "
         f"{config.iterations} iterations of {config.batch} ({epochs:.1f} epochs)"
     )
     if config.shorter is not None:
         note(
             f"trained at a shorter side of {config.shorter}, at most {config.longest}; "
-            f"exported and validated at {spec.size[0]} x {spec.size[1]}"
+            f"exported and validated at {spec.size_text}"
         )
     rate = "as given"
     if not lr_given:

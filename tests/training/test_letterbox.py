@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import letterbox, letterbox_size, load_image, upright_size
+from retinaserve.training.letterbox import letterbox, load_image, upright_size
+from retinaserve.training.resize import RESIZES
 
 PAD_VALUE = (124, 116, 104)
 
@@ -42,7 +43,7 @@ def test_an_image_that_is_none_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_sizes_by_hand(original: tuple[int, int], size: tuple[int, int], resized: tuple[int, int]) -> None:
-    assert letterbox_size(original, size) == resized
+    assert RESIZES["letterbox"].resized(original, size) == resized
 
 
 def test_a_letterbox_is_at_the_top_left_on_the_mean_colour() -> None:

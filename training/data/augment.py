@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retinaserve.training.data.dataset import FloatArray, Labels
-from retinaserve.training.letterbox import letterbox_size, scaled_size
+from retinaserve.training.resize import RESIZES, Resize, scaled
 
 if TYPE_CHECKING:
     from retinaserve.training.model.losses import Target
@@ -107,15 +107,16 @@ def _window(rng: np.random.Generator, boxes: Boxes | None) -> tuple[float, float
 
 @dataclass(frozen=True)
 class Frame:
-    """How large images are trained on: letterboxed into `size` as served, or by their shorter side.
+    """How large images are trained on: as served, by `rule` and `size`, or by their shorter side.
 
-    With `shorter`, an image is scaled until its shorter side measures that, or its longer side `longest`, and a
-    batch is as large as its largest image.
+    With `shorter`, an image is scaled until its shorter side measures that, or its longer side `longest`. A batch
+    is as large as its largest canvas.
     """
 
     size: tuple[int, int]
     shorter: int | None = None
     longest: int = 1333
+    rule: Resize = RESIZES["letterbox"]
 
     @property
     def base(self) -> int:
@@ -142,14 +143,16 @@ def place(view: View, original: tuple[int, int], frame: Frame) -> Placement:
     window = (x1, y1, min(x2, width), min(y2, height))
     part = (window[3] - window[1], window[2] - window[0])
     if frame.shorter is None:
-        size = letterbox_size(part, frame.size, zoom=view.zoom)
+        size = frame.rule.resized(part, frame.size, zoom=view.zoom)
+        if not frame.rule.fixed:
+            return Placement(window, size, (0, 0), frame.rule.canvas(size, frame.size), view.flip)
         top, left = (
             round(share * (room - side))
             for share, room, side in zip((view.down, view.across), frame.size, size, strict=True)
         )
         return Placement(window, size, (top, left), frame.size, view.flip)
     scale = min(frame.shorter * view.zoom / min(part), frame.longest / max(part))
-    size = scaled_size(part, scale)
+    size = scaled(part, np.float32(scale))
     canvas = (-(-size[0] // MULTIPLE) * MULTIPLE, -(-size[1] // MULTIPLE) * MULTIPLE)
     return Placement(window, size, (0, 0), canvas, view.flip)
 

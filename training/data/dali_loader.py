@@ -77,6 +77,7 @@ def dali_batches(
             "the DALI loader needs nvidia-dali-cuda120", "pip install nvidia-dali-cuda120, or --loader torch"
         ) from None
     gpu = torch.cuda.is_available()
+    antialias = spec.resizing.antialias
     colours = settings.augment in ("photometric", "basic")
     feed = Feed(dataset, spec, settings, iter(stream), colours)
 
@@ -93,7 +94,7 @@ def dali_batches(
             axis_names="HW",
             output_type=types.RGB,
         )
-        image = fn.resize(image, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        image = fn.resize(image, size=size, interp_type=types.INTERP_LINEAR, antialias=antialias)
         image = fn.flip(image, horizontal=flip)
         if colours:
             image = fn.coord_transform(image, M=colour[0], T=colour[1], dtype=types.UINT8)

@@ -19,7 +19,7 @@ from PIL import Image
 from retinaserve.plugins.reference import iou_matrix
 from retinaserve.training.coco import Annotations
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import letterbox_size, load_image, upright_size
+from retinaserve.training.letterbox import load_image, upright_size
 from retinaserve.training.spec import DetectorSpec
 
 FloatArray = npt.NDArray[np.float32]
@@ -90,7 +90,7 @@ def _labels(folder: Path, truth: Annotations, category_ids: tuple[int, ...]) -> 
 class LabelStatistics:
     """Counts and sizes of a set's labels, all but crowds: do a detector's anchors fit them?
 
-    In the network's pixels, letterboxed, as sizes in the files say little about what the network sees.
+    In the network's pixels, resized, as sizes in the files say little about what the network sees.
     """
 
     per_class: Mapping[str, int]
@@ -122,9 +122,11 @@ def _sizes(dataset: CocoDataset, index: int, spec: DetectorSpec) -> npt.NDArray[
         original = upright_size(labels.path)
     except UserError:
         return np.empty((0, 2), np.float32)
-    scale = letterbox_size(original, spec.size)[0] / original[0]
+    height, width = spec.resizing.resized(original, spec.size)
+    scale = np.array((width / original[1], height / original[0]), np.float32)
     boxes = labels.boxes[~labels.crowd]
-    return ((boxes[:, 2:] - boxes[:, :2]) * scale).astype(np.float32)
+    sizes: FloatArray = (boxes[:, 2:] - boxes[:, :2]) * scale
+    return sizes
 
 
 def _best_overlaps(sizes: npt.NDArray[np.float32], spec: DetectorSpec) -> npt.NDArray[np.float32]:

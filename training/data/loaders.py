@@ -18,7 +18,7 @@ from retinaserve.training.data.augment import WHOLE, Placement, View, place, pla
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.data.stream import Batch, Stream, StreamSettings
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import Pixels, letterbox_size
+from retinaserve.training.letterbox import Pixels, scale_image
 from retinaserve.training.model.losses import Target
 from retinaserve.training.spec import DetectorSpec
 
@@ -54,7 +54,7 @@ class Views(Dataset["Sample | UserError"]):
         view = self.settings.view(key, labels, original, self.spec)
         placement = place(view, original, self.settings.frame(self.spec))
         return (
-            paint(image, placement, view, self.spec.pad_value),
+            paint(image, placement, view, self.spec),
             place_labels(labels, placement),
             labels.image_id,
         )
@@ -67,18 +67,17 @@ class Views(Dataset["Sample | UserError"]):
         if index not in self._cache:
             image = self.dataset.load(index)
             original = (image.height, image.width)
-            height, width = letterbox_size(original, self.spec.size)
-            self._cache[index] = image.resize((width, height), Image.Resampling.BILINEAR), original
+            rule = self.spec.resizing
+            seen = scale_image(image, rule.resized(original, self.spec.size), antialias=rule.antialias)
+            self._cache[index] = seen, original
         return self._cache[index]
 
 
-def paint(image: Image.Image, placement: Placement, view: View, fill: tuple[int, int, int]) -> Pixels:
+def paint(image: Image.Image, placement: Placement, view: View, spec: DetectorSpec) -> Pixels:
     """Return the (H, W, 3) canvas of a placement, with the view's colours."""
     if view.window != WHOLE:  # never of a shrunk image, whose pixels are not the placement's
         image = image.crop(placement.window)
-    height, width = placement.size
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    image = scale_image(image, placement.size, antialias=spec.resizing.antialias)
     if placement.flip:
         image = ImageOps.mirror(image)
     if view.recolours:
@@ -88,7 +87,7 @@ def paint(image: Image.Image, placement: Placement, view: View, fill: tuple[int,
         levels = np.arange(256) * view.gain + 255 * view.offset
         image = image.point(np.clip(levels, 0, 255).astype(int).tolist() * 3)
     (top, left), (canvas_h, canvas_w) = placement.corner, placement.canvas
-    canvas = Image.new("RGB", (canvas_w, canvas_h), fill)
+    canvas = Image.new("RGB", (canvas_w, canvas_h), spec.pad_value)
     canvas.paste(image, (left, top))
     return np.array(canvas)
 

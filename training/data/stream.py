@@ -47,7 +47,7 @@ class StreamSettings:
 
     def frame(self, spec: DetectorSpec) -> Frame:
         """Return how large images are trained on."""
-        return Frame(spec.size, self.shorter, self.longest)
+        return Frame(spec.size, self.shorter, self.longest, spec.resizing)
 
     def view(self, key: tuple[int, int], labels: Labels, original: tuple[int, int], spec: DetectorSpec) -> View:
         """Draw how the image at (epoch, index) is looked at."""

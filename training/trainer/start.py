@@ -20,7 +20,7 @@ from retinaserve.training.checkpoint import Backbone, Checkpoint, load, read
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.errors import UserError
 from retinaserve.training.model.retinanet import RetinaNet
-from retinaserve.training.spec import DetectorSpec, Network
+from retinaserve.training.spec import Design, DetectorSpec, Network
 from retinaserve.training.trainer.config import TrainConfig
 
 CLASS_OUTPUT = ("cls_head.output.weight", "cls_head.output.bias")
@@ -36,7 +36,7 @@ def detector_to_train(
     checkpoint's.
     """
     network = {each.name: settings[each.name] for each in fields(Network) if each.name in settings}
-    design = {name: settings[name] for name in ("size", "anchor_size") if name in settings}
+    design = {name: settings[name] for name in ("size", "anchor_size", "resize_rule") if name in settings}
     if path.exists():
         return _resumed(path, dataset, {**network, **design})
     if settings.get("resize") and "size" not in design:
@@ -53,12 +53,15 @@ def detector_to_train(
     )
     if not isinstance(start, Checkpoint):
         return spec
+    keeps_rule = "resize_rule" not in design and start.spec.resize != Design.resize_rule
     # The network's sizes that were asked for stand, even if little is left to start from.
     return replace(
         start.spec,
         classes=spec.classes,
         category_ids=spec.category_ids,
-        size=spec.size,
+        # An author's rule stays with his weights; letterboxes have the size that is asked for, or the default.
+        size=start.spec.size if keeps_rule and "size" not in design else spec.size,
+        resize=start.spec.resize if keeps_rule else spec.resize,
         tile=spec.tile,
         network=replace(start.spec.network, **network),
         anchors=spec.anchors if "anchor_size" in design else start.spec.anchors,
@@ -76,7 +79,8 @@ def _resumed(path: Path, dataset: CocoDataset, chosen: Mapping[str, Any]) -> Det
             if not (base_anchors(spec.strides, base_size=value) == spec.anchor_table).all():
                 raise UserError(f"{path} has other anchors than {flag} {value:g}", afresh)
             continue
-        trained = spec.size if name == "size" else getattr(spec.network, name)
+        own = {"size": spec.size, "resize_rule": spec.resize}
+        trained = own[name] if name in own else getattr(spec.network, name)
         if trained != (tuple(value) if name == "size" else value):
             shown = " ".join(str(part) for part in trained) if name == "size" else trained
             raise UserError(f"{path} was trained with {flag} {shown}", afresh)

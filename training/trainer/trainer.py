@@ -300,7 +300,7 @@ class Trainer:
 
     def _anchors(self, size: tuple[int, int]) -> Tensor:
         if size not in self.anchors:
-            self.anchors[size] = torch.from_numpy(self.spec.with_size(*size).all_anchors()).to(self.device)
+            self.anchors[size] = torch.from_numpy(self.spec.all_anchors(size)).to(self.device)
         return self.anchors[size]
 
     def _divisor(self, count: Tensor) -> Tensor:

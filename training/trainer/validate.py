@@ -3,7 +3,7 @@
     found = predict(model, spec, dataset, range(len(dataset)))      # {image id: Detections}
     score(dataset, spec, found).ap
 
-Images are letterboxed as they are served. Reports, curves and per-class numbers are `retinaserve eval`'s.
+Images are resized as they are served. Reports, curves and per-class numbers are `retinaserve eval`'s.
 """
 
 from collections.abc import Mapping, Sequence
@@ -63,11 +63,11 @@ def predict(
     mean = 255 * torch.tensor(spec.mean, device=device).view(1, 3, 1, 1)
     std = 255 * torch.tensor(spec.std, device=device).view(1, 3, 1, 1)
     found = {}
-    for start in range(0, len(indices), BATCH):
-        some = indices[start : start + BATCH]
-        pixels, letterboxes = zip(
-            *(letterbox(dataset.load(index), spec.size, spec.pad_value) for index in some), strict=True
-        )
+    batch = BATCH if spec.resizing.fixed else 1  # as it is served: each image on a canvas of its own size
+    for start in range(0, len(indices), batch):
+        some = indices[start : start + batch]
+        seen = (letterbox(dataset.load(index), spec.size, spec.pad_value, spec.resizing) for index in some)
+        pixels, letterboxes = zip(*seen, strict=True)
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(device)  # (B, H, W, 3) -> (B, 3, H, W)
         images = ((images.float() - mean) / std).contiguous()
         with torch.autocast(device.type, precision, enabled=precision is not torch.float32):

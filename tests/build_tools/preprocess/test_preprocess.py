@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from retinaserve.build_tools.preprocess import BadImage, Prepared, Preprocessor, admit
-from retinaserve.training.letterbox import letterbox_size
+from retinaserve.training.letterbox import letterbox
+from retinaserve.training.resize import RESIZES
 from tests.images import bad_images, checker, encode, good_formats
 
 SIZE, FILL = (256, 320), (124, 116, 104)
@@ -45,7 +46,7 @@ def test_no_pictures_give_no_results(preprocessor: Preprocessor) -> None:
 def test_letterbox_equals_pillow(preprocessor: Preprocessor, width: int, height: int) -> None:
     picture = checker(width, height)
     result = prepare(preprocessor, encode(picture, "PNG"))
-    rows, columns = letterbox_size((height, width), SIZE)
+    rows, columns = RESIZES["letterbox"].resized((height, width), SIZE)
     assert result.letterbox.tolist() == [height, width, rows, columns]
     difference = np.abs(result.image.astype(int) - pillow_letterbox(picture, SIZE).astype(int))
     # Beyond a border DALI repeats the last pixel, Pillow shortens the filter: the outermost pixels may differ.
@@ -60,7 +61,36 @@ def test_sizes_agree_with_the_pipeline_on_many_ratios(preprocessor: Preprocessor
     sizes = [(int(h), int(w)) for h, w in rng.integers(1, 700, (60, 2))]
     results = preprocessor.run([encode(Image.new("L", (w, h)), "PNG") for h, w in sizes])
     found = [tuple(r.letterbox[2:].astype(int)) for r in results if isinstance(r, Prepared)]
-    assert found == [letterbox_size((h, w), SIZE) for h, w in sizes]
+    assert found == [RESIZES["letterbox"].resized((h, w), SIZE) for h, w in sizes]
+
+
+@pytest.mark.parametrize("name", RESIZES)
+def test_every_rule_is_the_one_of_training(name: str) -> None:
+    rule = RESIZES[name]
+    size = (rule.usual[0] // 4, rule.usual[1] // 4)
+    preprocessor = Preprocessor(size, FILL, resize=name, threads=2)
+    rng = np.random.default_rng(7)
+    sizes = [
+        (666, 133),
+        (133, 666),
+        (400, 301),
+        (607, 793),
+        *((int(h), int(w)) for h, w in rng.integers(8, 700, (60, 2))),
+    ]
+    results = preprocessor.run([encode(Image.new("L", (w, h)), "PNG") for h, w in sizes])
+    for (h, w), result in zip(sizes, results, strict=True):
+        resized = rule.resized((h, w), size)
+        assert isinstance(result, Prepared)
+        assert (tuple(result.letterbox[2:]), result.image.shape[1:]) == (resized, rule.canvas(resized, size)), (
+            h,
+            w,
+        )
+    for h, w in ((300, 400), (500, 333), (90, 60)):
+        picture = checker(w, h)
+        trained, _ = letterbox(picture, size, FILL, rule)
+        result = prepare(preprocessor, encode(picture, "PNG"))
+        difference = np.abs(result.image.transpose(1, 2, 0).astype(int) - trained.astype(int))
+        assert difference.max() <= 2 and difference.mean() < 0.1
 
 
 @pytest.mark.parametrize("name", good_formats())

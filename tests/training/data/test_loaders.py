@@ -105,7 +105,7 @@ def test_boxes_move_with_the_pixels(seed: int) -> None:
     # The colours would blur where the box ends.
     view = View(drawn.flip, drawn.zoom, drawn.across, drawn.down)
     placement = place(view, (50, 100), Frame(spec.size))
-    pixels, target = paint(picture, placement, view, spec.pad_value), place_labels(labels, placement)
+    pixels, target = paint(picture, placement, view, spec), place_labels(labels, placement)
     rows, columns = np.nonzero(pixels.min(axis=2) > 127)
     found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
     assert target.boxes[0].tolist() == pytest.approx(found, abs=1.5)

@@ -21,9 +21,11 @@ class TritonPythonModel:
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         height, width = json.loads(parameters["size"])
         red, green, blue = json.loads(parameters["fill"])
+        self._fill = np.array((red, green, blue), np.uint8).reshape(3, 1, 1)
         self._preprocessor = Preprocessor(
             (height, width),
             (red, green, blue),
+            resize=parameters.get("resize", "letterbox"),
             threads=int(os.environ.get("RETINASERVE_THREADS", "0")),
             max_batch=int(config["max_batch_size"]),
             decoding=Decoding(
@@ -61,10 +63,21 @@ class TritonPythonModel:
             )
         return pb_utils.InferenceResponse(
             [
-                to_tensor("image", np.stack([result.image for result in results])),
+                to_tensor("image", self._stack([result.image for result in results])),
                 to_tensor("letterbox", np.stack([result.letterbox for result in results])),
             ]
         )
+
+    def _stack(self, images: list[np.ndarray]) -> np.ndarray:
+        """Return the images of one request as one array, as large as the largest of them."""
+        height, width = np.max([image.shape[1:] for image in images], axis=0)
+        if all(image.shape[1:] == (height, width) for image in images):
+            return np.stack(images)
+        stacked = np.empty((len(images), 3, height, width), np.uint8)
+        stacked[:] = self._fill
+        for row, image in zip(stacked, images, strict=True):
+            row[:, : image.shape[1], : image.shape[2]] = image
+        return stacked
 
 
 def to_tensor(name: str, values: Any) -> Any:

@@ -36,8 +36,9 @@ dali_trace.set_tracing(enabled=False)
     output_ndim=OUTPUT_RANKS,
 )
 def pipeline() -> Any:
-    """Decode and letterbox on the GPU: `image`, `letterbox`, in this order."""
-    return preprocess_graph(size=SETTINGS["size"], fill=SETTINGS["fill"], decoder=SETTINGS["decoder"])
+    """Decode, resize and pad on the GPU: `image`, `letterbox`, in this order."""
+    names = ("size", "fill", "resize", "decoder")
+    return preprocess_graph(**{name: SETTINGS[name] for name in names})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,5 @@
+"""Stands for `retinaserve.training.resize`, which `build` copies to this place in a Triton model directory."""
+
+from retinaserve.training.resize import RESIZES, Resize
+
+__all__ = ["RESIZES", "Resize"]

@@ -1,0 +1,121 @@
+"""Resize rules against what their authors' code computes, restated here line by line, and by hand."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from retinaserve.training.errors import UserError
+from retinaserve.training.letterbox import letterbox, scale_image
+from retinaserve.training.resize import RESIZES
+from retinaserve.training.spec import DetectorSpec
+
+Size = tuple[int, int]
+
+
+def torchvision(h: int, w: int, low: int, high: int) -> tuple[Size, Size]:
+    scale = min(low / min(h, w), high / max(h, w))
+    size = int(h * scale), int(w * scale)  # torch's interpolate with recompute_scale_factor
+    return size, (math.ceil(size[0] / 32) * 32, math.ceil(size[1] / 32) * 32)  # batch_images
+
+
+def detectron2(h: int, w: int, low: int, high: int) -> tuple[Size, Size]:
+    scale = low * 1.0 / min(h, w)
+    new_h, new_w = (low * 1.0, scale * w) if h < w else (scale * h, low * 1.0)
+    if max(new_h, new_w) > high:
+        scale = high * 1.0 / max(new_h, new_w)
+        new_h, new_w = new_h * scale, new_w * scale
+    size = int(new_h + 0.5), int(new_w + 0.5)
+    return size, ((size[0] + 31) // 32 * 32, (size[1] + 31) // 32 * 32)  # ImageList.from_tensors
+
+
+def mmdetection(h: int, w: int, low: int, high: int) -> tuple[Size, Size]:
+    scale = min(high / max(h, w), low / min(h, w))
+    size = int(h * float(scale) + 0.5), int(w * float(scale) + 0.5)
+    return size, (int(np.ceil(size[0] / 32)) * 32, int(np.ceil(size[1] / 32)) * 32)
+
+
+def yhenon(h: int, w: int, low: int, high: int) -> tuple[Size, Size]:
+    scale = low / min(h, w)
+    if max(h, w) * scale > high:
+        scale = high / max(h, w)
+    rows, columns = round(h * scale), round(w * scale)
+    return (rows, columns), (rows + 32 - rows % 32, columns + 32 - columns % 32)
+
+
+def fizyr(h: int, w: int, low: int, high: int) -> tuple[Size, Size]:
+    scale = low / min(h, w)
+    if max(h, w) * scale > high:
+        scale = high / max(h, w)
+    size = int(np.rint(h * scale)), int(np.rint(w * scale))  # OpenCV's saturate_cast
+    return size, size
+
+
+def odtk(h: int, w: int, low: int, high: int) -> tuple[Size, Size]:
+    ratio = low / min(h, w)
+    if ratio * max(h, w) > high:
+        ratio = high / max(h, w)
+    size = int(ratio * h), int(ratio * w)
+    return size, (math.ceil(size[0] / 128) * 128, math.ceil(size[1] / 128) * 128)
+
+
+AUTHORS: dict[str, Callable[[int, int, int, int], tuple[Size, Size]]] = {
+    each.__name__: each for each in (torchvision, detectron2, mmdetection, yhenon, fizyr, odtk)
+}
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_sizes_and_canvases_are_the_authors(name: str) -> None:
+    rule = RESIZES[name]
+    rng = np.random.default_rng(3)
+    # Whole fractions of the limits have sides that end in a half.
+    sizes = [(605, 793), (793, 605), (800, 1333), (2666, 533), (533, 2666), (1600, 1201), (1, 4000), (640, 480)]
+    sizes += [(int(h), int(w)) for h, w in rng.integers(8, 4000, (5000, 2))]
+    for h, w in sizes:
+        if min(h, w) > 4:  # where nothing is left of a side, they fail and we keep a pixel
+            resized = rule.resized((h, w), rule.usual)
+            assert (resized, rule.canvas(resized, rule.usual)) == AUTHORS[name](h, w, *rule.usual), (h, w)
+
+
+def test_the_shorter_side_is_not_always_the_shorter_side() -> None:
+    # 800 / 607 * 607 is less than 800 in double precision, and torchvision rounds down.
+    rule = RESIZES["torchvision"]
+    assert rule.resized((605, 793), (800, 1333)) == (800, 1048)
+    assert rule.resized((607, 793), (800, 1333)) == (799, 1045)
+
+
+def test_stretch_fills_the_canvas() -> None:
+    rule = RESIZES["mlperf"]
+    assert rule.resized((300, 900), (800, 640)) == rule.canvas((800, 640), (800, 640)) == (800, 640)
+    pixels, how = letterbox(Image.new("RGB", (90, 30), (9, 8, 7)), (64, 48), (0, 0, 0), rule)
+    assert (pixels == (9, 8, 7)).all() and how.tolist() == [30, 90, 64, 48]
+
+
+def test_each_image_has_its_own_canvas() -> None:
+    spec = DetectorSpec.create(["a"], resize_rule="torchvision")
+    assert spec.size == (800, 1333) and spec.inputs["image"].shape == (3, -1, -1)
+    for (h, w), canvas in {(480, 640): (800, 1088), (640, 480): (1088, 800)}.items():
+        pixels, how = letterbox(Image.new("RGB", (w, h), (9, 8, 7)), spec.size, spec.pad_value, spec.resizing)
+        assert pixels.shape[:2] == canvas
+        assert sorted(how[2:].tolist()) == [800, 1066]
+        assert (pixels[int(how[2]) :] == spec.pad_value).all() and (
+            pixels[: int(how[2]), : int(how[3])] == 9
+        ).any()
+    assert DetectorSpec.from_json(spec.to_json()) == spec
+
+
+def test_a_size_that_is_no_pair_of_limits_is_refused() -> None:
+    with pytest.raises(UserError, match="the shorter and the longest side"):
+        DetectorSpec.create(["a"], size=(1333, 800), resize_rule="detectron2")
+    with pytest.raises(UserError, match="is not one of"):
+        DetectorSpec.from_json(DetectorSpec.create(["a"]).to_json().replace('"letterbox"', '"crop"'))
+
+
+def test_without_antialiasing_four_pixels_are_mixed() -> None:
+    # Halfway between columns 3 and 4 of every 8: (100 + 200) / 2.
+    columns = np.array([0, 0, 0, 100, 200, 0, 0, 0] * 8, np.uint8)
+    image = Image.fromarray(np.repeat(np.tile(columns, (64, 1))[:, :, None], 3, axis=2))
+    assert (np.array(scale_image(image, (8, 8), antialias=False)) == 150).all()
+    assert np.array(scale_image(image, (8, 8))).max() < 100
