@@ -91,6 +91,7 @@ CHANGED: dict[tuple[str, str], str] = {
     ("admit", "cost"): "it was this project's own measurement",
     ("admit", "served"): "it was this project's own measurement",
     ("import", "source"): "whose file it is is found out; --from settles a doubt",
+    ("import", "size"): "what the family's own resize rule says, unless one is asked for",
     ("train", "backbone"): "more ResNets",
     ("profile", "backbone"): "more ResNets",
 }

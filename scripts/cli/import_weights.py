@@ -9,6 +9,7 @@ import click
 from retinaserve.scripts.cli.options import PATH
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.resize import RESIZES
 
 SOURCES = ("torchvision", "torchvision-backbone", "odtk")
 
@@ -46,9 +47,11 @@ class Levels(Numbers):
     "--size",
     type=click.IntRange(min=32),
     nargs=2,
-    default=(1024, 1024),
     metavar="H W",
-    help="Input of the network.",
+    help="Input of the network, or the shorter and the longest side.  [default: usual for the resize rule]",
+)
+@click.option(
+    "--resize-rule", type=click.Choice(list(RESIZES)), help="How images become inputs.  [default: WEIGHTS']"
 )
 @click.option("--annotations", type=PATH, help="COCO file that names the classes, where the weights do not.")
 @click.option(
@@ -104,8 +107,7 @@ def import_weights(
     save(output, Checkpoint(result.spec, result.weights))
     for note in result.notes:
         click.echo(note, err=True)
-    height, width = result.spec.size
-    click.echo(f"{output}: {len(result.spec.classes)} classes at {height} x {width}")
+    click.echo(f"{output}: {len(result.spec.classes)} classes at {result.spec.size_text}")
     name_next(shlex.join(["retinaserve", "export", str(output), str(output.with_suffix(".onnx"))]))
 
 

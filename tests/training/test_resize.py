@@ -110,7 +110,9 @@ def test_a_size_that_is_no_pair_of_limits_is_refused() -> None:
     with pytest.raises(UserError, match="the shorter and the longest side"):
         DetectorSpec.create(["a"], size=(1333, 800), resize_rule="detectron2")
     with pytest.raises(UserError, match="is not one of"):
-        DetectorSpec.from_json(DetectorSpec.create(["a"]).to_json().replace('"letterbox"', '"crop"'))
+        DetectorSpec.from_json(
+            DetectorSpec.create(["a"], resize_rule="mlperf").to_json().replace("mlperf", "crop")
+        )
 
 
 def test_without_antialiasing_four_pixels_are_mixed() -> None:

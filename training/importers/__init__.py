@@ -31,7 +31,8 @@ from retinaserve.training.importers.parts import (
 from retinaserve.training.importers.reader import read_weights
 from retinaserve.training.importers.states import Candidate, choose, find
 from retinaserve.training.model.backbones import build_backbone
-from retinaserve.training.spec import Network
+from retinaserve.training.resize import RESIZES
+from retinaserve.training.spec import Design, Network
 
 __all__ = ["SOURCES", "Choices", "Imported", "import_weights"]
 
@@ -103,8 +104,18 @@ def import_content(
     if chosen.family == BACKBONE:
         return _backbone(chosen, notes)
     found = Found(chosen.state, content, chosen.module, beside or {}, name)
-    result = IMPORTERS[chosen.family](found, choices)
+    result = IMPORTERS[chosen.family](found, replace(choices, size=choices.size or Design.size))
+    result = _with_rule(result, chosen.family, choices)
     return replace(result, notes=(*notes, *result.notes))
+
+
+def _with_rule(result: Imported, family: str, choices: Choices) -> Imported:
+    """Return a detector with the resize rule of its family, or with the one that was chosen, and a note of it."""
+    own = family if result.spec.resize == Design.resize_rule else result.spec.resize
+    rule = choices.resize_rule or own
+    spec = replace(result.spec, resize=rule, size=choices.size or RESIZES[rule].usual)
+    source = "as you said" if choices.resize_rule else "assumed, the family's own; --resize-rule, --size"
+    return replace(result, spec=spec, notes=(*result.notes, f"images: {spec.size_text} ({source})"))
 
 
 def _backbone(chosen: Candidate, notes: list[str]) -> Backbone:

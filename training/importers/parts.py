@@ -30,7 +30,8 @@ UNLIMITED = 20.0  # a delta clamp that no box inside an image reaches: e^20 anch
 class Choices:
     """What the user said; None where the file, what lies beside it, or the family's default is to decide."""
 
-    size: tuple[int, int] = (1024, 1024)
+    size: Any = None  # (h, w) as the resize rule takes them
+    resize_rule: str | None = None  # the family's own if None
     categories: Categories | None = None
     first_class: int | None = None
     norm_eps: float | None = None

@@ -33,7 +33,7 @@ from retinaserve.training.importers.parts import (
 from retinaserve.training.importers.reader import Inert
 from retinaserve.training.importers.states import children
 from retinaserve.training.importers.tables import RATIOS, TORCHVISION_SIZES, Sizes, described, torchvision_anchors
-from retinaserve.training.spec import STRIDES, DetectorSpec, Network, anchor_rows
+from retinaserve.training.spec import STRIDES, Design, DetectorSpec, Network, anchor_rows
 
 # torchvision's COCO_V1 was trained with norms without an epsilon (torchvision sets it to 0 when it loads them).
 FROZEN_EPS = 0.0
@@ -93,6 +93,7 @@ def import_torchvision(found: Found, choices: Choices) -> Imported:
         network,
         strides=strides,
         max_detections=DETECTIONS,
+        resize="mlperf" if mlperf else Design.resize_rule,  # import_content knows the other families'
     )
     spec = replace(spec, **said)
     family = "DeepForest" if forest else "MLPerf's RetinaNet" if mlperf else "torchvision RetinaNet"

@@ -59,17 +59,18 @@ class RetinaNet(nn.Module):
             outputs = torch.where(grown, outputs.clamp(min=SMALLEST).log(), outputs)
         stride = self.spec.strides[level]
         rows, columns = outputs.shape[-2:]
-        steps = (size[0] // rows, size[1] // columns)
-        if network.grid == "size" and steps != (stride, stride):
+        down, across = size[0] // rows - stride, size[1] // columns - stride
+        rule = self.spec.resizing
+        # Where canvases differ, one graph stands for multiples of the stride and for other sides.
+        off = (down, across) != (0, 0) if rule.fixed else bool(rule.multiple % stride)
+        if network.grid == "size" and off:
             table = outputs.new_tensor(self.spec.anchors[level])
-            # What a cell's centre is off by, in anchors, a row or a column further.
-            off = (outputs.new_tensor((steps[1], steps[0])) - stride) / (
-                table[:, 2:] - table[:, :2]
-            )  # (A, 2) x, y
+            # What a cell's centre is off by, in anchors.
+            width, height = (table[:, 2:] - table[:, :2])[:, :, None, None].unbind(1)  # (A, 1, 1) each
             x, y = torch.arange(columns).to(outputs), torch.arange(rows).to(outputs)
             none = outputs.new_zeros(len(table), rows, columns)
-            dx = off[:, 0, None, None] * x + none
-            dy = off[:, 1, None, None] * y[:, None] + none
+            dx = across * x / width + none
+            dy = down * y[:, None] / height + none
             outputs = outputs + torch.stack((dx, dy, none, none), dim=1).flatten(
                 0, 1
             )  # (A, 4, h, w) -> (A*4, h, w)

@@ -34,16 +34,17 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "v2": {"version": 2, "old_names": False},
 }
 SMALL = {"width": 8, "pyramid": 64}
+LETTERBOX: dict[str, Any] = {"size": (1024, 1024), "resize_rule": "letterbox"}
 
 
 def import_torchvision(state: Any, **said: Any) -> Imported:
-    result = import_content(state, Choices(**said), source="torchvision")
+    result = import_content(state, Choices(**{**LETTERBOX, **said}), source="torchvision")
     assert isinstance(result, Imported)
     return result
 
 
 def import_odtk(content: Any, **said: Any) -> Imported:
-    result = import_content(content, Choices(**said), source="odtk")
+    result = import_content(content, Choices(**{**LETTERBOX, **said}), source="odtk")
     assert isinstance(result, Imported)
     return result
 
@@ -282,7 +283,7 @@ def test_an_imported_detector_is_built_like_any_other(tmp_path: Path) -> None:
     state, *_ = case("v2", (64, 64), **SMALL)
     torch.save({"model": state, "args": Namespace(lr=0.01)}, tmp_path / "weights.pth")
     result = run(tmp_path / "weights.pth", tmp_path / "model.pth", "--from", "torchvision", "--size", "64", "96")
-    assert result.exit_code == 0 and "80 classes at 64 x 96" in result.stdout
+    assert result.exit_code == 0 and "80 classes at 64 to 96 (torchvision)" in result.stdout
     spec, model = load_model(tmp_path / "model.pth")
     export_heads(model, spec, tmp_path / "heads.onnx")
     save(graft(tmp_path / "heads.onnx"), tmp_path / "model.onnx")
