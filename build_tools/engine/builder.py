@@ -13,6 +13,7 @@ import importlib
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256 as hashed
@@ -30,6 +31,7 @@ from retinaserve.build_tools.graph.detection import DOMAIN
 from retinaserve.build_tools.graph.onnx_io import calibration_sha256, load_graph, precision_of, read_spec
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import sha256, whole
+from retinaserve.training.spec import DetectorSpec
 
 OLDEST = (10, 12)  # the first TensorRT whose strongly typed networks take all of our graphs
 RTX = "tensorrt_rtx"
@@ -142,7 +144,8 @@ def build_engine(trt: Any, graph: Path, options: EngineOptions, *, progress: Pro
         raise UserError(f"{graph}: NVIDIA's parser refuses {_parse_error(parser)}")
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.add_optimization_profile(profile(builder, network, options.batch))
+    for profile in profiles(builder, network, options.batch, read_spec(model, str(graph))):
+        config.add_optimization_profile(profile)
     if options.compute_capability:
         config.num_compute_capabilities = 1
         config.set_compute_capability(compute_capability(trt, options.compute_capability), 0)
@@ -197,14 +200,22 @@ def _check(model: onnx.ModelProto, graph: Path, options: EngineOptions, trt: Any
             )
 
 
-def profile(builder: Any, network: Any, batch: tuple[int, int, int]) -> Any:
-    """Return an optimization profile of these batch sizes for a network's inputs."""
-    profile = builder.create_optimization_profile()
-    for number in range(network.num_inputs):
-        tensor = network.get_input(number)
-        rest = tuple(tensor.shape)[1:]
-        profile.set_shape(tensor.name, *((size, *rest) for size in batch))
-    return profile
+def profiles(builder: Any, network: Any, batch: tuple[int, int, int], spec: DetectorSpec) -> Iterator[Any]:
+    """Yield an optimization profile of these batch sizes, or two where canvases differ: landscape and portrait.
+
+    One for both would reserve memory for a square of the longest side, and be tuned for neither.
+    """
+    rule, size = spec.resizing, spec.size
+    smallest, typical, largest = rule.canvas((1, 1), size), rule.typical(size), rule.largest(size)
+    for turn in (1,) if rule.fixed else (1, -1):
+        profile = builder.create_optimization_profile()
+        for number in range(network.num_inputs):
+            tensor = network.get_input(number)
+            rest = tuple(tensor.shape)[1:]
+            canvases = (smallest, typical[::turn], largest[::turn])
+            shapes = [(rest[0], *canvas) if -1 in rest else rest for canvas in canvases]
+            profile.set_shape(tensor.name, *((each, *shape) for each, shape in zip(batch, shapes, strict=True)))
+        yield profile
 
 
 def compute_capability(trt: Any, capability: str) -> Any:

@@ -137,6 +137,8 @@ def specialise(
         _write_warmup(config, {**spec.inputs, contract.IMAGE_BYTES: encoded}, sample)
         for key, text in parameters[name].items():
             config.parameters[key].string_value = text
+        if profile == "gpu" and name == contract.RETINANET and not spec.resizing.fixed:
+            config.instance_group[0].profile[:] = ["0", "1"]  # landscape, portrait: engine/builder.py
         if config.optimization.cuda.graphs:
             _write_graph_specs(config, spec, sample)
         configs[name] = config

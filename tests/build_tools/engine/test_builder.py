@@ -20,7 +20,7 @@ from retinaserve.build_tools.engine.builder import (
     build_plan,
     compute_capability,
     load_tensorrt,
-    profile,
+    profiles,
 )
 from retinaserve.build_tools.engine.gpu import Driver, find_gpus, this_target
 from retinaserve.build_tools.engine.listeners import message_log, progress_monitor, tidy
@@ -129,7 +129,8 @@ def test_the_heads_convolutions_write_what_the_plugin_reads(
         head.allowed_formats = 1 << int(trt.TensorFormat.HWC8)
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.add_optimization_profile(profile(builder, network, (1, 2, 4)))
+    for profile in profiles(builder, network, (1, 2, 4), toy_spec()):
+        config.add_optimization_profile(profile)
     config.num_compute_capabilities = 1
     config.set_compute_capability(compute_capability(trt, target), 0)
     assert builder.build_serialized_network(network, config) is not None, log.first_error()
