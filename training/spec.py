@@ -25,6 +25,7 @@ __all__ = ["DetectorSpec", "Network"]
 
 # Models of the Triton repository and their tensors (docs/serving.md). `admission` is the GPU profile's alone.
 ADMISSION, PREPROCESS, RETINANET, DETECTOR = "admission", "preprocess", "retinanet", "detector"
+DETECTOR_TILED = "detector_tiled"  # where `build --tile` asked for it
 IMAGE_BYTES = "image_bytes"  # UINT8 [-1], one encoded image
 IMAGE = "image"  # UINT8 [3, H, W] RGB, letterboxed
 LETTERBOX = "letterbox"  # FP32 [4]: original h, original w, resized h, resized w

@@ -30,16 +30,17 @@ from retinaserve.build_tools.preprocess.pipeline import serialise
 from retinaserve.build_tools.repository.configs import (
     INT8_ARITHMETIC,
     MODELS,
-    TEMPLATES,
     WARMUP,
     BuildOptions,
     Profile,
     cuda_pool_bytes,
     read_config,
     specialise,
+    template,
     write_config,
 )
 from retinaserve.build_tools.repository.versions import keep_pins
+from retinaserve.plugins import tiles
 from retinaserve.training import spec as contract
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import staging
@@ -60,12 +61,21 @@ PREPROCESSING = {
     "preprocess/pixels": PIXELS_PACKAGE,
     "preprocess/resize.py": RESIZE_MODULE,
 }
+PLUGINS = Path(tiles.__file__).parent
+TILED = {"pixels": PIXELS_PACKAGE} | {
+    f"merging/{name}": PLUGINS / name for name in ("__init__.py", "reference.py", "tiles.py")
+}
 COPIED = {
     "cpu": {
+        contract.DETECTOR_TILED: TILED,
         contract.PREPROCESS: PREPROCESSING,
         contract.RETINANET: {"openvino_cpu.py": Path(openvino_cpu.__file__)},
     },
-    "gpu": {contract.PREPROCESS: PREPROCESSING, contract.ADMISSION: {"pixels": PIXELS_PACKAGE}},
+    "gpu": {
+        contract.DETECTOR_TILED: TILED,
+        contract.PREPROCESS: PREPROCESSING,
+        contract.ADMISSION: {"pixels": PIXELS_PACKAGE},
+    },
 }
 
 
@@ -228,8 +238,11 @@ def build_repository(
         manifest=served.manifest,
     )
     if version > 1:
-        _check_same_contract(repository, configs)
-        keep_pins(repository, configs)
+        there = {
+            name: config for name, config in configs.items() if (repository / name / "config.pbtxt").is_file()
+        }
+        _check_same_contract(repository, there)
+        keep_pins(repository, there)
     with staging(repository) as scratch:
         stage = scratch / repository.name
         _stage(stage, profile, configs, warmup, version)
@@ -241,8 +254,8 @@ def build_repository(
         if version == 1:
             _appear(stage, repository)
         else:
-            _merge(stage, repository, version, MODELS[profile])
-    return Built(repository, version, served.precision, MODELS[profile])
+            _merge(stage, repository, version, tuple(configs))
+    return Built(repository, version, served.precision, tuple(configs))
 
 
 def _write_pipeline(folder: Path, spec: DetectorSpec, configs: dict[str, Any]) -> None:
@@ -295,9 +308,9 @@ def _check_same_contract(repository: Path, configs: dict[str, Any]) -> None:
 
 def _stage(stage: Path, profile: Profile, configs: dict[str, Any], warmup: _Warmup, version: int) -> None:
     for name, config in configs.items():
-        template, folder = TEMPLATES / profile / name / "1", stage / name / str(version)
-        if template.is_dir():
-            shutil.copytree(template, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        source, folder = template(profile, name) / "1", stage / name / str(version)
+        if source.is_dir():
+            shutil.copytree(source, folder, ignore=shutil.ignore_patterns("__pycache__"))
         else:  # a plan stands alone
             folder.mkdir(parents=True)
         write_config(stage / name / "config.pbtxt", config)
@@ -305,8 +318,9 @@ def _stage(stage: Path, profile: Profile, configs: dict[str, Any], warmup: _Warm
             (stage / name / "warmup").mkdir(exist_ok=True)
             (stage / name / "warmup" / file).write_bytes(content)
     for name, copies in COPIED[profile].items():
-        for place, source in copies.items():
+        for place, source in copies.items() if name in configs else ():
             target = stage / name / str(version) / place
+            target.parent.mkdir(exist_ok=True)
             if source.is_dir():
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "pixels.py"))
             else:
@@ -326,6 +340,7 @@ def _merge(stage: Path, repository: Path, version: int, models: tuple[str, ...])
     try:
         for name in models:
             target = repository / name / str(version)
+            target.parent.mkdir(exist_ok=True)
             (stage / name / str(version)).rename(target)
             placed.append(target)
     except OSError as error:

@@ -23,6 +23,7 @@ from tritonclient.grpc import model_config_pb2
 from retinaserve.build_tools.engine.manifest import Manifest
 from retinaserve.build_tools.openvino_cpu import HINTS
 from retinaserve.build_tools.preprocess import MAX_BYTES, MAX_PIXELS
+from retinaserve.plugins.tiles import OVERLAP
 from retinaserve.training import spec as contract
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_text
@@ -94,6 +95,8 @@ class BuildOptions:
     full_decode: bool = False  # CPU profile: all pixels of a JPEG, as the GPU's decoder does
     triton: tuple[int, int] = PRODUCTION  # GPU profile: the server that it is for
     max_queue: int | None = None  # CPU profile: requests that wait, at most; 32, or two batches
+    tile: tuple[int, int] | Literal["auto"] | None = None  # of `detector_tiled`; auto: as trained, or the input
+    overlap: float = OVERLAP  # of its tiles
     max_inflight: int = 0  # GPU profile: requests between two steps of the ensemble, at most; 0: no limit
 
 
@@ -122,7 +125,7 @@ def specialise(
         parameters[contract.DETECTOR][key] = text
     configs = {}
     for name in MODELS[profile]:
-        config = read_config(TEMPLATES / profile / name / "config.pbtxt")
+        config = read_config(template(profile, name) / "config.pbtxt")
         config.max_batch_size = max_batch
         if profile == "cpu" and config.dynamic_batching.HasField("default_queue_policy"):
             # Two full batches keep the engine busy.
@@ -142,6 +145,8 @@ def specialise(
         if config.optimization.cuda.graphs:
             _write_graph_specs(config, spec, sample)
         configs[name] = config
+    if options.tile:
+        configs[contract.DETECTOR_TILED] = _tiled(spec, configs[contract.DETECTOR], options)
     if options.max_inflight:
         _set_max_inflight(configs[contract.DETECTOR], options.max_inflight, profile, options)
     return configs
@@ -158,6 +163,22 @@ def _write_warmup(config: Any, tensors: Mapping[str, Tensor], canvas: tuple[int,
             upright.CopyFrom(sample)
             upright.name += " upright"
             upright.inputs[contract.IMAGE].dims[:] = (3, *canvas[::-1])
+
+
+def template(profile: Profile, name: str) -> Path:
+    """Return the folder that a model is made from; `detector_tiled` is the same in both profiles."""
+    return TEMPLATES / ("cpu" if name == contract.DETECTOR_TILED else profile) / name
+
+
+def _tiled(spec: DetectorSpec, detector: Any, options: BuildOptions) -> Any:
+    """Return the config of `detector_tiled`, which tells clients what `detector` tells them."""
+    config = read_config(template("cpu", contract.DETECTOR_TILED) / "config.pbtxt")
+    for key, value in detector.parameters.items():
+        config.parameters[key].string_value = value.string_value
+    tile = (spec.tile or spec.size) if options.tile == "auto" else options.tile
+    config.parameters["tile"].string_value = json.dumps(tile)
+    config.parameters["overlap"].string_value = json.dumps(options.overlap)
+    return config
 
 
 def _parameters(

@@ -3,12 +3,13 @@
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from retinaserve.plugins.tiles import OVERLAP
 from retinaserve.scripts.cli.export import JSON, calibration_options, int8_options, print_calibration
-from retinaserve.scripts.cli.options import PATH, decoding_options
+from retinaserve.scripts.cli.options import PATH, TileSize, decoding_options
 from retinaserve.scripts.cli.output import name_next, progress
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
@@ -54,6 +55,13 @@ class Arithmetic(click.Choice[str]):
 )
 @decoding_options
 @click.option(
+    "--tile",
+    type=TileSize(),
+    metavar="auto|H,W",
+    help="Add detector_tiled: it cuts images into tiles, and merges. auto: as trained, or of the model's size.",
+)
+@click.option("--overlap", type=click.FloatRange(0, 0.9), default=OVERLAP, help="Of its tiles: share of a side.")
+@click.option(
     "--triton-version",
     metavar="VERSION",
     default="26.08",
@@ -86,6 +94,8 @@ def build(
     precision: str,
     max_batch: int | None,
     max_queue: int | None,
+    tile: "tuple[int, int] | Literal['auto'] | None",
+    overlap: float,
     decoding: "Decoding",
     triton_version: str,
     plugins: Path | None,
@@ -112,6 +122,8 @@ def build(
         full_decode=decoding.full,
         triton=configs.triton_version(triton_version),
         max_queue=max_queue,
+        tile=tile,
+        overlap=overlap,
         max_inflight=max_inflight,
     )
     quantized_here = profile == "cpu" and precision == "int8" and model.suffix == ".pth"
