@@ -171,7 +171,11 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
         click.echo(f"{model}: already trained for {result.iteration} iterations; more with --iters", err=True)
     else:
         scored = f", AP {result.scores.ap:.3f}, AP50 {result.scores.ap50:.3f}" if result.scores else ""
-        click.echo(f"{model}: {result.iteration} iterations in {clock(result.seconds)}{scored}")
+        ended = f", no better AP in {config.patience} validations" if result.stalled else ""
+        click.echo(f"{model}: {result.iteration} iterations in {clock(result.seconds)}{ended}{scored}")
+        if result.best and result.best[1] < result.iteration:
+            best_model = model.with_suffix(".best.pth")
+            click.echo(f"{best_model}: AP {result.best[0]:.3f}, the best, of iteration {result.best[1]}")
     if plotted:
         click.echo(f"{results}: losses and scores")
     name_next(shlex.join(["retinaserve", "export", str(model), str(model.with_suffix(".onnx"))]))

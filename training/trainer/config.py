@@ -67,6 +67,7 @@ class TrainConfig:
     compile: bool = setting(False, "Compile the network with torch.compile.")
     report_every: int = setting(20, low=1)
     val_every: int = setting(1000, "Iterations between validations.", flag="val_iters", low=1)
+    patience: int = setting(0, "Validations without a better AP that end the run; 0: none do.", low=0)
     save_every: int = setting(1000, "Iterations between checkpoints.", low=1)
 
     def __post_init__(self) -> None:

@@ -55,6 +55,8 @@ class TrainResult:
     interrupted: bool
     last: Progress | None
     scores: Scores | None = None  # of this run's last validation
+    stalled: bool = False  # ended by `patience`
+    best: tuple[float, int] | None = None  # the highest AP and its iteration, of this run or those before
 
 
 def train(
@@ -134,7 +136,7 @@ class Trainer:
             self.model = nn.parallel.DistributedDataParallel(self.network)
         if config.compile:
             self.model = torch.compile(self.model)
-        self.best = -1.0  # the highest AP of a validation
+        self.best, self.best_at = -1.0, 0  # the highest AP of a validation, and its iteration
         self.anchors: dict[tuple[int, int], Tensor] = {}
         self.mean = 255 * torch.tensor(spec.mean, device=self.device).view(1, 3, 1, 1)
         self.std = 255 * torch.tensor(spec.std, device=self.device).view(1, 3, 1, 1)
@@ -166,11 +168,11 @@ class Trainer:
         found = self.group.broadcast(load(path) if main and path.exists() else None)
         iteration = first = self.restore(found) if found else 0
         recorder.start(first)
-        started, last, scores, stopping = time.monotonic(), None, None, False
+        started, last, scores, stopping, stalled = time.monotonic(), None, None, False, False
         meter = Meter(config.iterations, config.batch, first)
         batches = training_batches(dataset, self.spec, stream_settings(config, self.group), first=first)
         with interruptible() as interrupted:
-            while iteration < config.iterations and not stopping:
+            while iteration < config.iterations and not (stopping or stalled):
                 with meter.waiting():
                     batch = next(batches)
                 if iteration == first:
@@ -184,13 +186,22 @@ class Trainer:
                 if validation is not None and (iteration % config.val_every == 0 or complete):
                     with meter.paused():  # before the checkpoint: one that is killed in between does both again
                         scores = self.validate(validation, iteration, recorder)
+                    stalled = 0 < config.patience * config.val_every <= iteration - self.best_at
                 if iteration % config.save_every == 0:
                     with meter.paused():
                         recorder.save(self.checkpoint(iteration))
                 stopping = bool(self.group.sum(torch.tensor(float(interrupted()), device=self.device)))
         recorder.save(self.checkpoint(iteration))
-        stopped = stopping and iteration < config.iterations
-        return TrainResult(iteration, iteration - first, time.monotonic() - started, stopped, last, scores)
+        return TrainResult(
+            iteration,
+            iteration - first,
+            time.monotonic() - started,
+            stopping and iteration < config.iterations,
+            last,
+            scores,
+            stalled,
+            (self.best, self.best_at) if self.best >= 0 else None,
+        )
 
     def step(self, batch: Batch, iteration: int) -> Losses:
         """Learn from this process's part of a batch; return the losses of all of it.
@@ -237,7 +248,7 @@ class Trainer:
         scores = group.broadcast(score(dataset, self.spec, found) if group.is_main_process else None)
         assert scores is not None
         if scores.ap > self.best:
-            self.best = scores.ap
+            self.best, self.best_at = scores.ap, iteration
             recorder.save_best(Checkpoint(self.spec, self.weights(), iteration))
         recorder.validation(iteration, scores, dataset, self.spec, found)
         return scores
@@ -254,6 +265,7 @@ class Trainer:
             "config": json.dumps(asdict(self.config)),
             "random": torch.get_rng_state(),
             "best": self.best,
+            "best_at": self.best_at,
         }
         if self.device.type == "cuda":
             training["random_cuda"] = torch.cuda.get_rng_state(self.device)
@@ -280,7 +292,7 @@ class Trainer:
             torch.set_rng_state(state["random"])
         if "random_cuda" in state and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
-        self.best = state.get("best", self.best)
+        self.best, self.best_at = state.get("best", self.best), state.get("best_at", checkpoint.iteration)
         return checkpoint.iteration
 
     def _restore_optimizer(self, state: Mapping[str, Any]) -> None:

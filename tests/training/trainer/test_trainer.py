@@ -56,6 +56,18 @@ def test_it_learns_what_a_child_sees(tmp_path: Path, data: CocoDataset) -> None:
     assert right >= 10
 
 
+def test_a_run_ends_when_validation_has_not_moved(tmp_path: Path, data: CocoDataset) -> None:
+    config = TrainConfig(40, batch=2, lr=1e-12, warmup=0, augment="none", val_every=2, patience=3)
+    result = run(tmp_path / "model.pth", SPEC, data, config, validation=data)
+    first = 2  # of the validations; the three after it are no better
+    assert result.stalled and not result.interrupted and result.iteration == first + 3 * 2
+    assert result.best is not None and result.best[1] == first
+    assert load(tmp_path / "model.best.pth").iteration == first
+    again = run(tmp_path / "model.pth", SPEC, data, replace(config, patience=5), validation=data)
+    assert again.stalled and again.iteration == first + 5 * 2 and again.best == result.best
+    assert not run(tmp_path / "other.pth", SPEC, data, replace(config, iterations=10)).stalled
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_that_goes_on_ends_where_an_uninterrupted_one_does(
     tmp_path: Path, data: CocoDataset, workers: int
