@@ -69,10 +69,10 @@ def contrast(one: Colour, other: Colour) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def open_image(image: bytes | Path) -> Image.Image:
+def open_image(image: bytes | Path, value_range: tuple[int, int] | None = None) -> Image.Image:
     """Decode an encoded image to what the network sees of it, RGB and upright. Raises OSError for garbage."""
     try:
-        return load_image(image)
+        return load_image(image, value_range)
     except UserError as error:
         raise OSError(error.message) from None
 

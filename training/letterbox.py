@@ -4,6 +4,7 @@ image = load_image(path)    # upright RGB, whatever the file was
 pixels, sizes = letterbox(image, spec.size, spec.pad_value, spec.resizing)    # (H, W, 3), and what LETTERBOX holds
 """
 
+import math
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
@@ -25,15 +26,18 @@ SUFFIXES = frozenset(  # of images in folders
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for bad files
 
 
-def load_image(source: Path | bytes) -> Image.Image:
-    """Return an image file, or its content, as the network sees it: RGB, upright. Raises UserError."""
+def load_image(source: Path | bytes, value_range: tuple[int, int] | None = None) -> Image.Image:
+    """Return an image file, or its content, as the network sees it: RGB, upright. Raises UserError.
+
+    `value_range` is the spec's.
+    """
     name = "" if isinstance(source, bytes) else f"{source}: "
     try:
         data = source if isinstance(source, bytes) else source.read_bytes()
         bad = pixels.inspect(data)
         if isinstance(bad, pixels.BadImage):
             raise UserError(f"{name}the image can't be read: {bad.message}")
-        return Image.fromarray(np.ascontiguousarray(pixels.decode(data)))
+        return Image.fromarray(np.ascontiguousarray(pixels.decode(data, value_range)))
     except OSError as error:
         raise UserError(f"{name}the image can't be read: {error.strerror or error}") from None
 
@@ -79,15 +83,35 @@ def letterbox(
 def scale_image(image: Image.Image, size: tuple[int, int], *, antialias: bool = True) -> Image.Image:
     """Return an RGB image at another (h, w), by the bilinear filter that the served preprocessing uses.
 
-    Pillow's is its antialiased triangle; that of the four nearest pixels, which Pillow has not, is torch's.
+    Pillow's is its antialiased triangle, made to repeat the last pixel behind a border, as DALI's does; that of
+    the four nearest pixels, which Pillow has not, is torch's.
     """
     height, width = size
     if (width, height) == image.size:
         return image
     if antialias:
-        return image.resize((width, height), Image.Resampling.BILINEAR)
+        shrunk = image.resize((width, height), Image.Resampling.BILINEAR)
+        across, down = image.width / width, image.height / height
+        if across > 1 or down > 1:  # the filter reaches behind the borders from the outermost pixels
+            for x, y in ((0, 0), (0, height - 1)):
+                shrunk.paste(_part(image, (0, y * down, image.width, (y + 1) * down), (width, 1)), (x, y))
+            for x, y in ((0, 0), (width - 1, 0)):
+                shrunk.paste(_part(image, (x * across, 0, (x + 1) * across, image.height), (1, height)), (x, y))
+        return shrunk
     import torch
 
     given = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (h, w, 3) -> (1, 3, h, w)
     scaled = torch.nn.functional.interpolate(given, size, mode="bilinear")
     return Image.fromarray(scaled[0].permute(1, 2, 0).numpy())
+
+
+def _part(image: Image.Image, box: tuple[float, float, float, float], size: tuple[int, int]) -> Image.Image:
+    """Return a box (x1, y1, x2, y2) of an image at (w, h), with the last pixels repeated behind the borders."""
+    (x1, y1, x2, y2), (width, height) = box, size
+    reach_x, reach_y = math.ceil((x2 - x1) / width) + 1, math.ceil((y2 - y1) / height) + 1
+    left, top = math.floor(x1) - reach_x, math.floor(y1) - reach_y
+    right, bottom = math.ceil(x2) + reach_x, math.ceil(y2) + reach_y
+    inner = (max(0, left), max(0, top), min(image.width, right), min(image.height, bottom))
+    behind = ((inner[1] - top, bottom - inner[3]), (inner[0] - left, right - inner[2]), (0, 0))
+    grown = Image.fromarray(np.pad(np.asarray(image.crop(inner)), behind, "edge"))
+    return grown.resize(size, Image.Resampling.BILINEAR, box=(x1 - left, y1 - top, x2 - left, y2 - top))

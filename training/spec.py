@@ -181,6 +181,8 @@ class DetectorSpec:
     clip_margin: float = 0.0  # pixels that boxes keep from the scaled image's right and bottom edge
     tile: tuple[int, int] | None = None  # (h, w) that images were cut into for training, and are for `--tile auto`
     resize: str = "letterbox"  # of resize.RESIZES: what an image becomes on its way to the network
+    # (black, white) of samples of more than 8 bits; None: their depth's
+    value_range: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -209,6 +211,10 @@ class DetectorSpec:
             (self.topk_candidates > 0, "topk_candidates must be positive"),
             (self.max_detections > 0, "max_detections must be positive"),
             (all(value > 0 for value in self.std), "std must be positive"),
+            (
+                self.value_range is None or 0 <= self.value_range[0] < self.value_range[1] < 65536,
+                f"value_range {self.value_range} is not two rising values of 16 bits",
+            ),
         )
         return next((message for ok, message in checks if not ok), "")
 
@@ -331,7 +337,7 @@ class DetectorSpec:
     def to_json(self) -> str:
         """Return the spec as JSON; `from_json` gives back an equal spec."""
         values = asdict(self)
-        for name in ("tile", "resize"):  # earlier versions don't know them
+        for name in ("tile", "resize", "value_range"):  # earlier versions don't know them
             if values[name] == getattr(type(self), name):
                 del values[name]
         return json.dumps({"format": FORMAT, **values})

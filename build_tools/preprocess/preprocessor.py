@@ -10,7 +10,7 @@ batch, it is halved until the bad ones stand alone. Not safe to call from two th
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,11 +41,17 @@ class Preprocessor:
         threads: int = 0,
         max_batch: int = 16,
         decoding: Decoding | None = None,
+        value_range: tuple[int, int] | None = None,
     ) -> None:
-        """`resize` names a rule of RESIZES; `threads` 0 takes as many as this process may use cores."""
+        """`resize` names a rule of RESIZES; `threads` 0 takes as many as this process may use cores.
+
+        A `value_range` takes the place of `decoding`'s.
+        """
         self.max_batch = max_batch
         self._size, self._rule = size, RESIZES[resize]
         self._decoding = decoding or Decoding()
+        if value_range:
+            self._decoding = replace(self._decoding, value_range=value_range)
         threads = threads or len(os.sched_getaffinity(0))
         self._threads = ThreadPoolExecutor(threads)
         self._encoded, self._pixels = (

@@ -119,7 +119,12 @@ def draw(spec: DetectorSpec, options: Int8Options) -> Drawn:
     names = sorted(files)
     random.Random(options.seed).shuffle(names)  # before the cut: the first files of a folder are often of one kind
     preprocessor = Preprocessor(
-        spec.size, spec.pad_value, resize=spec.resize, max_batch=DECODED_AT_ONCE, decoding=options.decoding
+        spec.size,
+        spec.pad_value,
+        resize=spec.resize,
+        max_batch=DECODED_AT_ONCE,
+        decoding=options.decoding,
+        value_range=spec.value_range,
     )
     images: list[npt.NDArray[np.uint8]] = []
     drawn: dict[str, str] = {}

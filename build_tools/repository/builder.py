@@ -296,7 +296,8 @@ def _check_same_contract(repository: Path, configs: dict[str, Any]) -> None:
     for name, config in configs.items():
         served = read_config(repository / name / "config.pbtxt")
         same = list(served.input) == list(config.input) and list(served.output) == list(config.output)
-        keys = ("size", "resize", "fill", "classes", "category_ids")
+        keys: tuple[str, ...] = ("size", "resize", "fill", "classes", "category_ids")
+        keys += tuple(key for key in ("value_range",) if key in {*served.parameters, *config.parameters})
         changed = [key for key in keys if served.parameters[key] != config.parameters[key]]
         if not same or changed:
             what = f"another {changed[0]}" if changed else "other tensors"

@@ -191,6 +191,7 @@ def _parameters(
     }
     rule = {} if spec.resize == contract.Design.resize_rule else {"resize": spec.resize}
     preparation = {"size": json.dumps(spec.size), "fill": json.dumps(spec.pad_value), **rule}
+    values = {"value_range": json.dumps(spec.value_range)} if spec.value_range else {}
     detector = {
         "classes": json.dumps(spec.classes, ensure_ascii=False),
         "category_ids": json.dumps(spec.category_ids),
@@ -198,11 +199,15 @@ def _parameters(
         **rule,
         "score_threshold": repr(spec.score_threshold),
         **({"tile": json.dumps(spec.tile)} if spec.tile else {}),
+        **values,
         **limits,
     }
     if profile == "cpu":
         return {
-            contract.PREPROCESS: preparation | limits | {"decode": "full" if options.full_decode else "scaled"},
+            contract.PREPROCESS: preparation
+            | values
+            | limits
+            | {"decode": "full" if options.full_decode else "scaled"},
             contract.RETINANET: {
                 "precision": HINTS[options.arithmetic],
                 "graph": precision,
@@ -218,7 +223,7 @@ def _parameters(
         )
     built = ("precision", "tensorrt", "compute_capability")
     return {
-        contract.ADMISSION: limits,
+        contract.ADMISSION: values | limits,
         contract.PREPROCESS: preparation,
         contract.RETINANET: {key: getattr(manifest, key) for key in built},
         contract.DETECTOR: detector,

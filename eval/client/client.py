@@ -89,6 +89,11 @@ class _Served:
         return self.served.category_ids
 
     @property
+    def value_range(self) -> tuple[int, int] | None:
+        """Black and white of samples of more than 8 bits; None for their depth's range."""
+        return self.served.value_range
+
+    @property
     def tile_size(self) -> tuple[int, int]:
         """(h, w) of the tiles that the model was trained on, or of its input. Raises UserError for neither."""
         size = self.served.tile or self.served.size

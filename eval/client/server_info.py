@@ -26,6 +26,7 @@ class ServedModel:
     category_ids: tuple[int, ...]
     size: tuple[int, int] | None = None  # H, W of the letterboxed image
     tile: tuple[int, int] | None = None  # H, W of the tiles that it was trained on, if it was
+    value_range: tuple[int, int] | None = None  # black and white of samples of more than 8 bits
     score_threshold: float = 0.0
     max_image_pixels: int = 0
     max_image_bytes: int = 0
@@ -39,13 +40,14 @@ class ServedModel:
         try:
             classes = tuple(str(item) for item in json.loads(values["classes"]))
             ids = json.loads(values.get("category_ids") or "null") or range(1, len(classes) + 1)
-            size, tile = (json.loads(values.get(key) or "null") for key in ("size", "tile"))
+            size, tile, span = (json.loads(values.get(key) or "null") for key in ("size", "tile", "value_range"))
             model = cls(
                 name=name,
                 classes=classes,
                 category_ids=tuple(int(item) for item in ids),
                 size=(int(size[0]), int(size[1])) if size else None,
                 tile=(int(tile[0]), int(tile[1])) if tile else None,
+                value_range=(int(span[0]), int(span[1])) if span else None,
                 score_threshold=float(values.get("score_threshold") or 0),
                 max_image_pixels=int(values.get("max_image_pixels") or 0),
                 max_image_bytes=int(values.get("max_image_bytes") or 0),

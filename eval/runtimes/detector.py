@@ -111,7 +111,12 @@ class OfflineDetector:
 
         spec = self.spec
         return Preprocessor(
-            spec.size, spec.pad_value, resize=spec.resize, threads=self._threads, max_batch=self.batch
+            spec.size,
+            spec.pad_value,
+            resize=spec.resize,
+            threads=self._threads,
+            max_batch=self.batch,
+            value_range=spec.value_range,
         )
 
     @property
@@ -123,6 +128,11 @@ class OfflineDetector:
     def category_ids(self) -> tuple[int, ...]:
         """The COCO category of each class index."""
         return self.spec.category_ids
+
+    @property
+    def value_range(self) -> tuple[int, int] | None:
+        """Black and white of samples of more than 8 bits; None for their depth's range."""
+        return self.spec.value_range
 
     @property
     def tile_size(self) -> tuple[int, int]:

@@ -96,7 +96,7 @@ class _Page:
             return image
         with self._held():
             async with self._previewing:
-                jpeg = await asyncio.to_thread(preview_jpeg, image)
+                jpeg = await asyncio.to_thread(preview_jpeg, image, await self._value_range())
         if jpeg is None:
             return _problem(400, "bad_image", "this image can't be shown")
         return Response(jpeg, media_type="image/jpeg")
@@ -119,6 +119,12 @@ class _Page:
             return (await self._gateway.client()).served.max_image_bytes or MOST_BYTES
         except UserError:
             return MOST_BYTES
+
+    async def _value_range(self) -> tuple[int, int] | None:
+        try:
+            return (await self._gateway.client()).served.value_range
+        except UserError:
+            return None
 
     @contextlib.contextmanager
     def _held(self) -> Any:
@@ -149,12 +155,12 @@ def answer_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-def preview_jpeg(image: bytes) -> bytes | None:
+def preview_jpeg(image: bytes, value_range: tuple[int, int] | None = None) -> bytes | None:
     """Return an upright JPEG of at most PREVIEW_SIDE pixels a side, or None for what can't be read."""
     if admit(image, max_bytes=len(image), max_pixels=MOST_PIXELS):
         return None
     try:
-        upright = open_image(image)
+        upright = open_image(image, value_range)
     except OSError:
         return None
     upright.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))

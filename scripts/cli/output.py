@@ -244,7 +244,7 @@ def print_predictions(
         if style == "jsonl":
             click.echo(json_line(file, found, detector.class_names))
         if target:
-            _draw(file, found, detector.class_names, target)
+            _draw(file, found, detector.class_names, target, getattr(detector, "value_range", None))
     if style in whole:
         click.echo(whole[style]())
     return failed
@@ -254,7 +254,13 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _draw(file: Path, found: "Detections", class_names: Sequence[str], target: Path) -> None:
+def _draw(
+    file: Path,
+    found: "Detections",
+    class_names: Sequence[str],
+    target: Path,
+    value_range: tuple[int, int] | None,
+) -> None:
     from retinaserve.training.draw import draw, open_image
     from retinaserve.training.raster import MOST_DECODED, open_raster
 
@@ -266,7 +272,7 @@ def _draw(file: Path, found: "Detections", class_names: Sequence[str], target: P
                 image = raster.reduced(LARGEST_DRAWN)
             found = replace(found, boxes=found.boxes * (image.width / width))
         else:
-            image = open_image(file)
+            image = open_image(file, value_range)
     except (OSError, UserError) as error:  # Pillow is stricter than the server's decoder with what is damaged
         click.secho(f"{file}: answered, but it can't be drawn: {error}", fg="yellow", err=True)
         return

@@ -58,6 +58,13 @@ class ManyMilestones(click.Command):
 @click.option("--fine-tune", type=PATH, help="Checkpoint to start from; what doesn't fit is left out.")
 @setting_options(TrainConfig)
 @click.option(
+    "--value-range",
+    type=click.IntRange(0, 65535),
+    nargs=2,
+    metavar="LOW HIGH",
+    help="Of images with more than 8 bits: what is black and what is white; their depth's range by default.",
+)
+@click.option(
     "--tile",
     type=TileSize(),
     metavar="auto|H,W",
@@ -218,7 +225,7 @@ def _chosen(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
         if name in options
         and (options[name] != default or context.get_parameter_source(name) is ParameterSource.COMMANDLINE)
     }
-    return {**design, "resize": options["resize"], "max_size": options["max_size"]}
+    return {**design, **{name: options[name] for name in ("resize", "max_size", "value_range")}}
 
 
 def _board(folder: Path | None) -> Callable[[int, dict[str, float]], None] | None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import letterbox, load_image, upright_size
+from retinaserve.training.letterbox import letterbox, load_image, scale_image, upright_size
 from retinaserve.training.resize import RESIZES
 
 PAD_VALUE = (124, 116, 104)
@@ -58,4 +58,21 @@ def test_shrinking_averages_all_pixels() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 200
     pixels, _ = letterbox(Image.fromarray(stripes), (8, 8), PAD_VALUE)
-    assert (np.abs(pixels.astype(int) - 100) <= 4).all()
+    assert (np.abs(pixels[:, 1:-1].astype(int) - 100) <= 4).all()
+    # An eighth of the filter lies behind the border, where the last pixel, 200 or 0, is repeated.
+    assert (
+        np.abs(pixels[:, 0].astype(int) - 112.5).max() <= 5 and np.abs(pixels[:, -1].astype(int) - 87.5).max() <= 5
+    )
+
+
+def test_borders_are_those_of_a_grown_image() -> None:
+    """By hand: the image with its last pixels repeated far out, resized, and cut again."""
+    rng = np.random.default_rng(0)
+    for height, width in ((31, 47), (8, 100), (100, 9), (300, 401)):
+        image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+        rows, columns = 8, 9
+        grown = np.pad(image, ((height, height), (width, width), (0, 0)), "edge")
+        expected = Image.fromarray(grown).resize((3 * columns, 3 * rows), Image.Resampling.BILINEAR)
+        expected = np.asarray(expected)[rows : 2 * rows, columns : 2 * columns].astype(int)
+        found = np.asarray(scale_image(Image.fromarray(image), (rows, columns))).astype(int)
+        assert np.abs(found - expected).max() <= 2

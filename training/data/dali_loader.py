@@ -13,6 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class Feed:
         self.asked.append((targets, [each.image_id for each in labels], [index for _, index in keys]))
         rows = [_numbers(view, placement, self.colours) for view, placement in drawn]
         return (
-            [_read(each.path) for each in labels],
+            [_read(each.path, self.spec.value_range) for each in labels],
             *(list(column) for column in zip(*rows, strict=True)),
             [np.array(canvas, np.int32)] * len(keys),
         )
@@ -148,9 +149,9 @@ def _numbers(view: View, placement: Placement, colours: bool) -> tuple[Any, ...]
     return (*where, *(part.astype(np.float32) for part in view.colours())) if colours else where
 
 
-def _read(path: Any) -> Any:
+def _read(path: Path, value_range: tuple[int, int] | None) -> Any:
     try:
-        found = gate(path.read_bytes(), max_bytes=sys.maxsize, max_pixels=sys.maxsize)
+        found = gate(path.read_bytes(), max_bytes=sys.maxsize, max_pixels=sys.maxsize, value_range=value_range)
     except OSError as error:
         raise UserError(f"{path}: the image can't be read: {error.strerror}") from None
     if isinstance(found, BadImage):

@@ -56,9 +56,9 @@ class CocoDataset:
         """The number of boxes that can be learnt: all but crowds."""
         return sum(int((~labels.crowd).sum()) for labels in self.labels)
 
-    def load(self, index: int) -> Image.Image:
+    def load(self, index: int, value_range: tuple[int, int] | None = None) -> Image.Image:
         """Return a image as upright RGB. Raises UserError for a file that can't be read."""
-        return load_image(self.labels[index].path)
+        return load_image(self.labels[index].path, value_range)
 
 
 def _labels(folder: Path, truth: Annotations, category_ids: tuple[int, ...]) -> tuple[Labels, ...]:

@@ -62,10 +62,10 @@ class Views(Dataset["Sample | UserError"]):
     def _image(self, index: int) -> tuple[Image.Image, tuple[int, int]]:
         """Return an image, shrunk if it is cached, and its original (h, w)."""
         if self._cache is None:
-            image = self.dataset.load(index)
+            image = self.dataset.load(index, self.spec.value_range)
             return image, (image.height, image.width)
         if index not in self._cache:
-            image = self.dataset.load(index)
+            image = self.dataset.load(index, self.spec.value_range)
             original = (image.height, image.width)
             rule = self.spec.resizing
             seen = scale_image(image, rule.resized(original, self.spec.size), antialias=rule.antialias)

@@ -24,6 +24,7 @@ from retinaserve.training.spec import Design, DetectorSpec, Network
 from retinaserve.training.trainer.config import TrainConfig
 
 CLASS_OUTPUT = ("cls_head.output.weight", "cls_head.output.bias")
+AFRESH = "name another file, or start afresh with --override"
 MULTIPLE = 32  # pixels of an input's sides, where --resize decides them
 
 
@@ -38,7 +39,10 @@ def detector_to_train(
     network = {each.name: settings[each.name] for each in fields(Network) if each.name in settings}
     design = {name: settings[name] for name in ("size", "anchor_size", "resize_rule") if name in settings}
     if path.exists():
-        return _resumed(path, dataset, {**network, **design})
+        spec = _resumed(path, dataset, {**network, **design})
+        if settings.get("value_range") and tuple(settings["value_range"]) != spec.value_range:
+            raise UserError(f"{path} was trained with --value-range {_shown(spec.value_range)}", AFRESH)
+        return spec
     if settings.get("resize") and "size" not in design:
         longest = max(settings.get("max_size", TrainConfig.longest), settings["resize"])
         # Whatever was trained on fits into what is served.
@@ -49,7 +53,12 @@ def detector_to_train(
     if isinstance(start, Backbone):
         network = {"backbone": start.name, "width": start.width, **network}
     spec = DetectorSpec.create(
-        dataset.classes, category_ids=dataset.category_ids, tile=settings.get("tile"), **network, **design
+        dataset.classes,
+        category_ids=dataset.category_ids,
+        tile=settings.get("tile"),
+        value_range=tuple(settings["value_range"]) if settings.get("value_range") else None,
+        **network,
+        **design,
     )
     if not isinstance(start, Checkpoint):
         return spec
@@ -63,27 +72,31 @@ def detector_to_train(
         size=start.spec.size if keeps_rule and "size" not in design else spec.size,
         resize=start.spec.resize if keeps_rule else spec.resize,
         tile=spec.tile,
+        value_range=spec.value_range or start.spec.value_range,
         network=replace(start.spec.network, **network),
         anchors=spec.anchors if "anchor_size" in design else start.spec.anchors,
     )
 
 
+def _shown(value_range: tuple[int, int] | None) -> str:
+    return " ".join(map(str, value_range)) if value_range else "of the format"
+
+
 def _resumed(path: Path, dataset: CocoDataset, chosen: Mapping[str, Any]) -> DetectorSpec:
     spec = load(path).spec
-    afresh = "name another file, or start afresh with --override"
     if dataset.classes != spec.classes:  # ids may differ: the checkpoint keeps its own
-        raise UserError(f"{path} was trained on other classes: {_difference(spec, dataset)}", afresh)
+        raise UserError(f"{path} was trained on other classes: {_difference(spec, dataset)}", AFRESH)
     for name, value in chosen.items():
         flag = f"--{name.replace('_', '-')}"
         if name == "anchor_size":
             if not (base_anchors(spec.strides, base_size=value) == spec.anchor_table).all():
-                raise UserError(f"{path} has other anchors than {flag} {value:g}", afresh)
+                raise UserError(f"{path} has other anchors than {flag} {value:g}", AFRESH)
             continue
         own = {"size": spec.size, "resize_rule": spec.resize}
         trained = own[name] if name in own else getattr(spec.network, name)
         if trained != (tuple(value) if name == "size" else value):
             shown = " ".join(str(part) for part in trained) if name == "size" else trained
-            raise UserError(f"{path} was trained with {flag} {shown}", afresh)
+            raise UserError(f"{path} was trained with {flag} {shown}", AFRESH)
     return spec
 
 

@@ -66,7 +66,10 @@ def predict(
     batch = BATCH if spec.resizing.fixed else 1  # as it is served: each image on a canvas of its own size
     for start in range(0, len(indices), batch):
         some = indices[start : start + batch]
-        seen = (letterbox(dataset.load(index), spec.size, spec.pad_value, spec.resizing) for index in some)
+        seen = (
+            letterbox(dataset.load(index, spec.value_range), spec.size, spec.pad_value, spec.resizing)
+            for index in some
+        )
         pixels, letterboxes = zip(*seen, strict=True)
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(device)  # (B, H, W, 3) -> (B, 3, H, W)
         images = ((images.float() - mean) / std).contiguous()

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from retinaserve.build_tools.preprocess import Prepared, Preprocessor
 from retinaserve.training.data.augment import MODES, Frame, View, place, place_labels, random_view
 from retinaserve.training.data.dataset import CocoDataset, Labels
 from retinaserve.training.data.loaders import Views, paint, training_batches
-from retinaserve.training.data.stream import Batch, Stream, StreamSettings
+from retinaserve.training.data.stream import Batch, Loader, Stream, StreamSettings
 from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import letterbox
 from retinaserve.training.spec import DetectorSpec
@@ -135,3 +136,23 @@ def test_an_image_that_is_none_is_named_from_a_worker_too(tmp_path: Path, worker
         next(training_batches(dataset, SPEC, StreamSettings(batch=1, workers=workers)))
     assert caught.value.message.startswith(f"{tmp_path}/bad.png: the image can't be read")
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("loader", ["torch", "dali"])
+def test_training_sees_a_value_range_as_it_is_served(tmp_path: Path, loader: Loader) -> None:
+    values = np.add.outer(np.arange(48) * 40, np.arange(64) * 30).astype(np.uint16)  # of 12 bits
+    Image.fromarray(values).save(tmp_path / "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    spec = DetectorSpec.create(["a"], size=(48, 64), value_range=(0, 4095))
+    dataset = CocoDataset(tmp_path, tmp_path / "annotations.json")
+    settings = StreamSettings(batch=1, augment="none", loader=loader)
+    seen = next(training_batches(dataset, spec, settings)).images[0].numpy()
+    preprocessor = Preprocessor(spec.size, spec.pad_value, threads=1, value_range=spec.value_range)
+    (served,) = preprocessor.run([(tmp_path / "a.png").read_bytes()])
+    assert isinstance(served, Prepared) and (served.image == seen).all()
+    assert (seen[0] == np.floor(255 * values / 4095 + 0.5)).all()

@@ -32,6 +32,7 @@ class TritonPythonModel:
                 max_bytes=int(parameters["max_image_bytes"]),
                 max_pixels=int(parameters["max_image_pixels"]),
                 full=parameters["decode"] == "full",
+                value_range=json.loads(parameters.get("value_range", "null")),
             ),
         )
         # Triton 2.51 leaves its own failure counter at 0 for errors a python model returns.

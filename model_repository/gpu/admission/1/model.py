@@ -24,6 +24,7 @@ class TritonPythonModel:
         self._limits = {
             "max_bytes": int(parameters["max_image_bytes"]),
             "max_pixels": int(parameters["max_image_pixels"]),
+            "value_range": json.loads(parameters.get("value_range", "null")),
         }
         formats = tuple(json.loads(parameters["trial_formats"]))
         self._trial = None
