@@ -11,7 +11,7 @@ from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.resize import RESIZES
 
-SOURCES = ("torchvision", "torchvision-backbone", "odtk")
+SOURCES = ("torchvision", "torchvision-backbone", "detectron2", "mmdetection", "yhenon", "fizyr", "odtk")
 
 
 class Numbers(click.ParamType[tuple[float, ...]]):
@@ -61,6 +61,9 @@ class Levels(Numbers):
     help="odtk: legacy for weights from before March 2020, among them the published ones of 19.04.",
 )
 @click.option("--norm-eps", type=click.FloatRange(min=0), help="torchvision: epsilon of the backbone's norms.")
+@click.option(
+    "--style", type=click.Choice(("pytorch", "caffe")), help="detectron2, mmdetection: stride and pixels."
+)
 @click.option("--key", help="Which weights of a file with several, as of an EMA: the keys that lead to them.")
 @click.option("--first-class", type=click.IntRange(0, 1), help="torchvision: the output of the first class.")
 @click.option("--anchor-sizes", type=Levels(), help="Of each level, as in 32,40,50/64,80,101/...")
@@ -82,8 +85,12 @@ def import_weights(
     """Turn public WEIGHTS into the checkpoint OUT.pth, which exports, builds and serves like any other.
 
     \b
-    torchvision           retinanet_resnet50_fpn, _v2, and what is built of their parts
+    torchvision           retinanet_resnet50_fpn, _v2, what is built of their parts, DeepForest, MLPerf
     torchvision-backbone  a ResNet, ResNeXt or MobileNetV2, to train a detector from
+    detectron2            .pkl of the model zoo, .pth of training
+    mmdetection           2.x and 3.x
+    yhenon                pytorch-retinanet: state dict or whole model
+    fizyr                 keras-retinanet: .h5
     odtk                  checkpoint of NVIDIA's retinanet-examples
 
     Whose WEIGHTS are is found out. They are read as data: no code in the file is run, and nothing is downloaded.

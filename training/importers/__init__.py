@@ -8,6 +8,7 @@ categories that don't exist go, norms with another epsilon take it up in their s
 order of channels are folded in. Nothing is downloaded, and no family's own package is needed.
 """
 
+import csv
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,7 +19,7 @@ import torch
 
 from retinaserve.training.checkpoint import Backbone
 from retinaserve.training.errors import UserError
-from retinaserve.training.importers import odtk, torchvision
+from retinaserve.training.importers import detectron2, fizyr, mmdetection, odtk, torchvision, yhenon
 from retinaserve.training.importers.parts import (
     EPS,
     Choices,
@@ -40,22 +41,34 @@ BACKBONE = "torchvision-backbone"
 # Tensors by which a family is known; the first is a name that no other family has.
 MARKS: Mapping[str, tuple[str, ...]] = {
     "torchvision": torchvision.NEEDS,
+    "detectron2": detectron2.NEEDS,
+    "mmdetection": mmdetection.NEEDS,
+    "yhenon": yhenon.NEEDS,
+    "fizyr": fizyr.NEEDS,
     "odtk": ("cls_head.8.weight", "box_head.8.weight"),
     BACKBONE: ("layer1.0.conv1.weight", "conv1.weight"),
 }
 IMPORTERS: Mapping[str, Callable[[Found, Choices], Imported]] = {
     "torchvision": torchvision.import_torchvision,
+    "detectron2": detectron2.import_detectron2,
+    "mmdetection": mmdetection.import_mmdetection,
+    "yhenon": yhenon.import_yhenon,
+    "fizyr": fizyr.import_fizyr,
     "odtk": odtk.import_odtk,
 }
 WHAT = {
     "torchvision": "a RetinaNet of torchvision",
+    "detectron2": "a RetinaNet of Detectron2",
+    "mmdetection": "a RetinaNet of mmdetection",
+    "yhenon": "yhenon's RetinaNet",
+    "fizyr": "fizyr's RetinaNet",
     "odtk": "a checkpoint of the predecessor (odtk)",
     BACKBONE: "a ResNet, ResNeXt or MobileNetV2 of torchvision",
 }
 MOBILENET = ("features.0.0.weight", "features.17.conv.3.weight")
 SOURCES = tuple(MARKS)
 UNUSED = ("fc.", "classifier.", "features.18.")  # what a backbone has behind its last stage
-CONFIGS = ("config.json",)
+MOST_CSV = 1 << 20
 
 
 def import_weights(path: Path, choices: Choices, *, source: str | None = None, key: str | None = None) -> Any:
@@ -142,13 +155,27 @@ def _backbone(chosen: Candidate, notes: list[str]) -> Backbone:
 
 
 def _beside(path: Path) -> dict[str, Any]:
-    """Return the configurations that lie beside the weights, by their names."""
+    """Return what lies beside the weights: config.json, config.yaml, and small CSVs as rows, under "csv"."""
     folder = path if path.is_dir() else path.parent
-    found = {}
-    for name in CONFIGS:
+    found: dict[str, Any] = {"csv": []}
+    for name in ("config.json", "config.yaml"):
         if (folder / name).is_file():
             try:
-                found[name] = json.loads((folder / name).read_text())
+                text = (folder / name).read_text()
+                found[name] = json.loads(text) if name.endswith("json") else _yaml(text)
             except (OSError, ValueError):
                 continue
+    for each in sorted(folder.glob("*.csv")):
+        if each.stat().st_size < MOST_CSV:
+            with each.open(newline="", errors="replace") as file:
+                found["csv"].append(list(csv.reader(file)))
     return found
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None

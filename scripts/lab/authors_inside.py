@@ -1,0 +1,426 @@
+# mypy: ignore-errors
+"""Run inside an author's own environment: seeded weights, his network and his post-processing, what he answers.
+
+    python authors_inside.py detectron2 out.json.gz [SOURCE...]
+
+Beside numpy it imports the author's packages alone; the tests make the same weights and images by `seeded` and
+`image_of`. SOURCE are folders with checked out sources, put in front of sys.path.
+"""
+
+import gzip
+import json
+import math
+import sys
+import types
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+SEED = 17
+SIZES = ((256, 384), (224, 352))  # multiples of the largest stride, and only of 32
+BEST, LOWEST = 300, math.log(0.05 / 0.95)
+MOST = 120  # detections recorded an image
+
+
+def seeded(name, shape, tuned=None):
+    """Return the values of a parameter: by its name and shape alone, in float32."""
+    rng = np.random.default_rng([SEED, zlib.crc32(name.encode())])
+    shape = tuple(shape)
+    if "num_batches_tracked" in name:
+        return np.zeros(shape, np.int64)
+    if len(shape) == 4:
+        fan = np.prod(shape[:3]) if name.endswith("kernel:0") else np.prod(shape[1:])
+        value = rng.standard_normal(shape) * math.sqrt(2 / fan)
+    elif any(word in name for word in ("var", "variance")):
+        value = rng.uniform(0.8, 1.5, shape)
+    elif name.endswith(("bias", "beta:0", "bias:0", "mean", "mean:0")):
+        value = rng.uniform(-0.2, 0.2, shape)
+    else:
+        value = rng.uniform(0.4, 0.8, shape)
+    for layer, (scale, shift) in (tuned or {}).items():
+        if name.startswith(layer + (".", "/")[name.startswith(layer + "/")]):
+            value = value * scale + (shift if name.endswith(("bias", "bias:0")) else 0)
+    return value.astype(np.float32)
+
+
+def image_of(size, seed=0):
+    """Return pixels (H, W, 3) uint8 RGB of blocks of colour."""
+    rng = np.random.default_rng(seed)
+    low = rng.integers(0, 256, (-(-size[0] // 16), -(-size[1] // 16), 3))
+    return np.kron(low, np.ones((16, 16, 1))).astype(np.uint8)[: size[0], : size[1]]
+
+
+def main(name, output, *sources):
+    """Write what one author's network answers."""
+    sys.path[:0] = sources
+    result = AUTHORS[name]()
+    with gzip.GzipFile(output, "wb", mtime=0) as file:
+        file.write(json.dumps(result, separators=(",", ":")).encode())
+    print(name, result["versions"], [len(case["scores"]) for case in result["cases"]], Path(output).stat().st_size)
+
+
+def recorded(shapes, tuned, answers, **more):
+    """Return what a test needs: names and shapes, the outputs' scales, and the answers."""
+    cases = []
+    for size, boxes, scores, labels in answers:
+        order = np.argsort(-np.asarray(scores), kind="stable")[:MOST]
+        cases.append(
+            {
+                "size": list(size),
+                "boxes": np.round(np.asarray(boxes, np.float64)[order], 3).tolist(),
+                "scores": np.round(np.asarray(scores, np.float64)[order], 6).tolist(),
+                "labels": np.asarray(labels)[order].tolist(),
+            }
+        )
+    return {"shapes": shapes, "tuned": tuned, "cases": cases, **more}
+
+
+def scales(logits, deltas, spread=0.3):
+    """Return the scale and shift of both outputs, so that some hundred detections of every score come out."""
+    best = np.sort(np.concatenate([each.ravel() for each in logits]))[::-1][:BEST]
+    scale = 4 / float(best[0] - best[-1])
+    return (scale, LOWEST - scale * float(best[-1])), (
+        spread / float(np.std(np.concatenate([d.ravel() for d in deltas]))),
+        0.0,
+    )
+
+
+def run_torch(model, layers, infer, *, versions, spread=0.3, **more):
+    """Seed a module of torch, tune its outputs, and record what `infer(model, image)` answers.
+
+    layers: the names of the class and of the box output.
+    """
+    import torch
+
+    model.eval()
+    names = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+    def load(tuned):
+        state = {name: torch.from_numpy(seeded(name, shape, tuned)) for name, shape in names.items()}
+        model.load_state_dict(state)
+
+    load({})
+    caught = {layer: [] for layer in layers}
+    modules = dict(model.named_modules())
+    hooks = [
+        modules[layer].register_forward_hook(
+            lambda _, __, out, layer=layer: caught[layer].append(out.detach().numpy())
+        )
+        for layer in layers
+    ]
+    with torch.no_grad():
+        infer(model, image_of(SIZES[0]))
+        for hook in hooks:
+            hook.remove()
+        tuned = dict(zip(layers, scales(*(caught[layer] for layer in layers), spread), strict=True))
+        load(tuned)
+        answers = [(size, *infer(model, image_of(size))) for size in SIZES]
+    versions = {"torch": torch.__version__, **versions}
+    return recorded(names, tuned, answers, versions=versions, **more)
+
+
+def of_torchvision(**how):
+    """Return an author of torchvision's model, made by `how`."""
+
+    def author():
+        import torchvision
+        from torch import nn
+        from torchvision.models.detection import retinanet, rpn
+        from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+        settings = {"weights": None, "weights_backbone": None, "num_classes": 7}
+        if how["kind"] == "v1":
+            model = retinanet.retinanet_resnet50_fpn(**settings)
+        elif how["kind"] == "v2":
+            model = retinanet.retinanet_resnet50_fpn_v2(**settings)
+        else:
+            norm = (lambda c: nn.GroupNorm(32, c)) if how["kind"] == "group" else nn.BatchNorm2d
+            backbone = resnet_fpn_backbone(
+                backbone_name=how["backbone"], weights=None, norm_layer=norm, trainable_layers=5
+            )
+            custom = {}
+            if how.get("sizes"):
+                custom = {
+                    "anchor_generator": rpn.AnchorGenerator(how["sizes"], ((0.4, 1.0, 2.5),) * 5),
+                    "image_mean": (0.5, 0.4, 0.3),
+                    "image_std": (0.25, 0.25, 0.25),
+                    "score_thresh": 0.1,
+                    "nms_thresh": 0.3,
+                    "detections_per_img": 50,
+                }
+            model = retinanet.RetinaNet(backbone, 7, **custom)
+        layers = ("head.classification_head.cls_logits", "head.regression_head.bbox_reg")
+        return run_torch(model, layers, infer_torchvision, versions={"torchvision": torchvision.__version__})
+
+    return author
+
+
+def infer_torchvision(model, image):
+    """Return boxes, scores and labels; its transform resizes nothing."""
+    import torch
+
+    model.transform.min_size, model.transform.max_size = (min(image.shape[:2]),), max(image.shape[:2])
+    (found,) = model([torch.from_numpy(image.transpose(2, 0, 1)).float() / 255])
+    return found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy()
+
+
+def deepforest():
+    """DeepForest's RetinaNetHub with two classes."""
+    import functools
+    import importlib.metadata
+
+    from deepforest.models.retinanet import RetinaNetHub
+    from torchvision.models import detection
+
+    # it would download a backbone, to be replaced
+    make = functools.partial(detection.retinanet_resnet50_fpn, weights_backbone=None)
+    detection.retinanet.retinanet_resnet50_fpn = detection.retinanet_resnet50_fpn = make
+    model = RetinaNetHub(num_classes=2, label_dict={"Alive": 0, "Dead": 1}, score_thresh=0.1)
+    layers = ("head.classification_head.cls_logits", "head.regression_head.bbox_reg")
+    version = importlib.metadata.version("deepforest")
+    config = json.loads(json.dumps(model._hub_mixin_config))
+    return run_torch(model, layers, infer_torchvision, versions={"deepforest": version}, config=config)
+
+
+def mlperf():
+    """MLPerf's reference of ResNeXt50; its resize is to the size that it is given."""
+
+    class Log(types.ModuleType):
+        def __getattr__(self, name):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return Log(name)
+
+        def __call__(self, *args, **words):
+            return self
+
+    for name in ("mlperf_logging", "mlperf_logging.mllog", "mlperf_logging.mllog.constants"):
+        sys.modules[name] = Log(name)
+    from model.retinanet import retinanet_from_backbone
+
+    model = retinanet_from_backbone(
+        "resnext50_32x4d", num_classes=264, image_size=[256, 384], pretrained_backbone=False
+    )
+
+    def infer(model, image):
+        import torch
+
+        model.transform.image_size = image.shape[:2]
+        model.transform.fixed_size = image.shape[1::-1] if hasattr(model.transform, "fixed_size") else None
+        (found,) = model([torch.from_numpy(image.transpose(2, 0, 1)).float() / 255])
+        return found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy()
+
+    layers = ("module.head.classification_head.cls_logits", "module.head.regression_head.bbox_reg")
+    layers = tuple(layer.removeprefix("module.") for layer in layers)
+    return run_torch(model, layers, infer, versions={"mlcommons/training": "aa344c7"})
+
+
+def of_detectron2(stride_in_1x1):
+    """Return an author of Detectron2's R50-FPN, a quarter as wide."""
+
+    def author():
+        import torch
+        from detectron2.config import get_cfg
+        from detectron2.modeling import build_model
+
+        cfg = get_cfg()
+        cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+        cfg.MODEL.DEVICE = "cpu"
+        cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
+        cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
+        cfg.MODEL.RESNETS.STRIDE_IN_1X1 = stride_in_1x1
+        cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16, 64
+        cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 16
+        cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS = ["res3", "res4", "res5"], 64
+        sizes = [[x, x * 2 ** (1 / 3), x * 2 ** (2 / 3)] for x in (32, 64, 128, 256, 512)]
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = sizes
+        cfg.MODEL.RETINANET.NUM_CLASSES = 7
+        model = build_model(cfg)
+
+        def infer(model, image):
+            bgr = torch.from_numpy(image[:, :, ::-1].transpose(2, 0, 1).copy()).float()
+            found = model([{"image": bgr, "height": image.shape[0], "width": image.shape[1]}])[0]["instances"]
+            return found.pred_boxes.tensor.numpy(), found.scores.numpy(), found.pred_classes.numpy()
+
+        layers = ("head.cls_score", "head.bbox_pred")
+        return run_torch(model, layers, infer, versions={"detectron2": "02b5c4e"}, config=cfg.dump())
+
+    return author
+
+
+def of_mmdetection(**how):
+    """Return an author of mmdetection's R50-FPN, narrow; its compiled operators are torchvision's here."""
+
+    def author():
+        import torch
+        import torchvision
+
+        def nms(boxes, scores, iou_threshold, offset):
+            return torchvision.ops.nms(boxes, scores, iou_threshold)
+
+        class Ext(types.ModuleType):
+            def __getattr__(self, name):
+                return lambda *args, **words: None
+
+        ext = Ext("mmcv._ext")
+        ext.__file__ = ext.__path__ = None
+        ext.nms = nms
+        sys.modules["mmcv._ext"] = ext
+        import mmcv
+
+        version, mmcv.__version__ = mmcv.__version__, "2.1.0"  # mmdet refuses its own newer sources
+        import mmdet
+        import mmengine
+        from mmdet.registry import MODELS
+        from mmdet.structures import DetDataSample
+        from mmdet.utils import register_all_modules
+
+        register_all_modules(init_default_scope=True)
+        caffe = how.get("style") == "caffe"
+        mean = [103.53, 116.28, 123.675] if caffe else [123.675, 116.28, 103.53]
+        std = [1.0, 1.0, 1.0] if caffe else [58.395, 57.12, 57.375]
+        resnet = {"type": "ResNet", "depth": 50, "num_stages": 4, "out_indices": (0, 1, 2, 3), "base_channels": 16}
+        if how.get("groups"):
+            resnet |= {"type": "ResNeXt", "groups": 32, "base_width": 4, "base_channels": 64}
+        width = resnet["base_channels"]
+        config = {
+            "type": "RetinaNet",
+            "data_preprocessor": {
+                "type": "DetDataPreprocessor", "mean": mean, "std": std, "bgr_to_rgb": not caffe,
+                "pad_size_divisor": 32,
+            },
+            "backbone": {**resnet, "norm_cfg": {"type": "BN"}, "style": how.get("style", "pytorch")},
+            "neck": {
+                "type": "FPN", "in_channels": [4 * width, 8 * width, 16 * width, 32 * width], "out_channels": 64,
+                "start_level": 1, "add_extra_convs": how.get("extra", "on_input"), "num_outs": 5,
+            },
+            "bbox_head": {
+                "type": "RetinaHead", "num_classes": 7, "in_channels": 64, "stacked_convs": 4, "feat_channels": 64,
+                "anchor_generator": {
+                    "type": "AnchorGenerator", "octave_base_scale": 4, "scales_per_octave": 3,
+                    "ratios": [0.5, 1.0, 2.0], "strides": [8, 16, 32, 64, 128],
+                },
+                "bbox_coder": {
+                    "type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4,
+                    "target_stds": how.get("stds", [1.0] * 4),
+                },
+            },
+            "test_cfg": {
+                "nms_pre": 1000, "min_bbox_size": 0, "score_thr": 0.05, "max_per_img": 100,
+                "nms": {"type": "nms", "iou_threshold": 0.5},
+            },
+        }  # fmt: skip
+        model = MODELS.build(mmengine.ConfigDict(config))
+
+        def infer(model, image):
+            sample = DetDataSample(
+                metainfo={
+                    "img_shape": image.shape[:2], "ori_shape": image.shape[:2], "scale_factor": (1.0, 1.0),
+                    "pad_shape": image.shape[:2], "batch_input_shape": image.shape[:2],
+                }
+            )  # fmt: skip
+            bgr = torch.from_numpy(image[:, :, ::-1].transpose(2, 0, 1).copy())
+            data = model.data_preprocessor({"inputs": [bgr], "data_samples": [sample]}, False)
+            found = model.predict(data["inputs"], data["data_samples"])[0].pred_instances
+            return found.bboxes.numpy(), found.scores.numpy(), found.labels.numpy()
+
+        layers = ("bbox_head.retina_cls", "bbox_head.retina_reg")
+        text = mmengine.Config({"model": config}).pretty_text
+        versions = {"mmdet": mmdet.__version__, "mmcv": version, "mmengine": mmengine.__version__}
+        return run_torch(
+            model, layers, infer, versions=versions, spread=0.3 / how.get("stds", [1])[0], config=text
+        )
+
+    return author
+
+
+def yhenon():
+    """yhenon's ResNet18."""
+    from retinanet.model import resnet18
+
+    model = resnet18(num_classes=7)
+
+    def infer(model, image):
+        import torch
+
+        x = (image / 255 - np.array((0.485, 0.456, 0.406))) / np.array((0.229, 0.224, 0.225))
+        scores, labels, boxes = model(torch.from_numpy(x.transpose(2, 0, 1)[None]).float())
+        return boxes.numpy(), scores.numpy(), labels.numpy()
+
+    layers = ("classificationModel.output", "regressionModel.output")
+    return run_torch(model, layers, infer, versions={"pytorch-retinanet": "0348a9d"}, spread=3.0)
+
+
+def fizyr():
+    """fizyr's ResNet50, as a converted model answers."""
+    compiled = types.ModuleType("keras_retinanet.utils.compute_overlap")
+    compiled.compute_overlap = None  # Cython, of training alone
+    sys.modules["keras_retinanet.utils.compute_overlap"] = compiled
+    import importlib.metadata
+
+    import h5py
+    import tensorflow as tf
+    from keras_retinanet import models
+
+    model = models.backbone("resnet50").retinanet(num_classes=7)
+    path = Path("fizyr.h5")
+    model.save_weights(path)
+    shapes = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, item: shapes.update({name: item.shape}) if isinstance(item, h5py.Dataset) else None
+        )
+
+    def load(tuned):
+        with h5py.File(path, "r+") as file:
+            for name, shape in shapes.items():
+                file[name][...] = seeded(name, shape, tuned)
+        model.load_weights(path)
+
+    def caffe(image):
+        return image[None, :, :, ::-1].astype(np.float32) - np.array((103.939, 116.779, 123.68), np.float32)
+
+    layers = ("classification_submodel/pyramid_classification", "regression_submodel/pyramid_regression")
+    small = 1e-2  # so that no score is 0 or 1
+    load({layers[0]: (small, 0.0)})
+    deltas, scores = model.predict(caffe(image_of(SIZES[0])), verbose=0)
+    scores = scores.astype(np.float64)
+    tuned = dict(zip(layers, scales([np.log(scores / (1 - scores))], [deltas], 1.0), strict=True))
+    tuned[layers[0]] = (tuned[layers[0]][0] * small, tuned[layers[0]][1])
+    load(tuned)
+    converted = models.retinanet.retinanet_bbox(model=model)
+    answers = []
+    for size in SIZES:
+        boxes, found, labels = (each[0] for each in converted.predict(caffe(image_of(size)), verbose=0))
+        kept = labels >= 0
+        answers.append((size, boxes[kept], found[kept], labels[kept]))
+    path.unlink()
+    versions = {
+        "keras-retinanet": "7ac91df",
+        "tensorflow": tf.__version__,
+        "keras": importlib.metadata.version("keras"),
+    }
+    return recorded(shapes, tuned, answers, versions=versions, config=converted.to_json())
+
+
+OWN_SIZES = ((16, 20, 25), (32, 40, 50), (64, 80, 101), (128, 161, 203), (256, 322, 406))
+AUTHORS = {
+    "torchvision_v1": of_torchvision(kind="v1"),
+    "torchvision_v2": of_torchvision(kind="v2"),
+    "torchvision_own": of_torchvision(kind="own", backbone="resnet18", sizes=OWN_SIZES),
+    "torchvision_pool": of_torchvision(kind="pool", backbone="resnet18"),
+    "torchvision_group": of_torchvision(kind="group", backbone="resnet18", sizes=OWN_SIZES),
+    "deepforest": deepforest,
+    "mlperf": mlperf,
+    "detectron2": of_detectron2(True),
+    "detectron2_3x3": of_detectron2(False),
+    "mmdetection": of_mmdetection(),
+    "mmdetection_caffe": of_mmdetection(style="caffe", extra="on_output"),
+    "mmdetection_x50": of_mmdetection(groups=32, stds=[0.1, 0.1, 0.2, 0.2]),
+    "yhenon": yhenon,
+    "fizyr": fizyr,
+}
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,140 @@
+"""Every family's import against what its author's own code answered; scripts/lab/authors_inside.py recorded it."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from retinaserve.build_tools.graph.graft import graft
+from retinaserve.plugins.reference import iou_matrix
+from retinaserve.scripts.lab.authors_inside import OWN_SIZES, image_of, seeded
+from retinaserve.training.export import heads_graph
+from retinaserve.training.importers import Choices, Imported, import_content
+from retinaserve.training.model import build_model
+from retinaserve.training.model.postprocess import detect
+from retinaserve.training.spec import DetectorSpec
+
+ANSWERS = Path(__file__).parent / "answers"
+OWN = Choices(
+    anchor_sizes=OWN_SIZES, anchor_ratios=(0.4, 1.0, 2.5), score_threshold=0.1, nms_iou=0.3, max_detections=50,
+    mean=(0.5, 0.4, 0.3), std=(0.25, 0.25, 0.25), first_class=0,
+)  # fmt: skip
+ZERO = Choices(first_class=0)
+SAID = {
+    "torchvision_v1": ZERO,
+    "torchvision_v2": ZERO,
+    "torchvision_pool": ZERO,
+    "torchvision_own": OWN,
+    "torchvision_group": OWN,
+    "detectron2_3x3": Choices(style="pytorch"),
+}
+
+# Detections an image that may differ: Detectron2 clips after NMS at every edge, here at the right and bottom ones.
+OFF = {"detectron2": 1, "detectron2_3x3": 1}
+
+
+def answers(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(gzip.decompress((ANSWERS / f"{name}.json.gz").read_bytes()))
+    return content
+
+
+def imported(name: str, record: dict[str, Any], choices: Choices, *, config: bool = True) -> Imported:
+    """Import the seeded weights as their author's package saves them."""
+    state: Any = {
+        key: torch.from_numpy(seeded(key, shape, record["tuned"])) for key, shape in record["shapes"].items()
+    }
+    beside: dict[str, Any] = {}
+    family = name.split("_")[0]
+    told = record.get("config")
+    if family == "fizyr":
+        content = {**state, **({"model_config": told} if config else {})}
+    elif family == "mmdetection":
+        content = {"state_dict": state, "meta": {"cfg": told} if config else {}}
+    elif family == "deepforest":
+        content, beside = state, {"config.json": told}
+    else:
+        content = {"model": state}
+    result = import_content(content, choices, beside=beside, name="model.pth")
+    assert isinstance(result, Imported)
+    return result
+
+
+def network_input(spec: DetectorSpec, image: np.ndarray) -> torch.Tensor:
+    pixels = (image / np.float32(255) - np.float32(spec.mean)) / np.float32(spec.std)
+    return torch.from_numpy(pixels.transpose(2, 0, 1)[None].astype(np.float32))
+
+
+def missing(case: dict[str, Any], boxes: Any, scores: Any, classes: Any) -> list[tuple[float, Any]]:
+    """Return the author's detections above 0.1 that have no counterpart."""
+    left = []
+    for box, score, label in zip(case["boxes"], case["scores"], case["labels"], strict=True):
+        overlap = iou_matrix(np.array([box], np.float32), boxes)[0]
+        same = (classes == label) & (overlap > 0.99) & (np.abs(scores - score) < 1e-4)
+        area = (box[2] - box[0]) * (box[3] - box[1])
+        if score > 0.1 and area > 0 and not same.any():
+            left.append((score, box))
+    return left
+
+
+@pytest.mark.parametrize("name", sorted(path.name.removesuffix(".json.gz") for path in ANSWERS.glob("*.gz")))
+@torch.no_grad()
+def test_it_answers_what_its_author_answers(name: str) -> None:
+    record = answers(name)
+    result = imported(name, record, SAID.get(name, Choices()))
+    model = build_model(result.spec).eval()
+    model.load_state_dict(result.weights)
+    for case in record["cases"]:
+        height, width = case["size"]
+        spec = result.spec.with_size(height, width)
+        letterbox = np.array([[height, width, height, width]], np.float32)
+        heads = model(network_input(spec, image_of((height, width))))
+        (count,), boxes, scores, classes = (part[0] for part in detect(spec, heads, letterbox))
+        wanted = sum(score > 0.1 for score in case["scores"])
+        assert wanted >= 30
+        assert len(missing(case, boxes[:count], scores[:count], classes[:count])) <= OFF.get(name, 0)
+
+
+@pytest.mark.parametrize("name", ["torchvision_own", "fizyr"])
+@torch.no_grad()
+def test_so_does_the_graph_that_is_served(name: str) -> None:
+    """Linear growth, other strides an axis, TensorFlow's padding and clips: in nodes before the decode alone."""
+    record = answers(name)
+    result = imported(name, record, SAID.get(name, Choices()))
+    case = record["cases"][1]
+    height, width = case["size"]
+    spec = result.spec.with_size(height, width)
+    model = build_model(spec).eval()
+    model.load_state_dict(result.weights)
+    raw = heads_graph(model, spec)
+    session = onnxruntime.InferenceSession(graft(raw).SerializeToString(), providers=["CPUExecutionProvider"])
+    image = image_of((height, width)).transpose(2, 0, 1)[None]
+    letterbox = np.array([[height, width, height, width]], np.float32)
+    count, boxes, scores, classes = (
+        part[0] for part in session.run(None, {"image": image, "letterbox": letterbox})
+    )
+    found = int(count[0])
+    assert len(missing(case, boxes[:found], scores[:found], classes[:found])) <= OFF.get(name, 0)
+    plugins = [node for node in graft(raw, flavour="tensorrt").graph.node if node.op_type == "RetinaNetDecode"]
+    assert len(plugins) == 1
+
+
+def test_what_is_assumed_is_told() -> None:
+    notes = {name: " | ".join(imported(name, answers(name), Choices(), config=False).notes) for name in TOLD}
+    for name, words in TOLD.items():
+        for word in words:
+            assert word in notes[name], (name, word, notes[name])
+
+
+TOLD = {
+    "torchvision_v1": ("output 0 is dropped, guessed", "anchors: sizes 32,40,50", "assumed, torchvision's own"),
+    "mmdetection": ("guessed, the file has no config", "assumed, the style's own"),
+    "fizyr": ("a training model does not say", "7 without names"),
+    "yhenon": ("at most 300", "assumed, its own"),
+    "mlperf": ("guessed to be OpenImages'",),
+    "deepforest": ("DeepForest", "named by the file, counted from 0", "score 0.1, NMS 0.05"),
+}

@@ -1,0 +1,200 @@
+"""mmdetection's RetinaNets, 2.x and 3.x, of pytorch and caffe style.
+
+    detector = import_mmdetection(found, Choices(style="caffe"))
+
+The config stands in the file's `meta` as a text of Python; it is parsed, and only its literals are read.
+"""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from retinaserve.training.errors import UserError
+from retinaserve.training.importers.parts import (
+    Categories,
+    Choices,
+    Found,
+    Imported,
+    as_bgr,
+    assemble,
+    named,
+    renamed,
+    scale_boxes,
+    shape_of,
+)
+from retinaserve.training.importers.reader import Inert
+from retinaserve.training.importers.tables import RATIOS, described, plain_anchors
+from retinaserve.training.spec import IMAGENET_MEAN, IMAGENET_STD, STRIDES, DetectorSpec, anchor_rows
+
+NEEDS = ("bbox_head.retina_cls.weight", "bbox_head.retina_reg.weight")
+CAFFE_MEAN, CAFFE_STD = (123.675 / 255, 116.28 / 255, 103.53 / 255), (1 / 255, 1 / 255, 1 / 255)
+GENERATOR, CODER = "AnchorGenerator", "DeltaXYWHBBoxCoder"
+
+
+def import_mmdetection(found: Found, choices: Choices) -> Imported:
+    """Return the detector. Raises UserError for another generator of anchors or coder than RetinaNet's."""
+    meta = found.content.get("meta") if isinstance(found.content, Mapping) else None
+    meta = _mapping(meta)
+    config, source = _config(meta), "from the config in the file"
+    model = _mapping(config.get("model"))
+    backbone, head, test = (_mapping(model.get(name)) for name in ("backbone", "bbox_head", "test_cfg"))
+    test = test or _mapping(config.get("test_cfg"))  # where 2.x had it at first
+    generator, coder = _mapping(head.get("anchor_generator")), _mapping(head.get("bbox_coder"))
+    for part, wanted in ((generator, GENERATOR), (coder, CODER)):
+        if part.get("type", wanted) != wanted:
+            raise UserError(f"the config asks for {part['type']}", f"{wanted} is expected")
+    caffe, told = _style(found, choices, backbone)
+    weights = renamed(_our_name, found.state)
+    network = replace(shape_of(weights, style="1x1" if caffe else "3x3"), p7_relu=False)
+    neck = _mapping(model.get("neck"))
+    network = replace(network, p7_relu=bool(neck.get("relu_before_extra_convs", False)))
+    if neck.get("add_extra_convs") == "on_lateral":
+        raise UserError("P6 is made from a lateral", "add_extra_convs on_input or on_output is expected")
+    scale_boxes(weights, coder.get("target_stds", (1.0, 1.0, 1.0, 1.0)))
+    mean, std, bgr, pixels = _pixels(config, caffe)
+    if bgr:
+        as_bgr(weights)
+    octaves = tuple(
+        2 ** (i / generator.get("scales_per_octave", 3)) for i in range(generator.get("scales_per_octave", 3))
+    )
+    scales = generator.get("scales") or [generator.get("octave_base_scale", 4) * octave for octave in octaves]
+    sizes = choices.anchor_sizes or tuple(tuple(stride * scale for scale in scales) for stride in STRIDES)
+    ratios = choices.anchor_ratios or tuple(generator.get("ratios", RATIOS))
+    order = "ratio" if generator.get("scale_major", True) else "scale"
+    table = plain_anchors(sizes, ratios, order=order, centre=generator.get("center_offset", 0.0))
+    count = weights["cls_head.output.weight"].shape[0] // table.shape[1]
+    categories, line = named(choices, count, known=_names(meta))
+    nms = _mapping(test.get("nms"))
+    spec = DetectorSpec(
+        tuple(categories.values()),
+        tuple(categories),
+        choices.size,
+        anchor_rows(table),
+        network,
+        mean=mean,
+        std=std,
+        score_threshold=test.get("score_thr", 0.05),
+        nms_iou=nms.get("iou_threshold", nms.get("iou_thr", 0.5)),
+        topk_candidates=test.get("nms_pre", 1000),
+        max_detections=test.get("max_per_img", 100),
+    )
+    if choices.anchor_sizes or choices.anchor_ratios:
+        source = "as you said"
+    elif not generator:
+        source = "assumed, RetinaNet's own; the file has no config: --anchor-sizes, --anchor-ratios"
+    notes = [
+        f"mmdetection RetinaNet with {network.backbone}, {'caffe' if caffe else 'pytorch'} style ({told})",
+        f"channels: {'BGR, folded into the first convolution' if bgr else 'RGB'} ({pixels})",
+        line,
+        described(sizes, ratios, source),
+    ]
+    said = ["score_threshold", "nms_iou", "max_detections"] if test else []
+    said += ["mean", "std"] if pixels.startswith("from") else []
+    return assemble(spec, weights, choices, notes, said=said)
+
+
+def _our_name(name: str) -> str | None:
+    parts = name.split(".")
+    if parts[0] == "data_preprocessor":
+        return None
+    if parts[0] == "neck":
+        index = int(parts[2])
+        if parts[1] == "lateral_convs":
+            return f"fpn.laterals.{index}.{parts[4]}"
+        place = {3: "p6", 4: "p7"}.get(index, f"smooth.{index}")
+        return f"fpn.{place}.{parts[4]}"
+    if parts[0] == "bbox_head":
+        head = "cls_head" if "cls" in parts[1] else "box_head"
+        if parts[1].startswith("retina_"):
+            return f"{head}.output.{parts[2]}"
+        kind = {"conv": "convs", "gn": "norms.0"}[parts[3]]
+        return f"{head}.{kind}.{parts[2]}.{parts[4]}"
+    if parts[0] != "backbone":
+        raise KeyError(name)
+    return name
+
+
+def _style(found: Found, choices: Choices, backbone: Mapping[str, Any]) -> tuple[bool, str]:
+    if choices.style:
+        return choices.style == "caffe", "as you said"
+    if "style" in backbone:
+        return backbone["style"] == "caffe", "from the config in the file"
+    if "caffe" in found.name:
+        return True, "guessed from the file's name; --style pytorch"
+    return False, "guessed, the file has no config; if its name or config says caffe: --style caffe"
+
+
+def _pixels(config: Mapping[str, Any], caffe: bool) -> tuple[Any, Any, bool, str]:
+    """Return mean and deviation in RGB of pixels in 0..1, whether the weights read BGR, and how that is known."""
+    told = _mapping(_mapping(config.get("model")).get("data_preprocessor"))
+    bgr = not told.get("bgr_to_rgb", False)
+    if not told.get("mean"):
+        told = _normalize(config)
+        bgr = not told.get("to_rgb", True)
+    if not told.get("mean"):
+        usual = (CAFFE_MEAN, CAFFE_STD) if caffe else (IMAGENET_MEAN, IMAGENET_STD)
+        return *usual, caffe, "assumed, the style's own"
+    mean, std = (tuple(float(value) / 255 for value in told[name]) for name in ("mean", "std"))
+    return (mean[::-1], std[::-1], True, "from the config") if bgr else (mean, std, False, "from the config")
+
+
+def _normalize(value: Any) -> Mapping[str, Any]:
+    """Return the Normalize step of 2.x's pipelines, wherever it stands."""
+    if isinstance(value, Mapping):
+        if value.get("type") == "Normalize" and "mean" in value:
+            return value
+        value = list(value.values())
+    for each in value if isinstance(value, list | tuple) else ():
+        found = _normalize(each)
+        if found:
+            return found
+    return {}
+
+
+def _names(meta: Mapping[str, Any]) -> Categories | None:
+    """Return the class names of 3.x's dataset_meta or 2.x's CLASSES; their order is that of the outputs."""
+    names = _mapping(meta.get("dataset_meta")).get("classes") or meta.get("CLASSES")
+    if isinstance(names, str):
+        names = (names,)
+    return {number: str(name) for number, name in enumerate(names)} if names else None
+
+
+def _config(meta: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the literals of the config's text: names that are assigned dicts, lists, numbers and texts."""
+    text = meta.get("cfg") or meta.get("config")
+    if not isinstance(text, str):
+        return _mapping(text)
+    found: dict[str, Any] = {}
+    try:
+        lines = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError):
+        return {}
+    for line in lines:
+        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+            found[line.targets[0].id] = _literal(line.value, found)
+    return found
+
+
+def _literal(node: ast.AST, known: Mapping[str, Any]) -> Any:
+    """Return what a literal is, `dict(...)` among them, a name known by then, or None."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+        return {word.arg: _literal(word.value, known) for word in node.keywords if word.arg}
+    if isinstance(node, ast.Dict):
+        keys = (key.value if isinstance(key, ast.Constant) else None for key in node.keys)
+        return {key: _literal(value, known) for key, value in zip(keys, node.values, strict=True)}
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_literal(item, known) for item in node.elts]
+    if isinstance(node, ast.Name):
+        return known.get(node.id)
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError):
+        return None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if isinstance(value, Inert):
+        value = value.items or value.attributes().get("_cfg_dict") or value.attributes()
+        return _mapping(value)
+    return value if isinstance(value, Mapping) else {}
