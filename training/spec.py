@@ -134,9 +134,8 @@ class Network:
     p7_relu: bool = True  # between P6 and P7; mmdetection has none
     finest: str = setting("c3", choices=("c3", "c2"))  # what the pyramid begins at
     stride_in: str = setting("3x3", choices=("3x3", "1x1"))  # of a bottleneck; 1x1 is the paper's and Caffe's
-    padding: str = setting(
-        "symmetric", choices=("symmetric", "same")
-    )  # of strided convolutions; same is TensorFlow's
+    # of strided convolutions; same is TensorFlow's
+    padding: str = setting("symmetric", choices=("symmetric", "same"))
     backbone_norm: str = setting("batch", choices=("batch", "group"))
     # What the last two of a box's four outputs are: the logarithm of its size in anchors, or that size itself.
     growth: str = setting("log", choices=("log", "linear"))

@@ -357,10 +357,7 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 def _nested(data: bytes) -> Any:
-    return _storage_of(_stream(io.BytesIO(data), len(data)))
-
-
-def _storage_of(content: Any) -> Any:
+    content = _stream(io.BytesIO(data), len(data))
     if not (isinstance(content, tuple) and isinstance(content[0], torch.UntypedStorage)):
         raise pickle.UnpicklingError("a storage is expected")
     return content

@@ -71,9 +71,8 @@ class RetinaNet(nn.Module):
             none = outputs.new_zeros(len(table), rows, columns)
             dx = across * x / width + none
             dy = down * y[:, None] / height + none
-            outputs = outputs + torch.stack((dx, dy, none, none), dim=1).flatten(
-                0, 1
-            )  # (A, 4, h, w) -> (A*4, h, w)
+            # (A, 4, h, w) -> (A*4, h, w)
+            outputs = outputs + torch.stack((dx, dy, none, none), dim=1).flatten(0, 1)
         return outputs
 
     def freeze(self, stages: int) -> None:
