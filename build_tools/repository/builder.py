@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -39,6 +40,7 @@ from retinaserve.build_tools.repository.configs import (
     template,
     write_config,
 )
+from retinaserve.build_tools.repository.kept import differences, keep_settings, kept_options
 from retinaserve.build_tools.repository.versions import keep_pins
 from retinaserve.plugins import tiles
 from retinaserve.training import spec as contract
@@ -88,6 +90,7 @@ class Built:
     precision: str  # of the graph or the plan: fp32, fp16 or int8
     models: tuple[str, ...]
     calibration: Mapping[str, Any] = field(default_factory=dict)  # the record of a checkpoint that became INT8
+    kept: tuple[str, ...] = ()  # settings of the repository's configs that it would not have if it were built anew
 
 
 @dataclass(frozen=True)
@@ -228,20 +231,26 @@ def build_repository(
     served = _Model.read(model, profile, replace(target or Target(), max_batch=options.max_batch or 0))
     version = _next_version(repository, profile)
     warmup = _Warmup.draw(served.spec)
-    configs = specialise(
+    made = partial(
+        specialise,
         served.spec,
         profile,
-        options,
         image_bytes=warmup.image_bytes,
         precision=served.precision,
         identity=served.identity,
         manifest=served.manifest,
     )
+    configs, kept = made(options), tuple[str, ...]()
     if version > 1:
         there = {
             name: config for name, config in configs.items() if (repository / name / "config.pbtxt").is_file()
         }
         _check_same_contract(repository, there)
+        options = kept_options(repository, options, served.manifest)
+        anew, configs = there, made(options)
+        there = {name: configs[name] for name in anew}
+        keep_settings(repository, there, options)
+        kept = differences(anew, there)
         keep_pins(repository, there)
     with staging(repository) as scratch:
         stage = scratch / repository.name
@@ -255,7 +264,7 @@ def build_repository(
             _appear(stage, repository)
         else:
             _merge(stage, repository, version, tuple(configs))
-    return Built(repository, version, served.precision, tuple(configs))
+    return Built(repository, version, served.precision, tuple(configs), kept=kept)
 
 
 def _write_pipeline(folder: Path, spec: DetectorSpec, configs: dict[str, Any]) -> None:
@@ -349,7 +358,8 @@ def _merge(stage: Path, repository: Path, version: int, models: tuple[str, ...])
             shutil.rmtree(path)
         raise UserError(f"{repository}: version {version} could not be put in place: {error.strerror}") from None
     for name in models:
-        for fresh in (*(stage / name).glob("warmup/*"), stage / name / "config.pbtxt"):
+        for fresh in (stage / name).glob("warmup/*"):
             fresh.replace(repository / fresh.relative_to(stage))
+        write_config(repository / name / "config.pbtxt", read_config(stage / name / "config.pbtxt"))
     for pool in stage.glob(CUDA_POOL):
         pool.replace(repository / CUDA_POOL)

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +68,7 @@ def _model_config() -> Any:
 
 
 ModelConfig = _model_config()
+STRING = re.compile(r'"(?:\\.|[^"\\])*"')
 
 
 def read_config(path: Path) -> Any:
@@ -80,8 +82,46 @@ def read_config(path: Path) -> Any:
 
 
 def write_config(path: Path, config: Any) -> None:
-    """Write a config as text, as Triton reads it; a server that looks meanwhile sees the old one."""
-    write_text(path, text_format.MessageToString(config, as_utf8=True))
+    """Write a config as text, as Triton reads it, and leave the comments of the file that is there.
+
+    A server that looks meanwhile sees the old one.
+    """
+    text = text_format.MessageToString(config, as_utf8=True)
+    write_text(path, _with_comments(path, config, text) if path.is_file() else text)
+
+
+def _with_comments(path: Path, config: Any, text: str) -> str:
+    """Return the file with what changes in it changed; its comments and the new text where that is not enough."""
+    lines = path.read_text().splitlines()
+    begins = [
+        STRING.sub(lambda match: " " * len(match[0]), line).find("#") for line in lines
+    ]  # of comments, or -1
+    if max(begins, default=-1) < 0:
+        return text
+    bare = [(line if begin < 0 else line[:begin]).strip() for line, begin in zip(lines, begins, strict=True)]
+    before, after = text_format.MessageToString(read_config(path), as_utf8=True).splitlines(), text.splitlines()
+    same = SequenceMatcher(None, [line.strip() for line in before], bare, autojunk=False).get_matching_blocks()
+    place = {block.a + step: block.b + step for block in same for step in range(block.size)}
+    edited = list(lines)
+    for kind, start, stop, first, last in reversed(
+        SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    ):
+        if kind == "equal":
+            continue
+        if any(line not in place for line in range(max(0, start - 1), stop)):
+            break
+        begin = place[start] if start < stop else place[start - 1] + 1
+        end = place[stop - 1] + 1 if start < stop else begin
+        comments = [line for line in lines[begin:end] if line.strip().startswith("#")]
+        edited[begin:end] = [*comments, *after[first:last]]
+    merged = "\n".join(edited) + "\n"
+    try:
+        if text_format.Parse(merged, ModelConfig()) == config:
+            return merged
+    except text_format.ParseError:
+        pass
+    comments = [line[begin:] for line, begin in zip(lines, begins, strict=True) if begin >= 0]
+    return "\n".join([*comments, text])
 
 
 @dataclass(frozen=True)
@@ -98,6 +138,7 @@ class BuildOptions:
     tile: tuple[int, int] | Literal["auto"] | None = None  # of `detector_tiled`; auto: as trained, or the input
     overlap: float = OVERLAP  # of its tiles
     max_inflight: int = 0  # GPU profile: requests between two steps of the ensemble, at most; 0: no limit
+    asked: frozenset[str] = frozenset()  # those that were asked for with the value above: they change a repository
 
 
 def specialise(

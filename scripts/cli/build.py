@@ -109,7 +109,7 @@ def build(
 
     The cpu profile takes a grafted .onnx, or a checkpoint .pth that is exported first; an INT8 .onnx is served as
     it is. The gpu profile takes a .plan with its manifest beside it, and refuses one that was not built for the
-    target.
+    target. What was set in the configs of a repository that exists stays, unless an option says otherwise.
     """
     from retinaserve.build_tools.repository import builder, configs
 
@@ -125,6 +125,11 @@ def build(
         tile=tile,
         overlap=overlap,
         max_inflight=max_inflight,
+        asked=frozenset(
+            name
+            for name in ("max_image_bytes", "max_image_pixels", "max_inflight")
+            if click.get_current_context().get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+        ),
     )
     quantized_here = profile == "cpu" and precision == "int8" and model.suffix == ".pth"
     built = builder.build(
@@ -144,6 +149,8 @@ def build(
     if profile == "cpu":
         what = f"{profile}, {built.precision} graph, {arithmetic} where it is float"
     click.echo(f"{built.repository}: version {built.version} of {', '.join(built.models)} ({what})")
+    for setting in built.kept:
+        click.echo(f"kept as the repository has it: {setting}", err=True)
     report = {"repository": str(built.repository), "version": built.version, "profile": profile}
     if json_path:
         write_json(json_path, {**report, "graph": built.precision, "precision": arithmetic})
