@@ -15,6 +15,8 @@ from typing import Any, Self
 
 from retinaserve.training.spec import METADATA_CHECKPOINT
 
+SCALED, FULLY = "scaled", "full"  # what `build` writes of decoding; a server that does not tell decodes in full
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -23,6 +25,7 @@ class Identity:
     where: str  # an address, or a file
     runtime: str  # "triton 2.51.0", "OpenVINO 2026.4.1"
     precision: str = ""
+    decode: str = ""  # of JPEGs: no finer than is seen, or all pixels
     graph_sha256: str = ""
     checkpoint_sha256: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)  # those served, by model
@@ -49,6 +52,7 @@ class Identity:
             where=address,
             runtime=server,
             precision=told.get("precision", ""),
+            decode=told.get("decode", ""),
             graph_sha256=told.get("graph_sha256", ""),
             checkpoint_sha256=told.get("checkpoint_sha256", ""),
             versions={name: ", ".join(sorted(served)) for name, served in versions.items()},
@@ -56,18 +60,18 @@ class Identity:
         )
 
     @classmethod
-    def of_file(cls, path: Path, *, runtime: str, precision: str = "") -> Self:
+    def of_file(cls, path: Path, *, runtime: str, precision: str = "", decode: str = "") -> Self:
         """Hash a model file; an ONNX file also says which checkpoint it was made from."""
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if path.suffix == ".pth":
-            return cls(str(path), runtime, precision, checkpoint_sha256=digest)
+            return cls(str(path), runtime, precision, decode, checkpoint_sha256=digest)
         if path.suffix != ".onnx":
-            return cls(str(path), runtime, precision, graph_sha256=digest)
+            return cls(str(path), runtime, precision, decode, graph_sha256=digest)
         import onnx
 
         properties = onnx.load(str(path), load_external_data=False).metadata_props
         made_from = next((item.value for item in properties if item.key == METADATA_CHECKPOINT), "")
-        return cls(str(path), runtime, precision, graph_sha256=digest, checkpoint_sha256=made_from)
+        return cls(str(path), runtime, precision, decode, graph_sha256=digest, checkpoint_sha256=made_from)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything for JSON."""

@@ -2,11 +2,15 @@
 
 image = load_image(path)    # upright RGB, whatever the file was
 pixels, sizes = letterbox(image, spec.size, spec.pad_value, spec.resizing)    # (H, W, 3), and what LETTERBOX holds
+letterbox(Source.open(path), ...)    # the same, a JPEG decoded no finer than it is seen
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -58,13 +62,87 @@ def read_header(path: Path) -> pixels.Header:
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Decoded pixels of an upright (h, w), and where in them it lies: left, top, right, bottom."""
+
+    image: Image.Image
+    box: tuple[float, float, float, float]
+    original: tuple[int, int]
+
+    def crop(self, window: tuple[int, int, int, int] | None = None) -> "Part":
+        """Return the least pixels that have all of a window (x1, y1, x2, y2) of the original in them."""
+        box = self.box
+        if window:
+            across, down = (box[2] - box[0]) / self.original[1], (box[3] - box[1]) / self.original[0]
+            x1, y1, x2, y2 = window
+            box = (box[0] + x1 * across, box[1] + y1 * down, box[0] + x2 * across, box[1] + y2 * down)
+        left, top, right, bottom = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
+        whole = (left, top, right, bottom) == (0, 0, *self.image.size)
+        image = self.image if whole else self.image.crop((left, top, right, bottom))
+        return Part(image, (box[0] - left, box[1] - top, box[2] - left, box[3] - top), self.original)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An image of an upright (h, w); a JPEG is decoded when it is known how closely it is looked at."""
+
+    size: tuple[int, int]
+    read: Callable[[float], Part]  # of the ratio that the image is resized to
+
+    def part(
+        self, size: tuple[int, int], window: tuple[int, int, int, int] | None = None, *, antialias: bool = True
+    ) -> Part:
+        """Return what is resized to (h, w): the image, or a window (x1, y1, x2, y2) of it, alone."""
+        x1, y1, x2, y2 = window or (0, 0, *self.size[::-1])
+        # Without antialiasing the pixels themselves are picked: of a smaller decoding they would be averages.
+        ratio = max(size[0] / (y2 - y1), size[1] / (x2 - x1)) if antialias else 1.0
+        return self.read(ratio).crop(window)
+
+    def at(
+        self, size: tuple[int, int], window: tuple[int, int, int, int] | None = None, *, antialias: bool = True
+    ) -> Image.Image:
+        """Return the image, or a window of it, at (h, w)."""
+        part = self.part(size, window, antialias=antialias)
+        return scale_image(part.image, size, antialias=antialias, box=part.box)
+
+    @classmethod
+    def open(cls, path: Path, decoding: pixels.Decoding | None = None) -> Self:
+        """Read a file: a JPEG's header, all of another. Raises UserError, as `read` does."""
+        decoding = decoding or pixels.Decoding()
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: the image can't be read: {error.strerror or error}") from None
+        jpeg = pixels.Jpeg.read(data)
+        if jpeg is None:  # what is damaged or cut off too: `load_image` says what is wrong
+            return cls.of(load_image(path, decoding.value_range))
+        return cls(jpeg.size, lambda ratio: _decode(path, jpeg, decoding.scale(ratio)))
+
+    @classmethod
+    def of(cls, image: Image.Image, *, original: tuple[int, int] | None = None) -> Self:
+        """Return the source of a decoded image, or of one that was made smaller than its `original` (h, w)."""
+        size = original or (image.height, image.width)
+        part = Part(image, (0.0, 0.0, image.width, image.height), size)
+        return cls(size, lambda _: part)
+
+
+def _decode(path: Path, jpeg: pixels.Jpeg, scale: int) -> Part:
+    try:
+        scaled = jpeg.decode(scale)
+    except ValueError as error:
+        raise UserError(f"{path}: the image can't be read: {error}") from None
+    top, left, bottom, right = scaled.area
+    return Part(Image.fromarray(scaled.pixels), (left, top, right, bottom), jpeg.size)
+
+
 def upright_size(path: Path) -> tuple[int, int]:
     """Return (h, w) of the image in a file after its EXIF orientation, from its header. Raises UserError."""
     return read_header(path).upright
 
 
 def letterbox(
-    image: Image.Image,
+    image: Image.Image | Source,
     size: tuple[int, int],
     pad_value: tuple[int, int, int],
     rule: Resize = RESIZES["letterbox"],
@@ -73,30 +151,40 @@ def letterbox(
 
     Returns (H, W, 3) uint8 and [original h, original w, resized h, resized w].
     """
-    resized = rule.resized((image.height, image.width), size)
+    source = Source.of(image) if isinstance(image, Image.Image) else image
+    resized = rule.resized(source.size, size)
     height, width = rule.canvas(resized, size)
     canvas = Image.new("RGB", (width, height), pad_value)
-    canvas.paste(scale_image(image, resized, antialias=rule.antialias), (0, 0))
-    return np.array(canvas), np.array((image.height, image.width, *resized), np.float32)
+    canvas.paste(source.at(resized, antialias=rule.antialias), (0, 0))
+    return np.array(canvas), np.array((*source.size, *resized), np.float32)
 
 
-def scale_image(image: Image.Image, size: tuple[int, int], *, antialias: bool = True) -> Image.Image:
-    """Return an RGB image at another (h, w), by the bilinear filter that the served preprocessing uses.
+def scale_image(
+    image: Image.Image,
+    size: tuple[int, int],
+    *,
+    antialias: bool = True,
+    box: tuple[float, float, float, float] | None = None,
+) -> Image.Image:
+    """Return an RGB image, or with antialiasing a box of it, at another (h, w), by the bilinear filter as served.
 
     Pillow's is its antialiased triangle, made to repeat the last pixel behind a border, as DALI's does; that of
     the four nearest pixels, which Pillow has not, is torch's.
     """
     height, width = size
-    if (width, height) == image.size:
+    if (width, height) == image.size and box in (None, (0, 0, width, height)):
         return image
     if antialias:
-        shrunk = image.resize((width, height), Image.Resampling.BILINEAR)
-        across, down = image.width / width, image.height / height
+        left, top, right, bottom = box = box or (0.0, 0.0, float(image.width), float(image.height))
+        shrunk = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+        across, down = (right - left) / width, (bottom - top) / height
         if across > 1 or down > 1:  # the filter reaches behind the borders from the outermost pixels
-            for x, y in ((0, 0), (0, height - 1)):
-                shrunk.paste(_part(image, (0, y * down, image.width, (y + 1) * down), (width, 1)), (x, y))
-            for x, y in ((0, 0), (width - 1, 0)):
-                shrunk.paste(_part(image, (x * across, 0, (x + 1) * across, image.height), (1, height)), (x, y))
+            for y in (0, height - 1):
+                row = (left, top + y * down, right, top + (y + 1) * down)
+                shrunk.paste(_part(image, row, (width, 1)), (0, y))
+            for x in (0, width - 1):
+                column = (left + x * across, top, left + (x + 1) * across, bottom)
+                shrunk.paste(_part(image, column, (1, height)), (x, 0))
         return shrunk
     import torch
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from retinaserve.eval.identity import Identity
+from retinaserve.eval.identity import FULLY, SCALED, Identity
 from retinaserve.plugins import reference
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import Exit, UserError
@@ -33,7 +33,7 @@ from retinaserve.training.spec import (
 )
 
 if TYPE_CHECKING:
-    from retinaserve.build_tools.preprocess import Prepared, Preprocessor
+    from retinaserve.build_tools.preprocess import Decoding, Prepared, Preprocessor
 
 __all__ = ["open_detector"]
 
@@ -64,12 +64,13 @@ def open_detector(
     size: tuple[int, int] | None = None,
     onnx_runtime: str | None = None,
     plugins: Path | None = None,
+    decoding: "Decoding | None" = None,
 ) -> "OfflineDetector":
     """Open a model file by its suffix: .pth, .onnx, .plan; `threads` 0 takes all cores. Raises UserError.
 
     With `heads` the raw heads are answered as well, where the file has them. `size` is for a checkpoint, which
     runs at any; `onnx_runtime` is openvino, onnxruntime or the first that is installed; `plugins` is a plan's
-    library.
+    library; `decoding` holds limits, and whether JPEGs are decoded in full.
     """
     path = Path(path)
     if not path.is_file():
@@ -91,19 +92,26 @@ def open_detector(
         raise UserError(f"{path}: not a model that runs here", "expected: .pth or .onnx or .plan", code=Exit.USAGE)
     if size and size != runtime.spec.size and path.suffix != ".pth":
         raise UserError(f"{path}: its size is fixed", "--size is for a checkpoint (.pth)", code=Exit.USAGE)
-    return OfflineDetector(runtime, threads=threads, batch=batch, size=size)
+    return OfflineDetector(runtime, threads=threads, batch=batch, size=size, decoding=decoding)
 
 
 class OfflineDetector:
     """A Detector of a runtime: prepares images, runs them in batches, and decodes where the model does not."""
 
     def __init__(
-        self, runtime: Runtime, *, threads: int = 0, batch: int = 8, size: tuple[int, int] | None = None
+        self,
+        runtime: Runtime,
+        *,
+        threads: int = 0,
+        batch: int = 8,
+        size: tuple[int, int] | None = None,
+        decoding: "Decoding | None" = None,
     ) -> None:
         self.runtime = runtime
         self.spec = runtime.spec.with_size(*size) if size else runtime.spec
         self.batch = batch if self.spec.resizing.fixed else 1  # images of one canvas make a batch
         self._threads = threads
+        self._decoding = decoding
 
     @cached_property
     def _preprocessor(self) -> "Preprocessor":
@@ -116,6 +124,7 @@ class OfflineDetector:
             resize=spec.resize,
             threads=self._threads,
             max_batch=self.batch,
+            decoding=self._decoding,
             value_range=spec.value_range,
         )
 
@@ -145,7 +154,10 @@ class OfflineDetector:
         with suppress(PackageNotFoundError):  # TensorRT comes in packages of several names
             installed = version(PACKAGES[name])
         return Identity.of_file(
-            self.runtime.path, runtime=f"{name} {installed}".strip(), precision=self.runtime.precision
+            self.runtime.path,
+            runtime=f"{name} {installed}".strip(),
+            precision=self.runtime.precision,
+            decode=FULLY if self._decoding and self._decoding.full else SCALED,
         )
 
     def predict(self, images: Sequence[bytes]) -> list[Detections]:

@@ -12,6 +12,7 @@ from retinaserve.scripts.cli.options import (
     LABELS_HELP,
     PATH,
     batch_option,
+    decoding_options,
     images_option,
     json_option,
     report_options,
@@ -31,6 +32,7 @@ from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
     from retinaserve.eval.tiled import Tiling
+    from retinaserve.training.pixels import Decoding
 
 
 @click.command()
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 @tile_options
 @batch_option
 @threads_option
+@decoding_options
 @json_option
 @report_options
 def infer(
@@ -53,6 +56,7 @@ def infer(
     tiling: "Tiling | None",
     batch: int,
     threads: int,
+    decoding: "Decoding",
     json_file: Path | None,
     **report_choices: Any,
 ) -> None:
@@ -73,7 +77,7 @@ def infer(
     truth = scored_labels(annotations, images, warn=warn) if annotations else None
     if truth:
         options.read_baseline(truth)
-    detector = open_detector(model, threads=threads, batch=batch)
+    detector = open_detector(model, threads=threads, batch=batch, decoding=decoding)
     passed = True
     if truth:
         report = evaluate_detector(tiled(detector, tiling), truth, images, progress=progress, judge=options.judge)

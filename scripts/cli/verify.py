@@ -92,11 +92,13 @@ def verify(
     number is beyond its limit, 3 when they are not the same detector or images can't be read.
     """
     from retinaserve.eval.client.client import Client
+    from retinaserve.eval.identity import SCALED
     from retinaserve.eval.runtimes.detector import open_detector
     from retinaserve.eval.verify.compare import Candidate, check_same, compare
     from retinaserve.eval.verify.tolerances import parse_overrides
     from retinaserve.training.check.checks import scored_labels
     from retinaserve.training.images import annotated_files, find_images, spread
+    from retinaserve.training.pixels import Decoding
 
     if not others and not servers:
         raise click.UsageError("nothing to compare with: name another model, or a --server")
@@ -110,6 +112,8 @@ def verify(
     with ExitStack() as stack:
         # Servers first: one that is not there is reported before a network is compiled.
         clients = [stack.enter_context(Client(each, timeout=timeout, tls=tls)) for each in servers]
+        # Prepared as the servers do it; one that says nothing is of a build, or a profile, that decodes in full.
+        settings["decoding"] = Decoding(full=any(client.identity().decode != SCALED for client in clients))
         right = open_detector(reference, size=size, **settings)
         candidates = [
             Candidate.of(open_detector(path, onnx_runtime=name, **settings))

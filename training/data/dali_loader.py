@@ -2,16 +2,18 @@
 
     for batch in dali_batches(dataset, spec, settings, Stream(len(dataset), settings)): ...
 
-Python decides what is looked at and where it goes (augment.py); DALI decodes that part of the image
-only, resizes, mirrors, recolours, cuts and pads it. It reads files from a callback and not with its COCO reader:
-that one can't be entered at any iteration, shuffles by its own rules in every process, and numbers classes itself.
-Formats that DALI can't decode are refused by name; the torch loader reads them.
+Python decides what is looked at and where it goes (augment.py). Without a GPU, threads decode that part of an
+image as the torch loader does, no finer than it is seen; on one, DALI decodes it, in full. DALI resizes, mirrors,
+recolours, cuts and pads it. It reads files from a callback and not with its COCO reader: that one can't be entered
+at any iteration, shuffles by its own rules in every process, and numbers classes itself.
+On a GPU formats that DALI can't decode are refused by name; the torch loader reads them.
 """
 
 import os
 import sys
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,30 +35,51 @@ PREFETCH = 2  # batches
 
 @dataclass(eq=False)
 class Feed:
-    """What DALI asks for: a batch's encoded files and the numbers that draw them; remembers their labels."""
+    """What DALI asks for: a batch's images and the numbers that draw them; remembers their labels."""
 
     dataset: CocoDataset
     spec: DetectorSpec
     settings: StreamSettings
     stream: Iterator[list[tuple[int, int]]]
     colours: bool  # whether the pipeline changes them
+    threads: ThreadPoolExecutor | None  # that decode; without them encoded files are given
     asked: deque[tuple[list[Target], list[int], list[int]]] = field(default_factory=deque)
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    ahead: deque[tuple[list[tuple[int, int]], list[Any], list[Any]]] = field(default_factory=deque)
 
     def __call__(self) -> tuple[list[Any], ...]:
         """Return the next batch, a list an input of the pipeline."""
-        keys = next(self.stream)
-        drawn = [self._draw(key) for key in keys]
+        while len(self.ahead) <= (PREFETCH if self.threads else 0):
+            keys = next(self.stream)
+            drawn = [self._draw(key) for key in keys]
+            begun = [self._read(index, placement) for (_, index), (_, placement) in zip(keys, drawn, strict=True)]
+            self.ahead.append((keys, drawn, begun))
+        keys, drawn, begun = self.ahead.popleft()
         canvas = tuple(max(placement.canvas[axis] for _, placement in drawn) for axis in (0, 1))
         labels = [self.dataset.labels[index] for _, index in keys]
         targets = [place_labels(each, placement) for each, (_, placement) in zip(labels, drawn, strict=True)]
         self.asked.append((targets, [each.image_id for each in labels], [index for _, index in keys]))
+        # The image, and the corners of what is resized: y1, x1 and, of pixels, y2, x2; of a file, the extent.
+        images = [each.result() if self.threads else each for each in begun]
         rows = [_numbers(view, placement, self.colours) for view, placement in drawn]
         return (
-            [_read(each.path, self.spec.value_range) for each in labels],
+            *(list(column) for column in zip(*images, strict=True)),
             *(list(column) for column in zip(*rows, strict=True)),
             [np.array(canvas, np.int32)] * len(keys),
         )
+
+    def _read(self, index: int, placement: Placement) -> Any:
+        if self.threads:
+            return self.threads.submit(self._decode, index, placement)
+        x1, y1, x2, y2 = placement.window
+        content = _read(self.dataset.labels[index].path, self.spec.value_range)
+        return content, np.array((y1, x1), np.int32), np.array((y2 - y1, x2 - x1), np.int32)
+
+    def _decode(self, index: int, placement: Placement) -> tuple[Any, ...]:
+        source = self.dataset.open(index, self.settings.decoding(self.spec))
+        part = source.part(placement.size, placement.window, antialias=self.spec.resizing.antialias)
+        left, top, right, bottom = part.box
+        return np.asarray(part.image), np.array((top, left), np.float32), np.array((bottom, right), np.float32)
 
     def _draw(self, key: tuple[int, int]) -> tuple[View, Placement]:
         _, index = key
@@ -80,22 +103,25 @@ def dali_batches(
     gpu = torch.cuda.is_available()
     antialias = spec.resizing.antialias
     colours = settings.augment in ("photometric", "basic")
-    feed = Feed(dataset, spec, settings, iter(stream), colours)
+    workers = settings.workers or len(os.sched_getaffinity(0))
+    feed = Feed(dataset, spec, settings, iter(stream), colours, None if gpu else ThreadPoolExecutor(workers))
 
     @pipeline_def  # type: ignore[untyped-decorator]
     def pipeline() -> Any:
-        encoded, start, extent, size, flip, corner, *colour, canvas = fn.external_source(
-            source=feed, num_outputs=7 + 2 * colours, batch=True
+        given, start, end, size, flip, corner, *colour, canvas = fn.external_source(
+            source=feed,
+            num_outputs=7 + 2 * colours,
+            batch=True,
+            layout=["" if gpu else "HWC"] + [""] * (6 + 2 * colours),
         )
-        image = fn.decoders.image_slice(
-            encoded,
-            device="mixed" if gpu else "cpu",
-            start=start,
-            shape=extent,
-            axis_names="HW",
-            output_type=types.RGB,
-        )
-        image = fn.resize(image, size=size, interp_type=types.INTERP_LINEAR, antialias=antialias)
+        part = {}
+        if gpu:
+            given = fn.decoders.image_slice(
+                given, device="mixed", start=start, shape=end, axis_names="HW", output_type=types.RGB
+            )
+        else:
+            part = {"roi_start": start, "roi_end": end}
+        image = fn.resize(given, size=size, interp_type=types.INTERP_LINEAR, antialias=antialias, **part)
         image = fn.flip(image, horizontal=flip)
         if colours:
             image = fn.coord_transform(image, M=colour[0], T=colour[1], dtype=types.UINT8)
@@ -110,20 +136,24 @@ def dali_batches(
 
     built = pipeline(
         batch_size=settings.batch // settings.world,
-        num_threads=settings.workers or len(os.sched_getaffinity(0)),
+        num_threads=workers,
         device_id=torch.cuda.current_device() if gpu else None,
         prefetch_queue_depth=PREFETCH,
         exec_dynamic=True,
     )
     built.build()
-    while True:
-        try:
-            (drawn,) = built.run()
-        except RuntimeError as error:
-            raise _culprit(dataset, feed, error) from None
-        images = _on_gpu(drawn) if gpu else torch.from_numpy(np.array(drawn.as_array()))
-        targets, image_ids, _ = feed.asked.popleft()
-        yield Batch(images.permute(0, 3, 1, 2), targets, image_ids)  # (B, H, W, 3) -> (B, 3, H, W)
+    try:
+        while True:
+            try:
+                (drawn,) = built.run()
+            except RuntimeError as error:
+                raise _culprit(dataset, feed, error) from None
+            images = _on_gpu(drawn) if gpu else torch.from_numpy(np.array(drawn.as_array()))
+            targets, image_ids, _ = feed.asked.popleft()
+            yield Batch(images.permute(0, 3, 1, 2), targets, image_ids)  # (B, H, W, 3) -> (B, 3, H, W)
+    finally:
+        if feed.threads:
+            feed.threads.shutdown(cancel_futures=True)
 
 
 def _on_gpu(drawn: Any) -> torch.Tensor:
@@ -138,10 +168,8 @@ def _on_gpu(drawn: Any) -> torch.Tensor:
 
 def _numbers(view: View, placement: Placement, colours: bool) -> tuple[Any, ...]:
     """Return what draws one image, in the order of the pipeline's inputs."""
-    (x1, y1, x2, y2), (top, left) = placement.window, placement.corner
+    top, left = placement.corner
     where = (
-        np.array((y1, x1), np.int32),
-        np.array((y2 - y1, x2 - x1), np.int32),
         np.array(placement.size, np.float32),
         np.array(int(placement.flip), np.int32),
         np.array((-top, -left), np.int32),

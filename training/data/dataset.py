@@ -19,7 +19,8 @@ from PIL import Image
 from retinaserve.plugins.reference import iou_matrix
 from retinaserve.training.coco import Annotations
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import load_image, upright_size
+from retinaserve.training.letterbox import Source, load_image, upright_size
+from retinaserve.training.pixels import Decoding
 from retinaserve.training.spec import DetectorSpec
 
 FloatArray = npt.NDArray[np.float32]
@@ -59,6 +60,10 @@ class CocoDataset:
     def load(self, index: int, value_range: tuple[int, int] | None = None) -> Image.Image:
         """Return a image as upright RGB. Raises UserError for a file that can't be read."""
         return load_image(self.labels[index].path, value_range)
+
+    def open(self, index: int, decoding: Decoding | None = None) -> Source:
+        """Return an image to be seen at any size. Raises UserError for a file that can't be read."""
+        return Source.open(self.labels[index].path, decoding)
 
 
 def _labels(folder: Path, truth: Annotations, category_ids: tuple[int, ...]) -> tuple[Labels, ...]:

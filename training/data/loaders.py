@@ -18,7 +18,7 @@ from retinaserve.training.data.augment import WHOLE, Placement, View, place, pla
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.data.stream import Batch, Stream, StreamSettings
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import Pixels, scale_image
+from retinaserve.training.letterbox import Pixels, Source
 from retinaserve.training.model.losses import Target
 from retinaserve.training.spec import DetectorSpec
 
@@ -34,7 +34,7 @@ class Views(Dataset["Sample | UserError"]):
     def __init__(self, dataset: CocoDataset, spec: DetectorSpec, settings: StreamSettings) -> None:
         self.dataset, self.spec, self.settings = dataset, spec, settings
         height, width = spec.size
-        self._cache: dict[int, tuple[Image.Image, tuple[int, int]]] | None = None
+        self._cache: dict[int, Source] | None = None
         # What looks closer than the letterbox does needs the image itself; "basic" trades that for time.
         shrinks = settings.shorter is None and settings.augment in ("none", "flip", "basic")
         if shrinks and len(dataset) * height * width * 3 <= CACHE_BYTES:
@@ -47,37 +47,31 @@ class Views(Dataset["Sample | UserError"]):
         """
         _, index = key
         try:
-            image, original = self._image(index)
+            source = self._source(index)
+            original, labels = source.size, self.dataset.labels[index]
+            view = self.settings.view(key, labels, original, self.spec)
+            placement = place(view, original, self.settings.frame(self.spec))
+            pixels = paint(source, placement, view, self.spec)
         except UserError as error:
             return error
-        labels = self.dataset.labels[index]
-        view = self.settings.view(key, labels, original, self.spec)
-        placement = place(view, original, self.settings.frame(self.spec))
-        return (
-            paint(image, placement, view, self.spec),
-            place_labels(labels, placement),
-            labels.image_id,
-        )
+        return pixels, place_labels(labels, placement), labels.image_id
 
-    def _image(self, index: int) -> tuple[Image.Image, tuple[int, int]]:
-        """Return an image, shrunk if it is cached, and its original (h, w)."""
+    def _source(self, index: int) -> Source:
+        """Return an image; a cached one is shrunk, and keeps its original size."""
         if self._cache is None:
-            image = self.dataset.load(index, self.spec.value_range)
-            return image, (image.height, image.width)
+            return self.dataset.open(index, self.settings.decoding(self.spec))
         if index not in self._cache:
-            image = self.dataset.load(index, self.spec.value_range)
-            original = (image.height, image.width)
+            source = self.dataset.open(index, self.settings.decoding(self.spec))
             rule = self.spec.resizing
-            seen = scale_image(image, rule.resized(original, self.spec.size), antialias=rule.antialias)
-            self._cache[index] = seen, original
+            shrunk = source.at(rule.resized(source.size, self.spec.size), antialias=rule.antialias)
+            self._cache[index] = Source.of(shrunk, original=source.size)
         return self._cache[index]
 
 
-def paint(image: Image.Image, placement: Placement, view: View, spec: DetectorSpec) -> Pixels:
+def paint(source: Source, placement: Placement, view: View, spec: DetectorSpec) -> Pixels:
     """Return the (H, W, 3) canvas of a placement, with the view's colours."""
-    if view.window != WHOLE:  # never of a shrunk image, whose pixels are not the placement's
-        image = image.crop(placement.window)
-    image = scale_image(image, placement.size, antialias=spec.resizing.antialias)
+    window = placement.window if view.window != WHOLE else None
+    image = source.at(placement.size, window, antialias=spec.resizing.antialias)
     if placement.flip:
         image = ImageOps.mirror(image)
     if view.recolours:

@@ -17,6 +17,7 @@ from torch import Tensor
 from retinaserve.training.data.augment import ZOOM, Frame, View, random_view
 from retinaserve.training.data.dataset import Labels
 from retinaserve.training.model.losses import Target
+from retinaserve.training.pixels import Decoding
 from retinaserve.training.spec import DetectorSpec
 
 Loader = Literal["torch", "dali"]
@@ -42,8 +43,13 @@ class StreamSettings:
     shorter: int | None = None  # see augment.Frame
     longest: int = 1333
     jitter: tuple[int, int] | None = None  # the range of the shorter side, in pixels
+    full_decode: bool = False  # all pixels of a JPEG
     rank: int = 0
     world: int = 1
+
+    def decoding(self, spec: DetectorSpec) -> Decoding:
+        """Return how images are decoded."""
+        return Decoding(full=self.full_decode, value_range=spec.value_range)
 
     def frame(self, spec: DetectorSpec) -> Frame:
         """Return how large images are trained on."""

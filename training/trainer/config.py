@@ -60,6 +60,7 @@ class TrainConfig:
     augment: str = setting("basic", "Each does what those before it do, too.", choices=MODES)
     loader: Literal["torch", "dali"] = setting("torch", "What reads the images.")
     workers: int = setting(0, "Processes (DALI: threads) that read images.", low=0)
+    full_decode: bool = setting(False, "Decode all pixels of a JPEG, not only as many as can be seen.")
     seed: int = setting(0, "Fixes weights, order and augmentation.", low=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 or fp16 on a GPU, fp32 on a CPU."

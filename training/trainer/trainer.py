@@ -243,7 +243,7 @@ class Trainer:
             model = build_model(self.spec)
         model.load_state_dict(self.weights(), assign=True)
         part = range(group.rank, len(dataset), group.world_size)
-        own = predict(model.eval(), self.spec, dataset, part, precision=self.precision)
+        own = predict(model.eval(), self.spec, dataset, part, precision=self.precision, full_decode=self.config.full_decode)
         found = {image_id: each for some in group.gather(own) for image_id, each in some.items()}
         scores = group.broadcast(score(dataset, self.spec, found) if group.is_main_process else None)
         assert scores is not None
@@ -364,6 +364,7 @@ def stream_settings(config: TrainConfig, group: ProcessGroup = ALONE) -> StreamS
         config.shorter,
         config.longest,
         config.jitter,
+        config.full_decode,
         group.rank,
         group.world_size,
     )

@@ -18,6 +18,7 @@ from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import letterbox
 from retinaserve.training.model.postprocess import detect
+from retinaserve.training.pixels import Decoding
 from retinaserve.training.scores import evaluate, match_classes
 from retinaserve.training.spec import DetectorSpec
 
@@ -54,6 +55,7 @@ def predict(
     indices: Sequence[int],
     *,
     precision: torch.dtype = torch.float32,
+    full_decode: bool = False,
 ) -> dict[int, Detections]:
     """Return what a network in eval mode finds in some images of a set, by image id.
 
@@ -62,14 +64,13 @@ def predict(
     device = next(model.parameters()).device
     mean = 255 * torch.tensor(spec.mean, device=device).view(1, 3, 1, 1)
     std = 255 * torch.tensor(spec.std, device=device).view(1, 3, 1, 1)
+    decoding = Decoding(full=full_decode, value_range=spec.value_range)
     found = {}
     batch = BATCH if spec.resizing.fixed else 1  # as it is served: each image on a canvas of its own size
     for start in range(0, len(indices), batch):
         some = indices[start : start + batch]
-        seen = (
-            letterbox(dataset.load(index, spec.value_range), spec.size, spec.pad_value, spec.resizing)
-            for index in some
-        )
+        sources = (dataset.open(index, decoding) for index in some)
+        seen = (letterbox(source, spec.size, spec.pad_value, spec.resizing) for source in sources)
         pixels, letterboxes = zip(*seen, strict=True)
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(device)  # (B, H, W, 3) -> (B, 3, H, W)
         images = ((images.float() - mean) / std).contiguous()

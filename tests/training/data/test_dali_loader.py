@@ -16,6 +16,7 @@ from retinaserve.training.data.stream import Batch, StreamSettings
 from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import letterbox
 from retinaserve.training.spec import DetectorSpec
+from tests.images import checker, encode
 
 SPEC = DetectorSpec.create(["a", "b"], size=(96, 128), category_ids=[3, 7])
 # Two decoders and two resizes: a level or two, more where an edge is.
@@ -72,6 +73,34 @@ def test_both_loaders_give_the_same_batches(data: CocoDataset, augment: str, fra
     assert_same(torch_batches, batches(data, 3, augment=augment, loader="dali", **frame))
     assert sum(len(target.boxes) for batch in torch_batches for target in batch.targets) > 0
     assert any(bool(target.crowd.any()) for batch in torch_batches for target in batch.targets)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
+    """JPEGs of sides that no scale divides, larger than the network sees, one of them lying on its side."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number, orientation in enumerate((1, 6, 3)):
+        stored = checker(1501 - 90 * number, 1003, seed=number, cell=170).resize(
+            (1207, 903), Image.Resampling.BICUBIC
+        )
+        (folder / f"{number}.jpg").write_bytes(encode(stored, orientation=orientation, quality=95))
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(3)]
+    boxes = [
+        {"id": number, "image_id": number, "category_id": 1, "bbox": [300, 300, 90, 60], "iscrowd": 0}
+        for number in range(3)
+    ]
+    file = folder / "annotations.json"
+    file.write_text(json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "a"}]}))
+    return CocoDataset(folder, file)
+
+
+@pytest.mark.parametrize("augment", ["none", "multiscale", "photometric"])
+def test_both_loaders_decode_photos_no_finer_than_they_are_seen(photos: CocoDataset, augment: str) -> None:
+    whole = batches(photos, 3, batch=3, augment=augment, full_decode=True)
+    scaled = batches(photos, 3, batch=3, augment=augment)
+    assert_same(scaled, whole)
+    assert any(not torch.equal(one.images, other.images) for one, other in zip(scaled, whole, strict=True))
+    assert_same(scaled, batches(photos, 3, batch=3, augment=augment, loader="dali"))
 
 
 def test_without_augmentation_dali_sees_what_is_served(data: CocoDataset) -> None:

@@ -13,7 +13,7 @@ from retinaserve.training.data.dataset import CocoDataset, Labels
 from retinaserve.training.data.loaders import Views, paint, training_batches
 from retinaserve.training.data.stream import Batch, Loader, Stream, StreamSettings
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import letterbox
+from retinaserve.training.letterbox import Source, letterbox
 from retinaserve.training.spec import DetectorSpec
 
 SPEC = DetectorSpec.create(["a", "b"], size=(64, 96), category_ids=[1, 4])
@@ -106,7 +106,7 @@ def test_boxes_move_with_the_pixels(seed: int) -> None:
     # The colours would blur where the box ends.
     view = View(drawn.flip, drawn.zoom, drawn.across, drawn.down)
     placement = place(view, (50, 100), Frame(spec.size))
-    pixels, target = paint(picture, placement, view, spec), place_labels(labels, placement)
+    pixels, target = paint(Source.of(picture), placement, view, spec), place_labels(labels, placement)
     rows, columns = np.nonzero(pixels.min(axis=2) > 127)
     found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
     assert target.boxes[0].tolist() == pytest.approx(found, abs=1.5)
