@@ -88,6 +88,7 @@ CHANGED: dict[tuple[str, str], str] = {
     ("export", "emulate"): "the emulation of FP16 on a CPU is gone",
     ("build", "precision"): "f32 is called fp32, and is still taken",
     ("predict", "style"): "geojson, csv, labelstudio, yolo and voc are new",
+    ("serve", "restart"): "a dead process is replaced unless --no-restart; --restart is still taken",
     ("admit", "cost"): "it was this project's own measurement",
     ("admit", "served"): "it was this project's own measurement",
     ("import", "source"): "whose file it is is found out; --from settles a doubt",

@@ -99,9 +99,9 @@ def tls_of(certificate: Path | None, key: Path | None, client_ca: Path | None) -
 )
 @click.option("--reload", is_flag=True, help="Let `retinaserve models` change versions; needs --admin-token-file.")
 @click.option(
-    "--restart",
-    is_flag=True,
-    help="Start the server again when it dies or answers no image; see docs/operations.md.",
+    "--restart/--no-restart",
+    default=True,
+    help="Start the server again when it, or one of its processes, dies or answers no image: docs/operations.md.",
 )
 @click.option(
     "--tls-cert", type=FILE, help="PEM certificate: gRPC is encrypted, HTTP and metrics stay on loopback."
@@ -205,7 +205,8 @@ def _supervise(
     image = repository / "preprocess" / "warmup" / "picture.jpg"
     check_repository(repository)
     if not image.is_file():
-        raise UserError(f"{image}: no such file", "--restart sends it to see whether the server answers")
+        hint = "it is sent to see whether the server answers; without it, --no-restart serves"
+        raise UserError(f"{image}: no such file", hint)
 
     def warn(text: str) -> None:
         click.secho(text, fg="yellow", err=True)
@@ -219,7 +220,7 @@ def _supervise(
     supervisor = Supervisor(
         lambda: TritonServer(repository, options, log=log),
         image.read_bytes(),
-        policy=RestartPolicy(ready=timeout),
+        policy=RestartPolicy(ready=timeout, start_once=True),
         log=warn,
         started=started,
     )

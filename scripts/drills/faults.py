@@ -2,7 +2,7 @@
 
     result = faults(Path("repository"))
 
-Supervised as by `serve --restart` where Triton itself does not survive. The broken model file is in the reload
+Supervised as by `serve` where Triton itself does not survive. The broken model file is in the reload
 drill. Where the system allows no user namespaces, the scarce disk and /dev/shm are left out, and it says so.
 """
 

@@ -39,6 +39,7 @@ class RestartPolicy:
     failures: int = 5  # in the window, and no more restarts
     window: float = 300.0
     ready: float = 120.0  # for the models to load
+    start_once: bool = False  # a first server that does not become ready is a failure that is raised at once
 
 
 class Supervisor:
@@ -60,28 +61,31 @@ class Supervisor:
         self._log = log
         self._started = started
         self._failures: deque[float] = deque()
+        self._was_ready = False
 
     def run(self, stop: threading.Event) -> None:
-        """Serve until `stop` is set. Raises UserError with the last cause after too many failures."""
+        """Serve until `stop` is set.
+
+        Raises UserError with the last cause after too many failures.
+        """
         while not stop.is_set():
-            cause = self._serve_once(stop)
+            try:
+                cause = self._serve_once(stop)
+            except UserError as error:
+                if self._policy.start_once and not self._was_ready:
+                    raise
+                cause = error.message
             if stop.is_set():
                 return
             self._wait_or_give_up(cause, stop)
 
     def _serve_once(self, stop: threading.Event) -> str:
         """Return why the server is of no use any more; what is left of it is stopped."""
-        try:
-            server = self._start()
-        except UserError as error:
-            return error.message
-        with server:
-            try:
-                server.wait_until_ready(self._policy.ready, cancelled=stop.is_set)
-            except UserError as error:
-                return error.message
+        with self._start() as server:
+            server.wait_until_ready(self._policy.ready, cancelled=stop.is_set)
             if stop.is_set():
                 return "stopped"
+            self._was_ready = True
             self._started(server)
             return self._watch(server, stop)
 

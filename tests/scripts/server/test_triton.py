@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,9 +16,11 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from retinaserve.eval.client.client import Client
 from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import Server, ServerOptions, TritonServer, free_ports
+from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 
 pytestmark = pytest.mark.server
@@ -73,7 +76,7 @@ def test_no_repository(tmp_path: Path, content: str | None) -> None:
         TritonServer(path, FREE)
 
 
-@pytest.mark.parametrize("flags", [[], ["--restart"]], ids=["once", "restart"])
+@pytest.mark.parametrize("flags", [["--no-restart"], []], ids=["once", "restart"])
 def test_no_repository_is_said_before_a_port_in_use(tmp_path: Path, flags: list[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -156,7 +159,7 @@ def test_a_killed_serve_takes_its_server_with_it(repository: Path) -> None:
 
 
 def test_serve_restart_starts_a_killed_server_again_on_the_same_ports(repository: Path) -> None:
-    process, lines = start_serve(repository, "--restart")
+    process, lines = start_serve(repository)
     (server,) = servers_of(process.pid)
     os.kill(server, signal.SIGKILL)
     again_said = until_ready(process)
@@ -170,6 +173,50 @@ def test_serve_restart_starts_a_killed_server_again_on_the_same_ports(repository
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
     assert process.stdout and group_members(again) == []
+    process.stdout.close()
+
+
+def test_preprocess_killed_under_load_answers_everybody_and_serves_again(repository: Path) -> None:
+    """Whatever an image does to the process that decodes it, its sender is told, and others are served soon."""
+    process, lines = start_serve(repository)
+    address = next(line.split()[1] for line in lines if line.startswith("gRPC "))
+    image = (repository / "preprocess" / "warmup" / "picture.jpg").read_bytes()
+    answers: list[tuple[float, float, bool]] = []  # when sent, seconds, whether there are boxes
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            sent = time.monotonic()
+            try:
+                with Client(address, timeout=20) as client:
+                    (answer,) = client.predict_many([image])
+                found = isinstance(answer, Detections)
+            except UserError:  # nobody listens at the moment
+                found = False
+                time.sleep(0.2)
+            answers.append((sent, time.monotonic() - sent, found))
+
+    senders = [threading.Thread(target=ask) for _ in range(4)]
+    for sender in senders:
+        sender.start()
+    wait_for(lambda: sum(found for *_, found in answers) > 20)
+    (server,) = servers_of(process.pid)
+    stubs = [each for each in psutil.Process(server).children() if "preprocess" in " ".join(each.cmdline())]
+    assert len(stubs) == 2
+    killed = time.monotonic()
+    for stub in stubs:
+        stub.kill()
+    wait_for(lambda: sum(found for sent, _, found in answers if sent > killed) > 20, seconds=90)
+    stop.set()
+    for sender in senders:
+        sender.join(60)
+        assert not sender.is_alive(), "a sender was never answered"
+    assert max(seconds for _, seconds, _ in answers) < 45, "an answer that a sender has to wait for is none"
+    assert not all(found for *_, found in answers)
+    assert servers_of(process.pid) != [server]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert process.stdout
     process.stdout.close()
 
 

@@ -1,0 +1,229 @@
+"""What decoding JPEGs no finer than they are seen is worth: two repositories in turns, memory, loaders, pixels.
+
+    python -m retinaserve.scripts.lab.decoding photos runs/photos --count 12
+    python -m retinaserve.scripts.lab.decoding serve full/ scaled/ --images runs/photos
+    python -m retinaserve.scripts.lab.decoding loader runs/photos --python OLD/bin/python --python .venv/bin/python
+    python -m retinaserve.scripts.lab.decoding pixels runs/photos --size 192 192
+
+A repository holds the code of the install that built it, so `serve` also compares two installs.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from retinaserve.eval.bench.bench import Bench
+from retinaserve.eval.bench.perf_analyzer import Demand
+from retinaserve.eval.client.transport import Endpoint
+from retinaserve.scripts.drills.fixture import usage
+from retinaserve.scripts.lab import run
+from retinaserve.scripts.server.installation import usable_cores
+from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.images import find_images
+from retinaserve.training.letterbox import letterbox_size
+from retinaserve.training.pixels import FULL, Jpeg
+from retinaserve.training.spec import PREPROCESS
+
+Array = npt.NDArray[np.int_]
+LOADS = (1, 4)  # requests in flight
+QUALITY = 92
+# What both installs understand; prints images a second of the batches after the first.
+LOADER = """
+import sys, time
+from itertools import islice
+from pathlib import Path
+from retinaserve.training.data.dataset import CocoDataset
+from retinaserve.training.data.loaders import training_batches
+from retinaserve.training.data.stream import StreamSettings
+from retinaserve.training.spec import DetectorSpec
+folder, loader, side, workers, batches = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+data = CocoDataset(Path(folder), Path(folder) / "annotations.json")
+spec = DetectorSpec.create(list(data.classes), size=(side, side))
+settings = StreamSettings(batch=4, augment="multiscale", workers=workers, loader=loader)
+stream = training_batches(data, spec, settings)
+list(islice(stream, 3))
+start = time.perf_counter()
+list(islice(stream, batches))
+print(4 * batches / (time.perf_counter() - start))
+"""
+
+
+def photos(options: argparse.Namespace) -> None:
+    """Draw JPEGs as phones make them, with a COCO file: structure of all sizes, noise, 4:2:0, EXIF turned."""
+    width, height = options.sides
+    options.folder.mkdir(parents=True, exist_ok=True)
+    images, boxes = [], []
+    for number in range(options.count):
+        rng = np.random.default_rng(number)
+        levels = np.full((height, width, 3), 120.0, np.float32)
+        for step in (3, 8, 24, 90, 400):
+            for channel in range(3):
+                coarse = rng.normal(0, 3 * step**0.45, (height // step + 2, width // step + 2))
+                smooth = Image.fromarray(coarse.astype(np.float32)).resize(
+                    (width, height), Image.Resampling.BICUBIC
+                )
+                levels[..., channel] += np.asarray(smooth)
+        levels += rng.normal(0, 4.0, (height, width, 1)).astype(np.float32)
+        exif = Image.Exif()
+        exif[0x0112] = (1, 6, 8)[number % 3]
+        image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+        image.save(options.folder / f"{number:03}.jpg", quality=QUALITY, subsampling=2, exif=exif)
+        images.append({"id": number, "file_name": f"{number:03}.jpg"})
+        box = {"id": number, "image_id": number, "category_id": 1, "bbox": [900, 900, 700, 500], "iscrowd": 0}
+        boxes.append({**box, "area": 350_000})
+    truth = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]}
+    (options.folder / "annotations.json").write_text(json.dumps(truth))
+    size = sum(path.stat().st_size for path in options.folder.glob("*.jpg")) / options.count
+    print(f"{options.count} images of {width} x {height}, {size / 1e6:.2f} MB each on average: {options.folder}")
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Load two repositories in turns; print images a second, their ratios, and what the images added to memory."""
+    files = find_images([options.images])
+    rates: dict[int, list[list[float]]] = {load: [[], []] for load in LOADS}
+    with ExitStack() as stack:
+        servers = []
+        for repository in (options.left, options.right):
+            free = ServerOptions.free_ports(threads=usable_cores())
+            servers.append(stack.enter_context(TritonServer(repository, free)))
+            servers[-1].wait_until_ready()
+        before = [decoder_bytes(server) for server in servers]
+        benches = [Bench.prepare([Endpoint.parse(server.grpc_url)], files) for server in servers]
+        for _ in range(options.rounds):
+            for side, bench in enumerate(benches):
+                for level in bench.run([Demand(load) for load in LOADS], seconds=options.seconds):
+                    if level.load is None:
+                        raise UserError(f"the server did not bear it: {level.problem}", code=Exit.CHECK_FAILED)
+                    rates[level.demand.concurrency or 0][side].append(level.load.throughput_ips)
+        added = [decoder_bytes(server) - was for server, was in zip(servers, before, strict=True)]
+    print("| requests in flight | left, images/s | right, images/s | right / left: median (lowest to highest) |")
+    print("|---:|---:|---:|---:|")
+    for load, (left, right) in rates.items():
+        ratios = [b / a for a, b in zip(left, right, strict=True)]
+        middle = [statistics.median(each) for each in (left, right, ratios)]
+        span = f"({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"| {load} | {middle[0]:.2f} | {middle[1]:.2f} | {middle[2]:.2f} {span} |")
+    megabytes = [each / 2**20 for each in added]
+    print(f"added to the memory of preprocess: {megabytes[0]:.0f} MiB, {megabytes[1]:.0f} MiB", end=" ")
+    print(f"({megabytes[1] / megabytes[0]:.2f})" if megabytes[0] > 0 else "")
+
+
+def decoder_bytes(server: TritonServer) -> int:
+    """Return what the processes of `preprocess` took for themselves."""
+    found = usage(server.process.pid, server.shared_memory).processes
+    return sum(process.own_bytes for name, process in found.items() if name.startswith(PREPROCESS))
+
+
+def loader(options: argparse.Namespace) -> None:
+    """Run the training loaders of some installs in turns; print images a second, the first against the others."""
+    for kind in ("torch", "dali"):
+        rates: list[list[float]] = [[] for _ in options.python]
+        for _ in range(options.rounds):
+            for found, python in zip(rates, options.python, strict=True):
+                words = [python, "-c", LOADER, str(options.folder), kind]
+                words += [str(number) for number in (options.side, options.workers, options.batches)]
+                done = subprocess.run(words, capture_output=True, text=True)
+                if done.returncode:
+                    raise UserError(f"{python}: {done.stderr.strip().splitlines()[-1]}", code=Exit.CHECK_FAILED)
+                found.append(float(done.stdout.split()[-1]))
+        middle = [statistics.median(each) for each in rates]
+        print(f"{kind}: " + ", ".join(f"{rate:.1f} images/s ({rate / middle[0]:.2f})" for rate in middle))
+
+
+def pixels(options: argparse.Namespace) -> None:
+    """Compare what is seen of JPEGs at several margins with the full decode; time each, and entropy decoding."""
+    jpegs = [jpeg for path in find_images([options.folder]) if (jpeg := Jpeg.read(path.read_bytes()))]
+    whole, seconds = timed(lambda jpeg: seen(jpeg, FULL, options.size), jpegs)
+    print("| decoded | mean difference | 99.9 % within | largest | ms an image, one thread |")
+    print("|---|---:|---:|---:|---:|")
+    print(f"| in full | | | | {1000 * seconds:.1f} |")
+    for margin in options.margins:
+
+        def at_margin(jpeg: Jpeg, margin: float = margin) -> Array:
+            ratio = min(options.size[0] / jpeg.size[0], options.size[1] / jpeg.size[1])
+            return seen(jpeg, min(FULL, max(1, math.ceil(FULL * margin * ratio))), options.size)
+
+        scaled, seconds = timed(at_margin, jpegs)
+        apart = np.concatenate([np.abs(a - b).ravel() for a, b in zip(whole, scaled, strict=True)])
+        print(
+            f"| at {margin:g} pixels a pixel seen | {apart.mean():.3f} | {np.quantile(apart, 0.999):.0f} | "
+            f"{apart.max()} | {1000 * seconds:.1f} |"
+        )
+    if djpeg := shutil.which("djpeg"):
+        # Of each block one coefficient is used; what takes the time is to read all of them.
+        words = [djpeg, "-scale", "1/8", "-grayscale", "-dct", "fast", "-outfile", "/dev/null"]
+        _, seconds = timed(lambda jpeg: subprocess.run(words, input=jpeg.data, check=True), jpegs)
+        print(f"| entropy decoding: djpeg -scale 1/8 -grayscale | | | | {1000 * seconds:.1f} |")
+
+
+def seen(jpeg: Jpeg, scale: int, size: tuple[int, int]) -> Array:
+    """Return an image as the network sees it, decoded at a scale."""
+    scaled = jpeg.decode(scale)
+    top, left, bottom, right = scaled.area
+    rows, columns = letterbox_size(jpeg.size, size)
+    box = (left, top, right, bottom)
+    return np.asarray(
+        Image.fromarray(scaled.pixels).resize((columns, rows), Image.Resampling.BILINEAR, box=box), int
+    )
+
+
+def timed(work: Callable[[Jpeg], Any], jpegs: Sequence[Jpeg]) -> tuple[list[Any], float]:
+    """Return the results, and the seconds an image: the least of three rounds."""
+    best = math.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        results = [work(jpeg) for jpeg in jpegs]
+        best = min(best, (time.perf_counter() - start) / len(jpegs))
+    return results, best
+
+
+def main() -> None:
+    """Measure one thing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(required=True)
+
+    def verb(work: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        added = verbs.add_parser(work.__name__, description=work.__doc__)
+        added.set_defaults(work=work)
+        return added
+
+    drawing = verb(photos)
+    drawing.add_argument("folder", type=Path)
+    drawing.add_argument("--count", type=int, default=12)
+    drawing.add_argument("--sides", type=int, nargs=2, default=(4032, 3024), metavar=("W", "H"))
+    serving = verb(serve)
+    serving.add_argument("left", type=Path, help="A repository, such as one of an earlier install.")
+    serving.add_argument("right", type=Path)
+    serving.add_argument("--images", type=Path, required=True)
+    serving.add_argument("--rounds", type=int, default=3)
+    serving.add_argument("--seconds", type=float, default=6.0)
+    loading = verb(loader)
+    loading.add_argument("folder", type=Path, help="What `photos` drew.")
+    loading.add_argument("--python", action="append", required=True, help="An install's; the first is 1.")
+    loading.add_argument("--side", type=int, default=512)
+    loading.add_argument("--workers", type=int, default=2)
+    loading.add_argument("--batches", type=int, default=6)
+    loading.add_argument("--rounds", type=int, default=2)
+    looking = verb(pixels)
+    looking.add_argument("folder", type=Path)
+    looking.add_argument("--size", type=int, nargs=2, default=(192, 192), metavar=("H", "W"))
+    looking.add_argument("--margins", type=float, nargs="*", default=[1.0, 1.5, 2.0, 3.0])
+    given = parser.parse_args()
+    given.work(given)
+
+
+if __name__ == "__main__":
+    run(main)
