@@ -33,8 +33,8 @@ from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.images import find_images
-from retinaserve.training.letterbox import letterbox_size
 from retinaserve.training.pixels import FULL, Jpeg
+from retinaserve.training.resize import RESIZES
 from retinaserve.training.spec import PREPROCESS
 
 Array = npt.NDArray[np.int_]
@@ -173,7 +173,7 @@ def seen(jpeg: Jpeg, scale: int, size: tuple[int, int]) -> Array:
     """Return an image as the network sees it, decoded at a scale."""
     scaled = jpeg.decode(scale)
     top, left, bottom, right = scaled.area
-    rows, columns = letterbox_size(jpeg.size, size)
+    rows, columns = RESIZES["letterbox"].resized(jpeg.size, size)
     box = (left, top, right, bottom)
     return np.asarray(
         Image.fromarray(scaled.pixels).resize((columns, rows), Image.Resampling.BILINEAR, box=box), int
