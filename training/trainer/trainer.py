@@ -243,7 +243,9 @@ class Trainer:
             model = build_model(self.spec)
         model.load_state_dict(self.weights(), assign=True)
         part = range(group.rank, len(dataset), group.world_size)
-        own = predict(model.eval(), self.spec, dataset, part, precision=self.precision, full_decode=self.config.full_decode)
+        own = predict(
+            model.eval(), self.spec, dataset, part, precision=self.precision, full_decode=self.config.full_decode
+        )
         found = {image_id: each for some in group.gather(own) for image_id, each in some.items()}
         scores = group.broadcast(score(dataset, self.spec, found) if group.is_main_process else None)
         assert scores is not None

@@ -155,4 +155,4 @@ def test_training_sees_a_value_range_as_it_is_served(tmp_path: Path, loader: Loa
     preprocessor = Preprocessor(spec.size, spec.pad_value, threads=1, value_range=spec.value_range)
     (served,) = preprocessor.run([(tmp_path / "a.png").read_bytes()])
     assert isinstance(served, Prepared) and (served.image == seen).all()
-    assert (seen[0] == np.floor(255 * values / 4095 + 0.5)).all()
+    assert (seen[0] == np.floor(255.0 * values / 4095 + 0.5)).all()
