@@ -8,6 +8,8 @@ import click
 from retinaserve.scripts.cli.options import (
     COUNT,
     FOLDER,
+    PATH,
+    POSITIVE,
     Protocol,
     model_option,
     protocol_option,
@@ -19,6 +21,7 @@ from retinaserve.scripts.cli.options import (
     wait_option,
 )
 from retinaserve.scripts.cli.output import finish, print_predictions, tiled, warn
+from retinaserve.training.errors import UserError
 
 if TYPE_CHECKING:
     from retinaserve.eval.client.transport import TlsFiles
@@ -32,7 +35,7 @@ STYLES = ("jsonl", "coco", "geojson", "csv", "labelstudio", "yolo", "voc")
 @server_option
 @protocol_option
 @model_option
-@click.option("--output", type=FOLDER, help="Write annotated images into this directory.")
+@click.option("--output", type=PATH, help="Annotated images: a directory. Of a video: a file.")
 @click.option(
     "--format",
     "style",
@@ -47,6 +50,7 @@ STYLES = ("jsonl", "coco", "geojson", "csv", "labelstudio", "yolo", "voc")
 @timeout_option
 @wait_option
 @tls_options
+@click.option("--fps", type=POSITIVE, help="Of a video: at most so many frames a second.  [default: all]")
 @click.option("--quiet", is_flag=True, help="Print no detections; for use with --output.")
 def predict(
     images: tuple[str, ...],
@@ -62,24 +66,45 @@ def predict(
     wait: float,
     tls: "TlsFiles | None",
     tiling: "Tiling | None",
+    fps: float | None,
     quiet: bool,
 ) -> None:
-    """Detect objects in IMAGES (files, directories, patterns) through a server.
+    """Detect objects in IMAGES (files, directories, patterns) or a video (file, rtsp://, /dev/video0).
 
     Prints a JSON line an image, or one file of another format. A bad image is reported on stderr and fails none
     of the others; the exit code is then 3.
     """
     from retinaserve.eval.client.client import Client
+    from retinaserve.eval.video import is_live, is_video
+    from retinaserve.scripts.cli.video import LIVE_CONCURRENCY, print_video
     from retinaserve.training.images import find_images
 
     if (labels is not None) != (style in ("yolo", "voc")):
         raise click.UsageError(
             "--format yolo and voc go with --labels DIR, a file an image; the others are printed"
         )
-    files = find_images(images, left_out=warn)
+    video = images[0] if is_video(images[0]) else ""
+    if any(map(is_video, images[1:])) or (video and (len(images) > 1 or style != "jsonl")):
+        raise click.UsageError("a video is predicted alone, with --format jsonl")
+    if fps and not video:
+        raise click.UsageError("--fps is for a video")
+    if video and not is_live(video) and not Path(video).is_file():
+        raise UserError(f"{video}: no such file")
+    if video and output and not is_video(output.name):
+        output = output / f"{Path(video).stem}.mp4"
+    if output and not video and output.is_file():
+        raise click.UsageError(f"--output {output} is a file, and annotated images go into a directory")
+    files = [] if video else find_images(images, left_out=warn)
+    concurrency = min(concurrency, LIVE_CONCURRENCY) if is_live(video) else concurrency
     with Client(
         server, protocol=protocol, model=ensemble, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls
     ) as client:
+        if video:
+            answered, failed = print_video(
+                video, tiled(client, tiling), fps=fps, score=score, quiet=quiet, output=output
+            )
+            finish(failed, answered + failed, f"retinaserve web {server_words(client.servers, tls=tls)}")
+            return
         style = "none" if quiet else style
         failed = print_predictions(
             files, tiled(client, tiling), score=score, style=style, output=output, labels=labels

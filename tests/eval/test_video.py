@@ -1,0 +1,255 @@
+"""Videos made here with PyAV, files and live, through a detector that makes no mistakes."""
+
+import json
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from retinaserve.eval.video import Video, VideoWriter, detect_frames, is_live, is_video
+from retinaserve.scripts.cli.main import main
+from retinaserve.scripts.server.triton import TritonServer, free_ports
+from retinaserve.training.detections import Detections
+from retinaserve.training.errors import UserError
+from tests.eval.test_tiled import Thresholding
+
+av = pytest.importorskip("av", reason="the extra [video] is not installed")
+SIZE = (96, 128)
+
+
+def picture(number: int) -> np.ndarray:
+    """Return a grey frame with a dark square that moves by four pixels a frame."""
+    pixels = np.full((*SIZE, 3), 230, np.uint8)
+    left = 4 * number % 96
+    pixels[40:60, left : left + 20] = 10
+    return pixels
+
+
+def film(path: Path, *, frames: int = 20, times: Callable[[int], float] = lambda n: n / 10) -> Path:
+    """Write a video whose frames are shown at `times`, in lossless H.264 with B-frames."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"qp": "0", "bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = SIZE[1], SIZE[0], "yuv444p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            frame.pts, frame.time_base = round(1000 * times(number)), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_every_frame_of_a_file_is_answered_once_in_order(suffix: str, tmp_path: Path) -> None:
+    times = [0, 0.1, 0.2, 0.5, 0.6, 1.6, *(2 + n / 25 for n in range(24))]  # a variable rate
+    path = film(tmp_path / f"a.{suffix}", frames=30, times=lambda n: times[n])
+    with Video(str(path)) as video:
+        answers = list(detect_frames(video, Thresholding()))
+    assert [frame.number for frame, _ in answers] == list(range(30)) and video.dropped == 0
+    assert [frame.time for frame, _ in answers] == pytest.approx(times, abs=2e-3)
+    for number, (frame, answer) in enumerate(answers):
+        assert np.abs(frame.pixels.astype(int) - picture(number)).max() <= 3
+        assert isinstance(answer, Detections) and answer.size == SIZE
+        left = 4 * number % 96
+        assert answer.boxes.min(axis=0)[:2].tolist() == [left, 40] and answer.boxes.max(axis=0)[2] == left + 20
+
+
+@pytest.mark.parametrize(("fps", "expected"), [(5, 10), (10, 20), (3, 6), (100, 20), (0.5, 1)])
+def test_frames_are_sampled(fps: float, expected: int, tmp_path: Path) -> None:
+    with Video(str(film(tmp_path / "a.mp4")), fps=fps) as video:
+        frames = list(video)
+    gaps = np.diff([frame.time for frame in frames])
+    assert len(frames) == expected and (gaps >= 1 / fps - 0.101).all()
+
+
+def turn(path: Path, matrix: tuple[int, ...]) -> Path:
+    """Write a display matrix into the only track of an MP4 (ISO 14496-12, 8.3.2)."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    data[at : at + 36] = struct.pack(">9i", *matrix)
+    path.write_bytes(data)
+    return path
+
+
+ONE, W = 1 << 16, 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("matrix", "quarters"),
+    [
+        ((0, ONE, 0, -ONE, 0, 0, 0, 0, W), -1),
+        ((-ONE, 0, 0, 0, -ONE, 0, 0, 0, W), 2),
+        ((0, -ONE, 0, ONE, 0, 0, 0, 0, W), 1),
+    ],
+    ids=["clockwise", "upside down", "counterclockwise"],
+)
+def test_frames_are_upright(matrix: tuple[int, ...], quarters: int, tmp_path: Path) -> None:
+    with Video(str(turn(film(tmp_path / "a.mp4", frames=3), matrix))) as video:
+        frame = next(iter(video))
+    expected = np.rot90(picture(0), quarters)
+    assert frame.pixels.shape == expected.shape
+    assert np.abs(frame.pixels.astype(int) - expected).max() <= 3
+
+
+@pytest.mark.parametrize(("tag", "red"), [(1, 226), (5, 211)], ids=["BT.709", "BT.601"])
+def test_colours_go_by_the_tag(tag: int, red: int, tmp_path: Path) -> None:
+    """Y 100, Cb 90, Cr 200: R = 1.164 (Y - 16) + 1.793 or 1.596 (Cr - 128), by hand 226.9 and 212.7."""
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"qp": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.colorspace = tag
+        planes = np.concatenate((np.full((64, 64), 100), np.full((16, 64), 90), np.full((16, 64), 200)))
+        frame = av.VideoFrame.from_ndarray(planes.astype(np.uint8), format="yuv420p")
+        frame.colorspace = tag
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with Video(str(tmp_path / "a.mp4")) as video:
+        (frame,) = video
+    assert abs(int(frame.pixels[30, 30, 0]) - red) <= 2
+
+
+class Slow(Thresholding):
+    """Ten frames a second."""
+
+    def predict_many(self, images):  # type: ignore[no-untyped-def]
+        for answer in super().predict_many(images):
+            time.sleep(0.1)
+            yield answer
+
+
+@pytest.fixture
+def camera(tmp_path: Path) -> Iterator[tuple[str, list[int]]]:
+    """A server on loopback that sends 20 frames a second, breaks off after 30, and takes the next connection."""
+    content = film(tmp_path / "camera.ts", frames=30, times=lambda n: n / 20).read_bytes()
+    connections: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            connections.append(1)
+            if len(connections) > 2:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.end_headers()
+            for start in range(0, len(content), len(content) // 30):
+                self.wfile.write(content[start : start + len(content) // 30])
+                time.sleep(0.05)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/camera.ts", connections
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_camera_drops_the_oldest_and_comes_back(
+    camera: tuple[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retinaserve.eval.video.GIVE_UP", 0.5)
+    url, connections = camera
+    seen, delays = [], []
+    with Video(url) as video, pytest.raises(UserError, match="the video can't be read"):
+        for frame, _ in detect_frames(video, Slow()):
+            seen.append(frame)
+            delays.append(time.monotonic() - frame.arrived)
+    assert len(connections) > 2 and video.reconnected >= 2
+    assert video.decoded == 60 and video.dropped > 0 and len(seen) + video.dropped >= 55
+    assert [frame.number for frame in seen] == sorted(frame.number for frame in seen)
+    assert (np.diff([frame.time for frame in seen]) > 0).all(), "also over the break"
+    assert max(delays) < 1.5, "four that wait, at a tenth of a second each, and some slack"
+
+
+def rtsp_server(folder: Path, port: int) -> "subprocess.Popen[bytes]":
+    """Start aio-rtsp-toolkit's server on loopback and wait until it listens."""
+    code = "import asyncio, aio_rtsp_toolkit.server as server\n"
+    code += f"asyncio.run(server.serve({str(folder)!r}, host='127.0.0.1', port={port}))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return process
+        time.sleep(0.1)
+    raise AssertionError("the RTSP server does not listen")
+
+
+def test_rtsp_over_a_restart_of_its_server(tmp_path: Path) -> None:
+    pytest.importorskip("aio_rtsp_toolkit")
+    film(tmp_path / "camera.mp4", frames=100)
+    port = free_ports(1)[0]
+    process = rtsp_server(tmp_path, port)
+    seen: list[float] = []
+    try:
+        with Video(f"rtsp://127.0.0.1:{port}/camera.mp4") as video:
+            for frame, answer in detect_frames(video, Thresholding()):
+                assert isinstance(answer, Detections) and answer.size == SIZE
+                seen.append(frame.time)
+                if len(seen) == 10:
+                    process.kill()
+                    process.wait()
+                    process = rtsp_server(tmp_path, port)
+                if len(seen) == 20:
+                    break
+    finally:
+        process.kill()
+        process.wait()
+    assert video.reconnected >= 1 and (np.diff(seen) > 0).all()
+
+
+@pytest.mark.server
+def test_predict_takes_a_video(server: TritonServer, tmp_path: Path) -> None:
+    path, output = film(tmp_path / "film.mp4"), tmp_path / "drawn" / "boxes.mp4"
+    words = ["predict", str(path), "--server", server.grpc_url, "--score", "0", "--fps", "5"]
+    result = CliRunner().invoke(main, [*words, "--output", str(output)])
+    assert result.exit_code == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["frame"] for line in lines] == list(range(0, 20, 2))
+    assert [line["time"] for line in lines] == pytest.approx([n / 5 for n in range(10)], abs=1e-3)
+    assert lines[0].keys() == {"frame", "time", "file", "width", "height", "detections"}
+    assert "20 frames decoded, 10 answered; from decoded to answered: median" in result.stderr
+    with Video(str(output)) as drawn:
+        frames = list(drawn)
+    assert [frame.time for frame in frames] == pytest.approx([n / 5 for n in range(10)], abs=1e-3)
+    for wrong in (["a.png", str(path)], [str(path), "--format", "coco"], ["a.png", "--fps", "5"]):
+        result = CliRunner().invoke(main, ["predict", *wrong])
+        assert result.exit_code == 2 and "video" in result.stderr
+    assert CliRunner().invoke(main, ["predict", "none.mp4"]).exit_code == 3
+
+
+def test_an_odd_size_is_written_and_cut(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4") as writer:
+        for number in range(3):
+            writer.write(Image.new("RGB", (101, 51), (200, 0, 0)), number / 10)
+    with Video(str(tmp_path / "a.mp4")) as video:
+        assert [frame.pixels.shape for frame in video] == [(50, 100, 3)] * 3
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"", "can't be read"), (b"a text\n" * 100, "can't be read"), (None, "No such file")]
+)
+def test_what_is_no_video(content: bytes | None, words: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "a.mp4").write_bytes(content)
+    with Video(str(tmp_path / "a.mp4")) as video, pytest.raises(UserError, match=words):
+        list(video)
+
+
+def test_what_words_mean() -> None:
+    assert is_video("a.MP4") and is_video("rtsp://h/a") and is_video("/dev/video0") and not is_video("a.jpg")
+    assert is_live("rtsp://h/a.mp4") and not is_live("a.mp4")
