@@ -36,7 +36,7 @@ def find_images(places: Sequence[str | Path], *, left_out: Callable[[str], objec
         kinds = [f"{count} {suffix}" for suffix, count in others.most_common(SHOWN)]
         rest = f" and {others.total() - sum(count for _, count in others.most_common(SHOWN))} more"
         names = ", ".join(kinds) + rest * (len(others) > SHOWN)
-        left_out(f"{others.total()} files left out, which are no images by their names: {names}")
+        left_out(f"files left out, by their names no images: {names}")
     if not found:
         raise UserError("no images are given", "files, directories or patterns like 'photos/**/*.jpg'")
     return list(found)

@@ -219,6 +219,7 @@ def _orientation(path: Path) -> int:
     """Return the EXIF orientation of a TIFF or JPEG, which GDAL does not look at; 1 where there is none."""
     for kind in (TiffImagePlugin.TiffImageFile, JpegImagePlugin.JpegImageFile):
         with suppress(*UNREADABLE), kind(path) as image:  # not Image.open, which refuses what is large
+            image.info.pop("xmp", None)  # it never decides (training/pixels/orientation.py)
             return int(image.getexif().get(ORIENTATION, 1))
     return 1
 

@@ -12,7 +12,7 @@ from retinaserve.training.files import write_json
 
 @click.command()
 @click.argument("images", nargs=-1)
-@click.option("--trial/--no-trial", default=True, help="Decode WebP and TIFF once, as the GPU profile does.")
+@click.option("--trial/--no-trial", default=True, help="Decode once what has no checksums.")
 @click.option("--json", "json_path", type=PATH, help="Also write the results to this file.")
 def admit(images: tuple[str, ...], trial: bool, json_path: Path | None) -> None:
     """Say which of IMAGES (files, folders, patterns) the server refuses without decoding them, and why.
@@ -28,8 +28,10 @@ def admit(images: tuple[str, ...], trial: bool, json_path: Path | None) -> None:
     refused: dict[str, str] = {}
     for path in paths:
         data = path.read_bytes()
-        bad = pixels.admit(data) or (pixels.trial(data) if trial else None)
-        if bad:
+        bad = pixels.gate(data) if trial else pixels.admit(data)
+        if trial and not isinstance(bad, pixels.BadImage):
+            bad = pixels.trial(data)
+        if isinstance(bad, pixels.BadImage):
             refused[str(path)] = bad.message
             click.echo(f"{path}: {bad.message}")
     click.echo(f"{len(refused)} of {len(paths)} images refused")

@@ -92,8 +92,7 @@ def draw(folder: Path) -> None:
     for index, entry in enumerate(labels["images"]):
         name, (suffix, store) = list(KINDS.items())[index % len(KINDS)]
         path = drawn.images / entry["file_name"]
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
+        image = open_image(path)
         path.unlink()
         entry["file_name"] = f"{index:03d} {name.replace(',', '')}{suffix}"
         (drawn.images / entry["file_name"]).write_bytes(store(image))

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from .container import heif
 from .formats import Header
 from .orientation import TURNS
-from .verdict import MAX_BYTES, MAX_PIXELS, READERS, BadImage, Buffer, admit, inspect, kind_of
+from .verdict import MAX_BYTES, MAX_PIXELS, READERS, BadImage, Buffer, examine, kind_of
 
 Pixels = npt.NDArray[np.uint8]
 Samples = npt.NDArray[np.uint16]
@@ -88,11 +88,9 @@ def gate(
     value_range: ValueRange | None = None,
 ) -> Given | bytes | BadImage:
     """Return what any decoder may be given for an image: itself, or a PPM of its pixels; or why it is refused."""
-    bad = admit(data, max_bytes=max_bytes, max_pixels=max_pixels)
-    if bad:
-        return bad
-    header = inspect(data)
-    assert isinstance(header, Header)
+    header = examine(data, max_bytes=max_bytes, max_pixels=max_pixels)
+    if isinstance(header, BadImage):
+        return header
     deep = value_range is not None and header.depth > 8
     if not (header.detour or header.orientation.dispute or deep):
         return data

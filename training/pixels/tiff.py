@@ -90,7 +90,8 @@ def _layout(tags: dict[int, tuple[int, ...]], order: str) -> dict[str, Any]:
     more = samples - own
     alpha = more == 1 and (colour == RGB or (colour == BLACK_IS_ZERO and depth == 8 and ASSOCIATED not in extra))
     if more and not alpha:
-        raise Unsupported(f"it has {samples} samples of {depth} bits a pixel, {name}")
+        multiplied = " with alpha multiplied in" * (ASSOCIATED in extra)
+        raise Unsupported(f"it has {samples} samples of {depth} bits a pixel, {name}{multiplied}")
     plain = planes == 1 and depth in (8, 16) and ASSOCIATED not in extra
     plain = plain and ((colour == BLACK_IS_ZERO and not more) or (colour == RGB))
     return {

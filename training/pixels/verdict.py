@@ -58,18 +58,22 @@ class BadImage:
 
 def admit(data: Buffer, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> BadImage | None:
     """Return what is wrong with an encoded image, or None when it may be decoded."""
+    found = examine(data, max_bytes=max_bytes, max_pixels=max_pixels)
+    return found if isinstance(found, BadImage) else None
+
+
+def examine(data: Buffer, *, max_bytes: int, max_pixels: int) -> Header | BadImage:
+    """Return `inspect`'s answer for an image within limits, or what is wrong with it."""
     view = memoryview(data)
     if not view:
         return BadImage("the image is empty: 0 bytes")
     if len(view) > max_bytes:
         return BadImage(f"the image has {len(view)} bytes; at most {max_bytes} are accepted")
     header = inspect(view)
-    if isinstance(header, BadImage):
+    if isinstance(header, BadImage) or header.width * header.height <= max_pixels:
         return header
-    if header.width * header.height > max_pixels:
-        size = f"{header.width} x {header.height}"
-        return BadImage(f"the image has {size} pixels; at most {max_pixels} are accepted")
-    return None
+    size = f"{header.width} x {header.height}"
+    return BadImage(f"the image has {size} pixels; at most {max_pixels} are accepted")
 
 
 def inspect(data: Buffer) -> Header | BadImage:
