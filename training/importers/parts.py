@@ -107,9 +107,8 @@ def _described(spec: DetectorSpec, sources: Mapping[str, str]) -> list[str]:
 
     def source(*names: str) -> str:
         found = {sources.get(name, "default") for name in names}
-        return {"default": "assumed, the family's own", "file": "from the file", "--": "as you said"}[
-            found.pop() if len(found) == 1 else "file" if "default" not in found else "default"
-        ]
+        words = {"default": "assumed, the family's own", "file": "from the file", "--": "as you said"}
+        return ", the others ".join(words[each] for each in ("--", "file", "default") if each in found)
 
     pixels = ", ".join(f"{255 * value:.4g}" for value in spec.mean)
     scales = ", ".join(f"{255 * value:.4g}" for value in spec.std)
