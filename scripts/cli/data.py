@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -259,6 +260,45 @@ def split_(
     _print_parts(report)
     words: list[object] = ["--images", images, "--annotations", targets["train"]]
     _name_training([*words, "--val-images", images, "--val-annotations", targets["val"]])
+
+
+@data.command()
+@click.argument("report", type=FILE)
+@click.option("--images", type=FOLDER, required=True, help="Folder that the labels' file names start from.")
+@click.option("--annotations", type=PATH, required=True, help="The labels that the report was made on.")
+@click.option("--output", type=FILE, default=Path("review.html"), help="The page.")
+@click.option("--count", type=COUNT, default=60, help="Places to show, at most.")
+@click.option("--score", type=click.FloatRange(0, 1), default=0.3, help="Leave weaker ones out.")
+@click.option("--json", "json_path", type=PATH, help="Also write them to this file.")
+def review(
+    report: Path,
+    images: Path,
+    annotations: Path,
+    output: Path,
+    count: int,
+    score: float,
+    json_path: Path | None,
+) -> None:
+    """Show where labels and a detector disagree most, by the --json REPORT of `infer` or `eval`.
+
+    What a detector is sure of and nobody labelled, or labelled otherwise, is often a mistake of the labels.
+    """
+    from tqdm import tqdm
+
+    from retinaserve.eval.report.analysis import read_baseline
+    from retinaserve.eval.report.review import KINDS, disagreements, write_review
+    from retinaserve.training.check.checks import scored_labels
+
+    truth = scored_labels(annotations, images, warn=warn)
+    classified = read_baseline(report, truth).classified
+    found = disagreements(classified, truth, count=count, least=score)
+    with tqdm(total=len(found), unit="place", file=sys.stderr, disable=None, leave=False) as bar:
+        write_review(found, classified, images, output, on_figure=bar.update)
+    if json_path:
+        write_json(json_path, [asdict(each) for each in found])
+    for kind, what in KINDS.items():
+        click.echo(f"{sum(each.kind == kind for each in found):>5} {what}")
+    click.echo(f"{output}: open it in a browser", err=True)
 
 
 def _print_parts(report: Mapping[str, Any]) -> None:
