@@ -176,6 +176,25 @@ def test_the_plan_is_the_file_that_build_writes() -> None:
     assert configs_of("gpu")["retinanet"].default_model_filename == "model.plan"
 
 
+def test_a_canvas_of_each_images_own_size_is_open_from_model_to_model() -> None:
+    spec = replace(toy_spec(), resize="torchvision", size=(96, 160))
+    manifest = replace(toy_manifest(), spec=spec, batch=(1, 2, 2))
+    canvases = [(96, 128), (128, 96)]  # of the warm-up image, 640 x 480, and of one that stands upright
+    for profile in PROFILES:
+        configs = specialise(spec, profile, BuildOptions(), image_bytes=9, manifest=manifest)
+        network, image = configs["retinanet"], configs["retinanet"].input[0]
+        assert list(image.dims) == list(configs["preprocess"].output[0].dims) == [3, -1, -1]
+        assert image.allow_ragged_batch == (profile == "cpu")
+        warmed = [tuple(sample.inputs["image"].dims[1:]) for sample in network.model_warmup]
+        assert warmed == canvases and len({sample.name for sample in network.model_warmup}) == 2
+        assert {configs[name].parameters["resize"].string_value for name in ("preprocess", "detector")} == {
+            "torchvision"
+        }
+    assert list(network.instance_group[0].profile) == ["0", "1"]
+    graphs = [(each.batch_size, tuple(each.input["image"].dim)) for each in network.optimization.cuda.graph_spec]
+    assert graphs == [(size, (3, *canvas)) for size in (1, 2) for canvas in canvases]
+
+
 def test_a_plan_without_a_batch_of_one_is_refused() -> None:
     with pytest.raises(UserError, match="takes no batch below 8"):
         configs_of("gpu", manifest=replace(toy_manifest(), batch=(8, 16, 24)))

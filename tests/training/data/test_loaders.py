@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from retinaserve.training.data.loaders import Views, paint, training_batches
 from retinaserve.training.data.stream import Batch, Loader, Stream, StreamSettings
 from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import Source, letterbox
+from retinaserve.training.resize import RESIZES
 from retinaserve.training.spec import DetectorSpec
 
 SPEC = DetectorSpec.create(["a", "b"], size=(64, 96), category_ids=[1, 4])
@@ -76,10 +78,12 @@ def test_the_stream_can_be_entered_anywhere(data: CocoDataset, workers: int) -> 
     assert not any(same(a, b) for a, b in zip(whole, other, strict=True))
 
 
-def test_without_augmentation_training_sees_what_is_served(data: CocoDataset) -> None:
-    views = Views(data, SPEC, StreamSettings(batch=1, augment="none"))
+@pytest.mark.parametrize("rule", RESIZES)
+def test_without_augmentation_training_sees_what_is_served(data: CocoDataset, rule: str) -> None:
+    spec = replace(SPEC, resize=rule, size=(min(SPEC.size), max(SPEC.size)))
+    views = Views(data, spec, StreamSettings(batch=1, augment="none"))
     for index in range(len(data)):
-        served, how = letterbox(data.load(index), SPEC.size, SPEC.pad_value)
+        served, how = letterbox(data.load(index), spec.size, spec.pad_value, spec.resizing)
         for epoch in (0, 1):  # decoded, and from memory
             sample = views[epoch, index]
             assert not isinstance(sample, UserError)

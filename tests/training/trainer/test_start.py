@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from retinaserve.training.errors import UserError
 from retinaserve.training.model import build_model
 from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import DetectorSpec
-from retinaserve.training.trainer.start import initialise
+from retinaserve.training.trainer.start import detector_to_train, initialise
+from tests.training.squares import draw
 
 
 def detector(*classes: str, seed: int = 0, width: int = 8, fpn_channels: int = 8) -> RetinaNet:
@@ -71,6 +73,21 @@ def test_classes_in_another_order_keep_their_meaning(source: tuple[Path, RetinaN
     assert initialise(model, path).classes == ("hen", "cat", "dog")
     now, before = (each.cls_head.output.weight.view(9, 3, 8, 3, 3) for each in (model, old))
     assert torch.equal(now, before[:, [2, 0, 1]])
+
+
+def test_an_authors_resize_rule_stays_with_his_weights(tmp_path: Path) -> None:
+    spec = replace(detector("dark").spec, resize="torchvision", size=(96, 160))
+    save(tmp_path / "import.pth", Checkpoint(spec, build_model(spec).state_dict()))
+    data = draw(tmp_path / "data", 2)
+
+    def started(**settings: object) -> tuple[str, tuple[int, int]]:
+        found = detector_to_train(tmp_path / "new.pth", data, settings, tmp_path / "import.pth")
+        return found.resize, found.size
+
+    assert started() == ("torchvision", (96, 160))
+    assert started(size=(64, 128)) == ("torchvision", (64, 128))
+    assert started(resize_rule="letterbox", size=(64, 64)) == ("letterbox", (64, 64))
+    assert started(resize_rule="detectron2") == ("detectron2", (800, 1333))
 
 
 def test_a_backbone_leaves_pyramid_and_heads(tmp_path: Path) -> None:
