@@ -35,6 +35,9 @@ def main(path: str, server: str = "localhost:8001", lowest: str = "0.3") -> None
         config = client.get_model_config(model, as_json=True)["config"]
         return json.loads(config["parameters"][name]["string_value"])
 
+    rule = client.get_model_config("preprocess", as_json=True)["config"]["parameters"].get("resize")
+    if rule:
+        sys.exit(f"this detector's images are resized as {rule['string_value']} does, and not letterboxed")
     names = parameter("detector", "classes")
     size, fill = parameter("preprocess", "size"), parameter("preprocess", "fill")
     frame = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))  # stands for a camera's frame

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from retinaserve.build_tools.export import export
+from retinaserve.build_tools.quantize.calibrate import Int8Options
 from retinaserve.build_tools.repository.builder import build
 from retinaserve.eval.client.client import Client
 from retinaserve.plugins.reference import iou_matrix
@@ -34,7 +36,7 @@ from retinaserve.training.machine import machine
 
 INSIDE = Path(__file__).with_name("torchvision_inside.py")
 PRECISIONS = ("fp32", "bf16", "int8")
-SETTLED_ON = 4  # photos that the norms have seen
+SETTLED_ON, CALIBRATED_WITH = 2, 8  # photos
 IOU, SCORE = 0.9, 0.02  # what counts as the same detection
 
 
@@ -55,8 +57,12 @@ def prepare(python: Path, photos: Sequence[Path], work: Path, precisions: Sequen
         save(checkpoint, Checkpoint(found.spec, found.weights))
     repositories = {name: work / f"repository_{name}" for name in precisions}
     for name, repository in repositories.items():
+        graph = work / ("int8.onnx" if name == "int8" else "float.onnx")
+        if not graph.is_file():
+            int8 = Int8Options(photos[0].parent, count=CALIBRATED_WITH)
+            export(checkpoint, graph, precision="int8" if name == "int8" else "fp32", calibration_images=int8)
         if not repository.exists():
-            build(checkpoint, repository, precision=name, calibration_images=photos[0].parent)
+            build(graph, repository, precision=name)
     return repositories
 
 
