@@ -140,3 +140,9 @@ def test_a_sheet_has_room_for_all(case: str) -> None:
     assert wide * 200 < sheet.width < wide * 220 and high * 150 < sheet.height < high * 200
     last = np.asarray(sheet)[-sheet.height // high :]  # the last row has an image too
     assert (last == BLUE).all(axis=2).any()
+
+
+def test_a_name_of_several_lines_is_drawn_in_one() -> None:
+    image = Image.new("RGB", (400, 300), GREY)
+    first, second = (draw(image, one(50, 50, 300, 200), [name]) for name in ("big cat", "big\ncat\n"))
+    assert np.array_equal(np.asarray(first), np.asarray(second))

@@ -67,7 +67,7 @@ def preflight(
     *,
     warn: Callable[[str], object] = lambda _: None,
 ) -> Report:
-    """Check a data set before training; `warn` is given a line for each warning. Raises UserError for errors.
+    """Check a data set before training; `warn` gets lines on warnings and changes. Raises UserError for errors.
 
     Of a set of more images than `DECODED` only the headers are read; `retinaserve data check` reads everything.
     """
@@ -85,8 +85,12 @@ def preflight(
     for split in filter(None, (train, val)):
         refuse_errors((finding for finding in report.findings if finding.split == split.name), split.path)
     refuse_errors(report.findings, annotations)
+    changed = {
+        "split-categories",
+        *(each.code for split in (train, val) if split for each in split.labels.findings),
+    }
     for finding in report.findings:
-        if finding.severity == "warning":
+        if finding.severity == "warning" or finding.code in changed:
             warn(describe(finding))
     return report
 
