@@ -29,6 +29,7 @@ SECTIONS = {
     "From a checkpoint to a server": {"export": "export", "build": "build", "serve": "serve", "models": "models"},
     "Ask it, and judge what it answers": {
         "predict": "predict",
+        "batch": "batch",
         "web": "web",
         "eval": "evaluate",
         "bench": "bench",
