@@ -25,10 +25,12 @@ from retinaserve.eval.client.client import Client
 from retinaserve.scripts.server.installation import Installation
 from retinaserve.scripts.server.triton import Server, TritonServer
 from retinaserve.training.detections import Detections, ImageError
+from retinaserve.training.pixels import decode
 from tests.counted import counted
 from tests.damage import damaged, good_images
 from tests.images import bad_images, checker, encode, good_formats
 from tests.toys import PLAN, toy_manifest, toy_spec
+from tests.training.pixels.matrix import cases
 
 pytestmark = pytest.mark.server
 
@@ -76,6 +78,16 @@ def test_good_pictures_go_through_unchanged(server: TritonServer) -> None:
             tensor.set_data_from_numpy(np.frombuffer(data, np.uint8)[None])
             answer = client.infer("admission", [tensor]).as_numpy("image_bytes")
             assert answer.tobytes() == data
+
+
+def test_what_the_decoder_may_not_see_goes_on_as_pixels(server: TritonServer) -> None:
+    names = {"JPEG arithmetic", "GIF animated", "TIFF grey alpha 8<", "WEBP animated lossless", "HEIC exif 6"}
+    with grpc.InferenceServerClient(server.grpc_url) as client:
+        for case in (case for case in cases() if case.name in names):
+            tensor = grpc.InferInput("image_bytes", [1, len(case.data)], "UINT8")
+            tensor.set_data_from_numpy(np.frombuffer(case.data, np.uint8)[None])
+            answer = client.infer("admission", [tensor]).as_numpy("image_bytes").tobytes()
+            assert answer.startswith(b"P6 ") and answer.endswith(decode(case.data).tobytes()), case.name
 
 
 def test_of_a_batch_only_the_bad_pictures_fail_each_by_name(client: Client, server: TritonServer) -> None:
