@@ -48,6 +48,7 @@ CONTAINERS = {(24, 10): (2, 51), (25, 6): (2, 59), (25, 7): (2, 59), (25, 8): (2
 POOLED = {model_config_pb2.TYPE_UINT8: 1, model_config_pb2.TYPE_FP32: 4}  # bytes of what `preprocess` answers
 POOL_STEP, LEAST_POOL = 512, 64 << 20  # the unit of Triton's allocator, and its pool where nobody asks for another
 MAX_INFLIGHT_SINCE = (2, 63)  # container 25.11; an older server refuses a config with a field it does not know
+TYPES = {"int32": "TYPE_INT32", "float32": "TYPE_FP32"}  # of the outputs in training/spec.py
 UINT32 = descriptor_pb2.FieldDescriptorProto.TYPE_UINT32
 OPTIONAL = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL
 # Message, field, number, type: from model_config.proto of triton-inference-server/common.
@@ -172,6 +173,8 @@ def specialise(
             # Two full batches keep the engine busy.
             policy = config.dynamic_batching.default_queue_policy
             policy.max_queue_size = options.max_queue or max(policy.max_queue_size, 2 * max_batch)
+        if name in (contract.RETINANET, contract.DETECTOR):
+            _write_outputs(config, spec)
         for tensor in (*config.input, *config.output):
             if tensor.name in tensors:
                 tensor.dims[:] = tensors[tensor.name].shape
@@ -191,6 +194,18 @@ def specialise(
     if options.max_inflight:
         _set_max_inflight(configs[contract.DETECTOR], options.max_inflight, profile, options)
     return configs
+
+
+def _write_outputs(config: Any, spec: DetectorSpec) -> None:
+    """Write the detector's outputs before those that the template states, and pass them through an ensemble."""
+    stated = list(config.output)
+    del config.output[:]
+    for name, tensor in spec.outputs.items():
+        config.output.add(name=name, data_type=TYPES[tensor.dtype], dims=tensor.shape)
+    config.output.extend(stated)
+    for step in config.ensemble_scheduling.step:
+        if step.model_name == contract.RETINANET:
+            step.output_map.update({name: name for name in spec.outputs})
 
 
 def _write_warmup(config: Any, tensors: Mapping[str, Tensor], canvas: tuple[int, int]) -> None:

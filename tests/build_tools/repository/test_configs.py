@@ -16,7 +16,6 @@ from retinaserve.build_tools.engine.manifest import Manifest
 from retinaserve.build_tools.preprocess import pipeline
 from retinaserve.build_tools.repository.configs import (
     MODELS,
-    TEMPLATES,
     BuildOptions,
     Profile,
     read_config,
@@ -41,9 +40,9 @@ def configs_of(profile: Profile, *, manifest: Manifest | None = None, **options:
 
 
 @pytest.mark.parametrize(("profile", "name"), EVERY)
-def test_templates_leave_nothing_to_auto_completion(profile: str, name: str) -> None:
-    path = TEMPLATES / profile / name / "config.pbtxt"
-    config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())  # tritonclient's, nothing added
+def test_configs_leave_nothing_to_auto_completion(profile: Profile, name: str) -> None:
+    text = text_format.MessageToString(configs_of(profile)[name])
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())  # tritonclient's, nothing added
     assert config.name == name and config.max_batch_size > 0
     assert config.backend in ("python", "dali", "tensorrt") or config.platform == "ensemble"
     assert config.input and config.output and all(t.dims for t in (*config.input, *config.output))

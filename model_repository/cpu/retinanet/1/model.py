@@ -19,11 +19,10 @@ import triton_python_backend_utils as pb_utils
 from openvino_cpu import compile_for_cpu
 
 INPUTS = ("image", "letterbox")
-OUTPUTS = ("num_detections", "boxes", "scores", "classes")
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 Image = tuple[np.ndarray, np.ndarray]  # image (1, 3, H, W) and letterbox (1, 4)
-Found = list[np.ndarray] | Exception  # OUTPUTS of an image, one row each
+Found = dict[str, np.ndarray] | Exception  # the outputs of an image, one row each
 
 
 class Engine:
@@ -72,7 +71,7 @@ class Engine:
 def _infer(request: Any, image: Image) -> Found:
     try:
         request.infer(dict(zip(INPUTS, image, strict=True)), share_inputs=True)
-        return [request.get_tensor(name).data.copy() for name in OUTPUTS]
+        return {port.any_name: request.get_tensor(port).data.copy() for port in request.model_outputs}
     except Exception as error:
         return error
 
@@ -103,9 +102,8 @@ class Answer:
         for found in self._found:
             if isinstance(found, Exception):
                 return _failure(found)
-        columns = zip(*self._found, strict=True)
-        tensors = [to_tensor(name, np.concatenate(column)) for name, column in zip(OUTPUTS, columns, strict=True)]
-        return pb_utils.InferenceResponse(tensors)
+        columns = {name: np.concatenate([found[name] for found in self._found]) for name in self._found[0]}
+        return pb_utils.InferenceResponse([to_tensor(*column) for column in columns.items()])
 
 
 class TritonPythonModel:
