@@ -183,6 +183,24 @@ def test_a_quantized_graph_stays_so_among_half() -> None:
     assert (found == 1 * 2.0 + 1 * -1.0 + 0.75).all()  # by hand: (4 - 2) * 0.5 + 3 * 0.25
 
 
+def test_a_scale_that_is_denormal_in_half_does_not_shift_its_channel() -> None:
+    """1.03e-6 is 17.28 times half's smallest step: rounded alone, the channel would be off by 1.6%."""
+    scales = np.array([1.03e-6, 0.5], np.float32)
+    assert abs(float(np.float16(scales[0])) / scales[0] - 1) > 0.015
+    constants = {
+        "scale": scales,
+        "zero": np.zeros(2, np.int8),
+        "w": np.array([[[[100]], [[0]]], [[[3]], [[2]]]], np.int8),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["weight"], axis=0),
+        helper.make_node("Conv", ["x", "weight"], ["y"]),
+    ]
+    model, _ = to_float16(small(nodes, constants, opset=19))
+    (found,) = run(model, {"x": np.ones((1, 2, 4, 4), np.float32)})
+    assert found[0, 0] == pytest.approx(1.03e-4, rel=5e-3) and (found[0, 1] == 2.5).all()  # 100 * 1.03e-6; 5 * 0.5
+
+
 def test_a_scale_that_half_has_not_is_refused() -> None:
     with pytest.raises(UserError, match=r"the scale .* is nothing in FP16") as caught:
         to_float16(quantized(1e-8))
