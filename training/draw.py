@@ -46,6 +46,7 @@ PALETTE: tuple[Colour, ...] = (
 )
 SMALLEST_SIDE = 320  # an image whose longer side is below is enlarged, or its labels would hide it
 SMALLEST_TEXT = 11  # px
+MOST_LABELS = 100  # boxes, above which labels would hide the image: colours alone tell the class
 
 
 def colour_of(index: int) -> Colour:
@@ -96,6 +97,10 @@ def draw(
     canvas = image.resize(size, Image.Resampling.LANCZOS) if size != image.size else image.copy()
     diagonal = math.hypot(*size)
     line = max(2, round(diagonal / 300))
+    crowded = len(detections) > MOST_LABELS
+    if crowded:
+        sides = scale * (detections.boxes[:, 2:] - detections.boxes[:, :2])
+        line = max(1, min(line, round(float(np.median(sides)) / 12)))
     font = _font(max(SMALLEST_TEXT, round(diagonal / 55)))
     ink = ImageDraw.Draw(canvas, "RGBA")
 
@@ -106,7 +111,7 @@ def draw(
     for box, index in reversed(list(zip(boxes, order, strict=True))):  # the best lie on top
         _outline(ink, box, colour_of(int(detections.classes[index])), line)
     chips: list[Rectangle] = []
-    for box, index in zip(boxes, order, strict=True):
+    for box, index in zip(boxes, order, strict=True) if not crowded else ():
         class_index = int(detections.classes[index])
         text = class_names[class_index]
         if scores:

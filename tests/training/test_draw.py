@@ -146,3 +146,14 @@ def test_a_name_of_several_lines_is_drawn_in_one() -> None:
     image = Image.new("RGB", (400, 300), GREY)
     first, second = (draw(image, one(50, 50, 300, 200), [name]) for name in ("big cat", "big\ncat\n"))
     assert np.array_equal(np.asarray(first), np.asarray(second))
+
+
+def test_many_boxes_have_thin_lines_and_no_labels() -> None:
+    """A survey of 3000 pixels with 400 boxes of 30: most of what is inside them stays to be seen."""
+    places = np.stack(np.meshgrid(np.arange(20), np.arange(20)), axis=-1).reshape(-1, 2) * 150 + 40
+    boxes = np.concatenate((places, places + 30), axis=1).astype(np.float32)
+    found = Detections(boxes, np.full(400, 0.9, np.float32), np.zeros(400, np.int32))
+    drawn = np.asarray(draw(Image.new("RGB", (3000, 3000), (200, 200, 200)), found, ["star"]))
+    changed = (drawn != 200).any(axis=-1)
+    assert changed[40:70, 40:70].mean() < 0.6 and not changed[50:60, 50:60].any()
+    assert changed.sum() < 400 * 40 * 40
