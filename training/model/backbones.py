@@ -41,7 +41,7 @@ def _same(x: Tensor, size: int, stride: int) -> list[int]:
     """Return left, right, top and bottom padding."""
     padding = []
     for side in (x.shape[-1], x.shape[-2]):
-        missing = max((-(-side // stride) - 1) * stride + size - side, 0)
+        missing = size - stride + -side % stride  # no floor division: of a negative side the exporter's rounds up
         padding += [missing // 2, missing - missing // 2]
     return padding
 

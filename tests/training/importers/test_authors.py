@@ -123,6 +123,22 @@ def test_so_does_the_graph_that_is_served(name: str) -> None:
     assert len(plugins) == 1
 
 
+@torch.no_grad()
+def test_one_graph_pads_every_size_as_the_network_does() -> None:
+    """TensorFlow's padding depends on whether a side is even, level by level."""
+    small = {"backbone": "resnet18", "width": 8, "fpn_channels": 8, "head_depth": 0, "norm": "none"}
+    spec = DetectorSpec.create(["a"], resize_rule="fizyr", padding="same", growth="linear", **small)
+    model = build_model(spec).eval()
+    session = onnxruntime.InferenceSession(
+        heads_graph(model, spec).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    for height, width in ((256, 384), (301, 427), (250, 333)):
+        image = torch.rand(1, 3, height, width)
+        expected = [tensor for pair in model(image) for tensor in pair]
+        for found, wanted in zip(session.run(None, {"input": image.numpy()}), expected, strict=True):
+            torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_assumed_is_told() -> None:
     notes = {name: " | ".join(imported(name, answers(name), Choices(), config=False).notes) for name in TOLD}
     for name, words in TOLD.items():
