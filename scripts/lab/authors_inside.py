@@ -11,7 +11,7 @@ The environments, each of its own, with torch 2.13 where nothing else is said:
     detectron2     torchvision's, and fvcore omegaconf hydra-core pycocotools; SOURCE is its repository at 02b5c4e
     mmdetection    torchvision's, and mmdet==3.3.0 mmengine==0.10.7; SOURCE is mmcv's repository at a8073c7
     yhenon         torchvision's, and scikit-image; SOURCE is yhenon/pytorch-retinanet at 0348a9d
-    fizyr          pip install tensorflow-cpu==2.15.1 keras-resnet==0.2.0; SOURCE is fizyr/keras-retinanet at 7ac91df
+    fizyr          tensorflow-cpu==2.15.1 keras-resnet==0.2.0; SOURCE is fizyr/keras-retinanet at 7ac91df
 
 Beside numpy it imports the author's packages alone; the tests make the same weights and images by `seeded` and
 `image_of`. SOURCE are folders with checked out sources, put in front of sys.path.
