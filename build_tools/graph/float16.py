@@ -129,7 +129,8 @@ def _restate_small_scales(graph: gs.Graph) -> None:
     for node in graph.nodes:
         if node.op != DEQUANTIZE or not isinstance(node.inputs[0], gs.Constant):
             continue
-        stored, scale = node.inputs[0].values, np.asarray(node.inputs[1].values, np.float32)
+        (ints, scales), name = node.inputs[:2], node.name or node.outputs[0].name
+        stored, scale = ints.values, np.asarray(scales.values, np.float32)
         if stored.dtype != np.int8 or not np.any((scale > 0) & (scale < SMALLEST_NORMAL)):
             continue
         half = scale.astype(np.float16)
@@ -141,8 +142,8 @@ def _restate_small_scales(graph: gs.Graph) -> None:
             along[node.attrs.get("axis", 1)] = -1
             ratio = ratio.reshape(along)
         values = np.rint(stored * ratio).astype(np.int8)
-        node.inputs[0] = gs.Constant(f"{node.name or node.outputs[0].name}/restated", values)
-        node.inputs[1] = gs.Constant(f"{node.name or node.outputs[0].name}/restated_scale", stated)
+        node.inputs[0] = gs.Constant(f"{ints.name}/restated/{name}", values)
+        node.inputs[1] = gs.Constant(f"{scales.name}/restated/{name}", stated)
 
 
 class _Converter:
