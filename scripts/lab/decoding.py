@@ -14,6 +14,7 @@ import math
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -107,7 +108,10 @@ def serve(options: argparse.Namespace) -> None:
                 for level in bench.run([Demand(load) for load in LOADS], seconds=options.seconds):
                     if level.load is None:
                         raise UserError(f"the server did not bear it: {level.problem}", code=Exit.CHECK_FAILED)
-                    rates[level.demand.concurrency or 0][side].append(level.load.throughput_ips)
+                    rate = level.load.throughput_ips
+                    rates[level.demand.concurrency or 0][side].append(rate)
+                    name = ("left", "right")[side]
+                    print(f"{name}, {level.demand.concurrency} in flight: {rate:.2f} images/s", file=sys.stderr)
         added = [decoder_bytes(server) - was for server, was in zip(servers, before, strict=True)]
     print("| requests in flight | left, images/s | right, images/s | right / left: median (lowest to highest) |")
     print("|---:|---:|---:|---:|")
