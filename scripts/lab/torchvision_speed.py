@@ -35,7 +35,7 @@ from retinaserve.training.importers import Choices, import_weights
 from retinaserve.training.machine import machine
 
 INSIDE = Path(__file__).with_name("torchvision_inside.py")
-PRECISIONS = ("fp32", "bf16", "int8")
+PRECISIONS, WAYS = ("fp32", "bf16", "int8"), ("eager", "compiled")
 SETTLED_ON, CALIBRATED_WITH = 2, 8  # photos
 IOU, SCORE = 0.9, 0.02  # what counts as the same detection
 
@@ -94,7 +94,12 @@ def compare(python: Path, photos: Sequence[Path], work: Path, repository: Path) 
 
 
 def race(
-    python: Path, photos: Sequence[Path], work: Path, repositories: dict[str, Path], rounds: int
+    python: Path,
+    photos: Sequence[Path],
+    work: Path,
+    repositories: dict[str, Path],
+    ways: Sequence[str],
+    rounds: int,
 ) -> Iterator[dict[str, float]]:
     """Yield the images a second of each contestant, a turn each."""
     encoded = [path.read_bytes() for path in photos]
@@ -120,7 +125,7 @@ def race(
         assert other.stdin and other.stdout
         for number in range(rounds + 1):
             rates = {}
-            for way in ("eager", "compiled"):
+            for way in ways:
                 other.stdin.write(f"{way}\n")
                 other.stdin.flush()
                 told = json.loads(other.stdout.readline())
@@ -142,6 +147,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=8, help="Photos of a turn.")
     parser.add_argument("--rounds", type=int, default=3, help="Turns; 0 compares boxes only.")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
+    parser.add_argument("--torchvision", nargs="+", choices=WAYS, default=WAYS, help="What it is held against.")
     parser.add_argument("--skip-boxes", action="store_true", help="Time only.")
     given = parser.parse_args()
     photos = sorted(given.images.glob("*.jpg"))[: given.count]
@@ -153,11 +159,12 @@ def main() -> None:
             total += (same, count)
         print(f"{total[0]} of {total[1]} of torchvision's detections (IoU > {IOU}, score within {SCORE})")
     turns = []
-    for rates in race(given.python, photos, given.work, repositories, given.rounds) if given.rounds else ():
+    rest = (given.work, repositories, given.torchvision, given.rounds)
+    for rates in race(given.python, photos, *rest) if given.rounds else ():
         turns.append(rates)
         print("  ".join(f"{name} {rate:.3f}/s" for name, rate in rates.items()))
     for name in given.precisions if turns else ():
-        for base in ("eager", "compiled"):
+        for base in given.torchvision:
             ratio = statistics.median(turn[name] / turn[base] for turn in turns)
             print(f"{name}: {ratio:.2f} times torchvision {base}")
     write_json(given.work / "torchvision.json", {"turns": turns, "machine": machine()})
