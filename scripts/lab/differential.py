@@ -213,7 +213,7 @@ def random_image(rng: Random) -> tuple[str, bytes]:
 def images(rng: Random, _: int) -> tuple[float, list[str], list[Difference]]:
     """One random image, as it is served and as training reads it."""
     from retinaserve.build_tools.preprocess import Prepared
-    from retinaserve.training.letterbox import letterbox, load_image
+    from retinaserve.training.letterbox import Source, letterbox
 
     name, data = random_image(rng)
     size = (160, 224)
@@ -221,7 +221,10 @@ def images(rng: Random, _: int) -> tuple[float, list[str], list[Difference]]:
     (served,) = _preprocessor(size).run([data])
     if not isinstance(served, Prepared):
         return len(data), [name], [(f"{name}: refused", served.message)]
-    pixels, sizes = letterbox(load_image(data), size, (124, 116, 104))
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "image"
+        path.write_bytes(data)
+        pixels, sizes = letterbox(Source.open(path), size, (124, 116, 104))
     if served.letterbox.tolist() != sizes.tolist():
         found.append((f"{name}: letterbox", f"{served.letterbox.tolist()}, training {sizes.tolist()}"))
     else:
