@@ -113,7 +113,7 @@ def test_explained_messages_are_still_said(message: str) -> None:
 
 
 def test_every_behaviour_is_held_by_a_finding_or_a_test() -> None:
-    text = (ROOT / "docs" / "behaviours.md").read_text()
+    text = (ROOT / "docs" / "behaviours.md").read_text().split("## The same thing")[0]
     rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| behaviour ")]
     shown = set()
     for row in rows:

@@ -33,7 +33,17 @@ VIA3 = "the project of VIA 3"
 def read_format(path: Path, images: Path | None, split: str) -> tuple[dict[str, Any], Finds]:
     """Read a folder, or a file that is no JSON. Raises UserError for what is of no known format."""
     scene = Scene(images)
+    try:
+        _read(path, scene, split)
+    except OSError as error:  # also of a folder that others change while it is read
+        raise UserError(f"{path}: {error.filename}: {error.strerror} [file-unreadable]") from None
+    return scene.content(), scene.finds
+
+
+def _read(path: Path, scene: Scene, split: str) -> None:
     suffix = path.suffix.lower()
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder [file-unreadable]")
     if path.is_dir():
         _read_folder(path, scene, split)
     elif suffix in (".yaml", ".yml"):
@@ -51,7 +61,6 @@ def read_format(path: Path, images: Path | None, split: str) -> tuple[dict[str, 
     else:
         hint = "unpack it, and name the folder or file inside" if suffix == ".zip" else f"known are {KNOWN}"
         raise UserError(f"{path}: no label file that is known [file-unreadable]", hint)
-    return scene.content(), scene.finds
 
 
 def read_json(path: Path, content: Any, images: Path | None) -> tuple[Any, Finds]:

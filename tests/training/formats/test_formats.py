@@ -195,6 +195,12 @@ def test_what_is_left_out_is_told(folder: Path, name: str) -> None:
     assert {finding.code for finding in labels.findings} == codes and labels.boxes
 
 
+def linked_to_nothing(folder: Path) -> Path:
+    (folder / "xml").mkdir()
+    (folder / "xml" / "a.xml").symlink_to(folder / "gone.xml")
+    return folder / "xml"
+
+
 REFUSED: dict[str, tuple[Write, str]] = {
     "four numbers": (folder_of(files(labels__a_dot_txt="0 0.5 0.5 0.1")), "label-line"),
     "a word": (folder_of(files(labels__a_dot_txt="0 0.5 0.5 0.1 0.1\ncat 0.5 0.5 0.1 0.1")), "label-line"),
@@ -227,6 +233,8 @@ REFUSED: dict[str, tuple[Write, str]] = {
     "another csv": (files(a_dot_csv="filename,width\n"), "file-unreadable"),
     "an archive": (files(a_dot_zip="PK"), "file-unreadable"),
     "an empty folder": (lambda folder: (folder / "none").mkdir() or folder / "none", "file-unreadable"),
+    "a file that is not there": (lambda folder: folder / "none.yaml", "file-unreadable"),
+    "a link to nothing": (linked_to_nothing, "file-unreadable"),
     "two formats": (folder_of(files(mix__a_dot_txt=YOLO_A, mix__a_dot_xml="<annotation/>")), "file-unreadable"),
     "an image of another size": (
         files(a_dot_xml=LABELIMG["xml__a_dot_xml"].replace("<width>200<", "<width>400<")),
