@@ -40,6 +40,7 @@ def large() -> Image.Image:
         (640 / 2560, 4),  # just twice
         (np.float32(640) / np.float32(5120), 2),
         (641 / 2560, 5),
+        (1100 / 2560, FULL),  # 7 would do, and save nothing
         (640 / 1280, FULL),
         (1.0, FULL),
         (3.0, FULL),
