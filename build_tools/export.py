@@ -37,7 +37,9 @@ class ExportOptions:
     flavour: "Flavour" = "standard"
     int8: "Int8Options | None" = None  # float if None
     half: bool = False  # what is in float otherwise, in FP16; on GPUs, INT8 too stands best among FP16
-    cuts: Mapping[str, Any] = field(default_factory=dict)  # of CUTS; the checkpoint's own where one is missing
+    cuts: Mapping[str, Any] = field(
+        default_factory=dict, hash=False
+    )  # of CUTS; the checkpoint's own where one is missing
 
 
 @dataclass(frozen=True)

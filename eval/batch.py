@@ -15,6 +15,7 @@ guesses a schema from each block.
 import io
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,9 @@ def write_part(plan: Plan, number: int, detector: Detector) -> Part:
     return Part(number, len(rows), sum(row["error"] is not None for row in rows))
 
 
+LONGEST_FOLDER = 30  # of temporary files: Ray's sockets lie 70 characters below, and Linux takes 107 in all
+
+
 def run(
     plan: Plan, *, model: Path | None, server: str = "", workers: int = 1, address: str = ""
 ) -> Iterator[Part]:
@@ -132,8 +136,10 @@ def run(
 
     began = not ray.is_initialized()
     if began:
-        here = {"num_cpus": workers, "include_dashboard": False} if not address else {}
-        ray.init(address=address or None, log_to_driver=False, logging_level="ERROR", **here)
+        here: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if not address else {}
+        if here and len(tempfile.gettempdir()) > LONGEST_FOLDER:
+            here["_temp_dir"] = "/tmp/ray"
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **here)
     try:
         shared = ray.put(plan)
         remote = ray.remote(num_cpus=1)(_Worker)

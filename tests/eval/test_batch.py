@@ -98,14 +98,18 @@ def test_a_bucket_over_kills(bucket: dict[str, str], toy_onnx: Path, tmp_path: P
         files.invalidate_cache()
         return len(files.glob("bucket/boxes/part-*"))
 
-    first = subprocess.Popen(command, env=os.environ | bucket, start_new_session=True, stderr=subprocess.DEVNULL)
+    log = (tmp_path / "log").open("w+")
+    first = subprocess.Popen(command, env=os.environ | bucket, start_new_session=True, stderr=log)
     deadline = time.monotonic() + 200
-    while parts() < 2 and time.monotonic() < deadline:
+    while parts() < 2 and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(first.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it has done all of it already
+        os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     left = parts()
-    assert left >= 2
+    log.seek(0)
+    assert left >= 2, log.read()
+    log.close()
     last = subprocess.run(command, env=os.environ | bucket, capture_output=True, text=True)
     assert last.returncode in (0, 3), last.stderr
     assert left == 8 or "images are there already" in last.stderr

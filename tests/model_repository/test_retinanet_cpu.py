@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from retinaserve.training.spec import OUTPUTS
 from tests.model_repository.served import load_retinanet
 
 SIZE = (128, 192)  # the toy detector's
@@ -50,8 +51,10 @@ def test_each_picture_is_answered_once_and_as_alone(engine: Any, count: int) -> 
     found = collect(engine, given)
     assert sorted(found) == list(range(count))
     for number, picture in enumerate(given):
-        for one, other in zip(found[number], collect(engine, [picture])[0], strict=True):
-            np.testing.assert_allclose(one, other, rtol=0, atol=1e-3)
+        alone = collect(engine, [picture])[0]
+        assert found[number].keys() == alone.keys() == OUTPUTS.keys()
+        for name, values in alone.items():
+            np.testing.assert_allclose(found[number][name], values, rtol=0, atol=1e-3)
 
 
 def test_a_picture_that_fails_fails_alone(engine: Any) -> None:
@@ -114,7 +117,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_request_of_two_pictures_is_answered_when_both_are_done(module: Any) -> None:
     sender = Sender()
     answer = module.Answer(sender, 2)
-    row = [np.zeros((1, 1)), np.zeros((1, 100, 4)), np.zeros((1, 100)), np.zeros((1, 100))]
+    row = {"num_detections": np.zeros((1, 1)), "boxes": np.zeros((1, 100, 4))}
     answer.put(1, row)
     assert not sender.sent
     answer.put(0, row)
@@ -124,7 +127,7 @@ def test_a_request_of_two_pictures_is_answered_when_both_are_done(module: Any) -
 
 @pytest.mark.parametrize(
     ("found", "broken", "words"),
-    [(ValueError("no such shape"), 0, "no such shape"), ([np.zeros((1, 1))] * 4, 1, "shared memory pool")],
+    [(ValueError("no such shape"), 0, "no such shape"), ({"boxes": np.zeros((1, 1))}, 1, "shared memory pool")],
     ids=["the picture failed", "no room for the answer"],
 )
 def test_a_failure_is_answered_too(module: Any, found: Any, broken: int, words: str) -> None:

@@ -52,9 +52,9 @@ def test_it_answers_as_a_client_that_cuts(tiled: TritonServer) -> None:
 def test_a_bad_image_fails_alone(tiled: TritonServer) -> None:
     good = encode(checker(500, 300), "PNG")
     with Client(tiled.grpc_url, model=DETECTOR_TILED) as served:
-        answers = list(served.predict_many([b"GIF89a", good, good[:-500], good]))
+        answers = list(served.predict_many([b"%PDF-1.7", good, good[:-500], good]))
     assert [isinstance(answer, ImageError) for answer in answers] == [True, False, True, False]
-    assert "the data is a GIF" in answers[0].message  # type: ignore[union-attr]
+    assert "the data is a PDF" in answers[0].message  # type: ignore[union-attr]
 
 
 def test_the_gpu_profile_has_the_same_model(tiled: TritonServer, tmp_path: Path) -> None:

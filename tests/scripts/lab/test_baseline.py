@@ -10,7 +10,7 @@ from retinaserve.scripts.lab.baseline import Detector, application
 from tests.images import checker, encode
 from tests.toys import CLASSES
 
-PICTURE = encode(checker(640, 480))
+PICTURE = encode(checker(640, 480), "PNG")  # a JPEG would be served from fewer of its pixels
 
 
 def test_it_finds_what_the_detector_finds(toy_onnx: Path) -> None:

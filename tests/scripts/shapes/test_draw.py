@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from PIL import Image, ImageOps
 
 from retinaserve.scripts.cli.data import data
-from retinaserve.scripts.shapes.draw import CATEGORIES, DataSet, draw_dataset, draw_shape, outline
+from retinaserve.scripts.shapes.draw import CATEGORIES, DataSet, Kind, draw_dataset, draw_shape, outline
 from retinaserve.training.errors import UserError
 
 
@@ -94,7 +94,7 @@ def test_boxes_are_tight() -> None:
     cut = 0
     for index in range(60):
         canvas, owners = Image.new("RGB", (320, 240)), np.zeros((240, 320), np.uint8)
-        _, (x, y, w, h), total = draw_shape(canvas, owners, 1, (0, 0, 0), np.random.default_rng(index))
+        _, (x, y, w, h), total = draw_shape(canvas, owners, 1, (0, 0, 0), np.random.default_rng(index), Kind())
         ys, xs = np.nonzero(owners)
         changed = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
         assert (x, y, x + w, y + h) == pytest.approx(changed, abs=3)

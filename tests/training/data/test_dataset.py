@@ -67,7 +67,7 @@ WRONG = {
     "empty file": (lambda _: "", "not JSON"),
     "not json": (lambda _: "{'a': 1}", "not JSON"),
     "detections": (lambda _: [{"image_id": 1}], "a list, as files of detections are"),
-    "labelme": (lambda _: {"shapes": []}, "no list of images or annotations or categories"),
+    "labelme": (lambda _: {"shapes": []}, "there are no categories"),
     "categories as a dict": (change(categories={}), "no list of categories"),
     "no categories": (change(categories=[]), "there are no categories"),
     "no images": (change(images=[], annotations=[]), "there are no images"),
@@ -101,7 +101,7 @@ def test_a_wrong_file_is_explained(tmp_path: Path, case: str) -> None:
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.json: no such file"):
         CocoDataset(tmp_path, tmp_path / "none.json")
-    with pytest.raises(UserError, match="Is a directory"):
+    with pytest.raises(UserError, match="no label files in this folder"):
         CocoDataset(tmp_path, tmp_path)
     _, path = write(tmp_path, coco())
     with pytest.raises(UserError, match=r"a\.png: no such image \(2 of 2 are missing\)"):
