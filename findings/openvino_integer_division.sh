@@ -7,29 +7,13 @@
 #           candidates boxes come from a neighbouring cell or class. Keep indices below 2^24, or divide level by level.
 . "$(dirname "$0")/_venv.sh"
 pip 'openvino==2026.4.1' 'onnx==1.22.0' 'onnxruntime==1.26.0' 'numpy==2.2.6'
+cp "$(dirname "$0")/_operators.py" "$folder"
 cat > "$folder/look.py" <<'PYTHON'
 import sys
 
 import numpy as np
-import onnxruntime as ort
-import openvino as ov
+from _operators import VERSIONS, run
 from onnx import TensorProto, helper
-
-VERSIONS = f"openvino {ov.__version__.split('-')[0]}, onnxruntime {ort.__version__}"
-
-
-def run(node, inputs, outputs):
-    """The outputs of one node in ONNX Runtime and in OpenVINO, on CPUs in fp32."""
-    types = {np.dtype(each): helper.np_dtype_to_tensor_dtype(np.dtype(each)) for each in ("f4", "i8", "u1", "i1")}
-    infos = [helper.make_tensor_value_info(name, types[a.dtype], a.shape) for name, a in inputs.items()]
-    results = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()]
-    model = helper.make_model(helper.make_graph([node], "g", infos, results), opset_imports=[helper.make_opsetid("", 18)])
-    model.ir_version = 9
-    data = model.SerializeToString()
-    reference = ort.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, inputs)
-    compiled = ov.Core().compile_model(ov.Core().read_model(data), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return reference, [np.array(value) for value in compiled(inputs).values()]
-
 
 a, b = np.array([16777217, 50331651], np.int64), np.array([1, 3], np.int64)
 integers = {"y": (TensorProto.INT64, [2])}
