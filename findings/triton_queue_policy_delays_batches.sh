@@ -12,7 +12,6 @@
 pip 'nvidia-pytriton==0.7.0' 'numpy==1.26.4' 'tritonclient[http,grpc]==2.69.0'
 cp "$(dirname "$0")/_triton.py" "$folder"
 cat > "$folder/ask.py" <<'PYTHON'
-import statistics
 import sys
 import threading
 import time
@@ -43,7 +42,7 @@ def ask(client: grpc.InferenceServerClient, name: str) -> None:
 seconds = {name: [] for name in QUEUES}
 with triton({name: (f"{CONFIG}dynamic_batching {{ {queue} }}\n", SLOW) for name, queue in QUEUES.items()}) as server:
     client = grpc.InferenceServerClient(server.grpc)
-    for _ in range(8):
+    for _ in range(16):
         for name in QUEUES:
             threads = [threading.Thread(target=ask, args=[client, name]) for _ in range(24)]
             start = time.monotonic()
@@ -53,8 +52,8 @@ with triton({name: (f"{CONFIG}dynamic_batching {{ {queue} }}\n", SLOW) for name,
                 thread.join()
             seconds[name].append(time.monotonic() - start)
     client.close()
-plain, policy = (statistics.mean(each) for each in seconds.values())
-print(f"tritonserver 2.51.0 of nvidia-pytriton 0.7.0: {plain:.2f} s without, {policy:.2f} s with a policy (means of 8)")
-sys.exit(policy < 1.3 * plain)
+plain, policy = (max(each) for each in seconds.values())  # how often it happens, differs from run to run
+print(f"tritonserver 2.51.0 of nvidia-pytriton 0.7.0: at most {plain:.2f} s without, {policy:.2f} s with a policy (of 16)")
+sys.exit(policy < 1.5 * plain)
 PYTHON
 python ask.py
