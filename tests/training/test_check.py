@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -295,16 +296,18 @@ def test_every_code_has_a_case_and_a_line_in_the_docs() -> None:
     between_splits = {code for code in CODES if code.startswith("split-")}
     assert covered | between_splits | OF_FORMATS == set(CODES)
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
-    rows = {
-        line.split("`")[1]: [cell.strip() for cell in line.split("|")]
-        for line in page.splitlines()
-        if "| `" in line
-    }
-    for code, known in CODES.items():
-        done = [known.training, known.scoring]
-        if done in ([REFUSED, REFUSED], [SAME, SAME]):
-            done = ["", ""]
-        assert rows[code][2] == known.severity and rows[code][4:6] == done, code
+    text, table = page.split("## What data check finds")[1].split("| code | kind |")
+    errors = {code for code, known in CODES.items() if known.severity == "error"}
+    assert set(re.findall(r"`([a-z]+-[a-z-]+)`", text.split("| error |")[1])) == errors
+    assert all(f"`{code}`" in text.split("| error |")[0] for code in errors if CODES[code].scoring != REFUSED)
+    found = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| `")]
+    rows = {cells[0].strip(" `"): [cell.strip() for cell in cells[1:]] for cells in found}
+    assert set(rows) == set(CODES) - errors
+    for code, (kind, _, done) in rows.items():
+        known = CODES[code]
+        same = known.training == known.scoring
+        expected = known.training if same else f"{known.training}; scoring: {known.scoring}"
+        assert (kind, done) == (known.severity, "" if expected == SAME else expected), code
 
 
 def test_the_command_writes_json_and_exits_with_3(tmp_path: Path, clean: Path) -> None:
