@@ -137,8 +137,7 @@ def build_engine(trt: Any, graph: Path, options: EngineOptions, *, progress: Pro
     if options.plugins:
         load_plugins(trt, options.plugins)
     builder = trt.Builder(log)
-    strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
+    network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
         raise UserError(f"{graph}: NVIDIA's parser refuses {_parse_error(parser)}")
@@ -175,6 +174,13 @@ def build_engine(trt: Any, graph: Path, options: EngineOptions, *, progress: Pro
             "their precision is not known; its notation may have changed with the version"
         )
     return Engine(data, report, seconds, tuple(log.remarks))
+
+
+def _network_flags(trt: Any) -> int:
+    """TensorRT 10 is told that types are the graph's; later they always are, and the flag is deprecated."""
+    if trt.__name__ == "tensorrt" and trt.__version__.startswith("10."):
+        return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    return 0
 
 
 def _check(model: onnx.ModelProto, graph: Path, options: EngineOptions, trt: Any) -> None:

@@ -26,7 +26,9 @@ from retinaserve.build_tools.engine.builder import (
     build_engine,
     compute_capability,
     load_tensorrt,
+    profiles,
 )
+from retinaserve.build_tools.engine.listeners import message_log
 from retinaserve.build_tools.engine.report import LayerReport
 from retinaserve.build_tools.export import ExportOptions, export_detector
 from retinaserve.build_tools.graph.detection import DECODE, DOMAIN
@@ -159,6 +161,41 @@ def compilable(path: Path) -> tuple[onnx.ModelProto, str]:
     onnx.helper.set_model_props(cut, metadata_of(model))
     onnx.checker.check_model(cut)
     return cut, lacking[0].op
+
+
+def copied_heads(path: Path, target: str, batch: tuple[int, int, int] = BATCH) -> tuple[str, ...]:
+    """Return the heads of a graph with plugins that a kernel casts or reorders on their way to the plugin.
+
+    An output of the network takes the plugin's place: half, in vectors of eight channels. Raises UserError for
+    what the builder refuses.
+    """
+    trt = load_tensorrt(RTX)
+    model, _ = compilable(path)
+    log = message_log(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(model.SerializeToString()):
+        raise UserError(f"{path}: NVIDIA's parser refuses it: {log.first_error()}")
+    heads = [network.get_output(number) for number in range(network.num_outputs)]
+    for head in heads:
+        head.allowed_formats = 1 << int(trt.TensorFormat.HWC8)
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    for profile in profiles(builder, network, batch, read_spec(model, str(path))):
+        config.add_optimization_profile(profile)
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(compute_capability(trt, target), 0)
+    if builder.build_serialized_network(network, config) is None:
+        raise UserError(f"{path}: NVIDIA's builder refuses it: {log.first_error()}")
+    written = {
+        line.split("Outputs: ")[1] for line in log.listing.splitlines() if "LayerType: correlation," in line
+    }
+    starts = {head.name: f"[ {{ Name: {head.name}, " for head in heads}
+    return tuple(
+        name for name, start in starts.items()
+        if not any(outputs.startswith(start) and "Datatype: Half" in outputs for outputs in written)
+    )  # fmt: skip
 
 
 def make_graphs(folder: Path, backbone: str, *, size: tuple[int, int] = SIZE) -> list[Path]:

@@ -5,6 +5,8 @@
 
 networks: random small detectors in torch, ONNX Runtime and OpenVINO (fp32, bf16, INT8); the decode and NMS of each
 graph against the NumPy reference on that runtime's own heads, and the fp32 heads against torch's.
+builder: random small detectors by NVIDIA's builder, which needs no GPU: what is refused, what runs in a wider type
+than the graph states, shapes against ONNX Runtime's, heads that are copied in front of the plugin.
 images: random encoded images through the served preprocessing and the training loader's reading.
 scores: random detections and labels, full of ties, crowds and sizes at the borders, by both judges.
 requests: random mixes of requests through a running Triton, each answer against the offline detector's.
@@ -15,9 +17,10 @@ import io
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from tqdm import tqdm
 from retinaserve.eval.runtimes.detector import Arrays, decode_heads
 from retinaserve.scripts.lab import run
 from retinaserve.training.detections import Detections, ImageError
+from retinaserve.training.errors import UserError
 from retinaserve.training.files import write_json
 from retinaserve.training.spec import (
     BOXES,
@@ -87,26 +91,41 @@ def random_detector(rng: Random) -> DetectorSpec:
     )
 
 
-def networks(rng: Random, seed: int) -> tuple[float, list[str], list[Difference]]:
-    """One random detector in every runtime."""
+def _export(
+    folder: Path, spec: DetectorSpec, seed: int, images: npt.NDArray[np.uint8], graphs: Mapping[str, Any]
+) -> list[Path]:
+    """Write a detector of random weights and graphs of it, by name and options of the export; return these."""
     import torch
 
     from retinaserve.build_tools.export import ExportOptions, export_detector
-    from retinaserve.build_tools.graph.onnx_io import OnnxGraph
-    from retinaserve.build_tools.openvino_cpu import compile_for_cpu
     from retinaserve.build_tools.quantize.calibrate import Int8Options
-    from retinaserve.eval.runtimes.onnx import OnnxRuntime
-    from retinaserve.eval.runtimes.torch import TorchRuntime
     from retinaserve.training.checkpoint import Checkpoint, save
     from retinaserve.training.model import build_model
 
-    spec = random_detector(rng)
     torch.manual_seed(seed)
     model = build_model(spec)
     with torch.no_grad():  # untrained, all logits lie together and nothing is found
         model.cls_head.output.weight.mul_(30)
         assert model.cls_head.output.bias is not None
         model.cls_head.output.bias.uniform_(-6, 0)
+    save(folder / "model.pth", Checkpoint(spec, model.state_dict()))
+    for number, image in enumerate(images):
+        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{number}.png")
+    for name, words in graphs.items():
+        int8 = Int8Options(folder, count=len(images)) if "int8" in words else None
+        options = ExportOptions(**{**words, "int8": int8})
+        export_detector(folder / "model.pth", folder / f"{name}.onnx", options)
+    return [folder / f"{name}.onnx" for name in graphs]
+
+
+def networks(rng: Random, seed: int) -> tuple[float, list[str], list[Difference]]:
+    """One random detector in every runtime."""
+    from retinaserve.build_tools.graph.onnx_io import OnnxGraph
+    from retinaserve.build_tools.openvino_cpu import compile_for_cpu
+    from retinaserve.eval.runtimes.onnx import OnnxRuntime
+    from retinaserve.eval.runtimes.torch import TorchRuntime
+
+    spec = random_detector(rng)
     height, width = spec.size
     images = rng.integers(0, 256, (3, 3, height, width), np.uint8)
     letterbox = np.array([[2 * height, 2 * width, height, width]] * 3, np.float32)
@@ -115,12 +134,7 @@ def networks(rng: Random, seed: int) -> tuple[float, list[str], list[Difference]
     found: list[Difference] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        save(folder / "model.pth", Checkpoint(spec, model.state_dict()))
-        for number, image in enumerate(images):
-            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{number}.png")
-        export_detector(folder / "model.pth", folder / "fp32.onnx")
-        int8 = ExportOptions(int8=Int8Options(folder, count=3))
-        export_detector(folder / "model.pth", folder / "int8.onnx", int8)
+        _export(folder, spec, seed, images, {"fp32": {}, "int8": {"int8": True}})
         torch_heads = TorchRuntime(folder / "model.pth", threads=1).run(batch)
         for graph in ("fp32", "int8"):
             for backend in ("openvino", "onnxruntime"):
@@ -138,6 +152,63 @@ def networks(rng: Random, seed: int) -> tuple[float, list[str], list[Difference]
         compared.append("bf16 OpenVINO")
         found += _decoding("bf16 OpenVINO", spec, outputs, letterbox)
     return height * width * len(spec.classes), compared, found
+
+
+GRAPHS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "fp16": {"half": True},
+    "int8": {"half": True, "int8": True},
+    "fp16 with plugins": {"half": True, "flavour": "tensorrt"},
+    "int8 with plugins": {"half": True, "int8": True, "flavour": "tensorrt"},
+}
+
+
+def builder(rng: Random, seed: int) -> tuple[float, list[str], list[Difference]]:
+    """One random detector in one precision by TensorRT for RTX, which is told of a GPU."""
+    from retinaserve.scripts.lab.compile_check import TARGETS, compilable, compile_check, copied_heads
+
+    spec = random_detector(rng)
+    height, width = spec.size
+    images = rng.integers(0, 256, (3, 3, height, width), np.uint8)
+    name, target = str(rng.choice([*GRAPHS])), str(rng.choice(TARGETS))
+    problem = ""
+    with tempfile.TemporaryDirectory() as scratch:
+        (path,) = _export(Path(scratch), spec, seed, images, {name: GRAPHS[name]})
+        if "plugins" in name:
+            try:
+                copied = copied_heads(path, target, (1, 2, 3))
+                problem = f"{', '.join(copied)} copied in front of the plugin" if copied else ""
+            except UserError as error:
+                problem = error.message
+        else:
+            (compiled,) = compile_check([path], [target], batch=(1, 2, 3))
+            problem = compiled.problem
+        found = [(name, f"on {target}: {problem}")] if problem else []
+        found += _shapes(name, compilable(path)[0].SerializeToString(), images)
+    return height * width * len(spec.classes), [f"{name} on {target}"], found
+
+
+def _shapes(name: str, graph: bytes, images: npt.NDArray[np.uint8]) -> Iterator[Difference]:
+    """The shapes that TensorRT's parser sees, against those of what ONNX Runtime computes."""
+    import onnxruntime
+
+    from retinaserve.build_tools.engine.builder import RTX, load_tensorrt
+
+    trt = load_tensorrt(RTX)
+    log = trt.Logger(trt.Logger.ERROR)
+    network = trt.Builder(log).create_network(0)
+    if not trt.OnnxParser(network, log).parse(graph):
+        return  # told already
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    sizes = np.array([[*images.shape[2:]] * 2] * len(images), np.float32)
+    given = {each.name: {IMAGE: images, LETTERBOX: sizes}[each.name] for each in session.get_inputs()}
+    names = [each.name for each in session.get_outputs()]
+    computed = {key: value.shape for key, value in zip(names, session.run(names, given), strict=True)}
+    for number in range(network.num_outputs):
+        tensor = network.get_output(number)
+        seen, shape = tuple(tensor.shape), computed[tensor.name]
+        if len(seen) != len(shape) or any(one not in (-1, other) for one, other in zip(seen, shape, strict=True)):
+            yield f"{name}: shapes", f"{tensor.name} is {seen}, computed {shape}"
 
 
 def _heads(name: str, expected: Arrays, found: Arrays) -> Iterator[Difference]:
@@ -235,15 +306,11 @@ def images(rng: Random, _: int) -> tuple[float, list[str], list[Difference]]:
     return len(data), [name], found
 
 
-_PREPROCESSORS: dict[tuple[int, int], Any] = {}
-
-
+@cache
 def _preprocessor(size: tuple[int, int]) -> Any:
     from retinaserve.build_tools.preprocess import Preprocessor
 
-    if size not in _PREPROCESSORS:
-        _PREPROCESSORS[size] = Preprocessor(size, (124, 116, 104), threads=1, max_batch=1)
-    return _PREPROCESSORS[size]
+    return Preprocessor(size, (124, 116, 104), threads=1, max_batch=1)
 
 
 def scores(rng: Random, _: int) -> tuple[float, list[str], list[Difference]]:
@@ -344,7 +411,7 @@ def _answer(name: str, answer: Detections | ImageError, wanted: Detections | Ima
 
 
 Part = Callable[[Random, int], tuple[float, list[str], list[Difference]]]
-PARTS: dict[str, Part] = {"networks": networks, "images": images, "scores": scores}
+PARTS: dict[str, Part] = {"networks": networks, "builder": builder, "images": images, "scores": scores}
 
 
 def main() -> None:

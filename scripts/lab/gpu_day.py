@@ -78,7 +78,7 @@ class Report:
         lines += ["| step | proves | outcome | seconds |", "|---|---|---|---:|"]
         lines += [f"| {d.step.name} | {d.step.proves} | {d.outcome} | {d.seconds:.0f} |" for d in self.done]
         for each in self.done:
-            command = " ".join(str(word) for word in each.step.command)
+            command = " ".join("..." if "\n" in str(word) else str(word) for word in each.step.command)
             lines += [
                 "",
                 f"## {each.step.name}",
@@ -153,7 +153,7 @@ def facts(capability: str) -> dict[str, str]:
         name, found, cuda = gpu()
         shown = {"GPU": f"{name}, compute capability {found}", "driver": f"CUDA {cuda}"}
     except OSError as error:
-        shown = {"GPU": f"none ({error}); built for {capability}"}
+        shown = {"GPU": f"none ({error})" + (f"; built for {capability}" if capability else "")}
     commit = said("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD") or "unknown"
     nvcc = [line for line in said("nvcc", "--version").splitlines() if "release " in line]
     shown |= {"date": time.strftime("%Y-%m-%d"), "commit": commit, "host": platform.platform()}
@@ -204,6 +204,28 @@ def kernel_steps(build: Path, capability: str, output: Path) -> Iterator[Step]:
     yield Step("64-bit offsets", "a batch of more than 2^32 logits; 9 GB", 60, [*PYTEST, "-k", "32_bits"])
 
 
+NEEDED = """
+import sys
+from pathlib import Path
+try:
+    from retinaserve.build_tools.engine.builder import load_tensorrt
+    from retinaserve.build_tools.engine.gpu import find_gpus
+    from retinaserve.build_tools.engine.plugin_library import load_plugins
+    from retinaserve.training.errors import UserError
+except ImportError as error:
+    sys.exit(f"{sys.executable}: {error}; this project is needed with its packages: pip install '.[train,gpu]'")
+problems = [] if find_gpus() else ["there is no GPU here, or no driver for it"]
+try:
+    trt = load_tensorrt()
+    load_plugins(trt, Path(sys.argv[1]))
+    print(f"TensorRT {trt.__version__} knows the plugins of {sys.argv[1]}")
+except UserError as error:
+    problems.append(f"{error.message}: {error.hint}")
+print("\\n".join([*problems, "retinaserve doctor tells more"] if problems else ["nothing is missing"]))
+sys.exit(bool(problems))
+"""
+
+
 def server_steps(asked: argparse.Namespace, output: Path) -> Iterator[Step]:
     """Give the steps of a machine with TensorRT and Triton: from a checkpoint to figures of a live server."""
     first, quantized, repository = output / "fp16.plan", output / "int8.plan", output / "repository"
@@ -212,6 +234,8 @@ def server_steps(asked: argparse.Namespace, output: Path) -> Iterator[Step]:
     verify = (*retinaserve, "verify", asked.checkpoint)
     images, plugins = ("--images", asked.images), ("--plugins", asked.plugins)
     labelled = (*images, "--annotations", asked.annotations)
+    first_call = [sys.executable, "-c", NEEDED, asked.plugins]
+    yield Step("first call", "TensorRT, the plugins and a GPU are here", 60, first_call)
     yield Step("doctor", "what is installed fits together", 60, [*retinaserve, "doctor"])
     fp16 = [*export, first, "--precision", "fp16", *plugins]
     yield Step("export FP16", "TensorRT takes the graph and the plugins", 900, fp16)
@@ -229,10 +253,11 @@ def server_steps(asked: argparse.Namespace, output: Path) -> Iterator[Step]:
     yield Step("serve", "Triton loads all four models", 150, ["sh", "-c", start], "tritonserver")
     live = ("--server", "localhost:8001")
     answers = [*verify, *live, *labelled, "--precision", "fp16"]
-    yield Step("verify the server", "the server answers as the checkpoint does", 600, answers)
+    yield Step("verify the server", "the server answers as the checkpoint does", 600, answers, "tritonserver")
     bench = [*retinaserve, "bench", *live, *images, "--concurrency", "1,8,32,64", "--json", output / "server.json"]
-    yield Step("bench", "images a second, latency, where the time goes", 300, bench)
-    yield Step("eval", "AP through the server", 600, [*retinaserve, "eval", *live, *labelled])
+    yield Step("bench", "images a second, latency, where the time goes", 300, bench, "tritonserver")
+    eval_words = [*retinaserve, "eval", *live, *labelled]
+    yield Step("eval", "AP through the server", 600, eval_words, "tritonserver")
 
 
 def stop(pid: Path) -> None:

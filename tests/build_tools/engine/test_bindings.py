@@ -54,7 +54,7 @@ PROBE = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
 import tensorrt_bindings as trt
-missing = []
+missing, old = [], []
 for path, keywords in json.load(sys.stdin):
     found = trt
     for part in path:
@@ -62,7 +62,12 @@ for path, keywords in json.load(sys.stdin):
     text = getattr(found, "__doc__", "") or ""
     if found is None or any(f"{word}:" not in text and f"{word}=" not in text for word in keywords):
         missing.append(".".join(path) + (f"({', '.join(keywords)})" if keywords else ""))
-print(json.dumps([trt.__version__, missing]))
+    # An enum's members have its text, a line each, and so has the enum.
+    members = getattr(found, "__members__", {})
+    lines = [line.strip().split(" : ") for line in text.splitlines() if "deprecated" in line.lower()]
+    if any(len(line) == 1 or (line[0] == path[-1] and path[-1] in members) for line in lines):
+        old.append(".".join(path))
+print(json.dumps([trt.__version__, missing, old]))
 """
 
 
@@ -127,8 +132,8 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ask(wheel: Path, stubs: Path, folder: Path, asked: object) -> tuple[str, list[str]]:
-    """Return the version of a wheel's bindings, and what they do not have."""
+def ask(wheel: Path, stubs: Path, folder: Path, asked: object) -> tuple[str, list[str], list[str]]:
+    """Return the version of a wheel's bindings, what they do not have, and what they call deprecated."""
     with zipfile.ZipFile(wheel) as content:
         content.extractall(folder)
     environment = {**os.environ, "LD_LIBRARY_PATH": str(stubs), "PYTHONPATH": str(folder)}
@@ -136,8 +141,8 @@ def ask(wheel: Path, stubs: Path, folder: Path, asked: object) -> tuple[str, lis
         [sys.executable, "-c", PROBE], input=json.dumps(asked), env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    version, missing = json.loads(done.stdout)
-    return version, missing
+    version, missing, old = json.loads(done.stdout)
+    return version, missing, old
 
 
 def wheel_of(version: str) -> Path:
@@ -149,12 +154,16 @@ def wheel_of(version: str) -> Path:
 
 
 @pytest.mark.parametrize("version", ["10.12", "11.2", "11.4"])
-def test_every_call_of_ours_exists(version: str, stubs: Path, tmp_path: Path) -> None:
-    found, missing = ask(wheel_of(version), stubs, tmp_path, uses())
+def test_every_call_of_ours_exists_and_none_is_deprecated(version: str, stubs: Path, tmp_path: Path) -> None:
+    found, missing, old = ask(wheel_of(version), stubs, tmp_path, uses())
     assert found.startswith(version) and missing == []
+    # TensorRT 10 alone is told: builder.py.
+    assert old == ([] if version == "10.12" else ["NetworkDefinitionCreationFlag.STRONGLY_TYPED"])
 
 
 def test_what_does_not_exist_is_noticed(stubs: Path, tmp_path: Path) -> None:
     asked = [(("Builder", "max_batch_size"), ()), (("IBuilderConfig", "set_timing_cache"), ("ignore_miss",))]
-    _, missing = ask(wheel_of("11.4"), stubs, tmp_path, asked)
+    asked.append((("INetworkDefinition", "add_normalization"), ()))
+    _, missing, old = ask(wheel_of("11.4"), stubs, tmp_path, asked)
+    assert old == ["INetworkDefinition.add_normalization"]
     assert missing == ["Builder.max_batch_size", "IBuilderConfig.set_timing_cache(ignore_miss)"]

@@ -91,6 +91,15 @@ def test_every_command_of_the_servers_day_parses(tmp_path: Path) -> None:
     assert verbs == ["doctor", "export", "export", "verify", "build", "verify", "bench", "eval"]
 
 
+def test_without_tensorrt_the_servers_day_ends_at_once_and_says_why(tmp_path: Path) -> None:
+    asked = ["model.pth", "--images", "val", "--annotations", "val.json", "--plugins", str(tmp_path / "none.so")]
+    if not gpu_day.main(["server", *asked, "--output", str(tmp_path)]):
+        pytest.skip("this machine has TensorRT and a GPU")
+    text = (tmp_path / "report.md").read_text()
+    assert "| first call | TensorRT, the plugins and a GPU are here | failed |" in text and "doctor |" not in text
+    assert re.search("TensorRT can't be imported|none.so: no such plugin library", text)
+
+
 def test_the_server_is_stopped_by_its_process_id(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         (tmp_path / "pid").write_text(f"{process.pid}\n")
