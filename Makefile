@@ -45,10 +45,10 @@ $(DEV): $(STAMP)
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
-quickstart: $(STAMP) ## Boxes on pictures in a minute, on a real Triton; nothing is trained (writes runs/quickstart)
+quickstart: $(STAMP) ## Boxes on images in a minute, on a real Triton; nothing is trained (writes runs/quickstart)
 	@$(BIN)/retinaserve demo --quick --output $(RUNS)/quickstart
 
-demo: $(STAMP) ## Synthetic pictures to boxes on a real Triton, in minutes (writes runs/demo)
+demo: $(STAMP) ## Synthetic images to boxes on a real Triton, in minutes (writes runs/demo)
 	@$(BIN)/retinaserve demo --output $(RUNS)/demo
 
 checkpoint: demo ## Train anew what quickstart serves (writes examples/shapes.pth)

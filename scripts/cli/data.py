@@ -35,8 +35,8 @@ def data() -> None:
 
 @data.command()
 @click.argument("directory", type=FOLDER)
-@click.option("--train", type=COUNT, default=600, help="Pictures to train on.")
-@click.option("--val", type=COUNT, default=120, help="Pictures held out.")
+@click.option("--train", type=COUNT, default=600, help="Images to train on.")
+@click.option("--val", type=COUNT, default=120, help="Images held out.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed draws the same bytes.")
 @click.option("--force", is_flag=True, help="Draw into a directory that is not empty.")
 def shapes(directory: Path, train: int, val: int, seed: int, force: bool) -> None:

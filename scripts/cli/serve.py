@@ -32,10 +32,10 @@ Ask it from another terminal; the first shows a page to drop images on:
 {python}
 """
 WEB = "retinaserve web --server {page} --metrics {metrics}"
-PREDICT = "retinaserve predict PICTURE.jpg --server {grpc}{tls}"
+PREDICT = "retinaserve predict IMAGE.jpg --server {grpc}{tls}"
 # Triton's binary extension: a JSON header, then the image's bytes; the answer is JSON.
 CURL = """\
-f="PICTURE.jpg"; n=$(stat -c %s "$f")
+f="IMAGE.jpg"; n=$(stat -c %s "$f")
 h='{{"inputs":[{{"name":"image_bytes","shape":[1,'$n'],"datatype":"UINT8","parameters":{{"binary_data_size":'$n'}}}}]}}'
 (printf %s "$h"; cat "$f") | curl -s -H "Inference-Header-Content-Length: ${{#h}}" \\
   --data-binary @- http://{http}/v2/models/detector/infer"""
@@ -44,7 +44,7 @@ python - <<'EOF'
 from pathlib import Path
 from retinaserve import Client{imports}
 with Client("{grpc}"{tls}) as client:
-    found = client.predict([Path("PICTURE.jpg").read_bytes()])[0].above(0.5)
+    found = client.predict([Path("IMAGE.jpg").read_bytes()])[0].above(0.5)
     print([client.class_names[index] for index in found.classes], found.boxes)
 EOF"""
 

@@ -133,10 +133,10 @@ def test_serve_prints_commands_that_work_and_ends_on_ctrl_c(repository: Path, tm
     process, lines = start_serve(Path(shutil.copytree(repository, tmp_path / "it's my $HOME & yours")))
     text = "".join(lines)
     image = repository / "preprocess" / "warmup" / "picture.jpg"
-    curl = text[text.index('f="PICTURE.jpg"') : text.index("python - <<")].replace("PICTURE.jpg", str(image))
+    curl = text[text.index('f="IMAGE.jpg"') : text.index("python - <<")].replace("IMAGE.jpg", str(image))
     answer = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, check=True).stdout
     assert '"num_detections"' in answer and '"boxes"' in answer
-    python = text[text.index("python - <<") :].replace("PICTURE.jpg", str(image))
+    python = text[text.index("python - <<") :].replace("IMAGE.jpg", str(image))
     command = f"cd {Path.cwd()} && PATH={Path(sys.executable).parent}:$PATH && {python}"
     answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
     assert re.match(r"\[.*?\] \[", answer), answer  # class names, then boxes
