@@ -19,10 +19,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from retinaserve.eval.report.bootstrap import Floats, Interval, draw, interval, resampled_ap
 from retinaserve.eval.report.error_types import ClassifiedBoxes, ap50_gains, classify_boxes
 from retinaserve.eval.report.report import Report
 from retinaserve.eval.report.thresholds import ThresholdTable, calibrate, image_errors, steps
+from retinaserve.training.bootstrap import Floats, Interval, draw, interval, resampled_ap
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from retinaserve.eval.tiled import answers_of
+from retinaserve.training.bootstrap import margin
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections, Detector, ImageError
 from retinaserve.training.draw import contact_sheet, draw, open_image
@@ -80,6 +81,9 @@ class Report:
         """Return the 12 numbers and a line for each class that was to be found or was found."""
         values = self.scores.to_dict()
         lines = [f"{name:<10} {_number(values[name]):>6}   {what}" for name, what in NUMBERS.items()]
+        spread = margin(self.scores.matches)
+        if spread is not None:
+            lines[0] += f"; ± {spread:.3f} (95 %, bootstrap over {self.scores.images} images)"
         beyond = self.scores.at_maximum
         if beyond:
             what = f"as ap, with all detections: up to {beyond.detections} of a class in an image"

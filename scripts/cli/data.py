@@ -38,8 +38,9 @@ def data() -> None:
 @click.option("--train", type=COUNT, default=600, help="Images to train on.")
 @click.option("--val", type=COUNT, default=120, help="Images held out.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed draws the same bytes.")
+@click.option("--small", is_flag=True, help="Shapes of 12 to 28 pixels among others, images of 320 x 240.")
 @click.option("--force", is_flag=True, help="Draw into a directory that is not empty.")
-def shapes(directory: Path, train: int, val: int, seed: int, force: bool) -> None:
+def shapes(directory: Path, train: int, val: int, seed: int, small: bool, force: bool) -> None:
     """Draw a synthetic COCO data set into DIRECTORY/train and DIRECTORY/val."""
     from tqdm import tqdm
 
@@ -50,13 +51,15 @@ def shapes(directory: Path, train: int, val: int, seed: int, force: bool) -> Non
     with tqdm(total=train + val, unit="image", desc="drawing", file=sys.stderr, disable=None) as bar:
         # Neighbouring seeds of the command share no image: one set has the even numbers, one the odd.
         parts = {
-            name: draw_dataset(directory / name, images=count, seed=2 * seed + odd, on_image=bar.update)
+            name: draw_dataset(
+                directory / name, images=count, seed=2 * seed + odd, small=small, on_image=bar.update
+            )
             for odd, (name, count) in enumerate((("train", train), ("val", val)))
         }
     for part in parts.values():
         click.echo(f"{part.annotations}: {part.image_count} images, {part.box_count} boxes")
     train_set, val_set = parts["train"], parts["val"]
-    words: list[object] = ["--config", "shapes"]
+    words: list[object] = [] if small else ["--config", "shapes"]
     words += ["--images", train_set.images, "--annotations", train_set.annotations]
     words += ["--val-images", val_set.images, "--val-annotations", val_set.annotations]
     _name_training(words)

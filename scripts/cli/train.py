@@ -88,6 +88,7 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
         announce_changes,
         announce_labels,
         clock,
+        give_or_take,
         note,
     )
     from retinaserve.training.check.checks import preflight
@@ -177,12 +178,18 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
     if not result.trained:
         click.echo(f"{model}: already trained for {result.iteration} iterations; more with --iters", err=True)
     else:
-        scored = f", AP {result.scores.ap:.3f}, AP50 {result.scores.ap50:.3f}" if result.scores else ""
+        margins = {line["iteration"]: line.get("ap_margin") for line in read_scores(metrics_path(model))}
+        scored = ""
+        if validation and result.scores:
+            spread = give_or_take(result.scores.ap_margin)
+            scored = f", AP {result.scores.ap:.3f}{spread}, AP50 {result.scores.ap50:.3f}"
+            scored += f" (±: 95 %, bootstrap over {len(validation)} images)" if spread else ""
         ended = f", no better AP in {config.patience} validations" if result.stalled else ""
         click.echo(f"{model}: {result.iteration} iterations in {clock(result.seconds)}{ended}{scored}")
         if result.best and result.best[1] < result.iteration:
             best_model = model.with_suffix(".best.pth")
-            click.echo(f"{best_model}: AP {result.best[0]:.3f}, the best, of iteration {result.best[1]}")
+            spread = give_or_take(margins.get(result.best[1]))
+            click.echo(f"{best_model}: AP {result.best[0]:.3f}{spread}, the best, of iteration {result.best[1]}")
     if plotted:
         click.echo(f"{results}: losses and scores")
     name_next(shlex.join(["retinaserve", "export", str(model), str(model.with_suffix(".onnx"))]))

@@ -116,7 +116,8 @@ class Line:
         """Show a validation, on a line that stays."""
         self.end()
         click.echo(
-            f"validation at {iteration}: AP {scores.ap:.3f}  AP50 {scores.ap50:.3f}  AP75 {scores.ap75:.3f}",
+            f"validation at {iteration}: AP {scores.ap:.3f}{give_or_take(scores.ap_margin)}  "
+            f"AP50 {scores.ap50:.3f}  AP75 {scores.ap75:.3f}",
             err=True,
         )
 
@@ -124,6 +125,11 @@ class Line:
         """Leave the live line."""
         if self.live and self.enabled:
             click.echo(err=True)
+
+
+def give_or_take(margin: float | None) -> str:
+    """Return what stands behind an AP."""
+    return "" if margin is None else f" ± {margin:.3f}"
 
 
 def describe(progress: Progress) -> str:

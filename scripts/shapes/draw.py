@@ -1,11 +1,13 @@
 """A synthetic COCO data set: coloured shapes on textured backgrounds, the same bytes for the same seed.
 
     draw_dataset(Path("shapes/train"), images=600, seed=0)     # images/*.jpg|png and annotations.json
+    draw_dataset(Path("small/train"), images=300, seed=0, small=True)
 
 Shapes are rotated, stretched, textured, hollow or outlined, cut by the border and overlapping; images differ
 in size and shape, some are greyscale, carry an EXIF orientation, or hold no shape at all. A box is the tight box
 of the whole outline within the image, as for an object that stands behind another; a shape of which less than
-`VISIBLE` is seen has none. There are no crowds and no segmentations.
+`VISIBLE` is seen has none. There are no crowds and no segmentations. Small sets have images of one size, and
+shapes of 12 to 28 pixels among as small ones that are none of their classes.
 """
 
 import math
@@ -78,6 +80,11 @@ class Kind:
     cut: float = CUT
 
 
+SMALL = Kind(extent=(SMALLEST, 28), pixels=True, cut=0.05)
+SMALL_SIZE, SMALL_COUNT = (320, 240), (6, 21)  # width and height; shapes of all categories, the latter excluded
+SMALL_CLASSES = ("ellipse", "triangle", "star", "cross")  # that have boxes
+
+
 @dataclass(frozen=True)
 class DataSet:
     """What `draw_dataset` wrote."""
@@ -89,7 +96,12 @@ class DataSet:
 
 
 def draw_dataset(
-    directory: Path, *, images: int, seed: int, on_image: Callable[[], object] = lambda: None
+    directory: Path,
+    *,
+    images: int,
+    seed: int,
+    small: bool = False,
+    on_image: Callable[[], object] = lambda: None,
 ) -> DataSet:
     """Write `images` images and their annotations.json into `directory`; `on_image` is called after each.
 
@@ -100,18 +112,21 @@ def draw_dataset(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}", "a directory that can be written is expected") from None
+    labelled = SMALL_CLASSES if small else tuple(CATEGORIES)
     coco: dict[str, Any] = {
         "info": {"description": "retinaserve synthetic shapes", "version": "1.0", "seed": seed},
         "licenses": [{"id": 1, "name": "CC0-1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}],
         "images": [],
         "annotations": [],
-        "categories": [
-            {"id": number, "name": name, "supercategory": "shape"} for name, number in CATEGORIES.items()
-        ],
+        "categories": [{"id": CATEGORIES[name], "name": name, "supercategory": "shape"} for name in labelled],
     }
     for index in range(images):
         rng = np.random.default_rng((seed, index))
-        image, shapes = draw_image(rng)
+        if small:
+            image, shapes = draw_scene(SMALL_SIZE, rng, count=int(rng.integers(*SMALL_COUNT)), kind=SMALL)
+            shapes = [shape for shape in shapes if shape.category in labelled]
+        else:
+            image, shapes = draw_image(rng)
         name = _save(image, folder / f"{index:05d}", rng)
         coco["images"].append(
             {

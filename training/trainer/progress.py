@@ -181,7 +181,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def read_scores(path: Path) -> list[dict[str, float]]:
-    """Return the validations in a metrics file: `iteration`, `ap`, `ap50`, `ap75`."""
+    """Return the validations in a metrics file: `iteration`, `ap`, `ap50`, `ap75`, `ap_margin`."""
     return [line for line in _lines(path) if "ap" in line]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from retinaserve.training.bootstrap import margin
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
@@ -27,11 +28,12 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Scores:
-    """COCO's average precision over IoU 0.50:0.95, at 0.50 and at 0.75."""
+    """COCO's average precision over IoU 0.50:0.95, at 0.50 and at 0.75; `ap_margin` is bootstrap's, of `ap`."""
 
     ap: float
     ap50: float
     ap75: float
+    ap_margin: float | None = None
 
 
 def check(dataset: CocoDataset, spec: DetectorSpec) -> None:
@@ -84,4 +86,4 @@ def predict(
 def score(dataset: CocoDataset, spec: DetectorSpec, found: Mapping[int, Detections]) -> Scores:
     """Score what was found in the images of a set that `check` has passed; classes are matched by name."""
     scores = evaluate(dataset.truth, found, match_classes(spec.classes, dataset.truth.categories).category_ids)
-    return Scores(scores.ap or 0.0, scores.ap50 or 0.0, scores.ap75 or 0.0)
+    return Scores(scores.ap or 0.0, scores.ap50 or 0.0, scores.ap75 or 0.0, margin(scores.matches))

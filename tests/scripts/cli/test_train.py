@@ -91,6 +91,7 @@ def test_it_validates_keeps_the_best_and_draws(tmp_path: Path, shapes: DataSet) 
     assert "learning rate 0.00125 (0.01 x batch 2 / 16; --lr sets it)" in result.stderr
     assert "x 0.1 at 2, 2" in result.stderr, "4, 2 and 3 times 0.75"
     assert "validation at 2: AP 0.0" in result.stderr and ", AP 0.0" in result.stdout
+    assert "bootstrap over" in result.stdout
     assert load(model).spec.size == (96, 96), "the longest side, in whole strides"
     assert load(tmp_path / "model.best.pth").iteration == 2 and not load(tmp_path / "model.best.pth").training
     for name in ("train_batch.jpg", "val_predictions.jpg", "results.png", "labels.png"):

@@ -37,6 +37,16 @@ def test_a_seed_fixes_every_byte(tmp_path: Path) -> None:
     assert not set(first.values()) & set(other.values())
 
 
+def test_small_shapes_have_boxes_by_their_class(tmp_path: Path) -> None:
+    coco = json.loads(draw_dataset(tmp_path, images=8, seed=2, small=True).annotations.read_text())
+    assert {(image["width"], image["height"]) for image in coco["images"]} == {(320, 240)}
+    classes = {category["id"] for category in coco["categories"]}
+    assert classes == {CATEGORIES[name] for name in ("ellipse", "triangle", "star", "cross")}
+    assert {box["category_id"] for box in coco["annotations"]} == classes
+    longest = [max(box["bbox"][2:]) for box in coco["annotations"]]
+    assert 8 * 3 < len(longest) < 8 * 21 and max(longest) <= 28.1 and min(longest) < 16
+
+
 def test_a_larger_set_begins_with_the_smaller(tmp_path: Path) -> None:
     small, large = tmp_path / "small", tmp_path / "large"
     draw_dataset(small, images=4, seed=1)

@@ -2,6 +2,7 @@
 
     weights = draw(len(matches.image_ids), resamples=1000, seed=0)
     interval(resampled_ap(new, weights) - resampled_ap(old, weights))     # paired: both sides see the same draw
+    margin(matches)                                                        # 0.041 of AP 0.584
 
 The percentile bootstrap over images (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13).
 AP of a draw is what COCOeval gives for a file in which each image stands as often as it was drawn; the matches are
@@ -20,6 +21,7 @@ from retinaserve.training.scores import Matches
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCOeval's
 LATE = np.arange(101) / 100 < RECALLS  # by a rounding: exactly that share of the boxes does not reach it
 CONFIDENCE = 0.95
+QUICK, MOST_IMAGES = 200, 2000  # draws of `margin`, and images beyond which it would take seconds
 CELLS = 2_000_000  # of one table of right detections by draws: 16 MB
 
 Floats = npt.NDArray[np.float64]
@@ -68,6 +70,15 @@ def interval(values: Floats, *, seed: int) -> Interval | None:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(known, [tail, 1 - tail])
     return Interval(float(low), float(high), len(known), seed)
+
+
+def margin(matches: Matches) -> float | None:
+    """Return half the interval of AP, None where there is no AP or the set has more than MOST_IMAGES."""
+    images = len(matches.image_ids)
+    if not 1 < images <= MOST_IMAGES:
+        return None
+    found = interval(resampled_ap(matches, draw(images, resamples=QUICK, seed=0)), seed=0)
+    return None if found is None else (found.high - found.low) / 2
 
 
 def _class_ap(of_class: ClassMatches, drawn: Floats, boxes: Floats) -> Floats:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retinaserve.eval.report.bootstrap import draw, interval, resampled_ap
+from retinaserve.training.bootstrap import draw, interval, margin, resampled_ap
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
 from retinaserve.training.scores import evaluate
@@ -65,6 +65,20 @@ def test_a_draw_without_labelled_boxes_has_no_ap(tmp_path: Path) -> None:
     assert np.isnan(resampled_ap(scores.matches, np.array([[0, 2, 1]]))).all()
     assert resampled_ap(scores.matches, np.array([[2, 1, 0]])).tolist() == [0.0]
     assert interval(np.array([np.nan]), seed=0) is None
+
+
+def test_the_margin_of_two_images_one_of_them_missed(tmp_path: Path) -> None:
+    """Both drawn (1 of 2): recall 0.5, AP 51/101; the found one twice (1 of 4): 1; the missed one twice: 0.
+
+    Each of 0 and 1 is a quarter of the draws, so the middle 95 % reach from 0 to 1, and half of that is 0.5.
+    """
+    truth = label(tmp_path, [(10, 7, (0, 0, 50, 50)), (11, 7, (0, 0, 50, 50))], images={10: "a.png", 11: "b.png"})
+    box = Detections(np.array([[0, 0, 50, 50]], np.float32), np.array([0.9], np.float32), np.array([0], np.int32))
+    matches = evaluate(truth, {10: box}, (7,)).matches
+    weights = np.array([[1, 1], [2, 0], [0, 2]])
+    assert resampled_ap(matches, weights).tolist() == pytest.approx([51 / 101, 1, 0])
+    assert margin(matches) == 0.5
+    assert margin(dataclasses.replace(matches, image_ids=(10,))) is None  # of one image every draw is the same
 
 
 def test_draws_are_of_the_whole_set_and_repeatable() -> None:
