@@ -43,6 +43,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(DEV): $(STAMP)
 	@$(PIP) -e '.[dev]'
+	@$(PIP) --no-deps trackeval
 	@touch $@
 
 quickstart: $(STAMP) ## Boxes on images in a minute, on a real Triton; nothing is trained (writes runs/quickstart)

@@ -23,11 +23,15 @@ KEPT_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})  # other images become JPEG
 
 
 def json_line(file: Path, found: Detections, class_names: Sequence[str]) -> str:
-    """Return one image's detections as a line of JSON; boxes are x1 y1 x2 y2."""
+    """Return one image's detections as a line of JSON; boxes are x1 y1 x2 y2, numbers of tracks from 1."""
     height, width = found.size or (None, None)
-    detections = [
+    detections: list[dict[str, Any]] = [
         {"class": class_names[index], "score": score, "box": box} for box, score, index in rows_of(found)
     ]
+    for entry, number in zip(
+        detections, [] if found.track_ids is None else found.track_ids.tolist(), strict=False
+    ):
+        entry["track_id"] = number if number > 0 else None
     line = {"file": str(file), "width": width, "height": height, "detections": detections}
     return json.dumps(line, ensure_ascii=False)
 

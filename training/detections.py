@@ -24,6 +24,7 @@ class Detections:
     scores: npt.NDArray[np.float32]
     classes: npt.NDArray[np.int32]
     size: tuple[int, int] | None = None  # height, width of the image after its EXIF orientation
+    track_ids: npt.NDArray[np.int64] | None = None  # (N,), of a video's frame: its objects, -1 where not known
 
     def __post_init__(self) -> None:
         count = len(self.scores)
@@ -36,8 +37,14 @@ class Detections:
 
     def above(self, score: float) -> Self:
         """Return the detections whose score is at least `score`."""
-        keep = self.scores >= score
-        return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], classes=self.classes[keep])
+        return self.keep(self.scores >= score)
+
+    def keep(self, rows: npt.NDArray[np.bool_]) -> Self:
+        """Return the detections of a mask (N,)."""
+        ids = None if self.track_ids is None else self.track_ids[rows]
+        return replace(
+            self, boxes=self.boxes[rows], scores=self.scores[rows], classes=self.classes[rows], track_ids=ids
+        )
 
     @classmethod
     def from_slots(

@@ -114,6 +114,8 @@ def draw(
     for box, index in zip(boxes, order, strict=True) if not crowded else ():
         class_index = int(detections.classes[index])
         text = class_names[class_index]
+        if detections.track_ids is not None and detections.track_ids[index] > 0:
+            text = f"#{detections.track_ids[index]} {text}"
         if scores:
             text += f" {detections.scores[index]:.2f}"
         chips.append(_chip(ink, box, text, font, colour_of(class_index), line, size, chips))

@@ -61,7 +61,7 @@ class Matching:
 def match(reference: Detections, candidate: Detections, cuts: Cuts) -> Matching:
     """Match the boxes of a class one to one, the highest IoU first."""
     overlap = iou_matrix(reference.boxes, candidate.boxes)
-    pairs = _pair(overlap, reference.classes[:, None] == candidate.classes[None, :])
+    pairs = pair(overlap, reference.classes[:, None] == candidate.classes[None, :])
     free = [
         np.setdiff1d(np.arange(len(found)), pairs[:, column])
         for column, found in enumerate((reference, candidate))
@@ -102,9 +102,10 @@ def iou_matrix(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> 
     return np.where(thin, arithmetic.iou_matrix(a + grown, b + grown), arithmetic.iou_matrix(a, b))
 
 
-def _pair(overlap: Floats, same_class: npt.NDArray[np.bool_]) -> Indices:
-    # not `overlap < MATCH_IOU`: a box of NaN pairs with nothing
-    rows, columns = np.nonzero(same_class & (overlap >= MATCH_IOU))
+def pair(overlap: Floats, same_class: npt.NDArray[np.bool_], least: float = MATCH_IOU) -> Indices:
+    """Return pairs (n, 2) of rows and columns of an overlap (N, M), one to one, the highest first."""
+    # not `overlap < least`: a box of NaN pairs with nothing
+    rows, columns = np.nonzero(same_class & (overlap >= least))
     pairs: list[tuple[int, int]] = []
     used: tuple[set[int], set[int]] = (set(), set())
     for place in np.argsort(-overlap[rows, columns], kind="stable"):

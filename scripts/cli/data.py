@@ -15,6 +15,7 @@ from retinaserve.scripts.cli.options import (
     FOLDER,
     LABELS_HELP,
     PATH,
+    POSITIVE,
     TileSize,
     cut_options,
     setting_options,
@@ -80,6 +81,27 @@ def mosaic(directory: Path, side: int, seed: int) -> None:
     click.echo(f"{drawn.annotations}: {drawn.box_count} boxes in {drawn.images / 'mosaic.tif'}")
     words = ["--tile", "auto", "--images", drawn.images, "--annotations", drawn.annotations]
     name_next(f"retinaserve eval {shlex.join(map(str, words))}")
+
+
+@data.command()
+@click.argument("directory", type=FOLDER)
+@click.option("--size", type=click.IntRange(min=64), nargs=2, default=(480, 640), help="Height and width, even.")
+@click.option("--seconds", type=POSITIVE, default=20.0, help="How long it is.")
+@click.option("--fps", type=POSITIVE, default=25.0, help="Frames a second.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed draws the same pixels.")
+def film(directory: Path, size: tuple[int, int], seconds: float, fps: float, seed: int) -> None:
+    """Draw a video of moving shapes, film.mp4, into DIRECTORY, and their identities, film.txt (MOTChallenge)."""
+    from tqdm import tqdm
+
+    from retinaserve.scripts.shapes.film import draw_film
+
+    size = (size[0] // 2 * 2, size[1] // 2 * 2)
+    with tqdm(total=round(seconds * fps), unit="frame", desc="drawing", file=sys.stderr, disable=None) as bar:
+        video, truth, boxes = draw_film(
+            directory, size=size, seconds=seconds, fps=fps, seed=seed, on_frame=bar.update
+        )
+    click.echo(f"{truth}: {boxes} boxes in {video}")
+    name_next(f"retinaserve predict {shlex.quote(str(video))} --track --output boxes.mp4")
 
 
 @data.command()

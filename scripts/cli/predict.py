@@ -35,22 +35,24 @@ STYLES = ("jsonl", "coco", "geojson", "csv", "labelstudio", "yolo", "voc")
 @server_option
 @protocol_option
 @model_option
-@click.option("--output", type=PATH, help="Annotated images: a directory. Of a video: a file.")
+@click.option("--output", type=PATH, help="Directory of annotated images; a file of a video.")
 @click.option(
     "--format",
     "style",
     type=click.Choice(STYLES),
     default="jsonl",
-    help="What is printed; yolo and voc are written into --labels.",
+    metavar="NAME",
+    help="jsonl, coco, geojson, csv, labelstudio; yolo and voc: files in --labels.",
 )
-@click.option("--labels", type=FOLDER, help="For yolo and voc: a folder for a file an image, to label on from.")
+@click.option("--labels", type=FOLDER, help="Folder of yolo and voc, to label on from.")
 @tile_options
 @click.option("--score", type=click.FloatRange(0, 1), default=0.3, help="Leave weaker detections out.")
 @click.option("--concurrency", type=COUNT, default=8, help="Requests in flight at a time.")
 @timeout_option
 @wait_option
 @tls_options
-@click.option("--fps", type=POSITIVE, help="Of a video: at most so many frames a second.  [default: all]")
+@click.option("--fps", type=POSITIVE, help="Most frames a second of a video.  [default: all]")
+@click.option("--track", is_flag=True, help="Number a video's objects.")
 @click.option("--quiet", is_flag=True, help="Print no detections; for use with --output.")
 def predict(
     images: tuple[str, ...],
@@ -67,6 +69,7 @@ def predict(
     tls: "TlsFiles | None",
     tiling: "Tiling | None",
     fps: float | None,
+    track: bool,
     quiet: bool,
 ) -> None:
     """Detect objects in IMAGES (files, directories, patterns) or a video (file, rtsp://, /dev/video0).
@@ -86,8 +89,8 @@ def predict(
     video = images[0] if is_video(images[0]) else ""
     if any(map(is_video, images[1:])) or (video and (len(images) > 1 or style != "jsonl")):
         raise click.UsageError("a video is predicted alone, with --format jsonl")
-    if fps and not video:
-        raise click.UsageError("--fps is for a video")
+    if (fps or track) and not video:
+        raise click.UsageError("--fps and --track are for a video")
     if video and not is_live(video) and not Path(video).is_file():
         raise UserError(f"{video}: no such file")
     if video and output and not is_video(output.name):
@@ -101,7 +104,7 @@ def predict(
     ) as client:
         if video:
             answered, failed = print_video(
-                video, tiled(client, tiling), fps=fps, score=score, quiet=quiet, output=output
+                video, tiled(client, tiling), fps=fps, track=track, score=score, quiet=quiet, output=output
             )
             finish(failed, answered + failed, f"retinaserve web {server_words(client.servers, tls=tls)}")
             return

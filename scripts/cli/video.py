@@ -1,6 +1,6 @@
 """What `predict` does with a video: a JSON line a frame, an annotated video, and how it went.
 
-print_video("film.mp4", detector, fps=5, score=0.3, quiet=False, output=Path("boxes.mp4"))
+print_video("film.mp4", detector, fps=5, track=False, score=0.3, quiet=False, output=Path("boxes.mp4"))
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from retinaserve.eval.tracks import Tracker
     from retinaserve.eval.video import Video
     from retinaserve.training.detections import Detector
 
@@ -22,18 +23,27 @@ RECENT = 1000  # answers that the delay is told of
 
 
 def print_video(
-    source: str, detector: "Detector", *, fps: float | None, score: float, quiet: bool, output: Path | None
+    source: str,
+    detector: "Detector",
+    *,
+    fps: float | None,
+    track: bool,
+    score: float,
+    quiet: bool,
+    output: Path | None,
 ) -> tuple[int, int]:
     """Answer a video until it ends; return how many frames were answered, and how many were not."""
     from PIL import Image
     from tqdm import tqdm
 
     from retinaserve.eval.predictions import json_line
+    from retinaserve.eval.tracks import Tracker
     from retinaserve.eval.video import Video, VideoWriter, detect_frames
     from retinaserve.training.detections import ImageError
     from retinaserve.training.draw import draw
 
     delays: list[float] = []
+    tracker = Tracker(score=score) if track else None
     failed = answered = 0
     with ExitStack() as stack:
         video = stack.enter_context(Video(source, fps=fps))
@@ -42,7 +52,7 @@ def print_video(
             tqdm(unit="frame", file=sys.stderr, disable=None, dynamic_ncols=True, leave=False)
         )
         # Registered last, so that Ctrl-C, which ends a camera, still tells how it went.
-        stack.callback(lambda: _tell(video, answered, delays))
+        stack.callback(lambda: _tell(video, answered, delays, tracker))
         for frame, answer in detect_frames(video, detector):
             bar.update()
             if isinstance(answer, ImageError):
@@ -50,7 +60,7 @@ def print_video(
                 click.secho(f"{source}, frame {frame.number}: {answer.message}", fg="red", err=True)
                 continue
             answered += 1
-            found = answer.above(score)
+            found = tracker.update(answer, frame.time) if tracker else answer.above(score)
             if not quiet:
                 line = {"frame": frame.number, "time": round(frame.time, 6)}
                 click.echo(json.dumps(line | json.loads(json_line(Path(source), found, detector.class_names))))
@@ -62,8 +72,9 @@ def print_video(
     return answered, failed
 
 
-def _tell(video: "Video", answered: int, delays: list[float]) -> None:
+def _tell(video: "Video", answered: int, delays: list[float], tracker: "Tracker | None") -> None:
     words = f"{video.decoded} frames decoded, {answered} answered"
+    words += f", {tracker.count} tracks" if tracker else ""
     if video.live:
         words += f", {video.dropped} dropped, {video.reconnected} times connected again"
     if delays:

@@ -223,10 +223,17 @@ def test_predict_takes_a_video(server: TritonServer, tmp_path: Path) -> None:
     assert [line["time"] for line in lines] == pytest.approx([n / 5 for n in range(10)], abs=1e-3)
     assert lines[0].keys() == {"frame", "time", "file", "width", "height", "detections"}
     assert "20 frames decoded, 10 answered; from decoded to answered: median" in result.stderr
+    tracked = CliRunner().invoke(main, [*words, "--track"])
+    assert tracked.exit_code == 0, tracked.stderr
+    numbered = [json.loads(line) for line in tracked.stdout.splitlines()]
+    ids = [[box.pop("track_id") for box in line["detections"]] for line in numbered]
+    assert set(ids[0]) == {None} and None not in ids[-1] and numbered == lines
+    assert f"{max(map(max, ids[1:]))} tracks" in tracked.stderr
     with Video(str(output)) as drawn:
         frames = list(drawn)
     assert [frame.time for frame in frames] == pytest.approx([n / 5 for n in range(10)], abs=1e-3)
-    for wrong in (["a.png", str(path)], [str(path), "--format", "coco"], ["a.png", "--fps", "5"]):
+    both, coco, fps, track = [str(path)], ["--format", "coco"], ["--fps", "5"], ["--track"]
+    for wrong in (["a.png", *both], [*both, *coco], ["a.png", *fps], ["a.png", *track]):
         result = CliRunner().invoke(main, ["predict", *wrong])
         assert result.exit_code == 2 and "video" in result.stderr
     assert CliRunner().invoke(main, ["predict", "none.mp4"]).exit_code == 3

@@ -1,0 +1,157 @@
+"""Tracks of a drawn video against its known identities: HOTA and IDF1 by TrackEval, beside other packages.
+
+    retinaserve data film runs/film --seconds 60
+    python -m retinaserve.scripts.lab.tracks examples/shapes.pth runs/film [--beside ENVIRONMENT/bin/python]
+
+`pip install --no-deps trackeval scipy tabulate`: TrackEval's metadata asks for numpy 2, its metrics do not. For
+--beside, an environment of its own with trackers and edgefirst-tracker; it joins the same boxes (tracks_side.py).
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retinaserve.build_tools.repository.builder import build
+from retinaserve.eval.client.client import Client
+from retinaserve.eval.tracks import Tracker
+from retinaserve.eval.video import Video, detect_frames
+from retinaserve.plugins.reference import iou_matrix
+from retinaserve.scripts.lab import run
+from retinaserve.scripts.server.triton import Server
+from retinaserve.training.detections import Detections
+from retinaserve.training.files import write_json
+
+SCORE = 0.3
+STEPS = (1, 5)  # every frame, every fifth
+
+
+def read_truth(path: Path, category_ids: Sequence[int], frames: int) -> list[Detections]:
+    """Return the boxes of film.txt frame by frame; those of classes that are not asked for are left out."""
+    rows = np.loadtxt(path, delimiter=",", ndmin=2)
+    rows = rows[np.isin(rows[:, 7], category_ids)]
+    truth = []
+    for number in range(1, frames + 1):
+        here = rows[rows[:, 0] == number]
+        boxes = np.concatenate((here[:, 2:4], here[:, 2:4] + here[:, 4:6]), axis=1)
+        classes = [category_ids.index(int(category)) for category in here[:, 7]]
+        frame = Detections.from_slots(len(here), boxes, here[:, 8], classes)
+        truth.append(replace(frame, track_ids=here[:, 1].astype(np.int64)))
+    return truth
+
+
+def track_scores(truth: Sequence[Detections], found: Sequence[Detections]) -> dict[str, float]:
+    """Return TrackEval's numbers in percent for the boxes with a number; one of another class is no match."""
+    from trackeval.metrics import CLEAR, HOTA, Identity
+
+    sides = []
+    for frames in (truth, [frame.keep(numbers_of(frame) > 0) for frame in found]):
+        known, ids = np.unique(np.concatenate([numbers_of(frame) for frame in frames]), return_inverse=True)
+        ends = np.cumsum([len(frame) for frame in frames])
+        sides.append((frames, np.split(ids, ends[:-1]), len(known)))
+    (ours, our_ids, count), (theirs, their_ids, their_count) = sides
+    data = {
+        "gt_ids": our_ids,
+        "tracker_ids": their_ids,
+        "num_gt_ids": count,
+        "num_tracker_ids": their_count,
+        "num_gt_dets": sum(map(len, our_ids)),
+        "num_tracker_dets": sum(map(len, their_ids)),
+        "num_timesteps": len(ours),
+        "similarity_scores": [
+            iou_matrix(one.boxes, other.boxes).astype(float) * (one.classes[:, None] == other.classes)
+            for one, other in zip(ours, theirs, strict=True)
+        ],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):  # each prints its settings
+        hota, identity, clear = (metric().eval_sequence(data) for metric in (HOTA, Identity, CLEAR))
+    return {
+        "hota": round(100 * float(hota["HOTA"].mean()), 1),
+        "assa": round(100 * float(hota["AssA"].mean()), 1),
+        "idf1": round(100 * float(identity["IDF1"]), 1),
+        "switches": int(clear["IDSW"]),
+        "tracks": their_count,
+        "objects": count,
+    }
+
+
+def numbers_of(frame: Detections) -> npt.NDArray[np.int64]:
+    """Return the numbers that a tracker gave."""
+    return np.zeros(len(frame), np.int64) if frame.track_ids is None else frame.track_ids
+
+
+def tracked(answers: Sequence[Detections], times: Sequence[float]) -> list[Detections]:
+    """Return the answers as our tracker gives them."""
+    tracker = Tracker(score=SCORE)
+    return [tracker.update(answer, at) for answer, at in zip(answers, times, strict=True)]
+
+
+def beside(python: str, answers: Sequence[Detections], fps: float, folder: Path) -> dict[str, list[Detections]]:
+    """Return the same by the packages of another environment."""
+    frames = [
+        [[*box, score, kind] for box, score, kind in zip(*_lists(answer), strict=True)] for answer in answers
+    ]
+    write_json(folder / "boxes.json", {"fps": fps, "frames": frames}, indent=None)
+    script = Path(__file__).with_name("tracks_side.py")
+    subprocess.run([python, script, folder / "boxes.json", folder / "tracks.json"], check=True)
+    results = {}
+    for name, numbers in json.loads((folder / "tracks.json").read_text()).items():
+        results[name] = [
+            replace(answer, track_ids=np.array(ids, np.int64))
+            for answer, ids in zip(answers, numbers, strict=True)
+        ]
+    return results
+
+
+def _lists(answer: Detections) -> tuple[list[Any], list[Any], list[Any]]:
+    return answer.boxes.tolist(), answer.scores.tolist(), answer.classes.tolist()
+
+
+def main() -> None:
+    """Measure, print, and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("film", type=Path)
+    parser.add_argument("--beside", metavar="PYTHON")
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    report: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        build(chosen.model, folder / "repository")
+        with (
+            Server(folder / "repository") as server,
+            Client(server.grpc_url) as client,
+            Video(str(chosen.film / "film.mp4")) as video,
+        ):
+            seen = [
+                (frame.time, answer)
+                for frame, answer in detect_frames(video, client)
+                if isinstance(answer, Detections)
+            ]
+            truth = read_truth(chosen.film / "film.txt", client.category_ids, len(seen))
+        for step in STEPS:
+            times, answers = zip(*seen[::step], strict=True)
+            fps = (len(times) - 1) / (times[-1] - times[0])
+            found = {"ours": tracked(answers, times)}
+            if chosen.beside:
+                found |= beside(chosen.beside, answers, fps, folder)
+            report[f"{fps:.3g} frames a second"] = {
+                name: track_scores(truth[::step], frames) for name, frames in found.items()
+            }
+    print(json.dumps(report, indent=2))
+    if chosen.json:
+        write_json(chosen.json, report)
+
+
+if __name__ == "__main__":
+    run(main)
