@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 CPUINFO = Path("/proc/cpuinfo")
+# What makes bf16 fast, by the names of /proc/cpuinfo.
+BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def cpu_facts(cpuinfo: Path = CPUINFO) -> dict[str, str]:
@@ -17,6 +19,12 @@ def cpu_facts(cpuinfo: Path = CPUINFO) -> dict[str, str]:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     pairs = [line.split(":", 1) for line in lines if ":" in line]
     return {key.strip(): value.strip() for key, value in reversed(pairs)}
+
+
+def flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
+    """Return what the processor can do, by the names Linux has for it."""
+    facts = cpu_facts(cpuinfo)
+    return frozenset((facts.get("flags") or facts.get("Features") or "").split())
 
 
 def cpu_model() -> str:

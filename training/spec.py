@@ -62,7 +62,8 @@ FIRST_LEVEL = 3  # P3
 STRIDES = (8, 16, 32, 64, 128)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORMS = ("none", "batch", "group")
-P6_SOURCES = ("c5", "p5", "pool")  # pool: every second cell of P5, and no P7
+# pool: every second cell of P5, and no P7; none: the pyramid ends at P5
+P6_SOURCES = ("c5", "p5", "pool", "none")
 FORMAT = 1
 
 RENAMED = {"candidates_per_level": "topk_candidates"}  # in checkpoints and graphs that were written before
@@ -78,6 +79,7 @@ class ResNetLayout:
     bottleneck: bool = True
     groups: int = 1
     group_width: int = 64  # channels of a group in the first stage
+    stem: tuple[int, int] = (7, 2)  # kernel and stride of the first convolution; with stride 2 a pool is behind it
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,9 @@ BACKBONES: Mapping[str, ResNetLayout | MobileNetLayout] = {
         ),
         taps=(6, 13, 17),
     ),
+    # Made for CPUs, where maps of half the input's side take a quarter of a narrow ResNet18's time.
+    "fast-n": ResNetLayout((1, 2, 2, 1), bottleneck=False, stem=(5, 4)),
+    "fast-s": ResNetLayout((2, 2, 2, 2), bottleneck=False, stem=(5, 4)),
 }
 
 
@@ -127,9 +132,12 @@ class Network:
     head_depth: int = setting(4, "Convolutions before each head's output.", low=0)
     # training from scratch needs one
     norm: str = setting("batch", "Normalisation of pyramid and heads.", choices=NORMS)
+    towers: str = setting("two", "Convolutions for classes and boxes apart, or for both.", choices=("two", "one"))
+    # Whether INT8 takes the heads' outputs too: of one anchor a cell they are few.
+    int8_outputs: bool = setting(False, "Of the heads: INT8 has their outputs, too.")
     # Imported weights differ in these: torchvision's first RetinaNet makes P6 from P5, its second has norms in the
     # heads alone.
-    p6_from: str = setting("c5", choices=P6_SOURCES)
+    p6_from: str = setting("c5", "What is coarser than P5 is made from.", choices=P6_SOURCES)
     pyramid_norm: bool = True  # where there is a `norm`
     p7_relu: bool = True  # between P6 and P7; mmdetection has none
     finest: str = setting("c3", choices=("c3", "c2"))  # what the pyramid begins at
@@ -158,6 +166,7 @@ class Design:
         choices=tuple(RESIZES),
     )
     anchor_size: float = setting(4.0, "In strides.", low=0, open_low=True)
+    one_anchor: bool = setting(False, "A single square anchor a cell, instead of nine.")
 
 
 @dataclass(frozen=True)
@@ -224,6 +233,7 @@ class DetectorSpec:
         *,
         size: tuple[int, int] | None = None,
         anchor_size: float = Design.anchor_size,
+        one_anchor: bool = Design.one_anchor,
         resize_rule: str = Design.resize_rule,
         category_ids: Sequence[int] | None = None,
         **settings: Any,
@@ -234,14 +244,19 @@ class DetectorSpec:
         anchor_size: side of an anchor in strides, lower for small objects; settings: further fields of `Network`
         and of the spec.
         """
-        table = base_anchors(settings.get("strides", STRIDES), base_size=anchor_size)
-        network = {each.name: settings.pop(each.name) for each in fields(Network) if each.name in settings}
+        network = Network(
+            **{each.name: settings.pop(each.name) for each in fields(Network) if each.name in settings}
+        )
+        strides = settings.pop("strides", STRIDES[: {"none": 3, "pool": 4}.get(network.p6_from, 5)])
+        shapes = {"scales": (1.0,), "ratios": (1.0,)} if one_anchor else {}
+        table = base_anchors(strides, base_size=anchor_size, **shapes)
         return cls(
             classes=tuple(classes),
             category_ids=tuple(category_ids if category_ids is not None else range(1, len(classes) + 1)),
             size=size or RESIZES[resize_rule].usual,
             anchors=anchor_rows(table),
-            network=Network(**network),
+            network=network,
+            strides=strides,
             resize=resize_rule,
             **settings,
         )
@@ -260,6 +275,11 @@ class DetectorSpec:
         return np.concatenate(
             [grid_anchors(table, stride, *self.feature_size(level, canvas)) for level, (table, stride) in levels]
         )
+
+    def all_strides(self, canvas: tuple[int, int] | None = None) -> npt.NDArray[np.float32]:
+        """Return the stride (N,) of each of `all_anchors`."""
+        sizes = [math.prod(self.feature_size(level, canvas)) for level in range(len(self.strides))]
+        return np.repeat(np.array(self.strides, np.float32), np.multiply(sizes, self.anchors_per_cell))
 
     @property
     def resizing(self) -> Resize:
@@ -336,9 +356,15 @@ class DetectorSpec:
     def to_json(self) -> str:
         """Return the spec as JSON; `from_json` gives back an equal spec."""
         values = asdict(self)
-        for name in ("tile", "resize", "value_range"):  # earlier versions don't know them
-            if values[name] == getattr(type(self), name):
-                del values[name]
+        # earlier versions don't know them
+        for record, names in (
+            (self, ("tile", "resize", "value_range")),
+            (self.network, ("towers", "int8_outputs")),
+        ):
+            stated = values if record is self else values["network"]
+            for name in names:
+                if stated[name] == getattr(type(record), name):
+                    del stated[name]
         return json.dumps({"format": FORMAT, **values})
 
     @classmethod

@@ -8,8 +8,9 @@ cls_head.convs.0/p3. A sum is called after the convolution it is computed with.
 
 Symmetric with zero point 0, signed bytes, one scale per tensor for activations and one per channel for weights.
 Quantized are the inputs of convolutions and one input of each sum; a pool or an upsampling in front passes INT8
-through. In float stay: the class and box output convolutions and what follows them, biases, and whatever is
-excluded. The largest values of tensors are found by build_tools/quantize/ranges.py.
+through. In float stay: the class and box output convolutions, unless the spec's network has them in INT8, what
+follows them, biases, and whatever is excluded. The largest values of tensors
+are found by build_tools/quantize/ranges.py.
 """
 
 import difflib
@@ -58,7 +59,7 @@ def tensors_of(model: onnx.ModelProto, layers: Sequence[Layer]) -> list[str]:
 
 
 def find_layers(graph: gs.Graph, spec: DetectorSpec) -> list[Layer]:
-    """Return the layers in the graph's order; the output convolutions of the heads are not among them.
+    """Return the layers in the graph's order; the heads' outputs are among them where the network says so.
 
     Of a sum's two inputs one is the output of a convolution, with which TensorRT and OpenVINO compute the sum in
     one go; that one stays as it is, and the other, the shortcut or the coarser level, is `data`.
@@ -75,7 +76,7 @@ def find_layers(graph: gs.Graph, spec: DetectorSpec) -> list[Layer]:
             if users[_weight(node)] > 1:
                 name += "/" + "".join(sorted(levels[node.name]))
             names[node.name] = name
-            if node.outputs[0].name not in level_of:
+            if spec.network.int8_outputs or node.outputs[0].name not in level_of:
                 layers.append(Layer(name, "conv", node.name, node.inputs[0].name, 0))
         elif node.op == "Add" and all(isinstance(tensor, gs.Variable) for tensor in node.inputs):
             for slot, tensor in enumerate(node.inputs):

@@ -20,6 +20,7 @@ from retinaserve.scripts.cli.options import (
     config_option,
     cut_options,
     setting_options,
+    use_config,
 )
 from retinaserve.scripts.cli.output import name_next, warn
 from retinaserve.training.errors import Exit, UserError
@@ -27,10 +28,23 @@ from retinaserve.training.spec import STRIDES, Design, Network
 from retinaserve.training.trainer.config import TrainConfig
 
 if TYPE_CHECKING:
+    from retinaserve.training.data.dataset import CocoDataset
+    from retinaserve.training.trainer.preset import Choice
     from retinaserve.training.trainer.progress import Progress
     from retinaserve.training.trainer.validate import Scores
 
-NOT_RECORDED = ("model", "override")
+PRESETS = {"fast": "fast-n", "fast-n": "fast-n", "fast-s": "fast-s"}  # recipes
+FITTED = "retinaserve.train.fitted"  # names of options, in the context
+NOT_RECORDED = ("model", "override", "preset")  # what a preset chose is recorded
+
+
+def use_preset(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Take the recipe that a preset stands for: the callback of an eager --preset."""
+    if value is not None:
+        if context.default_map:
+            raise click.UsageError("--preset is a recipe of its own: leave out --config")
+        use_config(context, parameter, Path(PRESETS[value]))
+    return value
 
 
 class ManyMilestones(click.Command):
@@ -48,6 +62,13 @@ class ManyMilestones(click.Command):
 @click.command(cls=ManyMilestones)
 @click.argument("model", type=PATH)
 @config_option
+@click.option(
+    "--preset",
+    type=click.Choice(PRESETS),
+    is_eager=True,
+    callback=use_preset,
+    help="A small network for CPUs, with all that fits it to the labels; flags override what it chooses.",
+)
 @click.option("--images", type=PATH, default=Path(), help="Folder that the labels' file names start from.")
 @click.option("--annotations", type=PATH, required=True, help=f"{LABELS_HELP[:-1]}; the classes are theirs.")
 @click.option("--val-images", type=PATH, help="Folder of the validation images.  [default: that of --images]")
@@ -55,7 +76,11 @@ class ManyMilestones(click.Command):
 @click.option("--classes", type=COUNT, help="How many classes the annotation file should have, as a check.")
 @setting_options(Network)
 @setting_options(Design)
-@click.option("--fine-tune", type=PATH, help="Checkpoint to start from; what doesn't fit is left out.")
+@click.option(
+    "--fine-tune",
+    type=PATH,
+    help="Checkpoint to start from, or fast-n, which comes along; what doesn't fit is left out.",
+)
 @setting_options(TrainConfig)
 @click.option(
     "--value-range",
@@ -98,13 +123,13 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
     from retinaserve.training.trainer.plots import plot_labels, plot_results
     from retinaserve.training.trainer.progress import metrics_path, read_metrics, read_scores
     from retinaserve.training.trainer.record import save_record
-    from retinaserve.training.trainer.start import detector_to_train, initialise
+    from retinaserve.training.trainer.start import detector_to_train, find_start, initialise
     from retinaserve.training.trainer.trainer import Trainer
 
     if model.suffix != ".pth":
         raise UserError(f"{model}: a file name that ends in .pth is expected", code=Exit.USAGE)
-    config = TrainConfig.from_flags(options)
-    fine_tune, results = options["fine_tune"], model.with_suffix(".results.png")
+    fine_tune: Path | None = options["fine_tune"] and find_start(options["fine_tune"])
+    results = model.with_suffix(".results.png")
 
     def plot() -> bool:
         metrics = metrics_path(model)
@@ -128,6 +153,12 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
         if main and options["override"]:
             model.unlink(missing_ok=True)
         begins = group.broadcast(not model.exists())
+        if options["preset"]:
+            for choice in group.broadcast(_fit(context, model, options, dataset) if main else None) or []:
+                options.update(choice.settings)
+                if main:
+                    note(f"{options['preset']}: {choice}")
+        config = TrainConfig.from_flags(options)
         spec = group.broadcast(
             detector_to_train(model, dataset, {**_chosen(context, options), "tile": source["tile"]}, fine_tune)
             if main
@@ -148,6 +179,7 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
             save_record(model, recorded, {"spec": json.loads(spec.to_json()), "training": asdict(config)})
 
         def prepare(network: Any) -> None:
+            assert fine_tune
             report = initialise(network, fine_tune)
             if main:
                 note(str(report))
@@ -195,6 +227,22 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
     name_next(shlex.join(["retinaserve", "export", str(model), str(model.with_suffix(".onnx"))]))
 
 
+def _fit(context: click.Context, model: Path, options: dict[str, Any], dataset: "CocoDataset") -> "list[Choice]":
+    """Return what a preset chooses for a set, apart from what was given."""
+    from retinaserve.training.checkpoint import load
+    from retinaserve.training.trainer.preset import Choice, fit
+
+    given = {name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    if model.exists():  # which goes on as it is, whatever images have come since
+        spec = load(model).spec
+        (left, _, right, _), *_ = spec.anchors[0]
+        options |= {"size": spec.size, "anchor_size": (right - left) / spec.strides[0]}
+        given |= {"size", "anchor_size"}
+    choices: list[Choice] = list(fit(dataset, options, given))
+    context.meta[FITTED] = {name for choice in choices for name in choice.settings}
+    return choices
+
+
 def _tiles(model: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Cut the sets beside the model; return the tile, and the options that name the sets instead."""
     from tqdm import tqdm
@@ -230,7 +278,11 @@ def _chosen(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
         name: options[name]
         for name, default in defaults.items()
         if name in options
-        and (options[name] != default or context.get_parameter_source(name) is ParameterSource.COMMANDLINE)
+        and (
+            options[name] != default
+            or name in context.meta.get(FITTED, ())
+            or context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        )
     }
     return {**design, **{name: options[name] for name in ("resize", "max_size", "value_range")}}
 

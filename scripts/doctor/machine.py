@@ -12,11 +12,10 @@ from pathlib import Path
 
 from retinaserve.scripts.doctor.check import Check, Status
 from retinaserve.scripts.server.installation import usable_cores
-from retinaserve.training.machine import CPUINFO, cpu_facts
+from retinaserve.training.machine import BF16_FLAGS, CPUINFO, cpu_facts, flags
 
-# What makes a precision fast, by the names of /proc/cpuinfo.
+# What makes INT8 fast, by the names of /proc/cpuinfo.
 INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
-BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 LITTLE_MEMORY = 4e9
 # A request and an answer of every instance lie there at once: 16 images of 640 x 640 are 20 MB.
 LITTLE_SHARED_MEMORY = 256e6
@@ -33,12 +32,6 @@ def cpu(cpuinfo: Path = CPUINFO) -> Check:
         remedy = "detectors will run, slowly; a processor from 2015 on has AVX2"
         return Check("cpu", Status.WARN, f"{detail}, without AVX2", remedy)
     return Check("cpu", Status.OK, f"{detail}; made for {', '.join(['fp32', *fast])}")
-
-
-def flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
-    """Return what the processor can do, by the names Linux has for it."""
-    facts = cpu_facts(cpuinfo)
-    return frozenset((facts.get("flags") or facts.get("Features") or "").split())
 
 
 def memory(meminfo: Path = Path("/proc/meminfo")) -> Check:

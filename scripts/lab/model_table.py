@@ -30,7 +30,6 @@ from retinaserve.build_tools.repository.configs import INT8_ARITHMETIC, BuildOpt
 from retinaserve.eval.bench.bench import Bench
 from retinaserve.eval.bench.perf_analyzer import Demand
 from retinaserve.eval.client.transport import Endpoint
-from retinaserve.scripts.doctor.machine import BF16_FLAGS, flags
 from retinaserve.scripts.drills.fixture import Log
 from retinaserve.scripts.lab import run
 from retinaserve.scripts.precisions import random_checkpoint, random_spec, ratios
@@ -39,7 +38,7 @@ from retinaserve.scripts.server.triton import ServerOptions, TritonServer, ask_t
 from retinaserve.scripts.shapes.draw import draw_dataset
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
-from retinaserve.training.machine import machine
+from retinaserve.training.machine import BF16_FLAGS, flags, machine
 from retinaserve.training.model import build_model
 from retinaserve.training.spec import BACKBONES, RETINANET, DetectorSpec
 from retinaserve.training.trainer.record import git_commit

@@ -8,7 +8,8 @@
 Classes count from 0 in the order of the file's category ids. Boxes stay in the pixels of the upright image.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,33 +111,38 @@ def describe_labels(dataset: CocoDataset, spec: DetectorSpec) -> LabelStatistics
     counts = np.zeros(len(dataset.classes), np.int64)
     for labels in dataset.labels:
         np.add.at(counts, labels.classes[~labels.crowd], 1)
-    step = -(-len(dataset) // SAMPLE)
-    sizes = np.concatenate([_sizes(dataset, index, spec) for index in range(0, len(dataset), step)])
+    sizes = np.concatenate(
+        [_seen(*each, spec) for each in sample_sizes(dataset)] or [np.empty((0, 2), np.float32)]
+    )
     return LabelStatistics(
         dict(zip(dataset.classes, counts.tolist(), strict=True)),
         sum(not len(labels.boxes) for labels in dataset.labels),
         sum(int(labels.crowd.sum()) for labels in dataset.labels),
         sizes,
-        float((_best_overlaps(sizes, spec) >= 0.5).mean()) if len(sizes) else 0.0,
+        float((best_overlaps(sizes, spec.anchor_table) >= 0.5).mean()) if len(sizes) else 0.0,
     )
 
 
-def _sizes(dataset: CocoDataset, index: int, spec: DetectorSpec) -> npt.NDArray[np.float32]:
-    labels = dataset.labels[index]
-    try:
-        original = upright_size(labels.path)
-    except UserError:
-        return np.empty((0, 2), np.float32)
+def sample_sizes(dataset: CocoDataset) -> Iterator[tuple[tuple[int, int], FloatArray]]:
+    """Yield (h, w) of some images, upright, and the (M, 2) width and height of their boxes, without crowds.
+
+    Only headers are read; unreadable images are left out.
+    """
+    for labels in dataset.labels[:: -(-len(dataset) // SAMPLE)]:
+        with contextlib.suppress(UserError):
+            yield upright_size(labels.path), (labels.boxes[:, 2:] - labels.boxes[:, :2])[~labels.crowd]
+
+
+def _seen(original: tuple[int, int], sizes: FloatArray, spec: DetectorSpec) -> FloatArray:
+    """Return sizes in the network's pixels."""
     height, width = spec.resizing.resized(original, spec.size)
-    scale = np.array((width / original[1], height / original[0]), np.float32)
-    boxes = labels.boxes[~labels.crowd]
-    sizes: FloatArray = (boxes[:, 2:] - boxes[:, :2]) * scale
-    return sizes
+    seen: FloatArray = sizes * np.array((width / original[1], height / original[0]), np.float32)
+    return seen
 
 
-def _best_overlaps(sizes: npt.NDArray[np.float32], spec: DetectorSpec) -> npt.NDArray[np.float32]:
-    """Return the IoU (M,) of sizes with the anchor that fits best, one upon the other."""
-    table = spec.anchor_table.reshape(-1, 4).astype(np.float32)
+def best_overlaps(sizes: FloatArray, table: FloatArray) -> FloatArray:
+    """Return the IoU (M,) of sizes (M, 2) with that anchor of a table (..., 4) that fits best, centred on it."""
+    table = table.reshape(-1, 4)
     anchors = table[:, 2:] - table[:, :2]
     boxes, others = (np.concatenate((np.zeros_like(each), each), axis=1) for each in (sizes, anchors))
     best: npt.NDArray[np.float32] = iou_matrix(boxes, others).max(axis=1)

@@ -110,10 +110,13 @@ class ResNet(nn.Module):
         block, width = Bottleneck if layout.bottleneck else BasicBlock, network.width
         self.network = network
         stem = SameConv2d if network.padding == "same" else nn.Conv2d
-        self.conv1 = stem(3, width, 7, 2, 3, bias=False)
+        kernel, stride = layout.stem
+        pooled = stride == 2
+        self.conv1 = stem(3, width, kernel, stride, kernel // 2, bias=False)
         self.bn1 = make_norm(network.backbone_norm, width)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 0 if network.padding == "same" else 1)
+        self.maxpool = nn.MaxPool2d(3, 2, 0 if network.padding == "same" else 1) if pooled else nn.Identity()
+        self.pads = pooled and network.padding == "same"
         outputs = [width * 2**stage * block.expansion for stage in range(4)]
         self.layer1 = _stage(network, width, width, layout.blocks[0], stride=1)
         self.layer2 = _stage(network, outputs[0], width * 2, layout.blocks[1], stride=2)
@@ -130,7 +133,7 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return C3, C4 and C5 of normalised images (B, 3, H, W), or C2 to C5; every stride of 2 rounds up."""
         x = self.relu(self.bn1(self.conv1(x)))
-        if self.network.padding == "same":  # zeros, which are never above what a ReLU leaves
+        if self.pads:  # zeros, which are never above what a ReLU leaves
             x = functional.pad(x, _same(x, 3, 2))
         c2 = self.layer1(self.maxpool(x))
         c3 = self.layer2(c2)

@@ -83,15 +83,18 @@ def smooth_l1(predicted: Tensor, targets: Tensor, *, beta: float = BETA) -> Tens
     return functional.smooth_l1_loss(predicted.float(), targets, beta=beta, reduction="sum")
 
 
-def giou_loss(predicted: Tensor, targets: Tensor) -> Tensor:
-    """Return the sum of 1 - GIoU of as many boxes (N, 4): 0 where they agree, near 2 where they are far apart."""
+def giou_loss(predicted: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the sum of 1 - GIoU of as many boxes (N, 4): 0 where they agree, near 2 where they are far apart.
+
+    weights: (N,) of the terms, 1 if not given.
+    """
     hull = torch.cat(
         (torch.minimum(predicted[:, :2], targets[:, :2]), torch.maximum(predicted[:, 2:], targets[:, 2:])), dim=1
     )
     overlap, around = intersection(predicted, targets), area(hull)
     union = area(predicted) + area(targets) - overlap
     giou = overlap / union.clamp(min=EPSILON) - (around - union) / around.clamp(min=EPSILON)
-    return (1 - giou).sum()
+    return (1 - giou).sum() if weights is None else ((1 - giou) * weights).sum()
 
 
 def detection_loss(
@@ -108,8 +111,8 @@ def detection_loss(
     divisor: makes of the batch's number of foreground anchors what both sums are divided by.
     """
     anchors_per_cell = heads[0][1].shape[1] // 4
-    logits = torch.cat([_rows(cls, anchors_per_cell) for cls, _ in heads], dim=1)  # (B, N, C)
-    deltas = torch.cat([_rows(box, anchors_per_cell) for _, box in heads], dim=1)  # (B, N, 4)
+    logits = torch.cat([rows(cls, anchors_per_cell) for cls, _ in heads], dim=1)  # (B, N, C)
+    deltas = torch.cat([rows(box, anchors_per_cell) for _, box in heads], dim=1)  # (B, N, 4)
     matched = torch.stack([match(anchors, target.boxes, target.crowd) for target in targets])  # (B, N)
 
     foreground, valid = matched >= 0, matched != IGNORED
@@ -132,7 +135,8 @@ def detection_loss(
     return Losses(cls, box / count)
 
 
-def _rows(maps: Tensor, anchors_per_cell: int) -> Tensor:
+def rows(maps: Tensor, anchors_per_cell: int) -> Tensor:
+    """Return a level's maps (B, A*C, h, w) with a row an anchor: (B, A*h*w, C)."""
     batch, channels, height, width = maps.shape
     split = maps.reshape(batch, anchors_per_cell, channels // anchors_per_cell, height, width)
     return split.permute(0, 1, 3, 4, 2).flatten(1, 3)  # (B, A, C, h, w) -> (B, A*h*w, C)

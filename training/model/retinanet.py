@@ -33,8 +33,12 @@ class RetinaNet(nn.Module):
         self.frozen_stages = 0
         self.backbone = build_backbone(network)
         self.fpn = FeaturePyramid(self.backbone.channels, network)
-        self.cls_head = Head(channels, depth, anchors * len(spec.classes), norm=norm, levels=levels)
-        self.box_head = Head(channels, depth, anchors * 4, norm=norm, levels=levels)
+        shared = depth if network.towers == "one" else 0
+        self.tower = Tower(channels, shared, norm=norm, levels=levels)
+        self.tower.initialise()
+        rest = depth - shared
+        self.cls_head = Head(channels, rest, anchors * len(spec.classes), norm=norm, levels=levels)
+        self.box_head = Head(channels, rest, anchors * 4, norm=norm, levels=levels)
         assert self.cls_head.output.bias is not None
         nn.init.constant_(self.cls_head.output.bias, -math.log((1 - PRIOR) / PRIOR))
         if network.growth == "linear":
@@ -43,7 +47,7 @@ class RetinaNet(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """Return (class logits, box deltas) a level of normalised images (B, 3, H, W), any size from 32."""
-        levels = self.fpn(self.backbone(images))
+        levels = [self.tower(x, level) for level, x in enumerate(self.fpn(self.backbone(images)))]
         size = images.shape[-2:]
         return tuple(
             (self.cls_head(x, level), self._deltas(self.box_head(x, level), level, size))
@@ -92,26 +96,29 @@ class RetinaNet(nn.Module):
         return self
 
 
-class Head(nn.Module):
-    """`depth` 3x3 convolutions with ReLU and an output convolution, the same for every level.
+class Tower(nn.Module):
+    """`depth` 3x3 convolutions with ReLU, the same for every level.
 
     With norm "batch" each level has norms of its own between the shared convolutions: features of different
     levels have different statistics (https://arxiv.org/abs/1904.07392, section 4.1). Group norms keep none, and
     are shared.
     """
 
-    def __init__(self, channels: int, depth: int, outputs: int, *, norm: str = "none", levels: int = 1) -> None:
+    def __init__(self, channels: int, depth: int, *, norm: str = "none", levels: int = 1) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none") for _ in range(depth)
         )
-        sets = {"none": 0, "batch": levels, "group": 1}[norm]
+        sets = {"none": 0, "batch": levels, "group": 1}[norm] if depth else 0
         self.norms = nn.ModuleList(
             nn.ModuleList(make_norm(norm, channels) for _ in range(depth)) for _ in range(sets)
         )
-        self.output = nn.Conv2d(channels, outputs, 3, padding=1)
-        for convolution in (*self.convs, self.output):
-            assert isinstance(convolution, nn.Conv2d)
+
+    def initialise(self) -> None:
+        """Draw the weights."""
+        for convolution in self.modules():
+            if not isinstance(convolution, nn.Conv2d):
+                continue
             nn.init.normal_(convolution.weight, std=0.01)  # section 4.1 of the RetinaNet paper
             if convolution.bias is not None:
                 nn.init.zeros_(convolution.bias)
@@ -119,13 +126,26 @@ class Head(nn.Module):
                 nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor, level: int) -> Tensor:
-        """Return the maps of a level (B, outputs, h, w) from its features (B, channels, h, w)."""
+        """Return the features of a level (B, channels, h, w), of the same shape."""
         for index, convolution in enumerate(self.convs):
             x = convolution(x)
             if self.norms:
                 x = self.norms[min(level, len(self.norms) - 1)][index](x)  # type: ignore[index]
             x = functional.relu(x)
-        output: Tensor = self.output(x)
+        return x
+
+
+class Head(Tower):
+    """A tower and an output convolution."""
+
+    def __init__(self, channels: int, depth: int, outputs: int, *, norm: str = "none", levels: int = 1) -> None:
+        super().__init__(channels, depth, norm=norm, levels=levels)
+        self.output = nn.Conv2d(channels, outputs, 3, padding=1)
+        self.initialise()
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        """Return the maps of a level (B, outputs, h, w) from its features (B, channels, h, w)."""
+        output: Tensor = self.output(super().forward(x, level))
         return output
 
 
@@ -142,7 +162,7 @@ class FeaturePyramid(nn.Module):
         self.network = network
         self.laterals = nn.ModuleList(_convolution(width, channels, 1, 1, norm) for width in inputs)
         self.smooth = nn.ModuleList(_convolution(channels, channels, 3, 1, norm) for _ in inputs)
-        if network.p6_from != "pool":
+        if network.p6_from in ("c5", "p5"):
             top = inputs[-1] if network.p6_from == "c5" else channels
             self.p6 = _convolution(top, channels, 3, 2, norm, network.padding)
             self.p7 = _convolution(channels, channels, 3, 2, norm, network.padding)
@@ -155,6 +175,8 @@ class FeaturePyramid(nn.Module):
             size = merged[level].shape[-2:]
             merged[level] = merged[level] + functional.interpolate(merged[level + 1], size=size, mode="nearest")
         levels = [smooth(level) for smooth, level in zip(self.smooth, merged, strict=True)]
+        if self.network.p6_from == "none":
+            return tuple(levels)
         if self.network.p6_from == "pool":
             return (*levels, functional.max_pool2d(levels[-1], 1, 2))
         p6 = self.p6(features[-1] if self.network.p6_from == "c5" else levels[-1])

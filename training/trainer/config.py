@@ -44,6 +44,9 @@ class TrainConfig:
     )
     clip: float = setting(10.0, "Norm that the gradient is cut to.", low=0, open_low=True)
     box_weight: float = setting(1.0, "Of the box loss beside the class loss.", low=0)
+    assign: Literal["overlap", "aligned"] = setting(
+        "overlap", "Which anchors learn a box: those that overlap it, or those that are best at it."
+    )
     giou: bool = setting(False, "Generalised IoU for boxes, instead of smooth L1 of their deltas.")
     ema: float = setting(0.0, "Decay of the weights' average.", low=0, high=1, open_high=True)
     batch_norms: Literal["local", "sync", "frozen"] = setting(

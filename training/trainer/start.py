@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retinaserve.training.anchors import base_anchors
 from retinaserve.training.checkpoint import Backbone, Checkpoint, load, read
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.errors import UserError
@@ -23,9 +22,16 @@ from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import Design, DetectorSpec, Network
 from retinaserve.training.trainer.config import TrainConfig
 
+STARTS = Path(__file__).parents[1] / "recipes"  # has checkpoints to fine-tune, by their names
 CLASS_OUTPUT = ("cls_head.output.weight", "cls_head.output.bias")
 AFRESH = "name another file, or start afresh with --override"
 MULTIPLE = 32  # pixels of an input's sides, where --resize decides them
+
+
+def find_start(path: Path) -> Path:
+    """Return the file, or the checkpoint of that name that comes along."""
+    own = STARTS / f"{path}.pth"
+    return own if not path.exists() and own.is_file() else path
 
 
 def detector_to_train(
@@ -37,7 +43,7 @@ def detector_to_train(
     checkpoint's.
     """
     network = {each.name: settings[each.name] for each in fields(Network) if each.name in settings}
-    design = {name: settings[name] for name in ("size", "anchor_size", "resize_rule") if name in settings}
+    design = {each.name: settings[each.name] for each in fields(Design) if each.name in settings}
     if path.exists():
         spec = _resumed(path, dataset, {**network, **design})
         if settings.get("value_range") and tuple(settings["value_range"]) != spec.value_range:
@@ -63,6 +69,7 @@ def detector_to_train(
     if not isinstance(start, Checkpoint):
         return spec
     keeps_rule = "resize_rule" not in design and start.spec.resize != Design.resize_rule
+    regrown = network.get("p6_from", start.spec.network.p6_from) != start.spec.network.p6_from
     # The network's sizes that were asked for stand, even if little is left to start from.
     return replace(
         start.spec,
@@ -74,7 +81,8 @@ def detector_to_train(
         tile=spec.tile,
         value_range=spec.value_range or start.spec.value_range,
         network=replace(start.spec.network, **network),
-        anchors=spec.anchors if "anchor_size" in design else start.spec.anchors,
+        strides=spec.strides if regrown else start.spec.strides,
+        anchors=spec.anchors if regrown or {"anchor_size", "one_anchor"} & design.keys() else start.spec.anchors,
     )
 
 
@@ -88,9 +96,16 @@ def _resumed(path: Path, dataset: CocoDataset, chosen: Mapping[str, Any]) -> Det
         raise UserError(f"{path} was trained on other classes: {_difference(spec, dataset)}", AFRESH)
     for name, value in chosen.items():
         flag = f"--{name.replace('_', '-')}"
+        one = spec.anchors_per_cell == 1
+        if name == "one_anchor" and value != one:
+            raise UserError(f"{path} has {spec.anchors_per_cell} anchors a cell", AFRESH)
         if name == "anchor_size":
-            if not (base_anchors(spec.strides, base_size=value) == spec.anchor_table).all():
+            table = DetectorSpec.create(
+                spec.classes, size=spec.size, strides=spec.strides, anchor_size=value, one_anchor=one
+            ).anchors
+            if table != spec.anchors:
                 raise UserError(f"{path} has other anchors than {flag} {value:g}", AFRESH)
+        if name in ("anchor_size", "one_anchor"):
             continue
         own = {"size": spec.size, "resize_rule": spec.resize}
         trained = own[name] if name in own else getattr(spec.network, name)

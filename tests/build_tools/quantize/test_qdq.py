@@ -173,6 +173,30 @@ def test_openvino_computes_in_bytes(quantized: onnx.ModelProto, calibrated: Cali
     assert set(convolution_types(tmp_path / "fp32.onnx", "f32")) == {"f32"}
 
 
+def test_a_network_may_have_its_outputs_in_bytes_too(images: Path, tmp_path: Path) -> None:
+    """One tower for both heads on three levels, a stem without a pool, an anchor a cell."""
+    from retinaserve.scripts.precisions import convolution_types
+
+    family = {"backbone": "fast-n", "towers": "one", "p6_from": "none", "one_anchor": True, "int8_outputs": True}
+    spec = DetectorSpec.create(
+        ["disc", "box"], size=(128, 192), width=16, fpn_channels=16, head_depth=1, norm="batch", **family
+    )
+    float_ = calibrate(
+        heads_graph(toy_model(spec), spec), spec, draw(spec, Int8Options(images)), Int8Options(images)
+    )
+    quantized = float_.quantize("minmax", float_.layers)
+    names = {layer.name for layer in float_.layers}
+    assert {"tower.convs.0/p3", "cls_head.output/p5", "box_head.output/p4"} <= names
+    onnx.save(graft(quantized), tmp_path / "int8.onnx")
+    types = convolution_types(tmp_path / "int8.onnx", "f32")
+    assert "f32" not in types and sum(types.values()) == sum(layer.kind == "conv" for layer in float_.layers)
+    kept = float_.quantize("minmax", layers_of(float_.model, spec, ["cls_head.output", "box_head.output"]))
+    onnx.save(graft(kept), tmp_path / "kept.onnx")
+    assert convolution_types(tmp_path / "kept.onnx", "f32")["f32"] == 6
+    for kind in (0, 1):
+        assert noise(heads_of(quantized, float_), heads_of(float_.model, float_), kind) < 0.05
+
+
 @pytest.mark.parametrize("options", [{"flavour": "tensorrt"}, {"until": "candidates"}], ids=str)
 def test_every_graft_takes_int8_heads(quantized: onnx.ModelProto, options) -> None:
     """And rounds nothing behind the heads, or in front of the first convolution's own pair."""

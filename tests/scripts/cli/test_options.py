@@ -91,7 +91,7 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str, hint: str) 
 def test_a_missing_file_names_the_recipes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file") as refused:
         load_config(tmp_path / "none.yaml", click.Context(command))
-    assert "bccd, bccd-cpu, cpu, playing_cards, playing_cards-cpu, shapes" in refused.value.hint
+    assert "bccd, bccd-cpu, cpu, fast-n, fast-s, playing_cards, playing_cards-cpu, shapes" in refused.value.hint
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

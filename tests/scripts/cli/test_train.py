@@ -53,6 +53,28 @@ def test_it_trains_goes_on_and_starts_afresh(tmp_path: Path, shapes: DataSet) ->
     assert afresh.exit_code == 0 and load(model).iteration == 1
 
 
+def test_a_preset_fits_itself_to_the_labels_and_says_so(tmp_path: Path, shapes: DataSet) -> None:
+    model = tmp_path / "model.pth"
+    given = ["--preset", "fast", "--size", "64", "96", "--iters", "2", "--batch", "2", "--width", "16"]
+    first = invoke(model, shapes, *given)
+    assert first.exit_code == 0, first.output
+    spec = load(model).spec
+    assert (spec.size, spec.network.backbone, spec.network.width) == ((64, 96), "fast-n", 16)
+    assert len(spec.strides) == 3 and spec.anchors_per_cell == 1 and spec.network.int8_outputs
+    side = spec.anchors[0][0][2] - spec.anchors[0][0][0]
+    assert f"fast: --anchor-size {side / 8:g}: " in first.stderr and "fast: --precision " in first.stderr
+    assert "fast: --size" not in first.stderr  # which was given
+    # It goes on with more images than it began with, and the record repeats the run without the preset.
+    more = draw_dataset(tmp_path / "more", images=7, seed=1)
+    again = invoke(model, more, "--preset", "fast", "--iters", "3", "--batch", "2", "--width", "16")
+    assert again.exit_code == 0 and load(model).iteration == 3, again.output
+    record = ["--config", str(tmp_path / "model.config.yaml")]
+    repeated = CliRunner().invoke(train, [str(tmp_path / "again.pth"), *record])
+    assert repeated.exit_code == 0 and load(tmp_path / "again.pth").spec.anchors == spec.anchors
+    both = CliRunner().invoke(train, [str(model), *record, "--preset", "fast"])
+    assert both.exit_code == 2 and "leave out --config" in both.output
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

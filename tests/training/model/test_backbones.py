@@ -25,6 +25,9 @@ PARAMETERS = {
     "resnext101_64x4d": 83_455_272 - 2_049_000,
     "wide_resnet50_2": 68_883_240 - 2_049_000,
     "wide_resnet101_2": 126_886_696 - 2_049_000,
+    # A ResNet18 with a stem of 5 x 5; fast-n without the second block of the first and of the last stage.
+    "fast-n": 11_689_512 - 513_000 - 3 * 64 * 24 - 2 * (9 * 64**2 + 2 * 64) - 2 * (9 * 512**2 + 2 * 512),
+    "fast-s": 11_689_512 - 513_000 - 3 * 64 * 24,
     "mobilenet_v2": 3_504_872 - 1_281_000 - (320 * 1280 + 2 * 1280),
 }
 
