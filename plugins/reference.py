@@ -41,7 +41,7 @@ def decode(
     cell's origin. N is the sum of min(topk, A*C*h*w) over the levels: each level has its own run of slots,
     best logit first, ties to the lower flat index. The slots behind the last logit above the threshold are
     empty: logit -inf, the rest zero. Boxes are pixels of the letterboxed image, clipped to the resized area less
-    `clip_margin` pixels at the right and at the bottom.
+    `clip_margin` pixels at the right and at the bottom; a negative margin widens it on all four sides.
     """
     limits = letterbox.astype(np.float32) - np.array((0, 0, clip_margin, clip_margin), np.float32)
     levels = [
@@ -54,6 +54,7 @@ def decode(
             threshold=np.float32(threshold_logit),
             topk=topk,
             clamp=np.float32(delta_clamp),
+            lowest=np.float32(min(0.0, clip_margin)),
         )
         for level_logits, level_deltas, table, stride in zip(logits, deltas, anchors, strides, strict=True)
     ]
@@ -71,6 +72,7 @@ def _decode_level(
     threshold: np.float32,
     topk: int,
     clamp: np.float32,
+    lowest: np.float32,
 ) -> tuple[FloatArray, FloatArray, IntArray]:
     batch, channels, height, width = logits.shape
     class_count = channels // len(table)
@@ -99,7 +101,7 @@ def _decode_level(
         corners = np.concatenate((middle - half, middle + half), axis=1)
 
         best[image, :count] = flat[index]
-        boxes[image, :count] = np.clip(corners, np.float32(0), limit)
+        boxes[image, :count] = np.clip(corners, lowest, limit)
         labels[image, :count] = label
     return best, boxes, labels
 
@@ -140,7 +142,7 @@ def nms(
         scale = np.array([original_w / resized_w, original_h / resized_h] * 2, np.float32)
         limit = np.array([original_w, original_h] * 2, np.float32)
         counts[image] = len(kept)
-        out_boxes[image, : len(kept)] = np.minimum(boxes[image, kept] * scale, limit)
+        out_boxes[image, : len(kept)] = np.clip(boxes[image, kept] * scale, np.float32(0), limit)
         out_scores[image, : len(kept)] = sigmoid(logits[image, kept])
         out_classes[image, : len(kept)] = classes[image, kept]
     return counts, out_boxes, out_scores, out_classes

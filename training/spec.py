@@ -186,7 +186,9 @@ class DetectorSpec:
     nms_iou: float = 0.5
     max_detections: int = 100
     delta_clamp: float = DELTA_CLAMP  # the most that dw and dh can be
-    clip_margin: float = 0.0  # pixels that boxes keep from the scaled image's right and bottom edge
+    # Pixels that boxes keep from the scaled image's right and bottom edge; negative: that they may leave it by, on
+    # all sides, until NMS is done.
+    clip_margin: float = 0.0
     tile: tuple[int, int] | None = None  # (h, w) that images were cut into for training, and are for `--tile auto`
     resize: str = "letterbox"  # of resize.RESIZES: what an image becomes on its way to the network
     # (black, white) of samples of more than 8 bits; None: their depth's

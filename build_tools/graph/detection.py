@@ -163,7 +163,7 @@ def add_decode(
     half = nodes("Mul", grown, 0.5)
     corners = nodes("Concat", nodes("Sub", middle, half), nodes("Add", middle, half), axis=2)
     limit = nodes("Unsqueeze", nodes("Gather", letterbox, [3, 2, 3, 2], axis=1), [1])  # resized w, h, w, h
-    boxes = nodes("Min", nodes("Max", corners, 0.0), limit)
+    boxes = nodes("Min", nodes("Max", corners, min(0.0, spec.clip_margin)), limit)
     return Candidates(best, boxes, label, slots.count)
 
 
@@ -218,6 +218,7 @@ def add_nms(
     scale = nodes("Div", original, nodes("Gather", letterbox, [3, 2, 3, 2], axis=1))
     boxes = nodes("Mul", boxes, nodes("Unsqueeze", scale, [1]))
     boxes = nodes("Min", boxes, nodes("Unsqueeze", original, [1]))
+    boxes = _inside(nodes, spec, boxes)
     boxes = nodes("Where", nodes("Unsqueeze", filled, [2]), boxes, 0.0)
     labels = nodes("Cast", labels, to=onnx.TensorProto.INT32)
     found = nodes("ReduceSum", nodes("Cast", filled, to=onnx.TensorProto.INT32), [1], keepdims=1)
@@ -230,13 +231,24 @@ def add_nms(
     return {NUM_DETECTIONS: found, BOXES: boxes, SCORES: scores, CLASSES: labels}
 
 
+def _inside(nodes: NodeBuilder, spec: DetectorSpec, boxes: gs.Variable) -> gs.Variable:
+    """Clip boxes at 0, where the decode has not done so."""
+    return nodes("Max", boxes, 0.0) if spec.clip_margin < 0 else boxes
+
+
 def add_decode_plugin(
     nodes: NodeBuilder,
     spec: DetectorSpec,
     heads: Sequence[tuple[gs.Variable, gs.Variable]],
     letterbox: gs.Variable,
 ) -> Candidates:
-    """Append the decode of all levels; empty slots are -inf and zeros. Raises UserError beyond its limits."""
+    """Append the decode of all levels; empty slots have the logit -inf. Raises UserError beyond its limits.
+
+    The plugin clips at 0; where boxes may leave the image they are decoded `clip_margin` to the right and below.
+    """
+    beyond = max(0.0, -spec.clip_margin)
+    if beyond:
+        letterbox = nodes("Add", letterbox, np.array((0, 0, beyond, beyond), np.float32))
     for name, value, most in (
         ("topk_candidates", spec.topk_candidates, MOST_CANDIDATES),
         ("max_detections", spec.max_detections, MOST_DETECTIONS),
@@ -252,13 +264,15 @@ def add_decode_plugin(
         domain=DOMAIN,
         plugin_version=VERSION,
         plugin_namespace="",
-        anchors=spec.anchor_table.ravel().tolist(),
+        anchors=(spec.anchor_table + np.float32(beyond)).ravel().tolist(),
         strides=list(spec.strides),
         threshold_logit=spec.score_threshold_logit,
         delta_clamp=spec.delta_clamp,
         topk=spec.topk_candidates,
         classes=len(spec.classes),
     )
+    if beyond:
+        boxes = nodes("Sub", boxes, beyond)
     return Candidates(logits, boxes, classes, sum(_Slots.of(spec).taken))
 
 
@@ -279,4 +293,4 @@ def add_nms_plugin(
         iou=spec.nms_iou,
         max_detections=spec.max_detections,
     )
-    return {NUM_DETECTIONS: found, BOXES: boxes, SCORES: scores, CLASSES: labels}
+    return {NUM_DETECTIONS: found, BOXES: _inside(nodes, spec, boxes), SCORES: scores, CLASSES: labels}

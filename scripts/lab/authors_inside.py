@@ -14,7 +14,13 @@ The environments, each of its own, with torch 2.13 where nothing else is said:
     fizyr          tensorflow-cpu==2.15.1 keras-resnet==0.2.0; SOURCE is fizyr/keras-retinanet at 7ac91df
 
 Beside numpy it imports the author's packages alone; the tests make the same weights and images by `seeded` and
-`image_of`. SOURCE are folders with checked out sources, put in front of sys.path.
+`image_of`. SOURCE are folders with checked out sources, put in front of sys.path. What is not the author's own:
+
+    deepforest     torchvision's constructor is told not to download a backbone
+    mlperf         mlperf_logging is a module that does nothing
+    mmdetection    of mmcv's compiled operators NMS is torchvision's, the others are missing; mmcv says it is 2.1.0
+    fizyr          compute_overlap, compiled and of training alone, is missing
+    all            weights are seeded, outputs scaled so that scores are spread, and the resize is left out
 """
 
 import gzip

@@ -14,16 +14,15 @@ from retinaserve.training.importers.parts import (
     Choices,
     Found,
     Imported,
+    anchors_of,
     as_bgr,
     assemble,
-    by_id,
-    named,
     renamed,
     scale_boxes,
     shape_of,
+    spec_of,
 )
-from retinaserve.training.importers.tables import RATIOS, SIZES, described, plain_anchors
-from retinaserve.training.spec import DetectorSpec, anchor_rows
+from retinaserve.training.importers.tables import RATIOS, SIZES
 
 NEEDS = ("head.cls_score.weight", "head.bbox_pred.weight")
 PIXEL_MEAN, PIXEL_STD = (103.53, 116.28, 123.675), (1.0, 1.0, 1.0)  # in BGR, of 0..255
@@ -43,7 +42,7 @@ DEFAULTS: Mapping[str, Any] = {
     "TEST.DETECTIONS_PER_IMAGE": 100,
     "INPUT.FORMAT": "BGR",
 }
-UNCLIPPED = 1e4  # pixels: its NMS comes before the clip, which the graph's end does here as well
+UNCLIPPED = 1024.0  # pixels: its NMS comes before the clip; more would cost the plugin bits of a box
 ONLY = {"MODEL.ANCHOR_GENERATOR.NAME": "DefaultAnchorGenerator", "MODEL.FPN.FUSE_TYPE": "sum"}
 
 
@@ -65,30 +64,29 @@ def import_detectron2(found: Found, choices: Choices) -> Imported:
     if values["INPUT.FORMAT"] == "BGR":
         as_bgr(weights)
         mean, std = mean[::-1], std[::-1]
-    sizes = choices.anchor_sizes or _levels(values["MODEL.ANCHOR_GENERATOR.SIZES"])
-    ratios = choices.anchor_ratios or tuple(_levels(values["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"])[0])
-    table = plain_anchors(sizes, ratios, order="scale", centre=values["MODEL.ANCHOR_GENERATOR.OFFSET"])
-    count = weights["cls_head.output.weight"].shape[0] // table.shape[1]
-    categories, line = named(replace(choices, categories=by_id(choices.categories)), count)
-    spec = DetectorSpec(
-        tuple(categories.values()),
-        tuple(categories),
-        choices.size,
-        anchor_rows(table),
+    config_told = "config.yaml beside the weights would tell; --anchor-sizes, --anchor-ratios"
+    table, anchors = anchors_of(
+        choices,
+        _levels(values["MODEL.ANCHOR_GENERATOR.SIZES"]),
+        _levels(values["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"])[0],
+        "from config.yaml" if config else f"assumed, the model zoo's; {config_told}",
+        order="scale",
+        centre=values["MODEL.ANCHOR_GENERATOR.OFFSET"],
+    )
+    spec, line = spec_of(
+        choices,
+        weights,
+        table,
         network,
-        mean=(mean[0] / 255, mean[1] / 255, mean[2] / 255),
-        std=(std[0] / 255, std[1] / 255, std[2] / 255),
+        sort=True,
+        mean=tuple(value / 255 for value in mean),
+        std=tuple(value / 255 for value in std),
         score_threshold=values["MODEL.RETINANET.SCORE_THRESH_TEST"],
         nms_iou=values["MODEL.RETINANET.NMS_THRESH_TEST"],
         topk_candidates=values["MODEL.RETINANET.TOPK_CANDIDATES_TEST"],
         max_detections=values["TEST.DETECTIONS_PER_IMAGE"],
         clip_margin=-UNCLIPPED,
     )
-    source = (
-        "from config.yaml" if config else "assumed, the model zoo's; config.yaml beside the weights would tell"
-    )
-    if not config and choices.anchor_sizes is None and choices.anchor_ratios is None:
-        source += "; --anchor-sizes, --anchor-ratios"
     notes = [
         f"Detectron2 RetinaNet with {network.backbone}, stride in {style}"
         + (
@@ -98,7 +96,7 @@ def import_detectron2(found: Found, choices: Choices) -> Imported:
         ),
         f"channels: {values['INPUT.FORMAT']}, folded into the first convolution",
         line,
-        described(sizes, ratios, source),
+        anchors,
     ]
     said = ("score_threshold", "nms_iou", "max_detections", "mean", "std") if config else ()
     return assemble(spec, weights, choices, notes, said=said)

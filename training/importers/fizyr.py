@@ -23,14 +23,13 @@ from retinaserve.training.importers.parts import (
     Found,
     Imported,
     Weights,
+    anchors_of,
     as_bgr,
     assemble,
-    by_id,
-    named,
     shape_of,
+    spec_of,
 )
-from retinaserve.training.importers.tables import OCTAVES, RATIOS, described, plain_anchors
-from retinaserve.training.spec import STRIDES, DetectorSpec, anchor_rows
+from retinaserve.training.importers.tables import RATIOS, SIZES
 
 NEEDS = (
     "classification_submodel/pyramid_classification/kernel:0",
@@ -56,21 +55,17 @@ def import_fizyr(found: Found, choices: Choices) -> Imported:
     network = replace(shape_of(weights, style="1x1"), p6_from="c5", padding="same", growth="linear", norm="none")
     as_bgr(weights)
     layers = {name: list(_layers(found.content, name)) for name in ("Anchors", "FilterDetections")}
-    sizes, ratios, source = _anchors(layers["Anchors"], choices)
-    table = plain_anchors(sizes, ratios, order="ratio", centre=0.5)
+    table, anchors = anchors_of(choices, *_anchors(layers["Anchors"]), order="ratio", centre=0.5)
     for part in ("weight", "bias"):
         key = f"box_head.output.{part}"
         weights[key] = _centred(weights[key], bias=part == "bias")
-    count = weights["cls_head.output.weight"].shape[0] // table.shape[1]
-    categories, line = named(
-        replace(choices, categories=by_id(choices.categories)), count, known=_names(found.beside, count)
-    )
-    spec = DetectorSpec(
-        tuple(categories.values()),
-        tuple(categories),
-        choices.size,
-        anchor_rows(table),
+    spec, line = spec_of(
+        choices,
+        weights,
+        table,
         network,
+        known=_names(found.beside, len(weights["cls_head.output.bias"]) // table.shape[1]),
+        sort=True,
         mean=MEAN,
         std=STD,
         max_detections=DETECTIONS,
@@ -90,7 +85,7 @@ def import_fizyr(found: Found, choices: Choices) -> Imported:
         f"fizyr's RetinaNet with {network.backbone}, boxes coded on corners, TensorFlow's padding, BGR "
         "(folded into the first convolution)",
         line,
-        described(sizes, ratios, source),
+        anchors,
     ]
     return assemble(replace(spec, **said), weights, choices, notes, said=tuple(said))
 
@@ -164,17 +159,13 @@ def _layers(content: object, kind: str) -> Iterator[Mapping[str, Any]]:
             yield layer.get("config", {})
 
 
-def _anchors(layers: list[Mapping[str, Any]], choices: Choices) -> tuple[Any, Any, str]:
-    if choices.anchor_sizes or choices.anchor_ratios:
-        sizes = choices.anchor_sizes or tuple(tuple(4 * stride * each for each in OCTAVES) for stride in STRIDES)
-        return sizes, choices.anchor_ratios or RATIOS, "as you said"
-    if layers:
-        layers = sorted(layers, key=lambda each: float(each["stride"]))
-        sizes = tuple(tuple(each["size"] * scale for scale in each["scales"]) for each in layers)
-        return sizes, tuple(layers[0]["ratios"]), "from the file"
-    sizes = tuple(tuple(4 * stride * each for each in OCTAVES) for stride in STRIDES)
-    source = "assumed, its own; a training model does not say: --anchor-sizes, --anchor-ratios"
-    return sizes, RATIOS, source
+def _anchors(layers: list[Mapping[str, Any]]) -> tuple[Any, Any, str]:
+    """Return sizes, ratios and their source, of a converted model's layers if there are any."""
+    if not layers:
+        return SIZES, RATIOS, "assumed, its own; a training model does not say: --anchor-sizes, --anchor-ratios"
+    layers = sorted(layers, key=lambda each: float(each["stride"]))
+    sizes = tuple(tuple(each["size"] * scale for scale in each["scales"]) for each in layers)
+    return sizes, tuple(layers[0]["ratios"]), "from the file"
 
 
 def _names(beside: Mapping[str, Any], count: int) -> Categories | None:

@@ -6,6 +6,7 @@ The config stands in the file's `meta` as a text of Python; it is parsed, and on
 """
 
 import ast
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,27 +17,29 @@ from retinaserve.training.importers.parts import (
     Choices,
     Found,
     Imported,
+    anchors_of,
     as_bgr,
     assemble,
-    named,
     renamed,
     scale_boxes,
     shape_of,
+    spec_of,
 )
 from retinaserve.training.importers.reader import Inert
-from retinaserve.training.importers.tables import RATIOS, described, plain_anchors
-from retinaserve.training.spec import IMAGENET_MEAN, IMAGENET_STD, STRIDES, DetectorSpec, anchor_rows
+from retinaserve.training.importers.tables import RATIOS
+from retinaserve.training.spec import IMAGENET_MEAN, IMAGENET_STD, STRIDES
 
 NEEDS = ("bbox_head.retina_cls.weight", "bbox_head.retina_reg.weight")
 CAFFE_MEAN, CAFFE_STD = (123.675 / 255, 116.28 / 255, 103.53 / 255), (1 / 255, 1 / 255, 1 / 255)
 GENERATOR, CODER = "AnchorGenerator", "DeltaXYWHBBoxCoder"
+SECTION = re.compile(r"^[\w./\\:~-]+\.py[ \t]*$", re.MULTILINE)  # a config's path, before its text
 
 
 def import_mmdetection(found: Found, choices: Choices) -> Imported:
     """Return the detector. Raises UserError for another generator of anchors or coder than RetinaNet's."""
     meta = found.content.get("meta") if isinstance(found.content, Mapping) else None
     meta = _mapping(meta)
-    config, source = _config(meta), "from the config in the file"
+    config = _config(meta)
     model = _mapping(config.get("model"))
     backbone, head, test = (_mapping(model.get(name)) for name in ("backbone", "bbox_head", "test_cfg"))
     test = test or _mapping(config.get("test_cfg"))  # where 2.x had it at first
@@ -44,11 +47,18 @@ def import_mmdetection(found: Found, choices: Choices) -> Imported:
     for part, wanted in ((generator, GENERATOR), (coder, CODER)):
         if part.get("type", wanted) != wanted:
             raise UserError(f"the config asks for {part['type']}", f"{wanted} is expected")
+    if "anchor_strides" in head:
+        raise UserError(
+            "the config is of mmdetection 1.x, which rounds anchors and boxes otherwise",
+            "a detector of 2.x or 3.x is expected",
+        )
     caffe, told = _style(found, choices, backbone)
     weights = renamed(_our_name, found.state)
-    network = replace(shape_of(weights, style="1x1" if caffe else "3x3"), p7_relu=False)
     neck = _mapping(model.get("neck"))
-    network = replace(network, p7_relu=bool(neck.get("relu_before_extra_convs", False)))
+    network = replace(
+        shape_of(weights, style="1x1" if caffe else "3x3"),
+        p7_relu=bool(neck.get("relu_before_extra_convs", False)),
+    )
     if neck.get("add_extra_convs") == "on_lateral":
         raise UserError("P6 is made from a lateral", "add_extra_convs on_input or on_output is expected")
     scale_boxes(weights, coder.get("target_stds", (1.0, 1.0, 1.0, 1.0)))
@@ -59,19 +69,22 @@ def import_mmdetection(found: Found, choices: Choices) -> Imported:
         2 ** (i / generator.get("scales_per_octave", 3)) for i in range(generator.get("scales_per_octave", 3))
     )
     scales = generator.get("scales") or [generator.get("octave_base_scale", 4) * octave for octave in octaves]
-    sizes = choices.anchor_sizes or tuple(tuple(stride * scale for scale in scales) for stride in STRIDES)
-    ratios = choices.anchor_ratios or tuple(generator.get("ratios", RATIOS))
-    order = "ratio" if generator.get("scale_major", True) else "scale"
-    table = plain_anchors(sizes, ratios, order=order, centre=generator.get("center_offset", 0.0))
-    count = weights["cls_head.output.weight"].shape[0] // table.shape[1]
-    categories, line = named(choices, count, known=_names(meta))
+    unsaid = "assumed, RetinaNet's own; the file has no config: --anchor-sizes, --anchor-ratios"
+    table, anchors = anchors_of(
+        choices,
+        tuple(tuple(stride * scale for scale in scales) for stride in STRIDES),
+        tuple(generator.get("ratios", RATIOS)),
+        "from the config in the file" if generator else unsaid,
+        order="ratio" if generator.get("scale_major", True) else "scale",
+        centre=generator.get("center_offset", 0.0),
+    )
     nms = _mapping(test.get("nms"))
-    spec = DetectorSpec(
-        tuple(categories.values()),
-        tuple(categories),
-        choices.size,
-        anchor_rows(table),
+    spec, line = spec_of(
+        choices,
+        weights,
+        table,
         network,
+        known=_names(meta),
         mean=mean,
         std=std,
         score_threshold=test.get("score_thr", 0.05),
@@ -79,15 +92,11 @@ def import_mmdetection(found: Found, choices: Choices) -> Imported:
         topk_candidates=test.get("nms_pre", 1000),
         max_detections=test.get("max_per_img", 100),
     )
-    if choices.anchor_sizes or choices.anchor_ratios:
-        source = "as you said"
-    elif not generator:
-        source = "assumed, RetinaNet's own; the file has no config: --anchor-sizes, --anchor-ratios"
     notes = [
         f"mmdetection RetinaNet with {network.backbone}, {'caffe' if caffe else 'pytorch'} style ({told})",
         f"channels: {'BGR, folded into the first convolution' if bgr else 'RGB'} ({pixels})",
         line,
-        described(sizes, ratios, source),
+        anchors,
     ]
     said = ["score_threshold", "nms_iou", "max_detections"] if test else []
     said += ["mean", "std"] if pixels.startswith("from") else []
@@ -161,25 +170,44 @@ def _names(meta: Mapping[str, Any]) -> Categories | None:
 
 
 def _config(meta: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the literals of the config's text: names that are assigned dicts, lists, numbers and texts."""
+    """Return the literals of the config's text: names that are assigned dicts, lists, numbers and texts.
+
+    2.x wrote the text of a config behind those that it is based on, each below a line of its path.
+    """
     text = meta.get("cfg") or meta.get("config")
     if not isinstance(text, str):
         return _mapping(text)
     found: dict[str, Any] = {}
-    try:
-        lines = ast.parse(text).body
-    except (SyntaxError, ValueError, RecursionError):
-        return {}
-    for line in lines:
-        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
-            found[line.targets[0].id] = _literal(line.value, found)
+    for part in SECTION.split(text):
+        own: dict[str, Any] = {}
+        try:
+            lines = ast.parse(part).body
+        except (SyntaxError, ValueError, RecursionError):
+            return {}
+        for line in lines:
+            if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+                own[line.targets[0].id] = _literal(line.value, own)
+        found = _merged(found, own)
     return found
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config that is based on another: dicts are merged but where one says `_delete_`."""
+    merged = dict(base)
+    for name, value in own.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict) and not value.get("_delete_")
+        merged[name] = _merged(merged[name], value) if both else value
+    return merged
 
 
 def _literal(node: ast.AST, known: Mapping[str, Any]) -> Any:
     """Return what a literal is, `dict(...)` among them, a name known by then, or None."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
-        return {word.arg: _literal(word.value, known) for word in node.keywords if word.arg}
+        found: dict[str, Any] = {}
+        for word in node.keywords:
+            value = _literal(word.value, known)
+            found |= {word.arg: value} if word.arg else _mapping(value)
+        return found
     if isinstance(node, ast.Dict):
         keys = (key.value if isinstance(key, ast.Constant) else None for key in node.keys)
         return {key: _literal(value, known) for key, value in zip(keys, node.values, strict=True)}

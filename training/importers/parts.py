@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retinaserve.training.anchors import FloatArray
 from retinaserve.training.coco import COCO_NAMES
 from retinaserve.training.errors import UserError
+from retinaserve.training.importers.tables import Sizes, described, plain_anchors
 from retinaserve.training.model import build_model
-from retinaserve.training.spec import BACKBONES, DetectorSpec, Network, ResNetLayout
+from retinaserve.training.spec import BACKBONES, DetectorSpec, Network, ResNetLayout, anchor_rows
 
 Weights = dict[str, Tensor]
 Categories = Mapping[int, str]  # id: name, in the order of the annotation file
@@ -145,9 +147,38 @@ def numbered(count: int, first: int) -> Categories:
     return {number: f"class {number}" for number in range(first, first + count)}
 
 
-def by_id(categories: Categories | None) -> Categories | None:
-    """Return categories in the order of their ids, as families do that sort them."""
-    return None if categories is None else {number: categories[number] for number in sorted(categories)}
+def spec_of(
+    choices: Choices,
+    weights: Mapping[str, Tensor],
+    table: FloatArray,
+    network: Network,
+    *,
+    known: Categories | None = None,
+    sort: bool = False,
+    **settings: Any,
+) -> tuple[DetectorSpec, str]:
+    """Return the spec of renamed weights, and where its classes' names came from.
+
+    known: the names that the file holds; sort: whether the family has categories in the order of their ids.
+    """
+    if sort and choices.categories is not None:
+        choices = replace(
+            choices, categories={each: choices.categories[each] for each in sorted(choices.categories)}
+        )
+    count = weights["cls_head.output.weight"].shape[0] // table.shape[1]
+    categories, line = named(choices, count, known=known)
+    ids, anchors = tuple(categories), anchor_rows(table)
+    return DetectorSpec(tuple(categories.values()), ids, choices.size, anchors, network, **settings), line
+
+
+def anchors_of(
+    choices: Choices, sizes: Sizes, ratios: Sequence[float], source: str, *, order: str, centre: float
+) -> tuple[FloatArray, str]:
+    """Return the anchor table, of `sizes` and `ratios` where the user says nothing else, and what tells of it."""
+    if choices.anchor_sizes or choices.anchor_ratios:
+        source = "as you said"
+    sizes, ratios = choices.anchor_sizes or sizes, choices.anchor_ratios or ratios
+    return plain_anchors(sizes, ratios, order=order, centre=centre), described(sizes, ratios, source)
 
 
 def recognise_backbone(state: Mapping[str, Tensor]) -> tuple[str, int]:

@@ -12,15 +12,14 @@ from retinaserve.training.importers.parts import (
     Choices,
     Found,
     Imported,
+    anchors_of,
     assemble,
-    by_id,
-    named,
     renamed,
     scale_boxes,
     shape_of,
+    spec_of,
 )
-from retinaserve.training.importers.tables import RATIOS, SIZES, described, plain_anchors
-from retinaserve.training.spec import DetectorSpec, anchor_rows
+from retinaserve.training.importers.tables import RATIOS, SIZES
 
 NEEDS = ("classificationModel.output.weight", "regressionModel.output.weight")
 DEVIATION = (0.1, 0.1, 0.2, 0.2)
@@ -33,26 +32,16 @@ def import_yhenon(found: Found, choices: Choices) -> Imported:
     weights = renamed(_our_name, found.state)
     network = replace(shape_of(weights), p6_from="c5")
     scale_boxes(weights, DEVIATION)
-    sizes, ratios = choices.anchor_sizes or SIZES, choices.anchor_ratios or RATIOS
-    table = plain_anchors(sizes, ratios, order="ratio", centre=0.5)
-    count = weights["cls_head.output.weight"].shape[0] // table.shape[1]
-    categories, line = named(replace(choices, categories=by_id(choices.categories)), count)
-    spec = DetectorSpec(
-        tuple(categories.values()),
-        tuple(categories),
-        choices.size,
-        anchor_rows(table),
-        network,
-        max_detections=DETECTIONS,
-        delta_clamp=UNLIMITED,
+    source = "assumed, its own; the file does not say: --anchor-sizes, --anchor-ratios"
+    table, anchors = anchors_of(choices, SIZES, RATIOS, source, order="ratio", centre=0.5)
+    spec, line = spec_of(
+        choices, weights, table, network, sort=True, max_detections=DETECTIONS, delta_clamp=UNLIMITED
     )
-    said = choices.anchor_sizes or choices.anchor_ratios
-    source = "as you said" if said else "assumed, its own; the file does not say: --anchor-sizes, --anchor-ratios"
     notes = [
         f"yhenon's RetinaNet with {network.backbone}; it answers all boxes above the threshold, this at most "
         f"{choices.max_detections or DETECTIONS}",
         line,
-        described(sizes, ratios, source),
+        anchors,
     ]
     return assemble(spec, weights, choices, notes)
 
