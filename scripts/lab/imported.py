@@ -1,0 +1,239 @@
+"""An author's own RetinaNet against its import behind a real Triton, from the same JPEGs: boxes, AP, time, memory.
+
+    python -m retinaserve.scripts.lab.imported --python tv/bin/python --images DIR --annotations val.json \\
+        --train-images DIR --train-annotations train.json --family torchvision [--speed]
+
+`--python` is of an environment of the author's packages (imported_inside.py). His network is trained first, unless
+`--work` has it. Every second image is turned by a quarter, so both orientations are there. `--speed` times
+torchvision eager and compiled and a served import of each precision, at 800 to 1333, in turns: by the clock, which
+asks for an idle machine, and by CPU time.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from retinaserve.build_tools.export import export
+from retinaserve.build_tools.quantize.calibrate import Int8Options
+from retinaserve.build_tools.repository.builder import build
+from retinaserve.eval.client.client import Client
+from retinaserve.plugins.reference import iou_matrix
+from retinaserve.scripts.cli.import_weights import read_categories
+from retinaserve.scripts.drills.fixture import usage
+from retinaserve.scripts.lab import run
+from retinaserve.scripts.server.installation import usable_cores
+from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+from retinaserve.training.checkpoint import Checkpoint, save
+from retinaserve.training.coco import Annotations
+from retinaserve.training.detections import Detections
+from retinaserve.training.files import write_json
+from retinaserve.training.importers import Choices, import_weights
+from retinaserve.training.machine import machine
+from retinaserve.training.scores import evaluate
+
+INSIDE = Path(__file__).with_name("imported_inside.py")
+FAMILIES, PRECISIONS, WAYS = ("torchvision", "yhenon"), ("fp32", "bf16", "int8"), ("eager", "compiled")
+SMALL = (192, 320)  # what imported_inside.py trains and answers at
+STEPS = {"torchvision": 500, "yhenon": 100}
+IOU, SCORE = 0.9, 0.02  # what counts as the same detection
+CALIBRATED_WITH = 16
+Results = Mapping[int, Detections]
+
+
+def inside(python: Path, *words: object) -> list[str]:
+    """Return the command line of the other environment's part."""
+    return [str(python), str(INSIDE), *map(str, words)]
+
+
+def turned(images: Path, annotations: Path, work: Path) -> Path:
+    """Write the set with every second image turned by a quarter; return its labels, beside its images."""
+    target = work / "turned.json"
+    if target.exists():
+        return target
+    (work / "turned").mkdir(parents=True)
+    content = json.loads(annotations.read_text())
+    wide = {}
+    for number, each in enumerate(content["images"]):
+        with Image.open(images / each["file_name"]) as image:
+            upright = image.convert("RGB")
+        if number % 2:
+            wide[each["id"]] = upright.width
+            upright = upright.transpose(Image.Transpose.ROTATE_90)
+        upright.save(work / "turned" / each["file_name"], quality=92)
+        each["width"], each["height"] = upright.size
+    for each in content["annotations"]:
+        x, y, w, h = each["bbox"]
+        if each["image_id"] in wide:
+            each["bbox"] = [y, wide[each["image_id"]] - x - w, h, w]
+    write_json(target, content)
+    return target
+
+
+def served(weights: Path, labels: Path, work: Path, precision: str, size: tuple[int, int]) -> Path:
+    """Import, export and build what is not there yet; return the repository."""
+    name = f"{weights.stem}-{size[0]}"
+    checkpoint, repository = work / f"{name}.pth", work / f"{name}-{precision}"
+    if not checkpoint.is_file():
+        found = import_weights(weights, Choices(size=size, categories=read_categories(labels)))
+        print("\n".join(found.notes))
+        save(checkpoint, Checkpoint(found.spec, found.weights))
+    graph = work / (f"{name}-int8.onnx" if precision == "int8" else f"{name}.onnx")
+    if not graph.is_file():
+        int8 = Int8Options(labels.with_suffix(""), count=CALIBRATED_WITH)
+        export(checkpoint, graph, precision="int8" if precision == "int8" else "fp32", calibration_images=int8)
+    if not repository.exists():
+        build(graph, repository, precision=precision)
+    return repository
+
+
+def theirs(path: Path, places: Sequence[int]) -> Results:
+    """Return COCO results as detections; classes are places in `places`, the category ids."""
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for row in json.loads(path.read_text()):
+        rows.setdefault(row["image_id"], []).append(row)
+    found = {}
+    for image, own in rows.items():
+        corners = np.array([row["bbox"] for row in own], np.float64)
+        corners[:, 2:] += corners[:, :2]
+        scores = np.array([row["score"] for row in own], np.float32)
+        classes = np.array([places.index(row["category_id"]) for row in own], np.int32)
+        found[image] = Detections(corners.astype(np.float32), scores, classes)
+    return found
+
+
+def same(wanted: Detections, found: Detections) -> int:
+    """Return how many detections have a counterpart of their class: IoU above 0.9, score within 0.02."""
+    near = (iou_matrix(wanted.boxes, found.boxes) > IOU) & (wanted.classes[:, None] == found.classes[None])
+    near &= np.abs(wanted.scores[:, None] - found.scores[None]) < SCORE
+    return int(near.any(axis=1).sum())
+
+
+def agreement(given: argparse.Namespace, weights: Path, labels: Path) -> dict[str, Any]:
+    """Answer the set by both, and count."""
+    truth = Annotations.load(labels)
+    results = given.work / f"{given.family}.json"
+    if not results.is_file():
+        images = labels.with_suffix("")
+        words = (given.family, "answer", weights, images, labels, results)
+        subprocess.run(inside(given.python, *words), check=True)
+    summary: dict[str, Any] = {}
+    for precision in given.precisions:
+        repository = served(weights, labels, given.work, precision, SMALL)
+        with TritonServer(repository, ServerOptions.free_ports(threads=usable_cores())) as server:
+            server.wait_until_ready()
+            with Client(server.grpc_url, timeout=300) as client:
+                paths = [labels.with_suffix("") / name for name in truth.images.values()]
+                answers = client.predict([path.read_bytes() for path in paths])
+                places = list(client.category_ids)
+        ours, author = dict(zip(truth.images, answers, strict=True)), theirs(results, places)
+        nothing = Detections.none()
+        counts = [
+            (same(author.get(image, nothing), found), len(author.get(image, nothing)))
+            for image, found in ours.items()
+        ]
+        agreed, total = map(sum, zip(*counts, strict=True))
+        aps = [evaluate(truth, each, places).ap for each in (author, ours)]
+        summary[precision] = {"agreed": agreed, "detections": total, "ap_author": aps[0], "ap_served": aps[1]}
+        shown = [f"{100 * (ap or 0):.2f}" for ap in aps]
+        share = f"{agreed} of {total} ({agreed / max(1, total):.2%})"
+        print(f"{given.family}, {precision}: {share}, AP of the author {shown[0]}, served {shown[1]}", flush=True)
+    return summary
+
+
+def race(given: argparse.Namespace, weights: Path, labels: Path) -> Iterator[dict[str, dict[str, float]]]:
+    """Yield what each contestant took for the photos of a turn: seconds, CPU seconds, megabytes."""
+    photos = sorted(labels.with_suffix("").glob("*.jpg"))[: given.count]
+    encoded = [path.read_bytes() for path in photos]
+    with ExitStack() as stack:
+        other = stack.enter_context(
+            subprocess.Popen(
+                inside(given.python, "torchvision", "time", weights, *photos),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"OMP_NUM_THREADS": str(usable_cores())},
+            )
+        )
+        stack.callback(other.terminate)
+        servers = {}
+        for name in given.precisions:
+            options = ServerOptions.free_ports(threads=usable_cores())
+            repository = served(weights, labels, given.work, name, (800, 1333))
+            server = stack.enter_context(TritonServer(repository, options))
+            server.wait_until_ready()
+            servers[name] = server, stack.enter_context(Client(server.grpc_url, timeout=300))
+        assert other.stdin and other.stdout
+        for number in range(given.rounds + 1):
+            told: dict[str, dict[str, float]] = {}
+            for way in given.ways:
+                other.stdin.write(f"{way}\n")
+                other.stdin.flush()
+                told[way] = json.loads(other.stdout.readline())
+            for name, (server, client) in servers.items():
+                before = usage(server.process.pid, "no shared file")
+                started = time.perf_counter()
+                client.predict(encoded)
+                taken = time.perf_counter() - started
+                after = usage(server.process.pid, "no shared file")
+                spent = (sum(each.cpu_seconds for each in seen.processes.values()) for seen in (after, before))
+                cpu = next(spent) - next(spent)
+                told[name] = {"seconds": taken, "cpu": cpu, "megabytes": after.memory_bytes / 1e6}
+            if number:  # the first turn warms up
+                yield {name: {**each, "images": len(photos)} for name, each in told.items()}
+
+
+def main() -> None:
+    """Hold a served import to its author's own code."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--python", type=Path, required=True, help="Of the author's environment.")
+    parser.add_argument("--family", choices=FAMILIES, default="torchvision")
+    for name in ("images", "annotations", "train-images", "train-annotations"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/imported"), help="What is made stays here.")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=("fp32",))
+    parser.add_argument("--speed", action="store_true", help="Time instead of boxes.")
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS, help="Of torchvision, for --speed.")
+    parser.add_argument("--count", type=int, default=4, help="Photos of a turn.")
+    parser.add_argument("--rounds", type=int, default=3, help="Turns.")
+    given = parser.parse_args()
+    labels = turned(given.images, given.annotations, given.work)
+    start: list[Path] = []
+    for family in FAMILIES[: 1 + FAMILIES.index(given.family)]:
+        weights = given.work / f"{family}-weights.pth"
+        if not weights.is_file():
+            training = (given.train_images, given.train_annotations, STEPS[family])
+            subprocess.run(inside(given.python, family, "train", weights, *training, *start), check=True)
+        start = [weights]
+    if not given.speed:
+        summary = agreement(given, weights, labels)
+        write_json(given.work / f"{given.family}-agreement.json", {**summary, "machine": machine()})
+        return
+    turns = []
+    for told in race(given, weights, labels):
+        turns.append(told)
+        print("  ".join(f"{name} {each['seconds'] / each['images']:.2f} s ({each['cpu'] / each['images']:.2f} CPU)"
+                        for name, each in told.items()), flush=True)  # fmt: skip
+    for name in given.precisions:
+        for base in given.ways:
+            clock, cpu = (
+                statistics.median(turn[base][unit] / turn[name][unit] for turn in turns)
+                for unit in ("seconds", "cpu")
+            )
+            print(f"{name}: {clock:.2f} times torchvision {base}, {cpu:.2f} by CPU time")
+    for name, each in turns[-1].items():
+        print(f"{name}: {each['megabytes']:.0f} MB")
+    write_json(given.work / "speed.json", {"turns": turns, "machine": machine()})
+
+
+if __name__ == "__main__":
+    run(main)
