@@ -10,12 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from glob import glob, has_magic
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import SUFFIXES
+
+if TYPE_CHECKING:
+    from retinaserve.training.coco import (
+        Annotations,
+    )  # a client reads no labels, and need not wait for their readers
 
 T = TypeVar("T")
 SHOWN = 4  # kinds of files that were left out
@@ -42,7 +46,7 @@ def find_images(places: Sequence[str | Path], *, left_out: Callable[[str], objec
     return list(found)
 
 
-def annotated_files(truth: Annotations, folder: Path) -> dict[int, Path]:
+def annotated_files(truth: "Annotations", folder: Path) -> dict[int, Path]:
     """Return the file of each image of an annotation file, by id. Raises UserError when some are not there."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such directory", f"the images that {truth.path} names are expected there")
