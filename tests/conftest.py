@@ -1,5 +1,6 @@
 """What many tests share: one toy detector, one repository, and one real tritonserver a session."""
 
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import pytest
 
 from retinaserve.build_tools.graph.graft import graft, save
 from retinaserve.build_tools.repository.builder import build_repository
+from retinaserve.build_tools.repository.configs import read_config, write_config
 from retinaserve.scripts.server.triton import Server, TritonServer
 from retinaserve.training.export import export_heads
 from tests.toys import toy_model, toy_spec
@@ -56,4 +58,17 @@ def repository(toy_onnx: Path) -> Path:
 def server(repository: Path) -> Iterator[TritonServer]:
     """A tritonserver on free ports that serves the toy detector."""
     with Server(repository) as running:
+        yield running
+
+
+@pytest.fixture
+def narrow(repository: Path, tmp_path: Path) -> Iterator[TritonServer]:
+    """A server of a test's own, whose queues hold two requests."""
+    shutil.copytree(repository, tmp_path / "repository")
+    for model in ("preprocess", "retinanet"):
+        path = tmp_path / "repository" / model / "config.pbtxt"
+        config = read_config(path)
+        config.dynamic_batching.default_queue_policy.max_queue_size = 2
+        write_config(path, config)
+    with Server(tmp_path / "repository") as running:
         yield running

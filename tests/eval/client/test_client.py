@@ -2,17 +2,14 @@
 
 import asyncio
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from retinaserve.build_tools.repository.configs import read_config, write_config
 from retinaserve.eval.client.client import AsyncClient, Client
-from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import UserError
 from tests.images import checker, encode
@@ -149,21 +146,6 @@ def test_a_file_over_the_servers_limit_is_not_sent(server: TritonServer) -> None
         (answer,) = client.predict_many([bytes(client.served.max_image_bytes + 1)])
         assert client.statistics()["detector"].failed == failed
     assert isinstance(answer, ImageError) and "more than the server takes (33554432)" in answer.message
-
-
-@pytest.fixture
-def narrow(repository: Path, tmp_path: Path) -> Iterator[TritonServer]:
-    """A server of its own whose queues hold two requests."""
-    shutil.copytree(repository, tmp_path / "repository")
-    for model in ("preprocess", "retinanet"):
-        path = tmp_path / "repository" / model / "config.pbtxt"
-        config = read_config(path)
-        config.dynamic_batching.default_queue_policy.max_queue_size = 2
-        write_config(path, config)
-    options = ServerOptions.free_ports()
-    with TritonServer(tmp_path / "repository", options) as running:
-        running.wait_until_ready(60)
-        yield running
 
 
 async def _ask(address: str) -> list[Detections]:

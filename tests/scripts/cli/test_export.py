@@ -37,28 +37,6 @@ def test_fp16_says_what_it_did_to_the_weights(checkpoint: Path, tmp_path: Path) 
     assert written["megabytes"] < 0.6 * checkpoint.stat().st_size / 1e6 + 0.4  # the rest are tables of the decode
 
 
-@pytest.mark.parametrize(
-    ("model", "output", "words", "message", "code"),
-    [
-        ("toy.pth", "toy.engine", [], "ends in .onnx or .plan", 2),
-        ("toy.pth", "toy.plan", ["--precision", "int8"], "INT8 needs --calibration-images", 2),
-        ("toy.pth", "toy.plan", ["--batch", "4", "2", "1"], "batch sizes 4 2 1", 2),
-    ],
-)
-def test_wrong_words(model: str, output: str, words: list[str], message: str, code: int, tmp_path: Path) -> None:
-    result = CliRunner().invoke(export, [str(tmp_path / model), str(tmp_path / output), *words])
-    assert isinstance(result.exception, UserError), result.output
-    assert message in result.exception.message and result.exception.code == code
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_exported_graph_has_its_precision_already(toy_onnx: Path, tmp_path: Path) -> None:
-    words = [str(toy_onnx), str(tmp_path / "toy.plan"), "--precision", "fp16"]
-    result = CliRunner().invoke(export, words)
-    assert isinstance(result.exception, UserError) and result.exception.code == 2
-    assert "--precision means nothing for an .onnx" in result.exception.message
-
-
 def test_without_tensorrt_a_plan_is_refused_at_once(toy_onnx: Path, tmp_path: Path) -> None:
     if tensorrt_version():
         pytest.skip("TensorRT is installed")

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -16,10 +15,9 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
-from retinaserve.build_tools.repository.configs import read_config, write_config
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.transport import Endpoint, ServerError, Transport
-from retinaserve.scripts.server.triton import Server, ServerOptions, TritonServer
+from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from tests.images import checker, encode
 from tests.scripts.deploy.promql import Scrape, problems
 
@@ -102,19 +100,6 @@ def test_the_dashboard_is_whole() -> None:
     variables = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
     used = set(re.findall(r"\$\{?(\w+)", json.dumps([panels, DASHBOARD["templating"]])))
     assert used - {"__all"} == variables
-
-
-@pytest.fixture
-def narrow(repository: Path, tmp_path: Path) -> Iterator[TritonServer]:
-    """A server whose queues hold two requests."""
-    shutil.copytree(repository, tmp_path / "repository")
-    for model in ("preprocess", "retinanet"):
-        path = tmp_path / "repository" / model / "config.pbtxt"
-        config = read_config(path)
-        config.dynamic_batching.default_queue_policy.max_queue_size = 2
-        write_config(path, config)
-    with Server(tmp_path / "repository") as running:
-        yield running
 
 
 @pytest.mark.server

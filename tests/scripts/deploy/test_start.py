@@ -5,7 +5,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ log-verbose metrics-address metrics-config metrics-port model-control-mode model
 trace-config
 """
 OPTIONS_OF_2_72 = set(OPTIONS.split())
+Flags = Callable[..., list[str]]
 
 # The real server behind the name `tritonserver`. It keeps what it was called with, leaves out the two flags that
 # 2.51 does not have yet, and names the python backend's place, which in NVIDIA's image is the default.
@@ -128,26 +129,25 @@ def test_start_refuses(case: str, tmp_path: Path) -> None:
     assert result.returncode == 3 and words in result.stderr, result.stderr
 
 
-def test_start_names_the_library_that_registers_the_plugins(tmp_path: Path) -> None:
+@pytest.fixture
+def flags(tmp_path: Path) -> Flags:
+    """What start.sh would call tritonserver with."""
     (tmp_path / "tritonserver").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
     (tmp_path / "tritonserver").chmod(0o755)
+    usual = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PLUGINS": ""}
+    return lambda **variables: run(CONTAINER / "start.sh", **{**usual, **variables}).stdout.splitlines()
+
+
+def test_start_names_the_library_that_registers_the_plugins(tmp_path: Path, flags: Flags) -> None:
     for name in ("libretinaserve_plugins.so", "libretinaserve_triton.so"):
         (tmp_path / name).touch()
-    variables = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "PLUGINS": str(tmp_path / "libretinaserve_plugins.so"),
-    }
-    called = run(CONTAINER / "start.sh", **variables).stdout.splitlines()
+    called = flags(PLUGINS=str(tmp_path / "libretinaserve_plugins.so"))
     assert f"--backend-config=tensorrt,plugins={tmp_path}/libretinaserve_triton.so" in called
 
 
-def test_start_gives_the_server_the_pool_that_build_computed(tmp_path: Path) -> None:
-    (tmp_path / "tritonserver").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
-    (tmp_path / "tritonserver").chmod(0o755)
-    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PLUGINS": "", "MODELS": str(tmp_path)}
-
+def test_start_gives_the_server_the_pool_that_build_computed(tmp_path: Path, flags: Flags) -> None:
     def pools(**more: str) -> list[str]:
-        called = run(CONTAINER / "start.sh", **variables, **more).stdout.splitlines()
+        called = flags(MODELS=str(tmp_path), **more)
         return [word.split("=")[1] for word in called if word.startswith("--cuda-memory-pool-byte-size=")]
 
     assert pools() == []  # a repository of before, or of the CPU profile
@@ -156,20 +156,17 @@ def test_start_gives_the_server_the_pool_that_build_computed(tmp_path: Path) -> 
     assert pools(CUDA_POOL_BYTES="5")[0] == "0:5"
 
 
-def test_start_encrypts_and_traces_when_told(tmp_path: Path) -> None:
-    """The flags alone: test_deploy_security has their effect, docs/operations.md the collector."""
-    (tmp_path / "tritonserver").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
-    (tmp_path / "tritonserver").chmod(0o755)
-    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PLUGINS": "", "TLS_FOLDER": str(tmp_path / "tls")}
-    plain = run(CONTAINER / "start.sh", **variables).stdout.splitlines()
-    assert not [word for word in plain if "ssl" in word or word.startswith("--trace")]
+def test_start_encrypts_and_traces_when_told(tmp_path: Path, flags: Flags) -> None:
+    """The flags alone: test_security has their effect, docs/operations.md the collector."""
+    tls = {"TLS_FOLDER": str(tmp_path / "tls")}
+    assert not [word for word in flags(**tls) if "ssl" in word or word.startswith("--trace")]
     (tmp_path / "tls").mkdir()
     (tmp_path / "tls" / "tls.crt").touch()
-    encrypted = run(CONTAINER / "start.sh", **variables).stdout.splitlines()
+    encrypted = flags(**tls)
     assert "--grpc-use-ssl=true" in encrypted and "--http-address=127.0.0.1" in encrypted
     assert not [word for word in encrypted if "mutual" in word]
     (tmp_path / "tls" / "ca.crt").touch()
-    mutual = run(CONTAINER / "start.sh", **variables, TRACE_URL="http://c:4318/v1/traces").stdout.splitlines()
+    mutual = flags(**tls, TRACE_URL="http://c:4318/v1/traces")
     assert mutual.index("--grpc-use-ssl=true") < mutual.index("--grpc-use-ssl-mutual=true"), "the later decides"
     assert "--trace-config=opentelemetry,url=http://c:4318/v1/traces" in mutual
     assert "--trace-config=level=TIMESTAMPS" in mutual
