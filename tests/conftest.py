@@ -12,6 +12,8 @@ from retinaserve.build_tools.graph.graft import graft, save
 from retinaserve.build_tools.repository.builder import build_repository
 from retinaserve.build_tools.repository.configs import read_config, write_config
 from retinaserve.scripts.server.triton import Server, TritonServer
+from retinaserve.training.checkpoint import Checkpoint
+from retinaserve.training.checkpoint import save as save_checkpoint
 from retinaserve.training.export import export_heads
 from tests.toys import toy_model, toy_spec
 
@@ -30,6 +32,14 @@ def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("TMPDIR", str(folder))
         patch.setattr(tempfile, "tempdir", None)  # what was asked for before
         yield
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy detector as `train` writes it; tests must not change it."""
+    path = tmp_path_factory.mktemp("checkpoint") / "toy.pth"
+    save_checkpoint(path, Checkpoint(toy_spec(), toy_model(toy_spec()).state_dict()))
+    return path
 
 
 @pytest.fixture(scope="session")

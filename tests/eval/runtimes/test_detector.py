@@ -8,19 +8,10 @@ import onnx
 import pytest
 
 from retinaserve.eval.runtimes.detector import open_detector
-from retinaserve.training.checkpoint import Checkpoint, save
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import UserError
 from tests.images import bad_images, checker, encode
-from tests.toys import CATEGORY_IDS, CLASSES, toy_model, toy_spec
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("checkpoint") / "toy.pth"
-    save(path, Checkpoint(toy_spec(), toy_model(toy_spec()).state_dict()))
-    return path
-
+from tests.toys import CATEGORY_IDS, CLASSES
 
 IMAGES = [encode(checker(150 + 90 * n, 400 - 60 * n, seed=n, cell=15 + 9 * n)) for n in range(5)]
 

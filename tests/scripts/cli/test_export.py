@@ -12,17 +12,8 @@ from retinaserve.build_tools.engine.manifest import check_plan
 from retinaserve.build_tools.graph.graft import graft, save
 from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 from retinaserve.scripts.cli.export import _print_plan, export
-from retinaserve.training.checkpoint import Checkpoint
-from retinaserve.training.checkpoint import save as save_checkpoint
 from retinaserve.training.errors import UserError
-from tests.toys import toy_model, toy_spec
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("checkpoint") / "toy.pth"
-    save_checkpoint(path, Checkpoint(toy_spec(), toy_model(toy_spec()).state_dict()))
-    return path
+from tests.toys import toy_spec
 
 
 def test_fp16_says_what_it_did_to_the_weights(checkpoint: Path, tmp_path: Path) -> None:

@@ -250,5 +250,5 @@ def test_another_model_may_be_asked(server: TritonServer, folder: Path, verb: st
     assert run(verb, *words, "--server", server.grpc_url, "--model", "detector").exit_code == 0
 
 
-def test_help_fits_a_screen(run: Run) -> None:
+def test_help_fits_a_screen() -> None:
     assert len(run("predict", "--help").stdout.splitlines()) <= 48
