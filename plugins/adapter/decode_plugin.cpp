@@ -234,7 +234,7 @@ int32_t DecodePlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDes
             }
             checkLaunch(decode(now, mLogits.data(), mDeltas.data(), static_cast<float const*>(inputs[2 * levels()]),
                 static_cast<float*>(outputs[0]), static_cast<float*>(outputs[1]), static_cast<int32_t*>(outputs[2]),
-                workspace, stream));
+                workspace, mKept.get(), stream));
             return 0;
         });
 }

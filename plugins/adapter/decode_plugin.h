@@ -33,6 +33,34 @@ struct DecodeAttributes
     static DecodeAttributes read(FieldReader const& fields);
 };
 
+//! What decode keeps from one call of a context to the next; a copy begins without.
+class Kept
+{
+public:
+    Kept() = default;
+    Kept(Kept const&) noexcept
+    {
+    }
+    Kept& operator=(Kept const&) = delete;
+    ~Kept()
+    {
+        releaseKept(mMemory);
+    }
+
+    void allocate() noexcept
+    {
+        mMemory = allocateKept();
+    }
+
+    void* get() const noexcept
+    {
+        return mMemory;
+    }
+
+private:
+    void* mMemory{nullptr};
+};
+
 //! Inputs: logits and deltas, level by level, then letterbox. Outputs: logits, boxes, classes.
 class DecodePlugin final : public Plugin<DecodePlugin>
 {
@@ -70,6 +98,11 @@ public:
         void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
     nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
 
+    void attach() noexcept
+    {
+        mKept.allocate();
+    }
+
 private:
     int32_t levels() const noexcept;
     int32_t anchorsPerCell() const noexcept;
@@ -81,6 +114,7 @@ private:
         DimsOf const& dimsOf, nvinfer1::PluginTensorDesc const& head, std::vector<int32_t>& sizes) const;
 
     DecodeAttributes mAttributes;
+    Kept mKept;
     // What enqueue needs and must not allocate.
     std::vector<int32_t> mSizes;
     std::vector<void const*> mLogits;

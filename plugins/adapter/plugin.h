@@ -42,7 +42,18 @@ public:
 
     nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept final
     {
-        return clone();
+        return guarded<nvinfer1::IPluginV3*>(Derived::kNAME, nullptr,
+            [this]
+            {
+                auto attached = std::make_unique<Derived>(static_cast<Derived const&>(*this));
+                attached->attach();
+                return attached.release();
+            });
+    }
+
+    //! Allocate what a context needs for itself.
+    void attach() noexcept
+    {
     }
 
     char const* getPluginName() const noexcept final

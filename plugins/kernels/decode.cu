@@ -193,8 +193,18 @@ size_t decodeScratchBytes(DecodeProblem const& problem) noexcept
     return segmentBytes(problem) + static_cast<size_t>(blocks) * problem.topK * sizeof(Key);
 }
 
+void* allocateKept() noexcept
+{
+    return allocateZeros(kKEPT_BYTES);
+}
+
+void releaseKept(void* kept) noexcept
+{
+    release(kept);
+}
+
 int32_t decode(DecodeProblem const& problem, void const* const* logits, void const* const* deltas,
-    float const* letterbox, float* outLogits, float* outBoxes, int32_t* outClasses, void* scratch,
+    float const* letterbox, float* outLogits, float* outBoxes, int32_t* outClasses, void* scratch, void* kept,
     CUstream_st* stream) noexcept
 {
     if (decodeFault(problem) != nullptr)
@@ -223,15 +233,17 @@ int32_t decode(DecodeProblem const& problem, void const* const* logits, void con
     args.outClasses = outClasses;
     args.lists = reinterpret_cast<Key*>(static_cast<char*>(scratch) + segmentBytes(problem));
 
-    if (int32_t const error = clear(scratch, segmentBytes(problem), stream))
+    bool const isKept = kept != nullptr && segmentBytes(problem) <= kKEPT_BYTES;
+    int32_t const cleared = isKept ? 0 : clear(scratch, segmentBytes(problem), stream);
+    if (cleared != 0)
     {
-        return error;
+        return cleared;
     }
     uint32_t slot = 0;
     for (int32_t first = 0; first < problem.levels; first += levelsAtOnce(problem))
     {
         int32_t const last = std::min(first + levelsAtOnce(problem), problem.levels);
-        args.segments = static_cast<Segment*>(scratch) + static_cast<int64_t>(first) * problem.batch;
+        args.segments = static_cast<Segment*>(isKept ? kept : scratch) + static_cast<int64_t>(first) * problem.batch;
         for (int32_t l = first; l < last; ++l)
         {
             args.level[l - first].firstSlot = slot;

@@ -24,7 +24,7 @@ constexpr uint32_t kDECODE_ROUND = kDECODE_THREADS * kDECODE_VALUES; //!< logits
 constexpr uint32_t kDECODE_LEVELS = 8;                               //!< levels a launch, at most
 constexpr uint32_t kDECODE_ANCHORS = 128;                            //!< anchors a launch, at most, of all levels
 
-//! What the blocks of a segment know of each other; zero at the start.
+//! What the blocks of a segment know of each other; zero at the start, and again at the end.
 struct Segment
 {
     Key bound;      //!< keys below it are not among the best
@@ -249,6 +249,10 @@ __device__ inline void blockGather(DecodeArguments const& args, Segment* segment
         shared.place = segment->count;
         shared.buffer.count = 0;
         shared.buffer.bound = max(shared.buffer.bound, segment->bound);
+        // For the next call. No other block looks at it any more; `done` alone is changed behind their fences.
+        segment->bound = 0;
+        segment->count = 0;
+        atomicExch(&segment->done, 0U);
     }
     __syncthreads();
     uint32_t const count = shared.place;

@@ -44,6 +44,33 @@ inline int32_t clear(void* memory, size_t bytes, cudaStream_t stream)
     return static_cast<int32_t>(cudaMemsetAsync(memory, 0, bytes, stream));
 }
 
+//! \return device memory that is zero, or nullptr. The stream is its own: the default one would disturb what others
+//! capture.
+inline void* allocateZeros(size_t bytes)
+{
+    void* memory = nullptr;
+    cudaStream_t stream = nullptr;
+    bool const isZero = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess
+        && cudaMalloc(&memory, bytes) == cudaSuccess && cudaMemsetAsync(memory, 0, bytes, stream) == cudaSuccess
+        && cudaStreamSynchronize(stream) == cudaSuccess;
+    if (stream != nullptr)
+    {
+        cudaStreamDestroy(stream);
+    }
+    if (!isZero)
+    {
+        cudaFree(memory);
+        memory = nullptr;
+        cudaGetLastError(); // it is no launch that has failed
+    }
+    return memory;
+}
+
+inline void release(void* memory)
+{
+    cudaFree(memory);
+}
+
 } // namespace retinaserve
 
 #endif

@@ -32,7 +32,6 @@ from tqdm import tqdm
 from retinaserve.eval.runtimes.detector import Arrays, decode_heads
 from retinaserve.scripts.lab import run
 from retinaserve.training.detections import Detections, ImageError
-from retinaserve.training.errors import UserError
 from retinaserve.training.files import write_json
 from retinaserve.training.spec import (
     BOXES,
@@ -164,28 +163,22 @@ GRAPHS: dict[str, dict[str, Any]] = {
 
 
 def builder(rng: Random, seed: int) -> tuple[float, list[str], list[Difference]]:
-    """One random detector in one precision by TensorRT for RTX, which is told of a GPU."""
+    """One random detector in one precision by TensorRT for RTX, for GPUs that it is told of."""
     from retinaserve.scripts.lab.compile_check import TARGETS, compilable, compile_check, copied_heads
 
     spec = random_detector(rng)
     height, width = spec.size
     images = rng.integers(0, 256, (3, 3, height, width), np.uint8)
-    name, target = str(rng.choice([*GRAPHS])), str(rng.choice(TARGETS))
-    problem = ""
+    name, batch = str(rng.choice([*GRAPHS])), (1, 2, 3)
     with tempfile.TemporaryDirectory() as scratch:
         (path,) = _export(Path(scratch), spec, seed, images, {name: GRAPHS[name]})
-        if "plugins" in name:
-            try:
-                copied = copied_heads(path, target, (1, 2, 3))
-                problem = f"{', '.join(copied)} copied in front of the plugin" if copied else ""
-            except UserError as error:
-                problem = error.message
-        else:
-            (compiled,) = compile_check([path], [target], batch=(1, 2, 3))
-            problem = compiled.problem
-        found = [(name, f"on {target}: {problem}")] if problem else []
-        found += _shapes(name, compilable(path)[0].SerializeToString(), images)
-    return height * width * len(spec.classes), [f"{name} on {target}"], found
+        found = [*_shapes(name, compilable(path)[0].SerializeToString(), images)]
+        for compiled in compile_check([path], TARGETS, batch=batch):
+            target, problem = compiled.compute_capability, compiled.problem
+            if not problem and "plugins" in name and (copied := copied_heads(path, target, batch)):
+                problem = f"{', '.join(copied)} copied in front of the plugin"
+            found += [(name, f"on {target}: {problem}")] if problem else []
+    return height * width * len(spec.classes), [f"{name} on {each}" for each in TARGETS], found
 
 
 def _shapes(name: str, graph: bytes, images: npt.NDArray[np.uint8]) -> Iterator[Difference]:

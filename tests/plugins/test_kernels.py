@@ -82,6 +82,7 @@ def test_random_problems(device, chunk):
         heads, letterbox, how = random_problem(rng)
         if device == "cpu":
             kernels.set_schedule(case)  # forwards, backwards, then shuffled
+        kernels.keeps = bool(rng.integers(2))
         iou, most = rng.choice([0, 0.3, 0.5, 1]), int(rng.choice([1, 20, 100, 300]))
         layout = rng.choice(list(native.LAYOUTS))
         found = compare(kernels, heads, letterbox, how, iou=iou, max_detections=most, layout=layout)

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from tests.plugins.emulator.native import PLUGINS
-from tests.plugins.emulator.races import compile_detector, run_all, sites
+from tests.plugins.emulator.races import DETECTOR, compile_detector, run_all, sites
 from tests.plugins.libraries import require_compiler
 
 SITES = sites()
@@ -18,6 +18,9 @@ CHANGES = {
     "empty slots not counted from zero": ("nms.cuh", "shared.valid = 0;", "", 0),
     "histogram not cleared": ("primitives.cuh", "buffer.histogram[bin] = 0;", "", 0),
     "count not cleared for the gathering": ("decode.cuh", "shared.buffer.count = 0;", "", 0),
+    "bound not cleared for the next call": ("decode.cuh", "segment->bound = 0;", "", 0),
+    "count not cleared for the next call": ("decode.cuh", "segment->count = 0;", "", 0),
+    "done not cleared for the next call": ("decode.cuh", "atomicExch(&segment->done, 0U);", "", 0),
     "count not cleared at the start": ("decode.cuh", "shared.buffer.count = 0;", "", 1),
 }  # fmt: skip
 
@@ -50,6 +53,6 @@ def test_another_change_is_noticed(library, tmp_path, change):
     assert len(parts) > which + 1, f"{file} has no {before!r}"
     (kernels / file).write_text(before.join(parts[: which + 1]) + after + before.join(parts[which + 1 :]))
     unchanged = "decode" if file == "nms.cuh" else "nms"
-    for name in (unchanged, "kernels", "race_detector"):
+    for name in (unchanged, "kernels", *DETECTOR):
         shutil.copy(library.with_name(f"{name}.o"), tmp_path)
     assert run_all(compile_detector(tmp_path / "races.so", kernels), {})[""]

@@ -122,6 +122,7 @@ class Bench:
             *((self.kernels.scratch_bytes(problem) // 4,) for problem in (decode, nms)),
         )  # fmt: skip
         buffers = [Memory(self.kernels, garbage(shape, np.float32), is_scratch=True) for shape in spaces]
+        buffers.append(self.kernels.memory_kept())
 
         def addresses(memories):
             return (c_void_p * len(memories))(*(each.address for each in memories))

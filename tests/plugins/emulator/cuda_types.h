@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 #define __device__
@@ -164,5 +165,15 @@ struct Launch
         mine.kernel(*mine.arguments);
     }
 };
+
+inline void* allocateZeros(size_t bytes)
+{
+    return std::calloc(bytes, 1);
+}
+
+inline void release(void* memory)
+{
+    std::free(memory);
+}
 
 } // namespace retinaserve

@@ -5,9 +5,8 @@
 //! \brief Takes a plugin of a plugin library through its whole life, as TensorRT would, without TensorRT's runtime.
 //!
 //! Find its creator, create, negotiate formats and shapes, configure, clone, serialise, create again from what was
-//! serialised, attach, enqueue: plainly, or captured in a CUDA graph that is launched twice. Compiled with
-//! RETINASERVE_CUDA it does the same with a plugin library whose kernels are emulated. Called from
-//! tests/plugins/test_adapter.py through harnessRun.
+//! serialised, attach, enqueue: plainly, or captured in a CUDA graph that is launched twice. With RETINASERVE_CUDA
+//! the plugins' kernels are emulated. tests/plugins/test_adapter.py calls harnessRun.
 
 #include "memory.h"
 #include "runtime.h"

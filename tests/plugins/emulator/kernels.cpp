@@ -29,9 +29,11 @@ size_t retinaserveDecodeScratchBytes(DecodeProblem const* problem)
 }
 
 int32_t retinaserveDecode(DecodeProblem const* problem, void const* const* logits, void const* const* deltas,
-    float const* letterbox, float* outLogits, float* outBoxes, int32_t* outClasses, void* scratch, CUstream_st* stream)
+    float const* letterbox, float* outLogits, float* outBoxes, int32_t* outClasses, void* scratch, void* kept,
+    CUstream_st* stream)
 {
-    return retinaserve::decode(*problem, logits, deltas, letterbox, outLogits, outBoxes, outClasses, scratch, stream);
+    return retinaserve::decode(
+        *problem, logits, deltas, letterbox, outLogits, outBoxes, outClasses, scratch, kept, stream);
 }
 
 char const* retinaserveNmsFault(NmsProblem const* problem)

@@ -25,6 +25,7 @@ KERNELS = tuple(PLUGINS / "kernels" / f"{name}.cu" for name in ("decode", "nms")
 INTERFACE = (HERE / "kernels.cpp", HERE / "memory.cpp")
 # How heads may lie in memory: channels are a multiple of this, and are last.
 LAYOUTS = {"linear": (1, False), "linear, filled": (8, False), "kHWC": (1, True), "kHWC8": (8, True)}
+KEPT_BYTES = 128 * 1024  # kKEPT_BYTES of include/retinaserve/decode.h
 GARBAGE = 0xA5  # what scratch, outputs and guards hold before a call
 
 
@@ -154,11 +155,14 @@ def laid_out(level, layout):
 
 
 class Kernels:
-    """The shared library of the kernels; `guard` bytes around every array are watched, a multiple of 256."""
+    """The shared library of the kernels; `guard` bytes around every array are watched, a multiple of 256.
+
+    One decode after another shares what it keeps, unless `keeps` is turned off.
+    """
 
     def __init__(self, path, *, guard=0):
         self.library = library = ctypes.CDLL(str(path))
-        self.guard = guard
+        self.guard, self.keeps, self._kept = guard, True, None
         library.retinaserveAllocate.argtypes = (POINTER(c_void_p), c_size_t)
         library.retinaserveFree.argtypes = (c_void_p,)
         library.retinaserveToDevice.argtypes = library.retinaserveToHost.argtypes = (c_void_p, c_void_p, c_size_t)
@@ -166,7 +170,7 @@ class Kernels:
         library.retinaserveDecodeScratchBytes.restype = library.retinaserveNmsScratchBytes.restype = c_size_t
         library.retinaserveDecodeSlots.restype = c_int64
         library.retinaserveDecode.argtypes = (
-            POINTER(DecodeProblem), POINTER(c_void_p), POINTER(c_void_p), *[c_void_p] * 6,
+            POINTER(DecodeProblem), POINTER(c_void_p), POINTER(c_void_p), *[c_void_p] * 7,
         )  # fmt: skip
         library.retinaserveNms.argtypes = (POINTER(NmsProblem), *[c_void_p] * 10)
 
@@ -219,13 +223,24 @@ class Kernels:
         levels = len(logits)
         heads = c_void_p * levels
 
+        if self.keeps and not self._kept:
+            self._kept = self.memory_kept()
+        kept = self._kept.address if self.keeps else None
+
         def call(given, others):
             return self.library.retinaserveDecode(
-                byref(problem), heads(*given[:levels]), heads(*given[levels:-1]), given[-1], *others, None
+                byref(problem), heads(*given[:levels]), heads(*given[levels:-1]), given[-1], *others, kept, None
             )
 
         shapes = ((batch, slots), np.float32), ((batch, slots, 4), np.float32), ((batch, slots), np.int32)
-        return self._run(problem, call, (*logits, *deltas, letterbox.astype(np.float32)), shapes)
+        found = self._run(problem, call, (*logits, *deltas, letterbox.astype(np.float32)), shapes)
+        if self.keeps and self._kept.read().any():
+            raise RuntimeError("decode left something in what it keeps")
+        return found
+
+    def memory_kept(self):
+        """Return what one decode after another may share."""
+        return Memory(self, np.zeros(KEPT_BYTES, np.uint8))
 
     def nms(self, logits, boxes, classes, letterbox, *, iou, max_detections):
         """Run the NMS kernels; arguments and results are those of retinaserve.plugins.reference.nms."""

@@ -13,182 +13,15 @@
 //! g++ calls the __tsan functions at the end of this file; the library that defines them usually is not linked. This
 //! file itself is not instrumented.
 
-#include "cuda_with_races.h"
+#include "race_detector.h"
 
-#include <csetjmp>
+#include <algorithm>
 #include <cstdio>
-#include <cstdlib>
-#include <map>
-#include <memory>
-#include <random>
-#include <string>
-#include <sys/mman.h>
-#include <ucontext.h>
-#include <unordered_map>
-#include <utility>
-#include <vector>
+#include <cstring>
 
-namespace
+namespace detector
 {
 
-constexpr size_t kSTACK_BYTES = 48 * 1024;
-constexpr size_t kSHARED_BYTES = 48 * 1024;
-constexpr size_t kALIGNMENT = 256;
-constexpr uint32_t kRESIDENT_BLOCKS = 6;
-constexpr uint64_t kMOST_ACCESSES = 1ULL << 26; //!< of a launch: a removed barrier may leave a loop without an end
-
-//! What is known of a block: all of its accesses before an interval, and of single threads those up to a fence. An
-//! interval is the number of barriers that the block has passed.
-struct Covered
-{
-    uint32_t before{0};
-    std::map<uint32_t, std::pair<uint32_t, uint32_t>> threads; //!< thread: interval and fences, both included
-};
-using Knowledge = std::map<uint32_t, Covered>; //!< by block
-
-void learn(Knowledge& known, Knowledge const& other)
-{
-    for (auto const& [block, covered] : other)
-    {
-        Covered& mine = known[block];
-        mine.before = std::max(mine.before, covered.before);
-        for (auto const& [thread, upTo] : covered.threads)
-        {
-            mine.threads[thread] = std::max(mine.threads[thread], upTo);
-        }
-    }
-}
-
-//! Who accessed something, and when.
-struct Access
-{
-    bool exists{false};
-    bool isAtomic{false};
-    bool bySeveral{false}; //!< threads of the block in the same interval
-    uint32_t block{0};
-    uint32_t thread{0};
-    uint32_t interval{0};
-    uint32_t fences{0};
-    void const* caller{nullptr};
-};
-
-//! Four bytes.
-struct Cell
-{
-    uint32_t launch{0}; //!< accesses of earlier launches are forgotten
-    bool isInitialised{false};
-    Access write;
-    Access reads[2]; //!< of two blocks, if there were two
-};
-
-struct Region
-{
-    uintptr_t first{0};
-    size_t bytes{0};
-    std::vector<Cell> cells;
-
-    bool contains(uintptr_t address) const
-    {
-        return address >= first && address < first + bytes;
-    }
-
-    void reset(uintptr_t address, size_t size)
-    {
-        first = address;
-        bytes = size;
-        cells.assign((size + 3) / 4, Cell{});
-    }
-
-    void initialise(uintptr_t address, size_t size)
-    {
-        for (uintptr_t each = address; each < address + size; each += 4)
-        {
-            cells[(each - first) / 4].isInitialised = true;
-        }
-    }
-};
-
-//! What a thread or a block brings over a barrier.
-struct Ordering
-{
-    Knowledge released; //!< by its fences: what an atomic operation passes on
-    Knowledge pending;  //!< met by atomic operations: known after a fence
-    Knowledge known;
-
-    void learnAll(Ordering const& other)
-    {
-        learn(released, other.released);
-        learn(pending, other.pending);
-        learn(known, other.known);
-    }
-};
-
-struct Block;
-
-struct Fiber
-{
-    ucontext_t context;
-    jmp_buf where;
-    void* stack{nullptr};
-    bool isStarted{false};
-    bool isDone{false};
-    bool isWaiting{false};
-    Block* block{nullptr};
-    uint32_t thread{0};
-    uint32_t fences{0};
-    uint32_t priority{0};
-    std::unique_ptr<Ordering> own; //!< since the last barrier; few threads have any
-
-    Ordering& ordering()
-    {
-        if (!own)
-        {
-            own = std::make_unique<Ordering>();
-        }
-        return *own;
-    }
-};
-
-struct Block
-{
-    uint32_t number{0};
-    dim3 index;
-    uint32_t interval{0};
-    uint32_t arrived{0};
-    uint32_t finished{0};
-    int32_t vote{0};
-    int32_t ballot{0};
-    Region shared;
-    std::unique_ptr<char, decltype(&std::free)> memory{
-        static_cast<char*>(std::aligned_alloc(kALIGNMENT, kSHARED_BYTES)), &std::free};
-    std::vector<Fiber*> fibers;
-    Ordering ordering;
-};
-
-struct Machine
-{
-    std::vector<std::unique_ptr<Block>> resident;
-    std::vector<Fiber*> idle;
-    Fiber* current{nullptr};
-    jmp_buf scheduler;
-    ucontext_t first;
-    void (*body)(void const*){nullptr};
-    void const* arguments{nullptr};
-    uint32_t launch{0};
-    bool isRunning{false};
-    uint64_t accesses{0};
-    std::map<uintptr_t, Region> global;
-    std::unordered_map<void const*, Knowledge> atomics; //!< what those who access a place pass on
-    // Chosen by detectorConfigure.
-    std::mt19937 random{1};
-    uint32_t interruptions{8}; //!< one access in so many is interrupted
-    bool byPriority{false};
-    std::string removedFile;
-    int32_t removedLine{0};
-    // Found.
-    uint64_t faults{0};
-    std::string report;
-};
 Machine machine;
 
 //! The first fault ends the launch.
@@ -335,120 +168,6 @@ void access(void const* place, size_t bytes, bool isRead, bool isWrite, bool isA
     }
 }
 
-//! What a fiber does for ever: its part of one block after another.
-void live()
-{
-    while (true)
-    {
-        machine.body(machine.arguments);
-        machine.current->isDone = true;
-        ++machine.current->block->finished;
-        yield();
-    }
-}
-
-Fiber* takeFiber()
-{
-    if (!machine.idle.empty())
-    {
-        Fiber* const fiber = machine.idle.back();
-        machine.idle.pop_back();
-        return fiber;
-    }
-    auto* const fiber = new Fiber; // kept for good
-    fiber->stack = mmap(nullptr, kSTACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return fiber;
-}
-
-void resume(Fiber& fiber)
-{
-    machine.current = &fiber;
-    if (_setjmp(machine.scheduler) != 0)
-    {
-        return;
-    }
-    if (fiber.isStarted)
-    {
-        _longjmp(fiber.where, 1);
-    }
-    fiber.isStarted = true;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack;
-    fiber.context.uc_stack.ss_size = kSTACK_BYTES;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, live, 0);
-    swapcontext(&machine.first, &fiber.context);
-}
-
-std::unique_ptr<Block> startBlock(uint32_t number, dim3 grid, uint32_t threads, size_t sharedBytes)
-{
-    auto block = std::make_unique<Block>();
-    block->number = number;
-    block->index = dim3(number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y);
-    std::memset(block->memory.get(), 0xCD, kSHARED_BYTES);
-    block->shared.reset(reinterpret_cast<uintptr_t>(block->memory.get()), sharedBytes);
-    for (uint32_t thread = 0; thread < threads; ++thread)
-    {
-        Fiber* const fiber = takeFiber();
-        fiber->isDone = fiber->isWaiting = false;
-        fiber->block = block.get();
-        fiber->thread = thread;
-        fiber->fences = 0;
-        fiber->priority = machine.random();
-        fiber->own.reset();
-        block->fibers.push_back(fiber);
-    }
-    return block;
-}
-
-void passBarrier(Block& block)
-{
-    for (Fiber* const fiber : block.fibers)
-    {
-        if (fiber->own)
-        {
-            block.ordering.learnAll(*fiber->own);
-            fiber->own.reset();
-        }
-        fiber->isWaiting = false;
-    }
-    block.ballot = block.vote;
-    block.vote = 0;
-    block.arrived = 0;
-    ++block.interval;
-}
-
-//! Let some of a block's fibers run for a while, in random order or, now and then changed, by priority.
-void runSlice(std::vector<Fiber*>& ready)
-{
-    if (machine.byPriority)
-    {
-        Fiber* best = ready[0];
-        for (Fiber* const fiber : ready)
-        {
-            best = fiber->priority > best->priority ? fiber : best;
-        }
-        if (machine.random() % 64 == 0)
-        {
-            best->priority = machine.random() >> 1;
-        }
-        resume(*best);
-        return;
-    }
-    uint32_t const steps = 1 + machine.random() % 64;
-    for (uint32_t step = 0; step < steps && !ready.empty(); ++step)
-    {
-        size_t const chosen = machine.random() % ready.size();
-        Fiber* const fiber = ready[chosen];
-        resume(*fiber);
-        if (fiber->isDone || fiber->isWaiting)
-        {
-            ready[chosen] = ready.back();
-            ready.pop_back();
-        }
-    }
-}
-
 template <typename Call>
 void forRegion(void const* memory, Call const& call)
 {
@@ -459,11 +178,6 @@ void forRegion(void const* memory, Call const& call)
         call(found->second, address);
     }
 }
-
-} // namespace
-
-namespace detector
-{
 
 bool isRemoved(char const* file, int32_t line)
 {
@@ -551,73 +265,12 @@ void clear(void* memory, size_t bytes)
     forRegion(memory, [bytes](Region& region, uintptr_t address) { region.initialise(address, bytes); });
 }
 
-int32_t run(void (*body)(void const*), void const* arguments, dim3 grid, dim3 block, size_t sharedBytes)
-{
-    uint64_t const total = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
-    if (sharedBytes > kSHARED_BYTES || total == 0 || grid.y > 65535 || grid.z > 65535 || block.x > 1024)
-    {
-        return cudaErrorInvalidValue;
-    }
-    machine.body = body;
-    machine.arguments = arguments;
-    ++machine.launch;
-    machine.accesses = 0;
-    machine.atomics.clear();
-    machine.isRunning = true;
-    std::vector<uint32_t> order(total);
-    for (uint32_t number = 0; number < total; ++number)
-    {
-        order[number] = number;
-        std::swap(order[number], order[machine.random() % (number + 1)]);
-    }
-    int32_t error = 0;
-    std::vector<Fiber*> ready;
-    while (error == 0 && (!order.empty() || !machine.resident.empty()))
-    {
-        while (!order.empty() && machine.resident.size() < kRESIDENT_BLOCKS)
-        {
-            machine.resident.push_back(startBlock(order.back(), grid, block.x, sharedBytes));
-            order.pop_back();
-        }
-        size_t const chosen = machine.random() % machine.resident.size();
-        Block& one = *machine.resident[chosen];
-        ready.clear();
-        for (Fiber* const fiber : one.fibers)
-        {
-            if (!fiber->isDone && !fiber->isWaiting)
-            {
-                ready.push_back(fiber);
-            }
-        }
-        if (!ready.empty())
-        {
-            runSlice(ready);
-        }
-        else if (one.finished == block.x)
-        {
-            machine.idle.insert(machine.idle.end(), one.fibers.begin(), one.fibers.end());
-            machine.resident.erase(machine.resident.begin() + static_cast<std::ptrdiff_t>(chosen));
-        }
-        else if (one.finished != 0)
-        {
-            fault("a barrier that some threads skip", nullptr, nullptr);
-        }
-        else
-        {
-            passBarrier(one);
-        }
-        if (machine.accesses > kMOST_ACCESSES)
-        {
-            fault("a loop without an end", nullptr, nullptr);
-        }
-        error = machine.faults == 0 ? 0 : cudaErrorLaunchFailure;
-    }
-    machine.resident.clear(); // after an error its fibers are given up
-    machine.isRunning = false;
-    return error;
-}
-
 } // namespace detector
+
+using detector::forRegion;
+using detector::kALIGNMENT;
+using detector::machine;
+using detector::Region;
 
 extern "C"
 {
@@ -676,7 +329,7 @@ int32_t retinaserveToHost(void* host, void const* device, size_t bytes)
 #define RETINASERVE_ACCESS(name, isWrite, bytes)                                                                       \
     void __tsan_##name(void* place)                                                                                    \
     {                                                                                                                  \
-        access(place, bytes, !isWrite, isWrite, false, __builtin_return_address(0));                                   \
+        detector::access(place, bytes, !isWrite, isWrite, false, __builtin_return_address(0));                         \
     }
 #define RETINASERVE_ACCESSES(bytes)                                                                                    \
     RETINASERVE_ACCESS(read##bytes, false, bytes)                                                                      \
@@ -691,12 +344,12 @@ RETINASERVE_ACCESSES(16)
 
 void __tsan_read_range(void* place, size_t bytes)
 {
-    access(place, bytes, true, false, false, __builtin_return_address(0));
+    detector::access(place, bytes, true, false, false, __builtin_return_address(0));
 }
 
 void __tsan_write_range(void* place, size_t bytes)
 {
-    access(place, bytes, false, true, false, __builtin_return_address(0));
+    detector::access(place, bytes, false, true, false, __builtin_return_address(0));
 }
 
 void __tsan_func_entry(void*)

@@ -22,6 +22,7 @@ from tests.plugins.emulator.native import HERE, PLUGINS, Kernels
 
 CLAMP = float(np.log(1000 / 16))
 LETTERBOX = np.array([[500, 700, 1000, 1000], [4000, 3000, 800, 900]], np.float32)
+DETECTOR = ("race_detector", "race_scheduler")
 SEEDS = 3  # of the order of everything; each interrupts more or less often
 SITE = re.compile(r"\b(__syncthreads|__syncthreads_or|__threadfence|atomic\w+)\(")
 FUNCTION = re.compile(r"__(?:device|global)__ .*?(\w+)\((?!k)")
@@ -38,7 +39,8 @@ def compile_detector(library, kernels=PLUGINS / "kernels"):
         f"-I{HERE}", "-c", "-x", "c++",
     )  # fmt: skip
     objects = []
-    for source in (kernels / "decode.cu", kernels / "nms.cu", HERE / "kernels.cpp", HERE / "race_detector.cpp"):
+    sources = [kernels / f"{name}.cu" for name in ("decode", "nms")]
+    for source in (*sources, *(HERE / f"{name}.cpp" for name in ("kernels", *DETECTOR))):
         objects.append(library.with_name(f"{source.stem}.o"))
         if not objects[-1].exists():
             own = "-fsanitize=thread" if source.suffix == ".cu" else "-O2"
@@ -132,6 +134,7 @@ def detect(detector, seeds, kinds=("decode", "nms")):
             if kind not in kinds:
                 continue
             detector.configure(seed)
+            detector.keeps = seed % 2 == 0
             try:
                 found = getattr(detector, kind)(*arguments, **settings)
             except RuntimeError as error:

@@ -43,12 +43,12 @@ def job(kernels, size, batch, network, layout, classes, seconds, found):
     )  # fmt: skip
     buffers = [Memory(kernels, garbage(shape, np.float32)) for shape in shapes]
     candidates, detections = ([each.address for each in part] for part in (buffers[:3], buffers[3:7]))
-    first, launches, wrong = None, 0, 0
+    kept, first, launches, wrong = kernels.memory_kept(), None, 0, 0
     end = time.monotonic() + seconds
     while launches < 2 * EVERY or time.monotonic() < end:
         for _ in range(EVERY):
             kernels.check(kernels.library.retinaserveDecode(
-                byref(decode), *given, letterbox.address, *candidates, buffers[7].address, OWN_STREAM
+                byref(decode), *given, letterbox.address, *candidates, buffers[7].address, kept.address, OWN_STREAM
             ))  # fmt: skip
             kernels.check(kernels.library.retinaserveNms(
                 byref(nms), *candidates, letterbox.address, *detections, buffers[8].address, OWN_STREAM

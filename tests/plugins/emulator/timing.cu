@@ -85,7 +85,8 @@ int32_t retinaserveTimeRead(
 }
 
 //! Decode (parts & 1) and NMS (parts & 2), captured in one CUDA graph.
-//! \param buffers candidates' logits, boxes, classes; num_detections, boxes, scores, classes; scratch of both.
+//! \param buffers candidates' logits, boxes, classes; num_detections, boxes, scores, classes; scratch of both;
+//!     what decode keeps.
 int32_t retinaserveTimeDetect(DecodeProblem const* decoding, NmsProblem const* suppressing, int32_t parts,
     void const* const* logits, void const* const* deltas, float const* letterbox, void* const* buffers, void* flush,
     size_t flushBytes, int32_t repeats, float* milliseconds)
@@ -101,7 +102,7 @@ int32_t retinaserveTimeDetect(DecodeProblem const* decoding, NmsProblem const* s
     if (error == cudaSuccess && (parts & 1) != 0)
     {
         error = static_cast<cudaError_t>(retinaserve::decode(*decoding, logits, deltas, letterbox, candidateLogits,
-            candidateBoxes, candidateClasses, buffers[7], stream));
+            candidateBoxes, candidateClasses, buffers[7], buffers[9], stream));
     }
     if (error == cudaSuccess && (parts & 2) != 0)
     {
