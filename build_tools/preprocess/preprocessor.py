@@ -8,10 +8,10 @@ batch, it is halved until the bad ones stand alone. Not safe to call from two th
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ import numpy.typing as npt
 from .pipeline import INPUT, pixels_pipeline, preprocess_pipeline
 from .pixels import BadImage, Decoding, Jpeg, Scaled, undecodable
 from .resize import RESIZES
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +76,7 @@ class Preprocessor:
     def run(self, images: Sequence[bytes]) -> list[Prepared | BadImage]:
         """Prepare encoded images, any number, in order; a bad one gives its BadImage, alone."""
         encoded = [bytes(data) for data in images]
-        # In threads: some are decoded on the way.
-        each_of = self._threads.map if len(encoded) > 1 else map
-        found = list(each_of(self._decoding.gate, encoded))
+        found = self._each(self._decoding.gate, encoded)  # some are decoded on the way
         results: dict[int, Prepared | BadImage] = {
             index: each for index, each in enumerate(found) if isinstance(each, BadImage)
         }
@@ -90,9 +91,12 @@ class Preprocessor:
             results.update(zip(chunk, self._let_decode([good[index] for index in chunk]), strict=True))
         return [results[index] for index in range(len(encoded))]
 
+    def _each(self, work: Callable[[Given], Made], items: Sequence[Given]) -> list[Made]:
+        return list(map(work, items) if len(items) == 1 else self._threads.map(work, items))
+
     def _decode(self, jpegs: Sequence[Jpeg]) -> list[Prepared | BadImage]:
         """Decode one batch of JPEGs, each at its scale."""
-        decoded = list(self._threads.map(self._scaled, jpegs))
+        decoded = self._each(self._scaled, jpegs)
         good = [(jpeg, found) for jpeg, found in zip(jpegs, decoded, strict=True) if isinstance(found, Scaled)]
         if not good:
             return [found for found in decoded if isinstance(found, BadImage)]

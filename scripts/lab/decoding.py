@@ -34,7 +34,7 @@ from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.images import find_images
-from retinaserve.training.pixels import FULL, Jpeg
+from retinaserve.training.pixels import FULL, Jpeg, eighths
 from retinaserve.training.resize import RESIZES
 from retinaserve.training.spec import PREPROCESS
 
@@ -158,7 +158,7 @@ def pixels(options: argparse.Namespace) -> None:
 
         def at_margin(jpeg: Jpeg, margin: float = margin) -> Array:
             ratio = min(options.size[0] / jpeg.size[0], options.size[1] / jpeg.size[1])
-            return seen(jpeg, min(FULL, max(1, math.ceil(FULL * margin * ratio))), options.size)
+            return seen(jpeg, eighths(ratio, margin), options.size)
 
         scaled, seconds = timed(at_margin, jpegs)
         apart = np.concatenate([np.abs(a - b).ravel() for a, b in zip(whole, scaled, strict=True)])

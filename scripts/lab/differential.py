@@ -7,7 +7,8 @@ networks: random small detectors in torch, ONNX Runtime and OpenVINO (fp32, bf16
 graph against the NumPy reference on that runtime's own heads, and the fp32 heads against torch's.
 builder: random small detectors by NVIDIA's builder, which needs no GPU: what is refused, what runs in a wider type
 than the graph states, shapes against ONNX Runtime's, heads that are copied in front of the plugin.
-images: random encoded images through the served preprocessing and the training loader's reading.
+images: random encoded images through the served preprocessing and the training loader's reading; the pixels of the
+    files, at each scale of a JPEG too, against OpenCV's where that is installed.
 scores: random detections and labels, full of ties, crowds and sizes at the borders, by both judges.
 requests: random mixes of requests through a running Triton, each answer against the offline detector's.
 """
@@ -258,7 +259,7 @@ def random_image(rng: Random) -> tuple[str, bytes]:
         image.paste(tuple(map(int, rng.integers(0, 256, 3))), (width // 3, height // 3, width, height))
     mode = str(rng.choice(["RGB", "RGB", "L"]))
     buffer = io.BytesIO()
-    kind = str(rng.choice(["JPEG", "PNG", "WEBP", "BMP", "TIFF"]))
+    kind = str(rng.choice(["JPEG", "JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"]))
     words: dict[str, Any] = {}
     if kind == "JPEG":
         words = {"quality": int(rng.integers(30, 100)), "progressive": bool(rng.integers(2))}
@@ -267,7 +268,7 @@ def random_image(rng: Random) -> tuple[str, bytes]:
         words = {"lossless": bool(rng.integers(2)), "quality": int(rng.integers(30, 100))}
     elif kind == "TIFF":
         words = {"compression": str(rng.choice(["raw", "tiff_lzw", "tiff_adobe_deflate"]))}
-    if kind in ("JPEG", "WEBP", "PNG") and rng.random() < 0.3:
+    if kind in ("JPEG", "WEBP", "PNG", "AVIF") and rng.random() < 0.3:
         words["exif"] = Image.Exif()
         words["exif"][0x0112] = int(rng.integers(1, 9))
     image.convert(mode).save(buffer, kind, **words)
@@ -281,10 +282,10 @@ def images(rng: Random, _: int) -> tuple[float, list[str], list[Difference]]:
 
     name, data = random_image(rng)
     size = (160, 224)
-    found: list[Difference] = []
     (served,) = _preprocessor(size).run([data])
     if not isinstance(served, Prepared):
         return len(data), [name], [(f"{name}: refused", served.message)]
+    found = list(_as_opencv(name, data))
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "image"
         path.write_bytes(data)
@@ -297,6 +298,27 @@ def images(rng: Random, _: int) -> tuple[float, list[str], list[Difference]]:
             text = f"{apart.max()} grey levels at most, {apart.mean():.2f} on average, of {sizes.tolist()}"
             found.append((f"{name}: pixels", text))
     return len(data), [name], found
+
+
+def _as_opencv(name: str, data: bytes) -> Iterator[Difference]:
+    """The pixels of a file, and those of a JPEG at each scale, against OpenCV's decoders."""
+    from retinaserve.training.pixels import FULL, SCALES, SMALL, Jpeg, decode
+
+    try:
+        import cv2
+    except ImportError:
+        return
+    ours = {1: decode(data)}
+    if jpeg := Jpeg.read(data):
+        ours |= {FULL // scale: jpeg.decode(scale).pixels for scale in SCALES if max(jpeg.size) > SMALL}
+    for step, pixels in ours.items():
+        flag = cv2.IMREAD_COLOR if step == 1 else getattr(cv2, f"IMREAD_REDUCED_COLOR_{step}")
+        theirs = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+        if theirs is None or theirs.shape != pixels.shape:
+            seen = "nothing" if theirs is None else theirs.shape
+            yield f"{name} 1/{step}: OpenCV's size", f"{seen}, ours {pixels.shape}"
+        elif (apart := int(np.abs(theirs[..., ::-1].astype(int) - pixels).max())) > 0:
+            yield f"{name} 1/{step}: OpenCV's pixels", f"{apart} grey levels at most"
 
 
 @cache

@@ -1,4 +1,4 @@
-"""JPEGs decoded no finer than the network sees: libjpeg-turbo decodes at n eighths of a side, in the DCT domain.
+"""JPEGs decoded no finer than the network sees: libjpeg-turbo decodes eighths of a side, in the DCT domain.
 
     jpeg = Jpeg.read(data)                              # None: no JPEG, or one of inks; others decode it
     scaled = jpeg.decode(eighths(192 / 4032))           # pixels (504, 378, 3) uint8, upright
@@ -7,7 +7,6 @@
 antialiased resize that follows would average away. At 8 eighths the pixels are those of DALI's decoder.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -21,8 +20,9 @@ from .verdict import MAX_BYTES, MAX_PIXELS, BadImage, inspect
 Buffer = bytes | memoryview
 
 FULL = 8
-# Decoded pixels a side for each of the resized image: with two, the triangle filter averages what it would have.
-MARGIN = 2.0
+SCALES = (1, 2, 4, FULL)  # those with vector code: 5, 6 and 7 eighths take longer than all, 3 longer than 4
+# Decoded pixels a side for each of the resized image, at least; docs/benchmarks.md has what others change.
+MARGIN = 1.5
 SMALL = 64  # pixels of the longer side: nothing to save, and below 8 the sizes of two scales are the same
 COLOURS = ("YCbCr", "RGB", "Gray")  # those of inks are converted by one decoder only, DALI's
 
@@ -45,13 +45,13 @@ class Decoding:
         return gate(data, max_bytes=self.max_bytes, max_pixels=self.max_pixels, value_range=self.value_range)
 
 
-def eighths(ratio: float) -> int:
+def eighths(ratio: float, margin: float = MARGIN) -> int:
     """Return the scale, in eighths, to decode at what is resized to `ratio` of its sides, the larger of the two.
 
-    Each decoded side has at least MARGIN times the pixels it is resized to, or all it has.
+    Each decoded side has at least `margin` times the pixels it is resized to, or all it has.
     """
-    fewest = max(1, math.ceil(FULL * MARGIN * ratio - 1e-6))  # float32's error is not a step
-    return fewest if fewest < FULL - 1 else FULL  # libjpeg-turbo takes as long for 7 as for all
+    fewest = FULL * margin * ratio - 1e-6  # float32's error is not a step
+    return next((scale for scale in SCALES if scale >= fewest), FULL)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,15 +6,23 @@ A bad image fails its own request with INVALID_ARG; the others of the batch are 
 
 import json
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from preprocess import BadImage, Decoding, Preprocessor
 
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
 
 class TritonPythonModel:
-    """One DALI pipeline, fed with whatever Triton's dynamic batcher hands over."""
+    """A pipeline for each core: each takes the next request as soon as it is free, and answers it.
+
+    A batch that shares a pipeline would leave cores idle behind its last image.
+    """
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
@@ -22,19 +30,27 @@ class TritonPythonModel:
         height, width = json.loads(parameters["size"])
         red, green, blue = json.loads(parameters["fill"])
         self._fill = np.array((red, green, blue), np.uint8).reshape(3, 1, 1)
-        self._preprocessor = Preprocessor(
-            (height, width),
-            (red, green, blue),
-            resize=parameters.get("resize", "letterbox"),
-            threads=int(os.environ.get("RETINASERVE_THREADS", "0")),
-            max_batch=int(config["max_batch_size"]),
-            decoding=Decoding(
-                max_bytes=int(parameters["max_image_bytes"]),
-                max_pixels=int(parameters["max_image_pixels"]),
-                full=parameters["decode"] == "full",
-                value_range=json.loads(parameters.get("value_range", "null")),
-            ),
+        decoding = Decoding(
+            max_bytes=int(parameters["max_image_bytes"]),
+            max_pixels=int(parameters["max_image_pixels"]),
+            full=parameters["decode"] == "full",
+            value_range=json.loads(parameters.get("value_range", "null")),
         )
+        resize = parameters.get("resize", "letterbox")
+        threads = int(os.environ.get("RETINASERVE_THREADS", "0")) or len(os.sched_getaffinity(0))
+        self._workers = ThreadPoolExecutor(threads)
+        self._free: SimpleQueue[Preprocessor] = SimpleQueue()  # one for each core without a request
+        for _ in range(threads):
+            self._free.put(
+                Preprocessor(
+                    (height, width),
+                    (red, green, blue),
+                    resize=resize,
+                    threads=1,
+                    max_batch=1,
+                    decoding=decoding,
+                )
+            )
         # Triton 2.51 leaves its own failure counter at 0 for errors a python model returns.
         # The family must outlive its metrics. Its description is that of repositories built before: versions that
         # are served side by side share it.
@@ -46,22 +62,36 @@ class TritonPythonModel:
         self._bad_images = self._family.Metric(labels={"model": "preprocess", "version": args["model_version"]})
 
     def finalize(self) -> None:
+        self._workers.shutdown()
         # A metric that outlives the server's side of it crashes the process on its way out.
         del self._bad_images
         del self._family
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        rows = [np.from_dlpack(pb_utils.get_input_tensor_by_name(request, "image_bytes")) for request in requests]
-        results = iter(self._preprocessor.run([image for request in rows for image in request]))
-        return [self._respond([next(results) for _ in request]) for request in rows]
+    def execute(self, requests: list[Any]) -> None:
+        """Return when a core is free for the next request; what is not done then is answered later."""
+        for request in requests:
+            rows = np.from_dlpack(pb_utils.get_input_tensor_by_name(request, "image_bytes"))
+            images = [row.tobytes() for row in rows]  # Triton takes its tensors back
+            self._workers.submit(self._answer, self._free.get(), images, request.get_response_sender())
+        self._free.put(self._free.get())
 
-    def _respond(self, results: list[Any]) -> Any:
+    def _answer(self, preprocessor: Preprocessor, images: Sequence[bytes], sender: Any) -> None:
+        try:
+            response = self._response(preprocessor.run(images))
+        except Exception as error:
+            response = _failure(f"preprocess failed: {error}")
+        self._free.put(preprocessor)  # before the answer goes out: the core must not wait for that
+        try:
+            sender.send(response, flags=FINAL)
+        except Exception as error:  # /dev/shm has no room for the tensors
+            pb_utils.Logger.log_error(f"preprocess could not answer: {error}")
+            sender.send(_failure(f"preprocess failed: {error}"), flags=FINAL)
+
+    def _response(self, results: Sequence[Any]) -> Any:
         bad = [result for result in results if isinstance(result, BadImage)]
         if bad:
             self._bad_images.increment(len(bad))
-            return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(bad[0].message, pb_utils.TritonError.INVALID_ARG)
-            )
+            return _failure(bad[0].message, pb_utils.TritonError.INVALID_ARG)
         return pb_utils.InferenceResponse(
             [
                 to_tensor("image", self._stack([result.image for result in results])),
@@ -79,6 +109,10 @@ class TritonPythonModel:
         for row, image in zip(stacked, images, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = image
         return stacked
+
+
+def _failure(*message: Any) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(*message))
 
 
 def to_tensor(name: str, values: Any) -> Any:
