@@ -36,6 +36,7 @@ DEVICES = "/dev/video"
 AHEAD = 4  # decoded frames that wait
 TIMEOUT = 5.0  # seconds without anything from a live source, after which it is connected again
 GIVE_UP = 30.0  # seconds without a connection
+BT709, LIMITED = 1, 1  # of H.273 and of ffmpeg: the colours of what is written
 TICKS = 90_000  # a second, in what is written
 SLACK = 1e-6  # seconds
 TICK = 1e-3  # seconds, between frames of a live source whose clock went back
@@ -222,6 +223,10 @@ class VideoWriter:
             )
             self._stream.width, self._stream.height = image.width // 2 * 2, image.height // 2 * 2
             self._stream.pix_fmt = "yuv420p"
+            # Players take what is not tagged for BT.709 where it is large, and ffmpeg codes RGB by BT.601.
+            for name in ("colorspace", "color_primaries", "color_trc"):
+                setattr(self._stream.codec_context, name, BT709)
+            self._stream.codec_context.color_range = LIMITED
             self._stream.time_base = self._stream.codec_context.time_base = Fraction(1, TICKS)
         size = (self._stream.width, self._stream.height)
         image = (
@@ -230,6 +235,7 @@ class VideoWriter:
             else image.resize(size)
         )
         frame = av.VideoFrame.from_image(image)
+        frame = frame.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED)
         frame.time_base = Fraction(1, TICKS)
         frame.pts = self._last = max(self._last + 1, round(at * TICKS))
         self._container.mux(self._stream.encode(frame))

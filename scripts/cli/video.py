@@ -7,6 +7,7 @@ import json
 import statistics
 import sys
 import time
+from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,7 @@ def print_video(
     from retinaserve.training.detections import ImageError
     from retinaserve.training.draw import draw
 
-    delays: list[float] = []
+    delays: deque[float] = deque(maxlen=RECENT)
     tracker = Tracker(score=score) if track else None
     failed = answered = 0
     with ExitStack() as stack:
@@ -66,15 +67,15 @@ def print_video(
                 click.echo(json.dumps(line | json.loads(json_line(Path(source), found, detector.class_names))))
             if writer:
                 writer.write(draw(Image.fromarray(frame.pixels), found, detector.class_names), frame.time)
-            delays = [*delays[1 - RECENT :], time.monotonic() - frame.arrived]
+            delays.append(time.monotonic() - frame.arrived)
     if output:
         click.echo(f"annotated video: {output}", err=True)
     return answered, failed
 
 
-def _tell(video: "Video", answered: int, delays: list[float], tracker: "Tracker | None") -> None:
+def _tell(video: "Video", answered: int, delays: "deque[float]", tracker: "Tracker | None") -> None:
     words = f"{video.decoded} frames decoded, {answered} answered"
-    words += f", {tracker.count} tracks" if tracker else ""
+    words += f", tracks: {tracker.count}" if tracker else ""
     if video.live:
         words += f", {video.dropped} dropped, {video.reconnected} times connected again"
     if delays:

@@ -7,20 +7,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from retinaserve import open_detector
 from retinaserve.eval.video import Video, VideoWriter, detect_frames, is_live, is_video
+from retinaserve.plugins.reference import iou_matrix
+from retinaserve.plugins.tiles import encode_bmp
 from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.server.triton import TritonServer, free_ports
+from retinaserve.scripts.shapes.draw import draw_scene
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from tests.eval.test_tiled import Thresholding
@@ -103,21 +108,68 @@ def test_frames_are_upright(matrix: tuple[int, ...], quarters: int, tmp_path: Pa
     assert np.abs(frame.pixels.astype(int) - expected).max() <= 3
 
 
-@pytest.mark.parametrize(("tag", "red"), [(1, 226), (5, 211)], ids=["BT.709", "BT.601"])
-def test_colours_go_by_the_tag(tag: int, red: int, tmp_path: Path) -> None:
-    """Y 100, Cb 90, Cr 200: R = 1.164 (Y - 16) + 1.793 or 1.596 (Cr - 128), by hand 226.9 and 212.7."""
-    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+def coded(path: Path, frames: Iterable[Any], *, matrix: int, limits: int) -> Path:
+    """Write frames as they are, lossless, with the tags."""
+    with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10, options={"qp": "0"})
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-        stream.codec_context.colorspace = tag
-        planes = np.concatenate((np.full((64, 64), 100), np.full((16, 64), 90), np.full((16, 64), 200)))
-        frame = av.VideoFrame.from_ndarray(planes.astype(np.uint8), format="yuv420p")
-        frame.colorspace = tag
-        container.mux(stream.encode(frame))
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, limits
+        for number, frame in enumerate(frames):
+            if not number:
+                stream.width, stream.height = frame.width, frame.height
+            frame.colorspace, frame.color_range = matrix, limits
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    with Video(str(tmp_path / "a.mp4")) as video:
-        (frame,) = video
-    assert abs(int(frame.pixels[30, 30, 0]) - red) <= 2
+    return path
+
+
+# By hand for Y 100, Cb 90, Cr 200. Limited range: L = 1.164 (Y - 16), R = L + 1.793 or 1.596 (Cr - 128),
+# G = L - 0.213 or 0.392 (Cb - 128) - 0.533 or 0.813 (Cr - 128), B = L + 2.112 or 2.017 (Cb - 128). Full range:
+# R = Y + 1.575 or 1.402 (Cr - 128), and so on. A stream without a tag is taken for BT.601.
+@pytest.mark.parametrize(
+    ("matrix", "limits", "colour"),
+    [
+        (1, 1, (227, 67, 18)),
+        (5, 1, (213, 54, 21)),
+        (2, 0, (213, 54, 21)),
+        (1, 2, (213, 73, 29)),
+        (5, 2, (201, 62, 33)),
+    ],
+    ids=["BT.709", "BT.601", "untagged", "BT.709, full range", "BT.601, full range"],
+)
+def test_colours_go_by_the_tags(matrix: int, limits: int, colour: tuple[int, ...], tmp_path: Path) -> None:
+    planes = np.concatenate((np.full((64, 64), 100), np.full((16, 64), 90), np.full((16, 64), 200)))
+    frame = av.VideoFrame.from_ndarray(planes.astype(np.uint8), format="yuv420p")
+    with Video(str(coded(tmp_path / "a.mp4", [frame], matrix=matrix, limits=limits))) as video:
+        (seen,) = video
+    assert seen.pixels[30, 30].tolist() == pytest.approx(colour, abs=3)
+
+
+def test_boxes_do_not_depend_on_how_colours_are_coded(tmp_path: Path) -> None:
+    """The same scenes by matrix and range; and BT.709 without its tag, which is read by the wrong matrix."""
+    detector = open_detector(Path(__file__).parents[2] / "examples" / "shapes.pth")
+    scenes = [draw_scene((320, 240), np.random.default_rng(seed), count=4)[0] for seed in range(4)]
+    direct = detector.predict([encode_bmp(np.asarray(scene)) for scene in scenes])
+    for matrix, limits, tag in ((5, 1, 5), (1, 1, 1), (1, 2, 1), (5, 2, 5), (1, 1, 2)):
+        frames = [
+            av.VideoFrame.from_image(scene).reformat(
+                format="yuv420p", dst_colorspace=matrix, dst_color_range=limits
+            )
+            for scene in scenes
+        ]
+        with Video(str(coded(tmp_path / "a.mp4", frames, matrix=tag, limits=limits))) as video:
+            answers = [answer for _, answer in detect_frames(video, detector)]
+        overlap = np.concatenate([agreement(one, other) for one, other in zip(direct, answers, strict=True)])
+        if tag == matrix:
+            assert len(overlap) == 25 and overlap.min() > 0.7 and (overlap > 0.97).sum() >= 24
+        else:
+            assert overlap.min() > 0.5 and (overlap > 0.97).sum() >= 19
+
+
+def agreement(one: Detections, other: Any) -> Any:
+    """The IoU of each box above 0.3 with the best of its class in the other answer."""
+    one = one.above(0.3)
+    return (iou_matrix(one.boxes, other.boxes) * (one.classes[:, None] == other.classes)).max(axis=1)
 
 
 class Slow(Thresholding):
@@ -228,7 +280,7 @@ def test_predict_takes_a_video(server: TritonServer, tmp_path: Path) -> None:
     numbered = [json.loads(line) for line in tracked.stdout.splitlines()]
     ids = [[box.pop("track_id") for box in line["detections"]] for line in numbered]
     assert set(ids[0]) == {None} and None not in ids[-1] and numbered == lines
-    assert f"{max(map(max, ids[1:]))} tracks" in tracked.stderr
+    assert f"tracks: {max(map(max, ids[1:]))};" in tracked.stderr
     with Video(str(output)) as drawn:
         frames = list(drawn)
     assert [frame.time for frame in frames] == pytest.approx([n / 5 for n in range(10)], abs=1e-3)
@@ -244,7 +296,12 @@ def test_an_odd_size_is_written_and_cut(tmp_path: Path) -> None:
         for number in range(3):
             writer.write(Image.new("RGB", (101, 51), (200, 0, 0)), number / 10)
     with Video(str(tmp_path / "a.mp4")) as video:
-        assert [frame.pixels.shape for frame in video] == [(50, 100, 3)] * 3
+        frames = list(video)
+    assert [frame.pixels.shape for frame in frames] == [(50, 100, 3)] * 3
+    assert np.abs(frames[0].pixels[25, 50].astype(int) - (200, 0, 0)).max() <= 4
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        frame = next(container.decode(video=0))
+    assert (frame.colorspace, frame.color_range) == (1, 1), "tagged BT.709, which players take for it"
 
 
 @pytest.mark.parametrize(
