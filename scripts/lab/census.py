@@ -27,6 +27,7 @@ class Census:
 
     modules: dict[str, int] = field(default_factory=dict)  # by folder; one of only a docstring is none
     lines: dict[str, int] = field(default_factory=dict)
+    lab: tuple[int, int] = (0, 0)  # modules and lines of them in scripts/lab, which is not installed
     widest_folder: tuple[str, int] = ("", 0)  # the most modules side by side
     cuda_lines: int = 0  # C++ and CUDA of plugins/
     test_cuda_lines: int = 0
@@ -63,6 +64,8 @@ def census(root: Path) -> Census:
     graph = import_graph({name: tree for name, tree in modules.items() if "model_repository" not in name})
     found.cycles = cycles(graph)
     found.widest_folder = max(side_by_side.items(), key=lambda item: item[1], default=("", 0))
+    of_lab = [size for name, size in sizes.items() if name.startswith("scripts/lab/")]
+    found.lab = len(of_lab), sum(of_lab)
     found.largest = dict(sorted(sizes.items(), key=lambda item: -item[1])[:LARGEST])
     found.cuda_lines = sum(map(_lines, _files(root / "plugins", CUDA)))
     tests = [path for path in _files(root / "tests", (".py",)) if _code(path)]
@@ -157,6 +160,7 @@ def rows(found: Census) -> Iterator[tuple[str, str]]:
         yield folder, f"{found.modules[folder]} modules, {found.lines[folder]} lines"
     modules, lines = found.totals
     yield "Python of the product", f"{modules} modules, {lines} lines"
+    yield "of it scripts/lab, which is not installed", f"{found.lab[0]} modules, {found.lab[1]} lines"
     yield "C++ and CUDA of the product", f"{found.cuda_lines} lines"
     yield (
         "tests",
