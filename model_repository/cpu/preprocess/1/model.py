@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ class TritonPythonModel:
             description="Pictures refused as empty, damaged, unsupported or too large",
             kind=pb_utils.MetricFamily.COUNTER,
         )
+        self._counting = Lock()  # two threads that increment at a time overwrite each other's message, and end Triton
         self._bad_images = self._family.Metric(labels={"model": "preprocess", "version": args["model_version"]})
 
     def finalize(self) -> None:
@@ -90,7 +92,8 @@ class TritonPythonModel:
     def _response(self, results: Sequence[Any]) -> Any:
         bad = [result for result in results if isinstance(result, BadImage)]
         if bad:
-            self._bad_images.increment(len(bad))
+            with self._counting:
+                self._bad_images.increment(len(bad))
             return _failure(bad[0].message, pb_utils.TritonError.INVALID_ARG)
         return pb_utils.InferenceResponse(
             [
