@@ -60,7 +60,7 @@ class TritonPythonModel:
             description="Pictures refused as empty, damaged, unsupported or too large",
             kind=pb_utils.MetricFamily.COUNTER,
         )
-        self._counting = Lock()  # two threads that increment at a time overwrite each other's message, and end Triton
+        self._counting = Lock()  # two increments at a time mix their messages, and Triton dies
         self._bad_images = self._family.Metric(labels={"model": "preprocess", "version": args["model_version"]})
 
     def finalize(self) -> None:
