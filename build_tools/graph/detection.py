@@ -132,12 +132,14 @@ def add_decode(
     fixed = spec.resizing.fixed
     slots = _Slots.of(spec) if fixed else _Slots.measured(nodes, spec, [logits for logits, _ in heads])
     steps = [1] * len(heads) if fixed else _steps(spec)
+    threshold = spec.score_threshold_logit
+    floor = threshold - (1 + abs(threshold)) / 64  # under the threshold in bf16 too, in which OpenVINO may hold it
     tops = []
     for (level, _), total, count, step in zip(heads, slots.sizes, slots.taken, steps, strict=True):
         if fixed:
-            values, indices = top_k(nodes, level, total=total, count=count)
+            values, indices = top_k(nodes, level, total=total, count=count, floor=floor)
         else:
-            values, indices = open_top_k(nodes, level, step=step, typical=total, count=count)
+            values, indices = open_top_k(nodes, level, step=step, typical=total, count=count, floor=floor)
         if by_index:
             indices, order = nodes("TopK", indices, [count], axis=1, largest=0, outputs=2)
             values = nodes("GatherElements", values, order, axis=1)

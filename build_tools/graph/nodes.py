@@ -2,11 +2,12 @@
 
     nodes = NodeBuilder(graph)
     half = nodes("Mul", nodes("Add", a, b), 0.5)
-    values, index = top_k(nodes, logits, total=2949120, count=1000)      # of (B, ...), flattened to (B, total)
+    values, index = top_k(nodes, logits, total=2949120, count=1000, floor=-3)    # of (B, ...) as (B, total)
     values, index = stable_top_k(nodes, logits, total=4500, count=100)    # of (B, total), ties to the lower index
 
-The functions work round three things of OpenVINO: its TopK over all logits of a level takes longer than anything
-else behind the network, it orders equal values arbitrarily, and it divides integers in float32.
+The functions work round four things of OpenVINO: its TopK over all logits of a level takes longer than anything
+else behind the network, and four times as long as over the same logits raised to a floor that most lie under; it
+orders equal values arbitrarily, and it divides integers in float32.
 """
 
 from typing import Any
@@ -17,7 +18,6 @@ import onnx_graphsurgeon as gs
 
 PREFIX = "detect"  # of the names of all nodes and tensors made here
 FLOAT32_INTEGERS = 2**24  # float32 holds every integer up to here
-LONGEST_TOPK = 3840  # TensorRT's limit
 FEW = 128  # values for each one taken: up to here one TopK is as fast as three small ones
 LANES = 16  # float32 values in a vector of AVX-512: what a group's length is best a multiple of
 
@@ -49,10 +49,11 @@ class NodeBuilder:
         return gs.Constant(f"{name}_const_{self._count}", np.ascontiguousarray(array, kind))
 
 
-def top_k(nodes: NodeBuilder, values: Any, *, total: int, count: int) -> tuple[Any, Any]:
+def top_k(nodes: NodeBuilder, values: Any, *, total: int, count: int, floor: float) -> tuple[Any, Any]:
     """Return the best `count` of (B, ...), flattened to (B, total), and their flat indices: both (B, count).
 
     Best first; ties to the lower index where the runtime's own TopK does so (ONNX Runtime's and TensorRT's).
+    Values up to `floor` come back as that, with the index of any of them.
 
     Where there are many values, the maximum of every run of `length` neighbours is found first, and only the best
     `count` runs are looked into. No other run can hold one of the best: each of these has a value that is as
@@ -60,21 +61,25 @@ def top_k(nodes: NodeBuilder, values: Any, *, total: int, count: int) -> tuple[A
     """
     length = run_length(total, count)
     if length == 1:
-        best, index = nodes("TopK", nodes("Reshape", values, [0, -1]), [count], axis=1, outputs=2)
+        flat = nodes("Max", nodes("Reshape", values, [0, -1]), np.float32(floor))
+        best, index = nodes("TopK", flat, [count], axis=1, outputs=2)
         return best, index
     runs = total // length
     table = nodes("Reshape", values, [-1, length])  # (B*runs, length)
-    peaks = nodes("Reshape", _reduce_max(nodes, table), [-1, runs])
+    peaks = nodes("Max", nodes("Reshape", _reduce_max(nodes, table), [-1, runs]), np.float32(floor))
     _, chosen = nodes("TopK", peaks, [count], axis=1, outputs=2)
     chosen, _ = nodes("TopK", chosen, [count], axis=1, largest=0, outputs=2)  # into their order
     inside = _rows_of(nodes, table, chosen, runs)  # (B, count, length)
-    best, place = nodes("TopK", nodes("Reshape", inside, [0, -1]), [count], axis=1, outputs=2)
+    flat = nodes("Max", nodes("Reshape", inside, [0, -1]), np.float32(floor))
+    best, place = nodes("TopK", flat, [count], axis=1, outputs=2)
     run, offset = divide(nodes, place, length)
     index = nodes("Add", nodes("Mul", nodes("GatherElements", chosen, run, axis=1), length), offset)
     return best, index
 
 
-def open_top_k(nodes: NodeBuilder, values: Any, *, step: int, typical: int, count: int) -> tuple[Any, Any]:
+def open_top_k(
+    nodes: NodeBuilder, values: Any, *, step: int, typical: int, count: int, floor: float
+) -> tuple[Any, Any]:
     """Return what `top_k` does of a number of values that is known to be a multiple of `step`.
 
     typical: how many values there are when it matters how long it takes. Where there are fewer than `count`, the
@@ -83,18 +88,21 @@ def open_top_k(nodes: NodeBuilder, values: Any, *, step: int, typical: int, coun
     total = nodes("Gather", nodes("Shape", nodes("Reshape", values, [0, -1])), [1], axis=0)  # (1,)
     length = run_length(typical, count, step)
     if length == 1:
-        flat, taken = nodes("Reshape", values, [0, -1]), nodes("Min", total, [count])
+        flat = nodes("Max", nodes("Reshape", values, [0, -1]), np.float32(floor))
+        taken = nodes("Min", total, [count])
         best, index = nodes("TopK", flat, taken, axis=1, outputs=2)
         return _filled(nodes, best, -np.inf, count), _filled(nodes, index, 0, count)
     runs = nodes("Div", total, [length])
     table = nodes("Reshape", values, [-1, length])  # (B*runs, length)
     peaks = nodes("Reshape", _reduce_max(nodes, table), nodes("Concat", [-1], runs, axis=0))
+    peaks = nodes("Max", peaks, np.float32(floor))
     taken = nodes("Min", runs, [count])
     _, chosen = nodes("TopK", peaks, taken, axis=1, outputs=2)
     chosen, _ = nodes("TopK", chosen, taken, axis=1, largest=0, outputs=2)  # into their order
     inside = _rows_of(nodes, table, chosen, runs)  # (B, taken, length)
     most = nodes("Min", nodes("Mul", taken, [length]), [count])
-    best, place = nodes("TopK", nodes("Reshape", inside, [0, -1]), most, axis=1, outputs=2)
+    flat = nodes("Max", nodes("Reshape", inside, [0, -1]), np.float32(floor))
+    best, place = nodes("TopK", flat, most, axis=1, outputs=2)
     run, offset = divide(nodes, place, length)
     index = nodes("Add", nodes("Mul", nodes("GatherElements", chosen, run, axis=1), length), offset)
     return _filled(nodes, best, -np.inf, count), _filled(nodes, index, 0, count)
@@ -140,11 +148,19 @@ def _reduce_max(nodes: NodeBuilder, table: Any) -> Any:
 def stable_top_k(nodes: NodeBuilder, values: Any, *, total: int, count: int) -> tuple[Any, Any]:
     """Return the best `count` of (B, total) values and their indices, ties to the lower index in any runtime.
 
-    The sorted values fall into runs of equal ones; (number of the run, index) has no ties left.
+    Which they are is decided by (above, at or below the last of them, index), which has no ties; a full sort takes
+    ten times as long. The sorted values then fall into runs of equal ones: (number of the run, index).
     """
-    length = min(total, max(count, LONGEST_TOPK))  # beyond it only thousands of equal values could tell
-    ranked, index = nodes("TopK", values, [length], axis=1, outputs=2)
-    previous = nodes("Gather", ranked, np.maximum(np.arange(length) - 1, 0), axis=1)
+    best, _ = nodes("TopK", values, [count], axis=1, outputs=2)
+    last = nodes("Gather", best, [count - 1], axis=1)
+    below = nodes("Cast", nodes("Greater", last, values), to=onnx.TensorProto.INT64)
+    above = nodes("Cast", nodes("Greater", values, last), to=onnx.TensorProto.INT64)
+    key = nodes("Add", nodes("Mul", nodes("Sub", below, above), total), np.arange(total))
+    _, chosen = nodes("TopK", key, [count], axis=1, largest=0, outputs=2)
+    values = nodes("GatherElements", values, chosen, axis=1)
+    ranked, place = nodes("TopK", values, [count], axis=1, outputs=2)
+    index = nodes("GatherElements", chosen, place, axis=1)
+    previous = nodes("Gather", ranked, np.maximum(np.arange(count) - 1, 0), axis=1)
     starts = nodes("Cast", nodes("Not", nodes("Equal", ranked, previous)), to=onnx.TensorProto.INT64)
     run = nodes("CumSum", starts, np.int64(1))
     key = nodes("Add", nodes("Mul", run, total), index)

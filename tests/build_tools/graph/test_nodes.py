@@ -6,6 +6,7 @@ from retinaserve.build_tools.graph.nodes import FEW, LANES, NodeBuilder, run_len
 from tests.build_tools.graph.test_graft import runner_of
 
 RUNTIMES = ("onnxruntime", "openvino")
+LOW = -1e9  # a floor under everything
 CASES = {
     "one value is all": ((1,), 1),
     "all are taken": ((3, 4, 5), 60),
@@ -16,10 +17,10 @@ CASES = {
 }
 
 
-def model(function, shape, count, *, opset=18):
+def model(function, shape, count, *, opset=18, **more):
     values = gs.Variable("values", np.float32, ["batch", *shape])
     graph = gs.Graph(inputs=[values], opset=opset, ir_version=10)
-    best, index = function(NodeBuilder(graph), values, total=int(np.prod(shape)), count=count)
+    best, index = function(NodeBuilder(graph), values, total=int(np.prod(shape)), count=count, **more)
     best.name, index.name = "best", "index"
     best.dtype, index.dtype, best.shape, index.shape = np.float32, np.int64, ["batch", count], ["batch", count]
     graph.outputs = [best, index]
@@ -44,7 +45,7 @@ def expected(values, count):
 def test_top_k(name, runtime, kind):
     shape, count = CASES[name]
     values = pictures(shape, kind)
-    run = runner_of(model(top_k, shape, count), runtime)
+    run = runner_of(model(top_k, shape, count, floor=LOW), runtime)
     for batch in (values, values[:1]):
         best, index = run({"values": batch})
         wanted, where = expected(batch, count)
@@ -58,9 +59,25 @@ def test_top_k(name, runtime, kind):
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("name", ["a single TopK", "two steps"])
+def test_values_under_the_floor_come_back_as_the_floor(name, runtime):
+    shape, count = CASES[name]
+    values = pictures(shape, "distinct")
+    wanted, where = expected(values, count)
+    floor = float(wanted[0, count // 2])  # of the first image as many are above it, of the others fewer or more
+    best, index = runner_of(model(top_k, shape, count, floor=floor), runtime)({"values": values})
+    above = wanted > np.float32(floor)
+    assert (best == np.maximum(wanted, np.float32(floor))).all() and (index[above] == where[above]).all()
+    rest = np.take_along_axis(values.reshape(len(values), -1), index.astype(np.int64), axis=1)[~above]
+    assert len(rest) and (rest <= np.float32(floor)).all()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_equal_values_only(runtime):
     shape, count = CASES["two steps"]
-    best, index = runner_of(model(top_k, shape, count), runtime)({"values": np.full((2, *shape), 1.5, np.float32)})
+    best, index = runner_of(model(top_k, shape, count, floor=LOW), runtime)(
+        {"values": np.full((2, *shape), 1.5, np.float32)}
+    )
     assert (best == 1.5).all() and all(len(set(row)) == count for row in index.tolist())
     if runtime == "onnxruntime":
         assert index.tolist() == [list(range(count))] * 2
@@ -69,7 +86,7 @@ def test_equal_values_only(runtime):
 def test_opset_17_has_its_axes_elsewhere():
     shape, count = CASES["two steps"]
     values = pictures(shape, "distinct")
-    found = runner_of(model(top_k, shape, count, opset=17), "onnxruntime")({"values": values})
+    found = runner_of(model(top_k, shape, count, opset=17, floor=LOW), "onnxruntime")({"values": values})
     assert all((a == b).all() for a, b in zip(found, expected(values, count), strict=True))
 
 
