@@ -72,6 +72,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CARRIED = (
     "examples/shapes.pth",
     "training/recipes/cpu.yaml",
+    "training/recipes/fast-n.pth",
     "model_repository/cpu/detector/config.pbtxt",
     "model_repository/cpu/preprocess/1/model.py",
     "model_repository/gpu/preprocess/1/dali.py",

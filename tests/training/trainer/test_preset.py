@@ -44,7 +44,7 @@ def test_anchors_are_those_that_boxes_overlap_most(
     assert fit_anchor(np.array([(side, side) for side in sides], np.float32).reshape(-1, 2)) == expected
 
 
-@pytest.mark.parametrize(("images", "iterations"), [(1, 500), (200, 1500), (800, 3000), (5000, 7500)])
+@pytest.mark.parametrize(("images", "iterations"), [(1, 500), (200, 2500), (800, 5000), (5000, 12500)])
 def test_four_times_the_images_take_twice_the_iterations(images: int, iterations: int) -> None:
     assert fit_iterations(images, 8) == iterations
 

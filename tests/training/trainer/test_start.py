@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +8,9 @@ from retinaserve.training.checkpoint import Backbone, Checkpoint, save, save_bac
 from retinaserve.training.errors import UserError
 from retinaserve.training.model import build_model
 from retinaserve.training.model.retinanet import RetinaNet
-from retinaserve.training.spec import DetectorSpec
-from retinaserve.training.trainer.start import detector_to_train, initialise
+from retinaserve.training.spec import DetectorSpec, Network
+from retinaserve.training.trainer.record import find_settings, read_settings
+from retinaserve.training.trainer.start import CLASS_OUTPUT, detector_to_train, find_start, initialise
 from tests.training.squares import draw
 
 
@@ -106,6 +107,17 @@ def test_another_pyramid_leaves_the_backbone(source: tuple[Path, RetinaNet]) -> 
     transfer = initialise(model, source[0])
     assert "fpn.p7.weight" in transfer.replaced and "backbone.conv1.weight" in transfer.kept
     assert not transfer.classes
+
+
+def test_the_start_that_comes_along_fits_its_preset_whole() -> None:
+    start = find_start(Path("fast-n"))
+    assert start.stat().st_size < 5e6
+    values = read_settings(find_settings(Path("fast-n")))
+    recipe = {str(name).replace("-", "_"): value for name, value in values.items()}
+    names = {each.name for each in fields(Network)} | {"one_anchor"}
+    spec = DetectorSpec.create(["cat"], **{name: recipe[name] for name in recipe if name in names})
+    transfer = initialise(build_model(spec), start)
+    assert set(transfer.replaced) == set(CLASS_OUTPUT) and not transfer.dropped
 
 
 def test_nothing_that_fits_is_a_mistake(tmp_path: Path) -> None:
