@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from retinaserve.training.checkpoint import load, load_model
+from retinaserve.training.checkpoint import Checkpoint, load, load_model, save
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.errors import UserError
+from retinaserve.training.model import build_model
 from retinaserve.training.model.postprocess import detect
 from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.trainer.config import TrainConfig
@@ -195,6 +196,40 @@ def test_anchors_of_all_levels_are_in_the_order_of_the_maps() -> None:
     assert len(anchors) == 9 * sum(h * w for h, w in sizes)
     # The second anchor box of a level is one cell to the right of the first.
     assert (anchors[1] - anchors[0]).tolist() == pytest.approx([8, 0, 8, 0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rule", "own"),
+    {
+        "fizyr": {
+            "growth": "linear",
+            "padding": "same",
+            "stride_in": "1x1",
+            "clip_margin": 1.0,
+            "delta_clamp": 20.0,
+        },
+        "detectron2": {"p6_from": "p5", "stride_in": "1x1", "clip_margin": -1024.0},
+        "mmdetection": {"p7_relu": False},
+        "torchvision": {"grid": "size"},
+    }.items(),
+)
+def test_an_import_is_tuned_with_its_coder_anchors_and_rule(
+    rule: str, own: dict[str, Any], tmp_path: Path
+) -> None:
+    draw(tmp_path / "set", 4)
+    small = {"backbone": "resnet50", "width": 8, "fpn_channels": 8, "head_depth": 1, "norm": "none"}
+    spec = DetectorSpec.create(
+        ["dark", "light"], size=(64, 96), anchor_size=3.0, resize_rule=rule, category_ids=[2, 5], **small, **own
+    )
+    before = build_model(spec).state_dict()
+    save(tmp_path / "imported.pth", Checkpoint(spec, before))
+    files = {"images": tmp_path / "set", "annotations": tmp_path / "set" / "annotations.json"}
+    settings = {"fine_tune": tmp_path / "imported.pth", "iters": 2, "batch": 2, "warmup": 1, "lr": 0.01}
+    train(tmp_path / "tuned.pth", **files, **settings)  # type: ignore[arg-type]
+    tuned = load(tmp_path / "tuned.pth")
+    assert tuned.spec == spec
+    assert all(torch.isfinite(value).all() for value in tuned.weights.values())
+    assert not torch.equal(tuned.weights["box_head.output.weight"], before["box_head.output.weight"])
 
 
 def test_the_front_takes_flags_and_goes_on(tmp_path: Path) -> None:
