@@ -143,7 +143,8 @@ def of_torchvision(**how):
         import torchvision
         from torch import nn
         from torchvision.models.detection import retinanet, rpn
-        from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+        from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
+        from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
         settings = {"weights": None, "weights_backbone": None, "num_classes": 7}
         if how["kind"] == "v1":
@@ -152,9 +153,14 @@ def of_torchvision(**how):
             model = retinanet.retinanet_resnet50_fpn_v2(**settings)
         else:
             norm = (lambda c: nn.GroupNorm(32, c)) if how["kind"] == "group" else nn.BatchNorm2d
-            backbone = resnet_fpn_backbone(
-                backbone_name=how["backbone"], weights=None, norm_layer=norm, trainable_layers=5
-            )
+            if how["kind"] == "mobile":
+                features = torchvision.models.mobilenet_v2(weights=None).features
+                taps = {"6": "0", "13": "1", "17": "2"}
+                backbone = BackboneWithFPN(features, taps, [32, 96, 320], 256, LastLevelP6P7(256, 256))
+            else:
+                backbone = resnet_fpn_backbone(
+                    backbone_name=how["backbone"], weights=None, norm_layer=norm, trainable_layers=5
+                )
             custom = {}
             if how.get("sizes"):
                 custom = {
@@ -426,6 +432,7 @@ AUTHORS = {
     "torchvision_v2": of_torchvision(kind="v2"),
     "torchvision_own": of_torchvision(kind="own", backbone="resnet18", sizes=OWN_SIZES),
     "torchvision_pool": of_torchvision(kind="pool", backbone="resnet18"),
+    "torchvision_mobile": of_torchvision(kind="mobile"),
     "torchvision_group": of_torchvision(kind="group", backbone="resnet18", sizes=OWN_SIZES),
     "deepforest": deepforest,
     "mlperf": mlperf,

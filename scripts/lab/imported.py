@@ -44,7 +44,6 @@ from retinaserve.training.scores import evaluate
 INSIDE = Path(__file__).with_name("imported_inside.py")
 FAMILIES, PRECISIONS, WAYS = ("torchvision", "yhenon"), ("fp32", "bf16", "int8"), ("eager", "compiled")
 SMALL = (192, 320)  # what imported_inside.py trains and answers at
-STEPS = {"torchvision": 500, "yhenon": 100}
 IOU, SCORE = 0.9, 0.02  # what counts as the same detection
 CALIBRATED_WITH = 16
 Results = Mapping[int, Detections]
@@ -211,8 +210,8 @@ def main() -> None:
     for family in FAMILIES[: 1 + FAMILIES.index(given.family)]:
         weights = given.work / f"{family}-weights.pth"
         if not weights.is_file():
-            training = (given.train_images, given.train_annotations, STEPS[family])
-            subprocess.run(inside(given.python, family, "train", weights, *training, *start), check=True)
+            words = (family, "train", weights, given.train_images, given.train_annotations, *start)
+            subprocess.run(inside(given.python, *words), check=True)
         start = [weights]
     if not given.speed:
         summary = agreement(given, weights, labels)

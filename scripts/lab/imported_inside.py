@@ -1,14 +1,14 @@
 # mypy: ignore-errors
 """Run inside an author's own environment: his RetinaNet is trained, answers images from their bytes, and is timed.
 
-    python imported_inside.py torchvision train weights.pth IMAGES LABELS.json STEPS
-    python imported_inside.py yhenon train weights.pth IMAGES LABELS.json STEPS torchvision.pth
+    python imported_inside.py torchvision train weights.pth IMAGES LABELS.json
+    python imported_inside.py yhenon train weights.pth IMAGES LABELS.json torchvision.pth
     python imported_inside.py torchvision answer weights.pth IMAGES LABELS.json RESULTS.json
     python imported_inside.py torchvision time weights.pth PHOTO...      # eager or compiled, a line of stdin
 
 The environment: torch==2.14.1 torchvision==0.29.1; for yhenon scikit-image, pycocotools, and on PYTHONPATH a
-checkout of yhenon/pytorch-retinanet at 0348a9d. Networks are ResNet50s, trained from nothing on small images
-(yhenon's code trains no norms, so its network goes on from torchvision's); RESULTS are COCO results.
+checkout of yhenon/pytorch-retinanet at 0348a9d. Networks are ResNet50s: torchvision's is trained from nothing on
+small images; yhenon's has the same weights, as his code trains no norms. RESULTS are COCO results.
 """
 
 import io
@@ -27,7 +27,7 @@ from PIL import Image
 from torchvision.transforms import functional
 
 SIDE, LONGEST = 192, 320  # what is trained and answered at; time is taken at 800 to 1333
-BATCH, RATE, WARMUP = 8, 1e-3, 50
+STEPS, BATCH, RATE, WARMUP = 200, 8, 1e-3, 50
 
 
 def decoded(path):
@@ -46,7 +46,7 @@ def read_labels(images, labels):
     return rows, sorted(each["id"] for each in content["categories"])
 
 
-def samples(rows, steps):
+def samples(rows):
     """Yield batches of flipped small images, as lists of pixels and of (boxes, category ids)."""
     kept = []
     for _, path, boxes in rows:
@@ -55,10 +55,10 @@ def samples(rows, steps):
             ratio = SIDE / min(pixels.shape[1:])
             size = [round(side * ratio) for side in pixels.shape[1:]]
             kept.append(
-                (functional.resize(pixels, size, antialias=True), table[:, :4] * ratio, table[:, 4].long())
+                (functional.resize(pixels, size, antialias=False), table[:, :4] * ratio, table[:, 4].long())
             )
     choice = random.Random(0)
-    for _ in range(steps):
+    for _ in range(STEPS):
         batch = []
         for pixels, boxes, ids in choice.sample(kept, BATCH):
             boxes = boxes.clone()
@@ -68,21 +68,6 @@ def samples(rows, steps):
                     boxes[:, [axis, axis + 2]] = pixels.shape[2 - axis] - boxes[:, [axis + 2, axis]]
             batch.append((pixels, boxes, ids))
         yield batch
-
-
-def optimise(model, batches, steps, loss_of, rate):
-    """Train a model: AdamW, warm-up, cosine."""
-    optimizer = torch.optim.AdamW((each for each in model.parameters() if each.requires_grad), weight_decay=1e-4)
-    for step, batch in enumerate(batches):
-        factor = min(1, (step + 1) / WARMUP) * (0.505 + 0.495 * math.cos(math.pi * step / steps))
-        optimizer.param_groups[0]["lr"] = rate * factor
-        loss = loss_of(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 25 == 24:
-            print(f"{step + 1} of {steps}: {loss.item():.3f}", file=sys.stderr)
 
 
 class Torchvision:
@@ -96,16 +81,22 @@ class Torchvision:
             self.model.load_state_dict(torch.load(weights, weights_only=True))
         self.model.eval()
 
-    def train(self, batches, steps, start=None):
-        """Go on from the weights in the file `start`, if any."""
-
-        def loss_of(batch):
+    def train(self, rows, start):
+        """Train it: AdamW, warm-up, cosine, bf16."""
+        self.model.train()
+        optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=1e-4)
+        for step, batch in enumerate(samples(rows)):
+            factor = min(1, (step + 1) / WARMUP) * (0.505 + 0.495 * math.cos(math.pi * step / STEPS))
+            optimizer.param_groups[0]["lr"] = RATE * factor
             targets = [{"boxes": boxes, "labels": ids} for _, boxes, ids in batch]
             with torch.autocast("cpu", torch.bfloat16):
-                return sum(self.model([pixels for pixels, *_ in batch], targets).values())
-
-        self.model.train()
-        optimise(self.model, batches, steps, loss_of, RATE)
+                loss = sum(self.model([pixels for pixels, *_ in batch], targets).values())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            optimizer.step()
+            if step % 25 == 24:
+                print(f"{step + 1} of {STEPS}: {loss.item():.3f}", file=sys.stderr)
 
     def answer(self, path):
         """Return boxes, scores and category ids."""
@@ -114,7 +105,7 @@ class Torchvision:
 
 
 class Yhenon:
-    """pytorch-retinanet's resnet50, by its own loss, Normalizer and Resizer; classes are the sorted ids."""
+    """pytorch-retinanet's resnet50, with its own Normalizer and Resizer; classes are the sorted ids."""
 
     def __init__(self, ids, weights=None):
         from retinanet import model
@@ -125,31 +116,9 @@ class Yhenon:
             self.model.load_state_dict(torch.load(weights, weights_only=True))
         self.model.eval()
 
-    def train(self, batches, steps, start=None):
-        """Go on from the weights in the file `start`, if any."""
-        from retinanet.dataloader import Normalizer
-
-        self.model.load_state_dict(yhenon_of(torch.load(start, weights_only=True), self.ids), strict=False)
-        norm = Normalizer()
-
-        def loss_of(batch):
-            side = max(max(pixels.shape[1:]) for pixels, *_ in batch)
-            side = -(-side // 32) * 32
-            images = torch.zeros(len(batch), 3, side, side)
-            rows = torch.full((len(batch), max(len(ids) for *_, ids in batch), 5), -1.0)
-            for number, (pixels, boxes, ids) in enumerate(batch):
-                sample = norm({"img": pixels.permute(1, 2, 0).numpy(), "annot": None})
-                images[number, :, : pixels.shape[1], : pixels.shape[2]] = torch.from_numpy(
-                    sample["img"].transpose(2, 0, 1)
-                )
-                rows[number, : len(ids), :4] = boxes
-                rows[number, : len(ids), 4] = torch.tensor([self.ids.index(each) for each in ids])
-            self.model.training = True
-            return sum(part.mean() for part in self.model([images, rows]))
-
-        self.model.train()
-        self.model.freeze_bn()
-        optimise(self.model, batches, steps, loss_of, RATE / 5)
+    def train(self, rows, start):
+        """Take the weights of torchvision's network in the file `start`."""
+        self.model.load_state_dict(yhenon_of(torch.load(start, weights_only=True), self.ids))
 
     def answer(self, path):
         """Return boxes, scores and category ids."""
@@ -166,37 +135,49 @@ class Yhenon:
 
 
 def yhenon_of(state, ids):
-    """Return torchvision's weights by yhenon's names: no background, P6 from another level left as it is."""
+    """Return torchvision's weights by yhenon's names: no background, and nothing at P6, made of another level.
+
+    His anchors are half a stride further right and down, which is the same part of an anchor on every level.
+    """
     heads = {"classification_head": "classificationModel", "regression_head": "regressionModel"}
-    found = {}
+    found = {"fpn.P6.weight": torch.zeros(256, 2048, 3, 3), "fpn.P6.bias": torch.zeros(256)}
     for name, value in state.items():
         parts = name.split(".")
         if parts[1] == "body":
             found[".".join(parts[2:])] = value
-        elif parts[1] == "fpn" and parts[2] != "extra_blocks":
+        elif parts[2] == "extra_blocks":
+            found |= {f"fpn.P7_2.{parts[-1]}": value} if parts[3] == "p7" else {}
+        elif parts[1] == "fpn":
             kind = {"inner_blocks": 1, "layer_blocks": 2}[parts[2]]
             found[f"fpn.P{int(parts[3]) + 3}_{kind}.{parts[5]}"] = value
         elif parts[0] == "head":
-            last = parts[2] != "conv"
-            found[f"{heads[parts[1]]}.{'output' if last else f'conv{int(parts[3]) + 1}'}.{parts[-1]}"] = value
+            layer = "output" if parts[2] != "conv" else f"conv{int(parts[3]) + 1}"
+            found[f"{heads[parts[1]]}.{layer}.{parts[-1]}"] = value
+    ratio, size = (
+        torch.tensor([0.5, 1.0, 2.0]).repeat_interleave(3),
+        4 * 2 ** (torch.arange(9) % 3 / 3),
+    )  # in strides
+    half = 0.5 / torch.stack((size / ratio.sqrt(), size * ratio.sqrt()), dim=1)  # in anchors, (9, 2)
     for part in ("weight", "bias"):
-        classes = found[f"classificationModel.output.{part}"]
-        found[f"classificationModel.output.{part}"] = classes.unflatten(0, (9, -1))[:, ids].flatten(0, 1)
-        boxes = found[f"regressionModel.output.{part}"].unflatten(0, (9, 4))
-        scale = torch.tensor([0.1, 0.1, 0.2, 0.2]).view(1, 4, *[1] * (boxes.dim() - 2))
-        found[f"regressionModel.output.{part}"] = (boxes / scale).flatten(0, 1)
+        classes, boxes = (f"{name}.output.{part}" for name in ("classificationModel", "regressionModel"))
+        found[classes] = found[classes].unflatten(0, (9, -1))[:, ids].flatten(0, 1)
+        deltas = found[boxes].unflatten(0, (9, 4)).clone()
+        if part == "bias":
+            deltas[:, :2] -= half
+        scale = torch.tensor([0.1, 0.1, 0.2, 0.2]).view(1, 4, *[1] * (deltas.dim() - 2))
+        found[boxes] = (deltas / scale).flatten(0, 1)
     return found
 
 
 FAMILIES = {"torchvision": Torchvision, "yhenon": Yhenon}
 
 
-def train(family, weights, images, labels, steps, start=None):
-    """Write the weights of a network that was trained on a labelled set, if there are none yet."""
+def train(family, weights, images, labels, start=None):
+    """Write the weights of a network that detects a labelled set."""
     torch.manual_seed(0)
     rows, ids = read_labels(images, labels)
     author = FAMILIES[family](ids)
-    author.train(samples(rows, int(steps)), int(steps), start)
+    author.train(rows, start)
     torch.save(author.model.state_dict(), weights)
 
 

@@ -56,6 +56,8 @@ def import_torchvision(found: Found, choices: Choices) -> Imported:
     body = {
         name.removeprefix("backbone.body."): value for name, value in state.items() if "backbone.body." in name
     }
+    if "0.0.weight" in body:  # the features of a classifier, by their numbers
+        body = {f"features.{name}": value for name, value in body.items()}
     network, notes = _network(state, body)
     said, facts = _of_module(found.module)
     forest = _of_deepforest(found)
@@ -118,6 +120,11 @@ def import_torchvision(found: Found, choices: Choices) -> Imported:
 
 
 def _network(state: Mapping[str, Tensor], body: Weights) -> tuple[Network, list[str]]:
+    if "features.0.0.weight" in body and "features.17.conv.3.weight" not in body:
+        raise UserError(
+            "a backbone of numbered layers that is no MobileNetV2",
+            "a ResNet, a ResNeXt, or a MobileNetV2 whose layers 6, 13 and 17 the pyramid is made of are expected",
+        )
     backbone, width = recognise_backbone(body)
     laterals = sum(n.startswith("backbone.fpn.inner_blocks.") and n.endswith(".weight") for n in state)
     if laterals not in (3, 4):
@@ -141,6 +148,8 @@ def _network(state: Mapping[str, Tensor], body: Weights) -> tuple[Network, list[
         grid="size",
     )
     notes = []
+    if backbone == "mobilenet_v2":
+        notes.append("pyramid: of the layers 6, 13 and 17, guessed from their numbers of channels")
     if source == "pool":
         notes.append("pyramid: the coarsest level is pooled from P5, guessed as there is no convolution for it")
     if grouped:

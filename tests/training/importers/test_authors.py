@@ -30,6 +30,7 @@ SAID = {
     "torchvision_v1": ZERO,
     "torchvision_v2": ZERO,
     "torchvision_pool": ZERO,
+    "torchvision_mobile": ZERO,
     "torchvision_own": OWN,
     "torchvision_group": OWN,
     "detectron2_3x3": Choices(style="pytorch"),
