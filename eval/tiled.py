@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from retinaserve.plugins.tiles import OVERLAP, encode_bmp, merge_tiles, tile_windows
-from retinaserve.training.detections import Detections, Detector, ImageError
+from retinaserve.training.detections import Detections, Detector, ImageError, answered
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.images import read_files
 from retinaserve.training.raster import Windows, open_raster
@@ -132,12 +132,7 @@ class TiledDetector:
 
     def predict(self, images: Sequence[Path | bytes]) -> list[Detections]:
         """Return the detections of each image, in order. Raises UserError for the first bad one."""
-        found = []
-        for number, answer in enumerate(self.predict_many(images), 1):
-            if isinstance(answer, ImageError):
-                raise UserError(f"image {number}: {answer.message}")
-            found.append(answer)
-        return found
+        return [answered(answer, number) for number, answer in enumerate(self.predict_many(images), 1)]
 
     def predict_many(self, images: Iterable[Source]) -> Iterator[Detections | ImageError]:
         """Yield an answer per image, in order; tiles of the next are sent before all of one are answered."""

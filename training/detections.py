@@ -11,6 +11,8 @@ from typing import Literal, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from retinaserve.training.errors import UserError
+
 __all__ = ["Detections", "Detector", "ImageError"]
 
 ErrorKind = Literal["bad_image", "overloaded", "timeout", "server"]
@@ -76,6 +78,13 @@ class ImageError:
 
     message: str
     kind: ErrorKind = "bad_image"
+
+
+def answered(answer: Detections | ImageError, number: int) -> Detections:
+    """Return an answer that has to be one. Raises UserError, by the image's number counted from 1."""
+    if isinstance(answer, ImageError):
+        raise UserError(f"image {number}: {answer.message}")
+    return answer
 
 
 class Detector(Protocol):

@@ -39,7 +39,7 @@ from retinaserve.eval.client.transport import (
 from retinaserve.eval.identity import Identity
 from retinaserve.eval.tiled import TiledDetector, Tiling
 from retinaserve.plugins.tiles import OVERLAP
-from retinaserve.training.detections import Detections, ImageError
+from retinaserve.training.detections import Detections, ImageError, answered
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.spec import BOXES, CLASSES, DETECTOR, LETTERBOX, NUM_DETECTIONS, SCORES
 
@@ -144,7 +144,10 @@ class AsyncClient(_Served):
 
     async def predict(self, images: Sequence[bytes]) -> list[Detections]:
         """Return the detections of each encoded image. Raises UserError for the first that has none."""
-        return [_found(answer, index) async for index, answer in _counted(self.predict_many(images))]
+        found: list[Detections] = []
+        async for answer in self.predict_many(images):
+            found.append(answered(answer, len(found) + 1))
+        return found
 
     async def predict_many(
         self, images: Iterable[bytes | ImageError], *, concurrency: int | None = None
@@ -347,7 +350,7 @@ class Client(_Served):
         if tile is not None:
             return TiledDetector(self, Tiling(None if tile == "auto" else tile, overlap, whole)).predict(images)
         encoded = (image.read_bytes() if isinstance(image, Path) else image for image in images)
-        return [_found(answer, index) for index, answer in enumerate(self.predict_many(encoded))]
+        return [answered(answer, number) for number, answer in enumerate(self.predict_many(encoded), 1)]
 
     def predict_many(
         self, images: Iterable[bytes | ImageError], *, concurrency: int | None = None
@@ -400,19 +403,6 @@ async def _drained() -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
-
-
-async def _counted(answers: AsyncIterator[T]) -> AsyncIterator[tuple[int, T]]:
-    index = 0
-    async for answer in answers:
-        yield index, answer
-        index += 1
-
-
-def _found(answer: Answer, index: int) -> Detections:
-    if isinstance(answer, ImageError):
-        raise UserError(f"image {index + 1}: {answer.message}")
-    return answer
 
 
 def _detections(result: Any) -> Detections:

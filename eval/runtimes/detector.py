@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from retinaserve.eval.identity import FULLY, SCALED, Identity
 from retinaserve.plugins import reference
-from retinaserve.training.detections import Detections, ImageError
+from retinaserve.training.detections import Detections, ImageError, answered
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.spec import (
     BOXES,
@@ -162,12 +162,7 @@ class OfflineDetector:
 
     def predict(self, images: Sequence[bytes]) -> list[Detections]:
         """Return the detections of each encoded image, in order. Raises UserError for the first bad one."""
-        found = []
-        for number, answer in enumerate(self.predict_many(images), 1):
-            if isinstance(answer, ImageError):
-                raise UserError(f"image {number}: {answer.message}")
-            found.append(answer)
-        return found
+        return [answered(answer, number) for number, answer in enumerate(self.predict_many(images), 1)]
 
     def predict_many(self, images: Iterable[bytes | ImageError]) -> Iterator[Detections | ImageError]:
         """Yield an answer per image, in order, a batch at a time."""
