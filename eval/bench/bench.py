@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from retinaserve.eval.bench.perf_analyzer import Demand, Load, LoadError, PerfAnalyzer
 from retinaserve.eval.client.client import Client
-from retinaserve.eval.client.server_info import ModelStatistics
+from retinaserve.eval.client.server_info import ModelStatistics, whole
 from retinaserve.eval.client.transport import Endpoint
 from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import UserError
@@ -101,8 +101,9 @@ class Bench:
         except LoadError as error:
             problem = str(error)
         after = client.statistics()
-        spent = {name: after[name] - before.get(name, ModelStatistics()) for name in self.steps}
-        return Level(client.endpoint.protocol, demand, load, spent, problem)
+        spent = {name: counted - before.get(name, ModelStatistics()) for name, counted in after.items()}
+        steps = {name: spent for name, spent in whole(spent, client.served).items() if name in self.steps}
+        return Level(client.endpoint.protocol, demand, load, steps, problem)
 
 
 def concurrencies(text: str) -> list[int]:

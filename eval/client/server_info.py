@@ -11,10 +11,11 @@ Times are means for one request and are what the server itself measured; the net
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from retinaserve.training.errors import UserError
+from retinaserve.training.spec import PREPROCESS
 
 
 @dataclass(frozen=True)
@@ -158,3 +159,18 @@ def by_model(entries: Iterable[Mapping[str, Any]]) -> dict[str, ModelStatistics]
         name = str(entry["name"])
         models[name] = models.get(name, ModelStatistics()) + ModelStatistics.from_server(entry)
     return models
+
+
+def whole(spent: Mapping[str, ModelStatistics], served: ServedModel) -> dict[str, ModelStatistics]:
+    """Give `preprocess` on CPUs the time that is no step's.
+
+    Triton ends a step's time with its execution, and that one's returns when another image may begin; the
+    ensemble's time is whole.
+    """
+    if served.steps[:1] != (PREPROCESS,) or not {served.name, *served.steps} <= spent.keys():
+        return dict(spent)
+    steps = (spent[name] for name in served.steps)
+    counted = sum(step.queue_ns + step.input_ns + step.infer_ns + step.output_ns for step in steps)
+    first = spent[PREPROCESS]
+    rest = max(0, spent[served.name].total_ns - counted)
+    return {**spent, PREPROCESS: replace(first, infer_ns=first.infer_ns + rest)}

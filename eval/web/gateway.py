@@ -21,7 +21,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from retinaserve.eval.client.client import CONTROL_TIMEOUT, AsyncClient
-from retinaserve.eval.client.server_info import ModelStatistics, ServedModel, by_model
+from retinaserve.eval.client.server_info import ModelStatistics, ServedModel, by_model, whole
 from retinaserve.eval.client.transport import (
     Endpoint,
     Protocols,
@@ -166,7 +166,7 @@ class Gateway:
             "state": "ready",
             "model": served_json(client.served),
             "version": version.rpartition(" ")[2],  # without the server's name
-            "models": [model_json(entry, statistics) for entry in entries],
+            "models": [model_json(entry, whole(statistics, client.served)) for entry in entries],
             "metrics": await asyncio.to_thread(read_metrics, self.metrics) if self.metrics else None,
             "metrics_at": self.metrics,
         }
@@ -210,6 +210,7 @@ class Gateway:
                 return None  # it answered and is gone: the boxes are still good
             spent = {name: after[name] - before.get(name, ModelStatistics()) for name in names if name in after}
             if len(spent) == len(names) and all(each.requests > 0 for each in spent.values()):
+                spent = whole(spent, served)
                 steps = tuple(
                     Step(name, round(spent[name].queue_ms, 3), round(spent[name].compute_ms, 3))
                     for name in served.steps

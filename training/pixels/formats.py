@@ -213,7 +213,7 @@ def read_bmp(data: memoryview) -> Header:
     if width <= 0 or not height or planes != 1 or pixels < 14 + length:
         raise Damaged("its header has impossible values")
     if (bits, compression) not in BMP_LAYOUTS:
-        raise Damaged(f"its {bits} bits a pixel in compression {compression} are not supported")
+        raise Unsupported(f"it has {bits} bits a pixel in compression {compression}")
     if compression != RUNS:  # rows have a known length
         need(data, pixels + (width * bits + 31) // 32 * 4 * abs(height))  # a negative height: rows from the top
     return Header(width, abs(height))

@@ -77,8 +77,10 @@ class _Walk:
         if end - start < 6:
             raise Damaged("its frame header is too short")
         precision, height, width, count = struct.unpack_from(">BHHB", self.data, start)
-        if end - start != 6 + 3 * count or count not in (1, 3, 4):
-            raise Damaged(f"its frame header has {count} components")
+        if end - start != 6 + 3 * count:
+            raise Damaged("its frame header is broken")
+        if count not in (1, 3, 4):
+            raise Unsupported(f"it has {count} components; 1, 3 and 4 are read")
         if precision != 8:
             raise Unsupported(f"it has {precision} bits a sample, not 8")
         if not width or not height:

@@ -109,6 +109,11 @@ SCAN = segment(0xDA, bytes((1, 1, 0, 0, 63, 0))) + b"\x00" * 20
         pytest.param(frame() + SCAN + EOI, "quantisation table", id="no quantisation table"),
         pytest.param(QUANTISATION + frame(marker=0xC2) + SCAN + EOI, "progression", id="progression"),
         pytest.param(QUANTISATION + frame(precision=12) + SCAN + EOI, "12 bits", id="12 bits"),
+        pytest.param(
+            QUANTISATION + segment(0xC0, struct.pack(">BHHB6B", 8, 8, 8, 2, 1, 17, 0, 2, 17, 0)),
+            "2 components; 1, 3 and 4 are read",
+            id="two components",
+        ),
         pytest.param(QUANTISATION + frame(size=(0, 8)) + SCAN + EOI, "8 x 0 pixels", id="no rows"),
         pytest.param(QUANTISATION + frame(sampling=0x50) + SCAN + EOI, "sampling", id="sampling"),
         pytest.param(QUANTISATION + frame(marker=0xCB) + SCAN + EOI, "both lossless and arith", id="SOF11"),

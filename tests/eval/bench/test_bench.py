@@ -15,7 +15,7 @@ from PIL import Image
 from retinaserve.eval.bench.bench import Bench, Level, concurrencies, header, plot, row, to_dict
 from retinaserve.eval.bench.perf_analyzer import Demand, Load, LoadError, PerfAnalyzer
 from retinaserve.eval.client.client import Client
-from retinaserve.eval.client.server_info import ModelStatistics, by_model
+from retinaserve.eval.client.server_info import ModelStatistics, ServedModel, by_model, whole
 from retinaserve.eval.client.transport import PORTS, Endpoint, Protocols
 from retinaserve.scripts.cli.bench import bench_endpoints
 from retinaserve.scripts.server.triton import TritonServer
@@ -80,6 +80,21 @@ def test_statistics_are_means_of_what_happened_between_two_looks() -> None:
     assert (spent.inferences, spent.executions, spent.requests) == (8, 3, 10)
     assert spent.mean_batch == pytest.approx(8 / 3) and spent.queue_ms == pytest.approx(0.4)
     assert ModelStatistics().mean_batch == 0 and ModelStatistics().infer_ms == 0
+
+
+def test_what_no_step_counts_is_decoding() -> None:
+    """Of 50 ns in the ensemble 9 are waiting and 12 the network's; 2 went by until the next image could begin."""
+    served = ServedModel("detector", ("cat",), (1,), steps=("preprocess", "retinanet"))
+    spent = {
+        "detector": ModelStatistics(requests=1, total_ns=50),
+        "preprocess": ModelStatistics(requests=1, queue_ns=8, infer_ns=2),
+        "retinanet": ModelStatistics(requests=1, queue_ns=1, input_ns=1, infer_ns=10, output_ns=1),
+    }
+    found = whole(spent, served)
+    assert found["preprocess"].infer_ns == 50 - 8 - 13
+    assert found["retinanet"] == spent["retinanet"] and found["preprocess"].queue_ns == 8
+    on_gpu = ServedModel("detector", ("cat",), (1,), steps=("admission", "preprocess", "retinanet"))
+    assert whole(spent, on_gpu) == whole({}, served) | spent
 
 
 ONE = Demand(1)
