@@ -58,7 +58,6 @@ METADATA_CHECKPOINT = "retinaserve.checkpoint_sha256"  # ONNX metadata_props: of
 
 # The largest log size delta; beyond it exp() makes absurd boxes (the value of Detectron and torchvision).
 DELTA_CLAMP = math.log(1000.0 / 16)
-TOPK_OF_ONE = 600  # candidates of a level with one anchor a cell, where nine anchors have 1000
 FIRST_LEVEL = 3  # P3
 STRIDES = (8, 16, 32, 64, 128)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -252,8 +251,6 @@ class DetectorSpec:
         )
         strides = settings.pop("strides", STRIDES[: {"none": 3, "pool": 4}.get(network.p6_from, 5)])
         shapes = {"scales": (1.0,), "ratios": (1.0,)} if one_anchor else {}
-        if one_anchor:
-            settings.setdefault("topk_candidates", TOPK_OF_ONE)
         table = base_anchors(strides, base_size=anchor_size, **shapes)
         return cls(
             classes=tuple(classes),
