@@ -71,6 +71,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 CARRIED = (
     "examples/shapes.pth",
+    "training/check/codes.toml",
     "training/recipes/cpu.yaml",
     "training/recipes/fast-n.pth",
     "model_repository/cpu/detector/config.pbtxt",
