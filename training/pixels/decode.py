@@ -45,7 +45,8 @@ def decode(data: Buffer, value_range: ValueRange | None = None, *, side: int = 0
     header = READERS[kind](memoryview(data))
     if header.depth > 8:
         return _turned(scale(samples(data), header.depth, value_range), kind, header)
-    with _reading(kind), _loaded(data, kind, side=side) as image:
+    # A lossless JPEG has no smaller sizes.
+    with _reading(kind), _loaded(data, kind, side=0 if header.detour else side) as image:
         if header.inverted:
             from PIL import ImageChops
 

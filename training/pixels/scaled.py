@@ -80,14 +80,14 @@ class Jpeg:
 
         if bytes(data[:3]) != b"\xff\xd8\xff":
             return None
+        found = inspect(data)
+        if isinstance(found, BadImage) or found.detour:  # of a lossless one simplejpeg's process dies
+            return None
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
         except (ValueError, KeyError):  # KeyError of a sampling that it has no name for (1.9.0)
             return None
-        found = inspect(data)
-        if colours not in COLOURS or isinstance(found, BadImage) or found.detour:
-            return None
-        return cls(data, (height, width), found.orientation.value)
+        return cls(data, (height, width), found.orientation.value) if colours in COLOURS else None
 
     @property
     def size(self) -> tuple[int, int]:

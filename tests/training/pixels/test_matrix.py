@@ -70,6 +70,12 @@ def test_the_decoder_gives_the_pixels_that_were_encoded(kind: str) -> None:
     assert wrong == []
 
 
+def test_every_jpeg_may_come_smaller() -> None:
+    for case, expected in of_kind("JPEG"):
+        found = pixels.decode(case.data, side=8).shape
+        assert all(8 <= side <= most for side, most in zip(found[:2], expected.shape, strict=False)), case.name
+
+
 def test_what_is_not_decoded_right_is_refused_by_what_it_is() -> None:
     refused = {
         case.name: found.message for case in cases() if isinstance(found := pixels.gate(case.data), BadImage)
