@@ -1,12 +1,12 @@
 """Images by the million: any fsspec address in, Parquet out, on Ray's workers, going on where a run was killed.
 
-    plan = Plan.make("s3://bucket/images", "s3://bucket/boxes", part=500)
+    plan = Plan.make("s3://bucket/images", "s3://bucket/boxes", part=500, model="sha256 of it")
     for done in run(plan, model=Path("model.onnx"), workers=4):
         print(done)                                 # Part(number, images, failed)
 
-The inputs are listed once, sorted, and written down beside the output; `part` of them after the other become one
-Parquet file, put in place whole. A run skips the parts that are there, so no image is written twice and a killed
-run costs the parts it was at. An image that can't be answered is a row with its error.
+The inputs are listed once (sources.py) and written down beside the output; `part` of them after the other become
+one Parquet file, put in place whole. A run skips the parts that are there, so no image is written twice and a
+killed run costs the parts it was at. An image that can't be answered is a row with its error.
 
 Ray runs actors here, not Ray Data, which adds to what is there on a second run, drops a block for a bad row, and
 guesses a schema from each block.
@@ -15,18 +15,21 @@ guesses a schema from each block.
 import io
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retinaserve.eval.recorded import CLASSES
+from retinaserve.eval.sources import list_images, open_place, read_images
 from retinaserve.training.detections import Detections, Detector, ImageError
 from retinaserve.training.errors import Exit, UserError
-from retinaserve.training.letterbox import SUFFIXES
 
 INPUTS, PARTS = "_inputs.parquet", "part-{:06d}.parquet"  # readers of Parquet skip names that begin with _
-READ_AHEAD = 16  # images of a part that are fetched at a time
+STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss"})  # show an object when it is complete
+LIVES = 4  # of a worker at one part: where a machine went or memory ran out, another one takes its place
 
 
 def schema() -> Any:
@@ -55,77 +58,79 @@ class Part:
     failed: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """What is to be done: all uris, in order, and how many make a part."""
+    """What is to be done: all images, in order (a table of sources.py), and how many make a part."""
 
+    source: str
     output: str
-    uris: tuple[str, ...]
+    images: Any
     part: int
 
     @classmethod
-    def make(cls, source: str, output: str, *, part: int) -> "Plan":
-        """List the source, or read what an earlier run listed. Raises UserError for a place without images."""
-        import pyarrow as pa
+    def make(cls, source: str, output: str, *, part: int, model: str = "") -> "Plan":
+        """List the source, or read what an earlier run listed. Raises UserError for a place without images, and
+        for an output of another source or model.
+        """
         import pyarrow.parquet as pq
 
-        files, folder = _place(output)
-        listed = f"{folder}/{INPUTS}"
-        if files.exists(listed):
-            table = pq.read_table(io.BytesIO(files.cat_file(listed)))
-            known = json.loads(table.schema.metadata[b"retinaserve"])
-            if known["source"] != source:
-                raise UserError(
-                    f"{output} holds the boxes of {known['source']}, not of {source}",
-                    "name another output",
-                    code=Exit.USAGE,
-                )
-            return cls(output, tuple(table["uri"].to_pylist()), known["part"])
-        uris = _images(source)
-        table = pa.table({"uri": uris}).replace_schema_metadata(
-            {"retinaserve": json.dumps({"source": source, "part": part})}
-        )
-        files.makedirs(folder, exist_ok=True)
-        _put(files, listed, table)
-        return cls(output, tuple(uris), part)
+        files, folder = open_place(output)
+        listed, wanted = f"{folder}/{INPUTS}", {"source": source, "part": part, "model": model}
+        if not files.exists(listed):
+            table = list_images(source)[1].replace_schema_metadata({"retinaserve": json.dumps(wanted)})
+            files.makedirs(folder, exist_ok=True)
+            _put(files, listed, table)
+        table = pq.read_table(io.BytesIO(files.cat_file(listed)))
+        known = json.loads(table.schema.metadata[b"retinaserve"])
+        if known["source"] != source:
+            problem = f"{output} holds the boxes of {known['source']}, not of {source}"
+        elif known["model"] != model:
+            problem = f"{output} holds the boxes of another model"
+        else:
+            return cls(source, output, table, known["part"])
+        raise UserError(problem, "name another output", code=Exit.USAGE)
 
     def parts(self) -> int:
         """Return how many parts there are."""
-        return -(-len(self.uris) // self.part)
+        return -(-len(self.images) // self.part)
 
     def waiting(self) -> list[int]:
         """Return the parts that are not there yet."""
-        files, folder = _place(self.output)
+        files, folder = open_place(self.output)
         files.invalidate_cache()
         there = {path.rsplit("/", 1)[-1] for path in files.find(folder)}
         return [number for number in range(self.parts()) if PARTS.format(number) not in there]
 
-    def uris_of(self, number: int) -> tuple[str, ...]:
+    def images_of(self, number: int) -> Any:
         """Return the images of a part."""
-        return self.uris[number * self.part : (number + 1) * self.part]
+        return self.images.slice(number * self.part, self.part)
 
 
-def write_part(plan: Plan, number: int, detector: Detector) -> Part:
-    """Answer the images of a part and write it."""
+def write_part(source: str, output: str, number: int, images: Any, detector: Detector) -> Part:
+    """Answer the images of a part and write it. Raises UserError when a server or a store stops answering."""
     import pyarrow as pa
 
-    uris = plan.uris_of(number)
-    answers = detector.predict_many(_contents(uris))
+    answers = detector.predict_many(read_images(open_place(source)[0], images))
+    uris = images["uri"].to_pylist()
     rows = [_row(uri, answer, detector.class_names) for uri, answer in zip(uris, answers, strict=True)]
-    files, folder = _place(plan.output)
-    _put(files, f"{folder}/{PARTS.format(number)}", pa.Table.from_pylist(rows, schema=schema()))
+    files, folder = open_place(output)
+    known = {"classes": detector.class_names, "category_ids": detector.category_ids}
+    table = pa.Table.from_pylist(rows, schema=schema().with_metadata({CLASSES: json.dumps(known)}))
+    _put(files, f"{folder}/{PARTS.format(number)}", table)
     return Part(number, len(rows), sum(row["error"] is not None for row in rows))
 
 
+CLUSTER = "--ray takes HOST:6379, where `ray start --head` ran, or auto"
 LONGEST_FOLDER = 30  # of temporary files: Ray's sockets lie 70 characters below, and Linux takes 107 in all
 
 
 def run(
-    plan: Plan, *, model: Path | None, server: str = "", workers: int = 1, address: str = ""
+    plan: Plan, *, model: Path | None, server: str = "", workers: int = 0, address: str = ""
 ) -> Iterator[Part]:
     """Yield the parts as they are written, in any order.
 
-    Each worker holds the model, or asks the server. `address` is a Ray cluster's; without one Ray runs here.
+    Each worker holds the model, which is sent to it, or asks the server. `address` is a Ray cluster's; without one
+    Ray runs here. `workers` 0 are as many as there are cores, or GPUs for a plan.
     """
     waiting = plan.waiting()
     if not waiting:
@@ -136,72 +141,90 @@ def run(
 
     began = not ray.is_initialized()
     if began:
-        here: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if not address else {}
-        if here and len(tempfile.gettempdir()) > LONGEST_FOLDER:
-            here["_temp_dir"] = "/tmp/ray"
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **here)
+        _begin(address, workers)
     try:
-        shared = ray.put(plan)
-        remote = ray.remote(num_cpus=1)(_Worker)
-        pool = ActorPool([remote.remote(shared, model, server) for _ in range(min(workers, len(waiting)))])
-        yield from pool.map_unordered(lambda actor, number: actor.write.remote(number), waiting)
+        on_gpu = model is not None and model.suffix == ".plan"
+        workers = workers or int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 1))
+        beside = [model, Path(f"{model}.json")] if model else []  # a plan's manifest
+        # In a list, which Ray leaves packed: a worker asks for it once, as does one in another's place.
+        sent = [ray.put({file.name: file.read_bytes() for file in beside if file.is_file()})]
+        remote = ray.remote(num_cpus=1, num_gpus=int(on_gpu), max_restarts=-1, max_task_retries=LIVES - 1)(_Worker)
+        name = model.name if model else None
+        pool = ActorPool([remote.remote(name, server) for _ in range(min(workers, len(waiting)))])
+
+        def ask(worker: Any, number: int) -> Any:
+            return worker.write.remote(sent, plan.source, plan.output, number, plan.images_of(number))
+
+        yield from pool.map_unordered(ask, waiting)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayActorError as error:
+        raise UserError(
+            f"a worker died {LIVES} times at one part: {error}".splitlines()[0],
+            "where memory is short, fewer --workers; the same command goes on from here",
+        ) from None
     finally:
         if began:
+            ray.shutdown()
+
+
+def _begin(address: str, workers: int) -> None:
+    """Join a cluster, or start Ray here. Raises UserError where none listens: Ray would try for many minutes."""
+    import ray
+
+    here: dict[str, Any] = {"num_cpus": workers or None, "include_dashboard": False} if not address else {}
+    if here and len(tempfile.gettempdir()) > LONGEST_FOLDER:
+        here["_temp_dir"] = "/tmp/ray"
+    host, _, port = address.rpartition(":")
+    for last in (False, False, True):
+        try:
+            if host:
+                socket.create_connection((host, int(port)), timeout=10).close()
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **here)
+            return
+        except (OSError, ValueError) as error:  # also Ray's ConnectionError
+            problem = f"no Ray cluster answers at {address}: {error}"
+            raise UserError(problem, CLUSTER, code=Exit.USAGE) from None
+        except Exception as error:  # it has no type for a start that took more than its 30 seconds
+            if "timed out during startup" not in str(error):
+                raise
+            if last:
+                raise UserError("Ray does not start here", "the machine is too busy") from None
             ray.shutdown()
 
 
 class _Worker:
     """What one Ray actor holds."""
 
-    def __init__(self, plan: Plan, model: Path | None, server: str) -> None:
-        self._plan = plan
-        self._detector: Detector
-        if model:
-            from retinaserve.eval.runtimes.detector import open_detector
+    def __init__(self, model: str | None, server: str) -> None:
+        self._model, self._server = model, server
+        self._detector: Detector | None = None
 
-            self._detector = open_detector(model, threads=1)
-        else:
+    def write(self, sent: list[Any], source: str, output: str, number: int, images: Any) -> Part:
+        self._detector = self._detector or self._open(sent)
+        return write_part(source, output, number, images, self._detector)
+
+    def _open(self, sent: list[Any]) -> Detector:
+        if not self._model:
             from retinaserve.eval.client.client import Client
 
-            self._detector = Client(server)
+            return Client(self._server)
+        import ray
 
-    def write(self, number: int) -> Part:
-        return write_part(self._plan, number, self._detector)
+        from retinaserve.eval.runtimes.detector import open_detector
 
-
-def _place(address: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs
-
-    try:
-        files, folder = url_to_fs(address)
-    except (ImportError, ValueError) as error:
-        raise UserError(
-            f"{address}: {error}", "a folder, or an address that fsspec knows", code=Exit.USAGE
-        ) from None
-    return files, folder.rstrip("/")
-
-
-def _images(source: str) -> list[str]:
-    files, folder = _place(source)
-    found = sorted(path for path in files.find(folder) if Path(path).suffix.lower() in SUFFIXES)
-    if not found:
-        raise UserError(f"{source}: no images there", f"suffixes: {' '.join(sorted(SUFFIXES))}")
-    return [files.unstrip_protocol(path) for path in found]
-
-
-def _contents(uris: Sequence[str]) -> Iterator[bytes | ImageError]:
-    """Yield the images, some fetched at a time; one that can't be read gives its ImageError."""
-    files, _ = _place(uris[0])
-    for start in range(0, len(uris), READ_AHEAD):
-        paths = [files._strip_protocol(uri) for uri in uris[start : start + READ_AHEAD]]
-        found = files.cat(paths, on_error="return")
-        for path in paths:
-            content = found[path] if isinstance(found, dict) else found
-            yield content if isinstance(content, bytes) else ImageError(f"it can't be read: {content}")
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in ray.get(sent[0]).items():
+                (Path(folder) / name).write_bytes(content)
+            return open_detector(Path(folder) / self._model, threads=0 if self._model.endswith(".plan") else 1)
 
 
 def _row(uri: str, answer: Detections | ImageError, class_names: Sequence[str]) -> dict[str, Any]:
     if isinstance(answer, ImageError):
+        if answer.kind == "overloaded":  # not the image's fault
+            raise UserError(answer.message, "fewer --workers; the same command goes on from here")
         return {"uri": uri, "boxes": [], "scores": [], "classes": [], "error": answer.message}
     height, width = answer.size or (None, None)
     return {
@@ -216,14 +239,20 @@ def _row(uri: str, answer: Detections | ImageError, class_names: Sequence[str]) 
 
 
 def _put(files: Any, path: str, table: Any) -> None:
-    """Write a file whole: an object store shows it when it is complete, a disk by renaming."""
+    """Write a file whole: an object store shows it when it is complete, elsewhere by renaming."""
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    if "file" in files.protocol:
+    protocols = {files.protocol} if isinstance(files.protocol, str) else set(files.protocol)
+    if "file" in protocols:
         from retinaserve.training.files import write_bytes
 
         write_bytes(Path(path), buffer.getvalue())
-    else:
+    elif protocols & STORES:
         files.pipe_file(path, buffer.getvalue())
+    else:
+        folder, name = path.rsplit("/", 1)
+        partial = f"{folder}/_{name}.{os.getpid()}"
+        files.pipe_file(partial, buffer.getvalue())
+        files.mv(partial, path)

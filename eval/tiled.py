@@ -59,9 +59,9 @@ class Tiling:
 
 
 def answers_of(detector: Detector, files: Iterable[Path]) -> Iterator[Detections | ImageError]:
-    """Yield a detector's answer for each file; a tiled one reads them itself, by windows."""
-    if isinstance(detector, TiledDetector):
-        return detector.predict_many(files)
+    """Yield a detector's answer for each file; a tiled one reads them itself, a recorded one does not need to."""
+    if getattr(detector, "of_files", False):
+        return detector.predict_many(files)  # type: ignore[arg-type]
     return detector.predict_many(read_files(files))
 
 
@@ -109,6 +109,8 @@ class _Job:
 
 class TiledDetector:
     """A Detector of images of any size; `on_tile(answered, known)` is called after each tile."""
+
+    of_files = True  # answers paths as well as bytes
 
     def __init__(
         self, detector: Sized, tiling: Tiling | None = None, *, on_tile: Callable[[int, int], object] | None = None

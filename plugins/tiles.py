@@ -59,10 +59,15 @@ def _starts(side: int, extent: int, step: int) -> Indices:
 def encode_bmp(pixels: npt.NDArray[np.uint8]) -> bytes:
     """Return RGB (h, w, 3) as a BMP file: no pixel changes, and the encoding costs a copy."""
     height, width = pixels.shape[:2]
-    rows = np.zeros((height, -(-3 * width // 4) * 4), np.uint8)
-    rows[:, : 3 * width] = pixels[..., ::-1].reshape(height, -1)
+    stride = -(-3 * width // 4) * 4
     # A negative height: rows from the top.
-    return BMP.pack(b"BM", BMP.size + rows.size, BMP.size, 40, width, -height, 1, 24, 0) + rows.tobytes()
+    size = BMP.size + height * stride
+    file = np.zeros(size, np.uint8)
+    file[: BMP.size] = np.frombuffer(BMP.pack(b"BM", size, BMP.size, 40, width, -height, 1, 24, 0), np.uint8)
+    stored = file[BMP.size :].reshape(height, stride)[:, : 3 * width].reshape(height, width, 3)
+    for channel in range(3):  # all three at once take NumPy three times as long
+        stored[..., 2 - channel] = pixels[..., channel]
+    return file.tobytes()
 
 
 def merge_tiles(

@@ -1,5 +1,15 @@
 """Stands for `retinaserve.training.pixels`, which `build` copies to this place in a Triton model directory."""
 
-from retinaserve.training.pixels import MAX_BYTES, MAX_PIXELS, BadImage, Decoding, Jpeg, Scaled, admit, undecodable
+from retinaserve.training.pixels import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    BadImage,
+    Bmp,
+    Decoding,
+    Jpeg,
+    Scaled,
+    admit,
+    undecodable,
+)
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "BadImage", "Decoding", "Jpeg", "Scaled", "admit", "undecodable"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "BadImage", "Bmp", "Decoding", "Jpeg", "Scaled", "admit", "undecodable"]

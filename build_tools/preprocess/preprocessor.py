@@ -2,7 +2,8 @@
 
     results = Preprocessor((512, 512), (124, 116, 104)).run(encoded)    # one Prepared or BadImage per image
 
-JPEGs are decoded here, at the scale that the network sees; DALI resizes them, and decodes all other formats. It
+JPEGs are decoded here, at the scale that the network sees, and BMPs, as tiles and frames of videos come; DALI
+resizes them, and decodes all other formats. It
 loses a whole batch to one corrupt image. Admission catches most of them first; when the decoder still refuses a
 batch, it is halved until the bad ones stand alone. Not safe to call from two threads at once.
 """
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .pipeline import INPUT, pixels_pipeline, preprocess_pipeline
-from .pixels import BadImage, Decoding, Jpeg, Scaled, undecodable
+from .pixels import BadImage, Bmp, Decoding, Jpeg, Scaled, undecodable
 from .resize import RESIZES
 
 Given = TypeVar("Given")
@@ -81,11 +82,11 @@ class Preprocessor:
             index: each for index, each in enumerate(found) if isinstance(each, BadImage)
         }
         good = {index: each for index, each in enumerate(found) if not isinstance(each, BadImage)}
-        jpegs = {index: jpeg for index, data in good.items() if (jpeg := Jpeg.read(data))}
-        for start in range(0, len(jpegs), self.max_batch):
-            chunk = list(jpegs)[start : start + self.max_batch]
-            results.update(zip(chunk, self._decode([jpegs[index] for index in chunk]), strict=True))
-        others = [index for index in good if index not in jpegs]
+        known = {index: each for index, data in good.items() if (each := Jpeg.read(data) or Bmp.read(data))}
+        for start in range(0, len(known), self.max_batch):
+            chunk = list(known)[start : start + self.max_batch]
+            results.update(zip(chunk, self._decode([known[index] for index in chunk]), strict=True))
+        others = [index for index in good if index not in known]
         for start in range(0, len(others), self.max_batch):
             chunk = others[start : start + self.max_batch]
             results.update(zip(chunk, self._let_decode([good[index] for index in chunk]), strict=True))
@@ -94,21 +95,32 @@ class Preprocessor:
     def _each(self, work: Callable[[Given], Made], items: Sequence[Given]) -> list[Made]:
         return list(map(work, items) if len(items) == 1 else self._threads.map(work, items))
 
-    def _decode(self, jpegs: Sequence[Jpeg]) -> list[Prepared | BadImage]:
-        """Decode one batch of JPEGs, each at its scale."""
-        decoded = self._each(self._scaled, jpegs)
-        good = [(jpeg, found) for jpeg, found in zip(jpegs, decoded, strict=True) if isinstance(found, Scaled)]
-        if not good:
-            return [found for found in decoded if isinstance(found, BadImage)]
+    def _decode(self, images: Sequence[Jpeg | Bmp]) -> list[Prepared | BadImage]:
+        """Decode one batch, JPEGs each at its scale."""
+        results: list[Prepared | Scaled | BadImage] = [
+            self._as_it_is(found) or found if isinstance(found, Scaled) else found
+            for found in self._each(self._scaled, images)
+        ]
+        rest = [(image, found) for image, found in zip(images, results, strict=True) if isinstance(found, Scaled)]
         inputs: dict[str, list[Any]] = {
-            "pixels": [found.pixels for _, found in good],
-            "original": [np.array(jpeg.size, np.float32) for jpeg, _ in good],
-            "area": [np.array(found.area, np.float32) for _, found in good],
+            "pixels": [np.ascontiguousarray(found.pixels) for _, found in rest],
+            "original": [np.array(image.size, np.float32) for image, _ in rest],
+            "area": [np.array(found.area, np.float32) for _, found in rest],
         }
-        prepared = iter(_run(self._pixels, inputs))
-        return [found if isinstance(found, BadImage) else next(prepared) for found in decoded]
+        prepared = iter(_run(self._pixels, inputs) if rest else [])
+        return [next(prepared) if isinstance(found, Scaled) else found for found in results]
 
-    def _scaled(self, jpeg: Jpeg) -> Scaled | BadImage:
+    def _as_it_is(self, found: Scaled) -> Prepared | None:
+        """Return what has the network's own size already, such as a tile: DALI would change no pixel."""
+        size = found.pixels.shape[:2]
+        whole = found.area == (0.0, 0.0, *size)
+        if not (whole and size == self._size and self._rule.fixed and self._rule.resized(size, size) == size):
+            return None
+        return Prepared(
+            np.ascontiguousarray(found.pixels.transpose(2, 0, 1)), np.array((*size, *size), np.float32)
+        )
+
+    def _scaled(self, jpeg: Jpeg | Bmp) -> Scaled | BadImage:
         # Without antialiasing the pixels themselves are picked: of a smaller decoding they would be averages.
         resized = self._rule.resized(jpeg.size, self._size)
         ratio = (
@@ -117,7 +129,7 @@ class Preprocessor:
         try:
             return jpeg.decode(self._decoding.scale(ratio))
         except ValueError:
-            return undecodable(jpeg.data)
+            return undecodable(jpeg.data if isinstance(jpeg, Jpeg) else b"")
 
     def _let_decode(self, images: Sequence[bytes]) -> list[Prepared | BadImage]:
         """Let DALI decode one batch; halve it when it is refused."""

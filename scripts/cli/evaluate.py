@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 @model_option
 @images_option
 @click.option("--annotations", type=PATH, required=True, help=LABELS_HELP)
+@click.option("--predictions", metavar="ADDRESS", help="Score what `batch` wrote, instead of asking a server.")
 @click.option(
     "--concurrency",
     type=COUNT,
@@ -59,6 +60,7 @@ def evaluate(
     ensemble: str,
     images: Path,
     annotations: Path,
+    predictions: str | None,
     concurrency: int,
     timeout: float,
     wait: float,
@@ -81,14 +83,22 @@ def evaluate(
     options = ReportOptions.of(json_file, **report_choices)
     truth = scored_labels(annotations, images, warn=warn)
     options.read_baseline(truth)
-    with Client(
-        server, protocol=protocol, model=ensemble, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls
-    ) as client:
-        where, model = client.servers, client.identity().to_dict()
-        traffic = Traffic.watch(client)
-        report = evaluate_detector(tiled(client, tiling), truth, images, progress=progress, judge=options.judge)
-        busy, latency = traffic.busy(report.seconds), traffic.latency()
-    report = replace(report, model=model, latency_ms=latency, busy=busy)
+    if predictions:
+        from retinaserve.eval.recorded import Recorded
+
+        where = server
+        report = evaluate_detector(Recorded.read(predictions), truth, images, judge=options.judge)
+    else:
+        with Client(
+            server, protocol=protocol, model=ensemble, timeout=timeout, wait=wait, concurrency=concurrency, tls=tls
+        ) as client:
+            where, model = client.servers, client.identity().to_dict()
+            traffic = Traffic.watch(client)
+            report = evaluate_detector(
+                tiled(client, tiling), truth, images, progress=progress, judge=options.judge
+            )
+            busy, latency = traffic.busy(report.seconds), traffic.latency()
+        report = replace(report, model=model, latency_ms=latency, busy=busy)
     passed = publish(report, options)
     if output:
         report.write_images(output)

@@ -8,19 +8,30 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
+import psutil
 import pytest
+from click.testing import CliRunner
 
-from retinaserve.eval.batch import Plan, write_part
+from retinaserve.eval.batch import Plan, _put, write_part
+from retinaserve.eval.recorded import Recorded
+from retinaserve.eval.report.report import evaluate_detector
 from retinaserve.eval.runtimes.detector import open_detector
-from retinaserve.scripts.server.triton import free_ports
+from retinaserve.scripts.cli.batch import batch as verb
+from retinaserve.scripts.server.triton import TritonServer, free_ports
+from retinaserve.training.coco import Annotations
+from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import UserError
+from retinaserve.training.files import write_json
 from tests.images import checker, encode
 
+fsspec = pytest.importorskip("fsspec", reason="the extra [batch] is not installed")
 pq = pytest.importorskip("pyarrow.parquet", reason="the extra [batch] is not installed")
 pytest.importorskip("ray", reason="the extra [batch] is not installed")
+s3fs = pytest.importorskip("s3fs")
 IMAGES, BAD, PART = 40, 7, 5
 
 
@@ -35,7 +46,6 @@ def images() -> dict[str, bytes]:
 def bucket() -> Iterator[dict[str, str]]:
     """An S3 server with the images in a bucket; what reaches it, as environment variables."""
     pytest.importorskip("moto", reason="moto[server] is not installed")
-    s3fs = pytest.importorskip("s3fs")
     port = free_ports(1)[0]
     url = f"http://127.0.0.1:{port}"
     words = [sys.executable, "-c", f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"]
@@ -61,66 +71,176 @@ def bucket() -> Iterator[dict[str, str]]:
         server.wait()
 
 
-def test_parts_on_a_disk(toy_onnx: Path, tmp_path: Path) -> None:
+def put(folder: Path) -> list[str]:
+    """Write the images; return their names in order."""
     for name, content in images().items():
-        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "images" / name).write_bytes(content)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return sorted(images())
+
+
+def check(rows: list[dict[str, Any]], model: Path, places: list[str]) -> None:
+    """Each image is there once, in order, with the boxes of a detector that is asked directly."""
+    names = sorted(images())
+    assert [row["uri"] for row in rows] == places
+    answers = open_detector(model, threads=1).predict_many([images()[name] for name in names])
+    for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        if isinstance(answer, ImageError):
+            assert number == BAD and row["error"] == answer.message and row["boxes"] == []
+        else:
+            assert (row["height"], row["width"], row["error"]) == (*answer.size, None)  # type: ignore[misc]
+            assert np.allclose(np.reshape(row["boxes"], (-1, 4)), answer.boxes, atol=1e-2)
+
+
+def test_parts_on_a_disk(toy_onnx: Path, tmp_path: Path) -> None:
+    names, source, output = put(tmp_path / "images"), str(tmp_path / "images"), str(tmp_path / "out")
     detector = open_detector(toy_onnx, threads=1)
-    plan = Plan.make(str(tmp_path / "images"), str(tmp_path / "out"), part=PART)
-    assert plan.parts() == 8 and plan.waiting() == list(range(8)) and len(plan.uris_of(7)) == PART
-    done = [write_part(plan, number, detector) for number in (0, 1)]
+    plan = Plan.make(source, output, part=PART, model="one")
+    assert plan.parts() == 8 and plan.waiting() == list(range(8)) and len(plan.images_of(7)) == PART
+    done = [write_part(source, output, number, plan.images_of(number), detector) for number in (0, 1)]
     assert [part.failed for part in done] == [0, 1]
     (tmp_path / "images" / "new.jpg").write_bytes(b"")
-    again = Plan.make(str(tmp_path / "images"), str(tmp_path / "out"), part=3)
-    assert again == plan and again.waiting() == list(range(2, 8)), "what was listed and cut stays"
-    rows = pq.read_table(tmp_path / "out").to_pylist()
-    assert [row["uri"] for row in rows] == [f"file://{tmp_path}/images/{name}" for name in sorted(images())[:10]]
-    (found,) = detector.predict([images()[sorted(images())[0]]])
+    again = Plan.make(source, output, part=3, model="one")
+    assert again.images == plan.images and again.waiting() == list(range(2, 8)), "what was listed and cut stays"
+    rows = pq.read_table(output).to_pylist()
+    assert [row["uri"] for row in rows] == [f"file://{source}/{name}" for name in names[:10]]
+    (found,) = detector.predict([images()[names[0]]])
     assert rows[0]["boxes"] == found.boxes.tolist() and rows[0]["scores"] == found.scores.tolist()
     assert rows[0]["classes"] == [detector.class_names[index] for index in found.classes]
-    assert (rows[0]["height"], rows[0]["width"], rows[0]["error"]) == (*found.size, None)  # type: ignore[misc]
     assert rows[BAD]["boxes"] == [] and rows[BAD]["width"] is None and rows[BAD]["error"]
     with pytest.raises(UserError, match="holds the boxes of"):
-        Plan.make(str(tmp_path), str(tmp_path / "out"), part=PART)
-    with pytest.raises(UserError, match="no images there"):
-        Plan.make(str(tmp_path / "none"), str(tmp_path / "other"), part=PART)
+        Plan.make(str(tmp_path), output, part=PART, model="one")
+    with pytest.raises(UserError, match="of another model"):
+        Plan.make(source, output, part=PART, model="other")
+
+
+def test_what_was_written_is_scored_as_the_detector_is(toy_onnx: Path, tmp_path: Path) -> None:
+    put(tmp_path / "images")
+    source, output, detector = str(tmp_path / "images"), str(tmp_path / "out"), open_detector(toy_onnx, threads=1)
+    plan = Plan.make(source, output, part=25)
+    for number in range(2):
+        write_part(source, output, number, plan.images_of(number), detector)
+    entries = [{"id": n, "file_name": name, "width": 9, "height": 9} for n, name in enumerate(sorted(images()))]
+    entries.append({"id": IMAGES, "file_name": "late.jpg", "width": 9, "height": 9})
+    (tmp_path / "images" / "late.jpg").write_bytes(b"")
+    categories = [{"id": n + 1, "name": name} for n, name in enumerate(detector.class_names)]
+    boxes = [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 90, 90], "area": 8100, "iscrowd": 0}]
+    write_json(tmp_path / "truth.json", {"images": entries, "annotations": boxes, "categories": categories})
+    truth = Annotations.load(tmp_path / "truth.json")
+    one, other = (
+        evaluate_detector(each, truth, tmp_path / "images") for each in (detector, Recorded.read(output))
+    )
+    assert one.scores.detections == other.scores.detections > 0
+    assert one.scores.ap == pytest.approx(other.scores.ap, abs=1e-6)
+    assert set(one.errors) == set(other.errors) == {BAD, IMAGES}
+    with pytest.raises(UserError, match="no predictions of"):
+        Recorded.read(source)
+
+
+def test_a_place_without_objects_or_links_gets_whole_files() -> None:
+    import pyarrow as pa
+
+    files = fsspec.filesystem("memory")
+    files.makedirs("/out")
+    _put(files, "/out/part-000000.parquet", pa.table({"a": [1]}))
+    assert files.ls("/out", detail=False) == ["/out/part-000000.parquet"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster of two nodes with a core each, as `ray start` makes it on two machines."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", "/tmp")
+        ray = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        ray.add_node(num_cpus=1)
+        yield ray.address
+    finally:
+        ray.shutdown()
+
+
+def batch(*words: str, **how: Any) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "retinaserve", "batch", *words, "--part", str(PART)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **how
+    )
+
+
+def workers_below(cluster: str) -> dict[int, int]:
+    """Return the processes of our actors, and the raylet (a node) each belongs to."""
+    found = {}
+    for process in psutil.process_iter(["cmdline"]):
+        if "_Worker" in " ".join(process.info["cmdline"] or ()):
+            found[process.pid] = process.ppid()
+    return found
+
+
+@pytest.mark.server
+@pytest.mark.timeout(300)
+def test_a_cluster_asks_a_server_and_survives_a_worker(cluster: str, server: TritonServer, tmp_path: Path) -> None:
+    names, source, output = put(tmp_path / "images"), str(tmp_path / "images"), str(tmp_path / "out")
+    running = batch(source, output, "--server", server.grpc_url, "--ray", cluster)
+    killed, nodes = 0, set[int]()
+    deadline = time.monotonic() + 200
+    while running.poll() is None and time.monotonic() < deadline:
+        found = workers_below(cluster)
+        nodes |= set(found.values())
+        if not killed and len(nodes) == 2 and list((tmp_path / "out").glob("part-*")):
+            killed = next(iter(found))
+            with suppress(ProcessLookupError):
+                os.kill(killed, signal.SIGKILL)
+        time.sleep(0.02)
+    stdout, stderr = running.communicate()
+    assert running.returncode == 3, stderr
+    assert stdout == f"{output}: {IMAGES} rows in 8 files\n" and len(nodes) == 2, "both nodes worked"
+    rows = pq.read_table(output).to_pylist()
+    check(
+        rows, server.repository / "retinanet" / "1" / "model.onnx", [f"file://{source}/{name}" for name in names]
+    )
 
 
 @pytest.mark.timeout(600)
-def test_a_bucket_over_kills(bucket: dict[str, str], toy_onnx: Path, tmp_path: Path) -> None:
-    import s3fs
-
-    words = ["batch", "s3://bucket/images", "s3://bucket/boxes", "--model", str(toy_onnx), "--workers", "2"]
-    command = [sys.executable, "-m", "retinaserve", *words, "--part", str(PART)]
+def test_a_bucket_over_kills(bucket: dict[str, str], toy_onnx: Path) -> None:
+    words = ["s3://bucket/images", "s3://bucket/boxes", "--model", str(toy_onnx), "--workers", "2"]
     files = s3fs.S3FileSystem(endpoint_url=bucket["AWS_ENDPOINT_URL"], key="key", secret="secret")
 
     def parts() -> int:
         files.invalidate_cache()
         return len(files.glob("bucket/boxes/part-*"))
 
-    log = (tmp_path / "log").open("w+")
-    first = subprocess.Popen(command, env=os.environ | bucket, start_new_session=True, stderr=log)
+    first = batch(*words, env=os.environ | bucket)
     deadline = time.monotonic() + 200
     while parts() < 2 and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     with suppress(ProcessLookupError):  # it has done all of it already
         os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+    _, stderr = first.communicate()
     left = parts()
-    log.seek(0)
-    assert left >= 2, log.read()
-    log.close()
-    last = subprocess.run(command, env=os.environ | bucket, capture_output=True, text=True)
-    assert last.returncode in (0, 3), last.stderr
-    assert left == 8 or "images are there already" in last.stderr
-    assert last.stdout == f"s3://bucket/boxes: {IMAGES} rows in 8 files\n"
+    assert left >= 2, stderr
+    last = batch(*words, env=os.environ | bucket)
+    stdout, stderr = last.communicate()
+    assert last.returncode in (0, 3), stderr
+    assert left == 8 or "images are there already" in stderr
+    assert stdout == f"s3://bucket/boxes: {IMAGES} rows in 8 files\n"
     rows = pq.read_table("bucket/boxes", filesystem=files).to_pylist()
-    assert [row["uri"] for row in rows] == [f"s3://bucket/images/{name}" for name in sorted(images())]
-    plain = [content for content in images().values()]
-    answers = dict(zip(images(), open_detector(toy_onnx, threads=1).predict_many(plain), strict=True))
-    for row in rows:
-        answer = answers[row["uri"].removeprefix("s3://bucket/images/")]
-        if row["error"]:
-            assert row["uri"].endswith(sorted(images())[BAD]) and row["error"] == answer.message  # type: ignore[union-attr]
-        else:
-            assert np.allclose(np.reshape(row["boxes"], (-1, 4)), answer.boxes, atol=1e-2)  # type: ignore[union-attr]
+    check(rows, toy_onnx, [f"s3://bucket/images/{name}" for name in sorted(images())])
+
+
+MISTAKES = {
+    "nothing listens": ("--model", "MODEL", "--ray", "127.0.0.1:1"),
+    "no server": ("--server", "127.0.0.1:1"),
+    "neither model nor server": (),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_are_told_of_before_the_work(case: str, toy_onnx: Path, tmp_path: Path) -> None:
+    put(tmp_path / "images")
+    words = [str(toy_onnx) if word == "MODEL" else word for word in MISTAKES[case]]
+    result = CliRunner().invoke(verb, [str(tmp_path / "images"), str(tmp_path / "out"), *words])
+    message = {"nothing listens": "no Ray cluster answers", "no server": "no Triton server answers"}
+    said = result.output if isinstance(result.exception, SystemExit) else str(result.exception)
+    assert message.get(case, "either --model or --server") in said
+    assert not list(tmp_path.glob("out/part-*"))

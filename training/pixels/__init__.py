@@ -10,7 +10,7 @@ The package imports nothing of ours outside itself: `build` copies it whole into
 
 from .decode import decode, gate, samples
 from .formats import Header
-from .scaled import FULL, SCALES, SMALL, Decoding, Jpeg, Scaled, eighths
+from .scaled import FULL, SCALES, SMALL, Bmp, Decoding, Jpeg, Scaled, eighths
 from .verdict import KINDS, MAX_BYTES, MAX_PIXELS, BadImage, admit, inspect, trial, undecodable
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "SCALES",
     "SMALL",
     "BadImage",
+    "Bmp",
     "Decoding",
     "Header",
     "Jpeg",

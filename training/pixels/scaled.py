@@ -2,11 +2,13 @@
 
     jpeg = Jpeg.read(data)                              # None: no JPEG, or one of inks; others decode it
     scaled = jpeg.decode(eighths(192 / 4032))           # pixels (504, 378, 3) uint8, upright
+    scaled = Bmp.read(data).decode()                    # tiles and frames of videos, as they are
 
 `eighths` is the rule for serving, offline inference, calibration and training. What it leaves out is what the
 antialiased resize that follows would average away. At 8 eighths the pixels are those of DALI's decoder.
 """
 
+import struct
 from dataclasses import dataclass
 from typing import Self
 
@@ -24,6 +26,7 @@ SCALES = (1, 2, 4, FULL)  # those with vector code: 5, 6 and 7 eighths take long
 # Decoded pixels a side for each of the resized image, at least; docs/benchmarks.md has what others change.
 MARGIN = 1.5
 SMALL = 64  # pixels of the longer side: nothing to save, and below 8 the sizes of two scales are the same
+BMP = struct.Struct("<2s8xIIiiHHI20x")  # a file's header and the second, of 40 bytes, up to the compression
 COLOURS = ("YCbCr", "RGB", "Gray")  # those of inks are converted by one decoder only, DALI's
 
 
@@ -113,3 +116,34 @@ class Jpeg:
         top, left = rows - high if flips[0] else 0.0, columns - wide if flips[1] else 0.0
         area = (top, left, top + high, left + wide)
         return Scaled(np.ascontiguousarray(pixels), area)
+
+
+@dataclass(frozen=True, eq=False)
+class Bmp:
+    """A BMP of 24 bits without compression: its pixels (h, w, 3) RGB, where they lie in the file."""
+
+    pixels: npt.NDArray[np.uint8]
+
+    @classmethod
+    def read(cls, data: Buffer) -> Self | None:
+        """Read an admitted image, or return None for what is not decoded here."""
+        if len(data) < BMP.size:
+            return None
+        kind, offset, length, width, height, _, bits, compression = BMP.unpack_from(data)
+        if (kind, length, bits, compression) != (b"BM", 40, 24, 0):
+            return None
+        stride = -(-3 * width // 4) * 4
+        rows = np.frombuffer(data, np.uint8, abs(height) * stride, offset).reshape(-1, stride)
+        pixels = rows[:, : 3 * width].reshape(-1, width, 3)[..., ::-1]
+        return cls(pixels if height < 0 else pixels[::-1])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w)."""
+        height, width, _ = self.pixels.shape
+        return height, width
+
+    def decode(self, scale: int = FULL) -> Scaled:
+        """Return all pixels: there is nothing to save."""
+        height, width = self.size
+        return Scaled(self.pixels, (0.0, 0.0, float(height), float(width)))

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from retinaserve.build_tools.preprocess import BadImage, Prepared, Preprocessor, admit
+from retinaserve.plugins.tiles import encode_bmp
 from retinaserve.training.letterbox import letterbox
 from retinaserve.training.resize import RESIZES
 from tests.images import bad_images, checker, encode, good_formats
@@ -101,6 +102,16 @@ def test_every_format_gives_the_same_picture(preprocessor: Preprocessor, name: s
     found = prepare(preprocessor, good_formats()[name]).image.astype(int)
     # JPEG and the palette change colours a little; edges of the board ring in JPEG.
     assert np.abs(found - expected).mean() < (3.5 if name != "png palette" else 12)
+
+
+@pytest.mark.parametrize(("height", "width"), [SIZE, (256, 319), (50, 61), (300, 191), (1, 1), (512, 640)])
+def test_tiles_and_frames_are_what_dali_makes_of_them(preprocessor: Preprocessor, height: int, width: int) -> None:
+    """BMPs are read here, and not resized where they have the network's size; PNGs go through DALI."""
+    image = checker(width, height)
+    expected = prepare(preprocessor, encode(image, "PNG"))
+    for data in (encode_bmp(np.asarray(image)), encode(image, "BMP")):  # rows from the top, and from the bottom
+        found = prepare(preprocessor, data)
+        assert (found.image == expected.image).all() and (found.letterbox == expected.letterbox).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

@@ -1,6 +1,7 @@
 """The manifests: rendered, valid for every Kubernetes they are for, and closed where they say so."""
 
 import copy
+import shlex
 import shutil
 import subprocess
 import tomllib
@@ -11,11 +12,12 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from retinaserve.scripts.cli.batch import batch
 from tests.scripts.deploy.promql import Scrape, problems
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "scripts" / "deploy"
-KUSTOMIZE, KSERVE = DEPLOY / "kustomize", DEPLOY / "kserve"
+KUSTOMIZE, KSERVE, KUBERAY = DEPLOY / "kustomize", DEPLOY / "kserve", DEPLOY / "kuberay"
 VERSIONS = tomllib.loads((DEPLOY / "versions.toml").read_text())
 OLDEST, NEWEST = (VERSIONS["kubernetes"][name] for name in ("oldest", "newest"))
 RELEASES = [f"1.{minor}" for minor in range(int(OLDEST[2:]), int(NEWEST[2:]) + 1)]
@@ -220,3 +222,26 @@ def test_kserve_pods_are_as_closed_as_ours() -> None:
     manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "retinaserve"}, "spec": pod}
     for release in RELEASES:
         kubernetes_validate.validate(manifest, release, strict=True)
+
+
+def test_ray_pods_are_valid_and_ask_for_what_batch_takes() -> None:
+    """KubeRay's own fields were compared with its schema once; the pods are Kubernetes' own."""
+    (job,) = load(KUBERAY / "rayjob.yaml")
+    cluster = job["spec"]["rayClusterSpec"]
+    words = shlex.split(job["spec"]["entrypoint"])
+    assert words[:2] == ["retinaserve", "batch"]
+    given = batch.make_context("batch", words[2:]).params
+    assert given["address"] == "auto" and str(given["model"]).startswith("/models/")
+    (worker,) = cluster["workerGroupSpecs"]
+    for group in (cluster["headGroupSpec"], worker):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert pod["automountServiceAccountToken"] is False and pod["securityContext"]["runAsNonRoot"] is True
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert {mount["name"] for mount in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+        manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, "spec": pod}
+        for release in RELEASES:
+            kubernetes_validate.validate(manifest, release, strict=True)
+    limits = worker["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits["nvidia.com/gpu"] == "1", "a plan asks Ray for one"
+    assert cluster["rayVersion"] in (ROOT / "constraints.txt").read_text().split("ray==")[1]
