@@ -1,7 +1,9 @@
 """`batch`: the boxes of a folder or bucket of images as Parquet, on the workers of Ray."""
 
 import shlex
+import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import click
@@ -56,7 +58,8 @@ def batch(
             failed += done.failed
             yield from range(done.images)
 
-    for _ in progress(images(), total):
-        pass
+    with redirect_stdout(sys.stderr):  # Ray tells of a worker that died, and whatever it is told not to, on stdout
+        for _ in progress(images(), total):
+            pass
     click.echo(f"{output}: {len(plan.images)} rows in {plan.parts()} files")
     finish(failed, total, f"python -c {shlex.quote(f'import pandas; print(pandas.read_parquet({output!r}))')}")

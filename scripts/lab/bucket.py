@@ -34,7 +34,7 @@ from retinaserve.training.images import read_files
 
 WORKERS, PART, SEED = 2, 500, 11
 SAMPLE = 2000  # images in process
-WATCHED = 1.0  # seconds between looks at the processes
+WATCHED = 0.5  # seconds between looks at the processes
 # rclone sends the checksum of a whole object with a range of it, which botocore would refuse.
 KEYS = {
     "AWS_ACCESS_KEY_ID": "key",
@@ -70,11 +70,11 @@ def s3_server(folder: Path) -> Iterator[str]:
 
 
 class Watch:
-    """CPU seconds and proportional memory of a process and all below it, while it runs."""
+    """CPU seconds and proportional memory of a process and all below it, and the parts that are there."""
 
-    def __init__(self, process: psutil.Process) -> None:
-        self._process, self._cpu = process, dict[tuple[int, float], float]()
-        self.megabytes: list[float] = []
+    def __init__(self, process: psutil.Process, output: Path) -> None:
+        self._process, self._output, self._cpu = process, output, dict[tuple[int, float], float]()
+        self.looks: list[tuple[float, float, float, int]] = []  # seconds, CPU seconds, MB, parts
 
     def look(self) -> None:
         """Take one look: of what has ended, the last one counts."""
@@ -90,41 +90,56 @@ class Watch:
                 total += each.memory_full_info().pss / 1e6
             except psutil.Error:
                 continue
-        self.megabytes.append(total)
+        parts = len(list(self._output.glob("part-*")))
+        self.looks.append((time.perf_counter(), sum(self._cpu.values()), total, parts))
 
-    @property
-    def cpu(self) -> float:
-        """CPU seconds so far."""
-        return sum(self._cpu.values())
+    def to_dict(self, part: int) -> dict[str, Any]:
+        """Return what it took in all, and an image once all workers were at work: from the first part on."""
+        begun = [look for look in self.looks if look[3]]
+        (start, spent, _, first), (end, cpu, _, last) = begun[0], self.looks[-1]
+        memory = [look[2] for look in begun]
+        quarter = max(1, len(memory) // 4)
+        return {
+            "seconds": end - self.looks[0][0],
+            "cpu_seconds": cpu,
+            "cpu_ms": 1e3 * (cpu - spent) / max(1, (last - first) * part),
+            "images_per_second": (last - first) * part / max(1e-3, end - start),
+            "peak_mb": round(max(memory)),
+            "mb_of_quarters": [
+                round(float(np.mean(memory[at : at + quarter]))) for at in range(0, len(memory), quarter)
+            ],
+        }
 
 
 def in_process(model: Path, files: Sequence[Path]) -> dict[str, float]:
     """Return what the detector takes of these files on the disk, in as many processes as `batch` has workers."""
-    start = time.perf_counter()
     with get_context("spawn").Pool(WORKERS) as pool:
         jobs = [(model, files[number::WORKERS]) for number in range(WORKERS)]
         spent = pool.starmap(_answer, jobs, chunksize=1)
-    return {
-        "cpu_ms": 1e3 * sum(spent) / len(files),
-        "images_per_second": len(files) / (time.perf_counter() - start),
-    }
+    seconds, cpu = (list(column) for column in zip(*spent, strict=True))
+    return {"cpu_ms": 1e3 * sum(cpu) / len(files), "images_per_second": len(files) / max(seconds)}
 
 
-def _answer(model: Path, files: Sequence[Path]) -> float:
+def _answer(model: Path, files: Sequence[Path]) -> tuple[float, float]:
     detector = open_detector(model, threads=1)
+    for _ in detector.predict_many(read_files(files[:16])):
+        pass
+    start, spent = time.perf_counter(), time.process_time()
     for _ in detector.predict_many(read_files(files)):
         pass
-    return time.process_time()
+    return time.perf_counter() - start, time.process_time() - spent
 
 
-def batch(words: Sequence[str], environment: dict[str, str], kill_after: float | None = None) -> dict[str, Any]:
-    """Run `batch` to its end, or kill it with SIGKILL; return what it took."""
+def batch(
+    words: Sequence[str], environment: dict[str, str], output: Path, kill_after: float | None = None
+) -> tuple[Watch, str]:
+    """Run `batch` to its end, or kill it with SIGKILL; return what was seen, and its last words."""
     command = [sys.executable, "-m", "retinaserve", "batch", *words]
     start = time.perf_counter()
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    watch = Watch(psutil.Process(process.pid))
+    watch = Watch(psutil.Process(process.pid), output)
     while process.poll() is None:
         watch.look()
         if kill_after is not None and time.perf_counter() - start > kill_after:
@@ -133,16 +148,7 @@ def batch(words: Sequence[str], environment: dict[str, str], kill_after: float |
     stdout, stderr = process.communicate()
     if process.returncode not in (0, -signal.SIGKILL):
         raise SystemExit(stderr)
-    quarter = max(1, len(watch.megabytes) // 4)
-    second, last = watch.megabytes[quarter : 2 * quarter], watch.megabytes[-quarter - 2 : -2]
-    return {
-        "seconds": time.perf_counter() - start,
-        "cpu_seconds": watch.cpu,
-        "killed": process.returncode != 0,
-        "said": stdout.strip(),
-        "peak_mb": max(watch.megabytes, default=0),
-        "mb_of_quarters": [round(float(np.mean(part))) for part in (second, last) if part],
-    }
+    return watch, stdout.strip() or f"killed, with {watch.looks[-1][3]} parts"
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -151,15 +157,6 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
     found: list[dict[str, Any]] = pq.read_table(folder).to_pylist()
     return found
-
-
-def killed(
-    name: str, options: Sequence[str], environment: dict[str, str], times: Sequence[float]
-) -> list[dict[str, Any]]:
-    """Kill a run after each of so many seconds, and let it end."""
-    words = [f"s3://{name}", f"s3://{name}-killed/out", *options]
-    runs = [batch(words, environment, kill_after) for kill_after in (*times, None)]
-    return [{key: each[key] for key in ("seconds", "killed", "peak_mb", "said")} for each in runs]
 
 
 def main() -> None:
@@ -178,20 +175,27 @@ def main() -> None:
     if not chosen.kills:
         report["in_process"] = in_process(chosen.model, files[:SAMPLE])
         print(json.dumps(report), flush=True)
+    part = min(PART, chosen.images // 40)
+    calm, killed = (f"{name}-{kind}/out" for kind in ("calm", "killed"))
     with s3_server(chosen.folder) as endpoint:
         environment = {**os.environ, **KEYS, "AWS_ENDPOINT_URL": endpoint}
-        part = min(PART, chosen.images // 4)
         options = ["--model", str(chosen.model), "--workers", str(WORKERS), "--part", str(part)]
         if chosen.kills:
             times = random.Random(chosen.seed).sample(range(10, chosen.within), chosen.kills)
-            report["runs"] = killed(name, options, environment, times)
-            one, other = (rows_of(chosen.folder / f"{name}-{kind}" / "out") for kind in ("calm", "killed"))
+            words = [f"s3://{name}", f"s3://{killed}", *options]
+            report["runs"] = [
+                (after, batch(words, environment, chosen.folder / killed, after)[1]) for after in (*times, None)
+            ]
+            one, other = (rows_of(chosen.folder / output) for output in (calm, killed))
             report |= {"rows": len(other), "different_images": len({row["uri"] for row in other})}
             report["equal"] = one == other
         else:
-            report["batch"] = batch([f"s3://{name}", f"s3://{name}-calm/out", *options], environment)
-            report["batch"]["cpu_ms"] = 1e3 * report["batch"]["cpu_seconds"] / chosen.images
-            report["ratio_cpu"] = report["in_process"]["cpu_ms"] / report["batch"]["cpu_ms"]
+            words = [f"s3://{name}", f"s3://{calm}", *options]
+            watch, report["said"] = batch(words, environment, chosen.folder / calm)
+            report["batch"] = watch.to_dict(part)
+            for key in ("cpu_ms", "images_per_second"):
+                ratio = report["batch"][key] / report["in_process"][key]
+                report[f"ratio_{key}"] = 1 / ratio if key == "cpu_ms" else ratio
     print(json.dumps(report, indent=2))
     if chosen.json:
         write_json(chosen.json, report)
