@@ -37,6 +37,7 @@ SEED = 17
 SIZES = ((256, 384), (224, 352))  # multiples of the largest stride, and only of 32
 BEST, LOWEST = 300, math.log(0.05 / 0.95)
 MOST = 120  # detections recorded an image
+TORCHVISION = ("head.classification_head.cls_logits", "head.regression_head.bbox_reg")
 
 
 def seeded(name, shape, tuned=None):
@@ -172,8 +173,9 @@ def of_torchvision(**how):
                     "detections_per_img": 50,
                 }
             model = retinanet.RetinaNet(backbone, 7, **custom)
-        layers = ("head.classification_head.cls_logits", "head.regression_head.bbox_reg")
-        return run_torch(model, layers, infer_torchvision, versions={"torchvision": torchvision.__version__})
+            return run_torch(
+                model, TORCHVISION, infer_torchvision, versions={"torchvision": torchvision.__version__}
+            )
 
     return author
 
@@ -199,10 +201,9 @@ def deepforest():
     make = functools.partial(detection.retinanet_resnet50_fpn, weights_backbone=None)
     detection.retinanet.retinanet_resnet50_fpn = detection.retinanet_resnet50_fpn = make
     model = RetinaNetHub(num_classes=2, label_dict={"Alive": 0, "Dead": 1}, score_thresh=0.1)
-    layers = ("head.classification_head.cls_logits", "head.regression_head.bbox_reg")
     version = importlib.metadata.version("deepforest")
     config = json.loads(json.dumps(model._hub_mixin_config))
-    return run_torch(model, layers, infer_torchvision, versions={"deepforest": version}, config=config)
+    return run_torch(model, TORCHVISION, infer_torchvision, versions={"deepforest": version}, config=config)
 
 
 def mlperf():
@@ -226,16 +227,11 @@ def mlperf():
     )
 
     def infer(model, image):
-        import torch
-
         model.transform.image_size = image.shape[:2]
         model.transform.fixed_size = image.shape[1::-1] if hasattr(model.transform, "fixed_size") else None
-        (found,) = model([torch.from_numpy(image.transpose(2, 0, 1)).float() / 255])
-        return found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy()
+        return infer_torchvision(model, image)
 
-    layers = ("module.head.classification_head.cls_logits", "module.head.regression_head.bbox_reg")
-    layers = tuple(layer.removeprefix("module.") for layer in layers)
-    return run_torch(model, layers, infer, versions={"mlcommons/training": "aa344c7"})
+    return run_torch(model, TORCHVISION, infer, versions={"mlcommons/training": "aa344c7"})
 
 
 def of_detectron2(stride_in_1x1):
