@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from retinaserve.build_tools.export import export
@@ -45,6 +46,7 @@ INSIDE = Path(__file__).with_name("imported_inside.py")
 FAMILIES, PRECISIONS, WAYS = ("torchvision", "yhenon"), ("fp32", "bf16", "int8"), ("eager", "compiled")
 SMALL = (192, 320)  # what imported_inside.py trains and answers at
 IOU, SCORE = 0.9, 0.02  # what counts as the same detection
+CLEAR = 0.1  # a score well above the threshold, which rounding does not move below it
 CALIBRATED_WITH = 16
 Results = Mapping[int, Detections]
 
@@ -110,11 +112,11 @@ def theirs(path: Path, places: Sequence[int]) -> Results:
     return found
 
 
-def same(wanted: Detections, found: Detections) -> int:
-    """Return how many detections have a counterpart of their class: IoU above 0.9, score within 0.02."""
+def same(wanted: Detections, found: Detections) -> npt.NDArray[np.bool_]:
+    """Return which detections have a counterpart of their class: IoU above 0.9, score within 0.02."""
     near = (iou_matrix(wanted.boxes, found.boxes) > IOU) & (wanted.classes[:, None] == found.classes[None])
     near &= np.abs(wanted.scores[:, None] - found.scores[None]) < SCORE
-    return int(near.any(axis=1).sum())
+    return np.asarray(near.any(axis=1))
 
 
 def agreement(given: argparse.Namespace, weights: Path, labels: Path) -> dict[str, Any]:
@@ -135,17 +137,15 @@ def agreement(given: argparse.Namespace, weights: Path, labels: Path) -> dict[st
                 answers = client.predict([path.read_bytes() for path in paths])
                 places = list(client.category_ids)
         ours, author = dict(zip(truth.images, answers, strict=True)), theirs(results, places)
-        nothing = Detections.none()
-        counts = [
-            (same(author.get(image, nothing), found), len(author.get(image, nothing)))
-            for image, found in ours.items()
-        ]
-        agreed, total = map(sum, zip(*counts, strict=True))
+        pairs = [(author.get(image, Detections.none()), found) for image, found in ours.items()]
+        near = np.concatenate([same(*pair) for pair in pairs])
+        clear = np.concatenate([wanted.scores for wanted, _ in pairs]) > CLEAR
         aps = [evaluate(truth, each, places).ap for each in (author, ours)]
-        summary[precision] = {"agreed": agreed, "detections": total, "ap_author": aps[0], "ap_served": aps[1]}
+        counts = {"all": (int(near.sum()), len(near)), "clear": (int(near[clear].sum()), int(clear.sum()))}
+        summary[precision] = {**counts, "ap_author": aps[0], "ap_served": aps[1]}
+        share = ", ".join(f"{name} {got} of {of} ({got / max(1, of):.2%})" for name, (got, of) in counts.items())
         shown = [f"{100 * (ap or 0):.2f}" for ap in aps]
-        share = f"{agreed} of {total} ({agreed / max(1, total):.2%})"
-        print(f"{given.family}, {precision}: {share}, AP of the author {shown[0]}, served {shown[1]}", flush=True)
+        print(f"{given.family}, {precision}: {share}; AP of the author {shown[0]}, served {shown[1]}", flush=True)
     return summary
 
 
