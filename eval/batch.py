@@ -136,6 +136,7 @@ def run(
     if not waiting:
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: whoever wants that runs all of it by `nice`
     import ray
     from ray.util import ActorPool
 

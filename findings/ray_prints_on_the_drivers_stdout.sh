@@ -18,7 +18,7 @@ import signal
 
 import ray
 
-ray.init(num_cpus=1, log_to_driver=False, logging_level="ERROR", include_dashboard=False, _temp_dir="/tmp/ray")
+ray.init("local", num_cpus=1, log_to_driver=False, logging_level="ERROR", include_dashboard=False, _temp_dir="/tmp/ray")
 
 
 @ray.remote(max_restarts=1, max_task_retries=1)
