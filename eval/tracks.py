@@ -22,7 +22,7 @@ from retinaserve.training.detections import Detections
 
 Array = npt.NDArray[np.float64]
 
-WEAKEST = 0.1  # of a box that goes on with a track
+WEAKEST = 0.5  # of --score, a box that goes on with a track
 PATIENCE = 2.0  # seconds that an object may be hidden
 STRONG_IOU, WEAK_IOU = 0.1, 0.3  # of a box and of where its track is expected
 GROWTH, MOST_GROWTH = 3.0, 0.7  # of its sides a second since the last frame, where boxes do not meet otherwise
@@ -77,7 +77,7 @@ class Tracker:
             track.advance(gap)
         boxes, numbers = found.boxes.astype(np.float64), np.full(len(found), -1, np.int64)
         strong = found.scores >= self.score
-        weak = ~strong & (found.scores >= WEAKEST)
+        weak = ~strong & (found.scores >= WEAKEST * self.score)
         joined = np.zeros(len(found), bool)
         for chosen, least, growth, least_number in (
             (strong, STRONG_IOU, 0.0, 0),

@@ -26,6 +26,7 @@ from PIL import Image
 from retinaserve.plugins.tiles import encode_bmp
 from retinaserve.training.detections import Detections, Detector, ImageError
 from retinaserve.training.errors import UserError
+from retinaserve.training.files import make_place
 from retinaserve.training.letterbox import Pixels
 
 SUFFIXES = frozenset(
@@ -197,7 +198,7 @@ class VideoWriter:
     def __init__(self, path: Path) -> None:
         import av
 
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_place(path)
         try:
             self._container = av.open(str(path), "w")
         except (av.error.FFmpegError, ValueError) as error:

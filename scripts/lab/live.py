@@ -93,19 +93,25 @@ def answer_file(film: Path, server: str) -> dict[str, Any]:
     }
 
 
-def at_rate(film: Path, target: Path, fps: float) -> None:
-    """Copy a film's packets with other times."""
+def at_rate(film: Path, target: Path, fps: float, seconds: float) -> None:
+    """Copy a film's packets with other times, as often as they are needed."""
     import av
 
-    with av.open(str(film)) as source, av.open(str(target), "w") as copy:
-        stream = copy.add_stream_from_template(source.streams.video[0])
-        scale = Fraction(source.streams.video[0].average_rate) / Fraction(fps)
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.pts, packet.dts = int(packet.pts * scale), int(packet.dts * scale)
-                packet.duration = int(packet.duration * scale)
-                packet.stream = stream
-                copy.mux(packet)
+    with av.open(str(target), "w") as copy:
+        stream, offset = None, 0
+        while offset * (stream.time_base if stream else 0) < seconds:
+            with av.open(str(film)) as source:
+                given = source.streams.video[0]
+                stream = stream or copy.add_stream_from_template(given)
+                scale, end = Fraction(given.average_rate) / Fraction(fps), 0
+                for packet in source.demux(video=0):
+                    if packet.dts is not None:
+                        packet.pts, packet.dts = (offset + int(at * scale) for at in (packet.pts, packet.dts))
+                        packet.duration = int(packet.duration * scale)
+                        end = max(end, packet.pts + packet.duration)
+                        packet.stream = stream
+                        copy.mux(packet)
+                offset = end
 
 
 @contextmanager
@@ -123,7 +129,7 @@ def rtsp(folder: Path, name: str) -> Iterator[tuple[str, int]]:
 
 def answer_live(film: Path, server: str, fps: float, seconds: float, folder: Path) -> dict[str, Any]:
     """Return how a live source of `fps` frames a second went for a while."""
-    at_rate(film, folder / "live.mp4", fps)
+    at_rate(film, folder / "live.mp4", fps, seconds + SETTLED)
     delays: list[float] = []
     numbers: list[int] = []
     with rtsp(folder, "live.mp4") as (address, pid), Client(server, concurrency=LIVE_CONCURRENCY) as client:

@@ -17,7 +17,7 @@ from PIL import Image
 from retinaserve.eval.video import VideoWriter
 from retinaserve.scripts.shapes.draw import CATEGORIES, VISIBLE, Kind, Rng, draw_scene, draw_shape
 from retinaserve.scripts.shapes.textures import contrasting
-from retinaserve.training.files import write_text
+from retinaserve.training.files import make_place, write_text
 
 SHAPES = 10
 EXTENT = (0.1, 0.2)  # of the longer side
@@ -48,6 +48,7 @@ def draw_film(
     on_frame: Callable[[], object] = lambda: None,
 ) -> tuple[Path, Path, int]:
     """Write film.mp4 of `size` (h, w) and film.txt; return both and the number of boxes."""
+    make_place(directory / "film.mp4")
     height, width = size
     rng = np.random.default_rng((seed, 1))
     ground, _ = draw_scene((width, height), rng, count=0)
@@ -55,7 +56,6 @@ def draw_film(
     sprites = [_sprite(size, (around[0], around[1], around[2]), rng) for _ in range(SHAPES)]
     posts = [(round(low * width), round(high * width), contrasting(rng, (128, 128, 128))) for low, high in POSTS]
     rows: list[str] = []
-    directory.mkdir(parents=True, exist_ok=True)
     with VideoWriter(directory / "film.mp4") as writer:
         for frame in range(max(1, round(seconds * fps))):
             canvas, owners = ground.copy(), np.zeros(size, np.uint8)

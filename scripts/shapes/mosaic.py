@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from retinaserve.scripts.shapes.draw import CATEGORIES, DataSet, Kind, draw_scene
-from retinaserve.training.files import write_json
+from retinaserve.training.files import make_place, write_json
 
 BLOCK = 1000  # px
 SHAPES = 30  # in a block
@@ -28,8 +28,8 @@ def draw_mosaic(
     """Write a square survey of `side` pixels, rounded down to blocks, and its COCO annotations."""
     import rasterio
 
-    directory.mkdir(parents=True, exist_ok=True)
     path, blocks = directory / "mosaic.tif", max(1, side // BLOCK)
+    make_place(path)
     profile: dict[str, Any] = {
         "driver": "GTiff",
         "count": 3,

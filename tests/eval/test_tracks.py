@@ -34,10 +34,10 @@ def test_a_box_seen_once_is_forgotten() -> None:
 
 
 def test_weak_boxes_go_on_with_tracks_and_begin_none() -> None:
-    strong, weak = frame((10, 10, 0.9)), frame((10, 10, 0.15), (60, 60, 0.15))
+    strong, weak = frame((10, 10, 0.9)), frame((10, 10, 0.2), (60, 60, 0.2))
     tracker = Tracker(score=0.3)
     assert numbers(tracker, strong, strong, weak, weak, strong) == [[-1], [1], [1], [1], [1]]
-    assert len(tracker.update(frame((10, 10, 0.05)), 0.2)) == 0, "weaker than WEAKEST"
+    assert len(tracker.update(frame((10, 10, 0.1)), 0.2)) == 0, "weaker than half of it"
 
 
 def test_classes_are_not_mixed() -> None:

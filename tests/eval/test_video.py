@@ -314,6 +314,12 @@ def test_what_is_no_video(content: bytes | None, words: str, tmp_path: Path) -> 
         list(video)
 
 
+def test_a_place_that_cannot_be_written() -> None:
+    for words in (["film", "/proc/x"], ["mosaic", "/proc/x", "--side", "1000"]):
+        result = CliRunner().invoke(main, ["data", *words])
+        assert result.exit_code == 2 and "/proc/x" in result.stderr and "can't be written" in result.stderr
+
+
 def test_what_words_mean() -> None:
     assert is_video("a.MP4") and is_video("rtsp://h/a") and is_video("/dev/video0") and not is_video("a.jpg")
     assert is_live("rtsp://h/a.mp4") and not is_live("a.mp4")
