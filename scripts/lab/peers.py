@@ -117,7 +117,6 @@ def export_ours(data: Set, out: Path) -> None:
         graph, told_by = out / f"{precision}.onnx", out / f"infer-{precision}.json"
         words = ["--precision", precision]
         words += ["--calibration-images", data["train"]["annotations"]] if precision == "int8" else []
-        words += ["--images", data["train"]["images"]] if precision == "int8" else []
         _retinaserve("export", out / "model.pth", graph, *words)
         judged = ["--annotations", data["val"]["annotations"], "--judge", "pycocotools", "--threads", 1]
         _retinaserve("infer", graph, "--images", data["val"]["images"], *judged, "--json", told_by)
