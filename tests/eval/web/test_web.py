@@ -70,10 +70,15 @@ def test_the_time_of_a_lone_image_is_its_own(page: str, server: TritonServer) ->
         spent = after[step["name"]] - before[step["name"]]
         assert spent.requests == 1
         assert step["queue_ms"] == pytest.approx(spent.queue_ms, abs=1e-3)
-        assert step["compute_ms"] == pytest.approx(spent.compute_ms, abs=1e-3)
+        if step["name"] == "retinanet":
+            assert step["compute_ms"] == pytest.approx(spent.compute_ms, abs=1e-3)
         assert step["compute_ms"] > 0
     spent = after["detector"] - before["detector"]
     assert timing["server_ms"] == pytest.approx(spent.total_ms, abs=1e-3)
+    # Triton counts less for preprocess, whose execution ends before its images do.
+    assert sum(step["queue_ms"] + step["compute_ms"] for step in timing["steps"]) == pytest.approx(
+        spent.total_ms, abs=5e-3
+    )
 
 
 def test_the_time_among_others_is_called_a_mean(page: str, server: TritonServer) -> None:
