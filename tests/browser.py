@@ -31,8 +31,8 @@ def need_browser() -> str:
 
 
 @contextmanager
-def open_browser() -> Iterator[Any]:
-    """Give playwright's browser.
+def open_browser(*arguments: str) -> Iterator[Any]:
+    """Give playwright's browser, started with further arguments.
 
     No longer than for a module: its event loop stays in this thread, where asyncio.run() is then impossible.
     """
@@ -40,7 +40,7 @@ def open_browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=binary, args=ARGUMENTS)
+        browser = driver.chromium.launch(executable_path=binary, args=[*ARGUMENTS, *arguments])
         try:
             yield browser
         finally:

@@ -7,12 +7,15 @@
     POST /api/preview   an image's bytes -> an upright JPEG, for what browsers can't show (TIFF)
     GET  /api/status    state, model, counts and times of the server
 
-It keeps nothing: no image is written anywhere.
+Both POSTs take ?tile=auto or ?tile=SIDE for an image of any size. It keeps nothing: only such an image is written,
+to a file that has no name by the time it is answered. Videos and cameras are the browser's; their frames come as
+images.
 """
 
 import asyncio
 import contextlib
 import io
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -25,16 +28,19 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from retinaserve.eval.tiled import Tiling
 from retinaserve.eval.web.gateway import Answer, Gateway, served_json
-from retinaserve.eval.web.guard import Guard, Slow, TooLarge, read_body
+from retinaserve.eval.web.guard import BODY_SECONDS, Guard, Slow, TooLarge, save_body
 from retinaserve.training.detections import ErrorKind, ImageError
 from retinaserve.training.draw import Colour, colour_of, open_image, text_colour
 from retinaserve.training.errors import UserError
 from retinaserve.training.pixels import admit
+from retinaserve.training.raster import open_raster
 
 STATIC = Path(__file__).parent / "static"
 MOST_BYTES = 32 * 1024 * 1024  # of an image, where the server does not tell
 MOST_PIXELS = 64_000_000
+MOST_TILED_BYTES, TILED_SECONDS = 2 * 1024**3, 600.0  # of an image that is cut: on the disk
 MOST_UPLOADS = 16  # images held at a time: half a gigabyte at most
 PREVIEW_SIDE, PREVIEW_QUALITY = 2560, 88
 STATUS: Mapping[ErrorKind, int] = {"bad_image": 400, "server": 502, "overloaded": 503, "timeout": 504}
@@ -78,12 +84,14 @@ class _Page:
         return JSONResponse(await self._gateway.status())
 
     async def detect(self, request: Request) -> Response:
-        image = await self._image(request)
-        if isinstance(image, Response):
-            return image
-        with self._held():
+        async with self._received(request) as image:
             try:
-                answer = await self._gateway.detect(image)
+                if isinstance(image, Response):
+                    return image
+                if isinstance(image, bytes):
+                    answer = await self._gateway.detect(image)
+                else:
+                    answer = await self._gateway.detect_tiled(image, tiling_of(request))
             except UserError as error:
                 return _problem(503, "down", error.message, hint=error.hint)
         if isinstance(answer, ImageError):
@@ -91,28 +99,42 @@ class _Page:
         return JSONResponse(answer_json(answer))
 
     async def preview(self, request: Request) -> Response:
-        image = await self._image(request)
-        if isinstance(image, Response):
-            return image
-        with self._held():
+        async with self._received(request) as image:
+            if isinstance(image, Response):
+                return image
             async with self._previewing:
                 jpeg = await asyncio.to_thread(preview_jpeg, image, await self._value_range())
         if jpeg is None:
             return _problem(400, "bad_image", "this image can't be shown")
         return Response(jpeg, media_type="image/jpeg")
 
-    async def _image(self, request: Request) -> bytes | Response:
+    @contextlib.asynccontextmanager
+    async def _received(self, request: Request) -> AsyncIterator[bytes | Path | Response]:
+        """Give an image's bytes, the file of one that is to be cut, or why there is neither."""
         if self._uploads >= MOST_UPLOADS:
-            return _problem(503, "overloaded", f"{MOST_UPLOADS} images are under way already")
-        limit = await self._most_bytes()
-        with self._held():
-            try:
-                return await read_body(request, limit)
-            except TooLarge:
-                message = f"the file is larger than the server takes ({limit / 2**20:.3g} MiB)"
-                return _problem(413, "bad_image", message)
-            except Slow:
-                return _problem(408, "timeout", "the image did not arrive in time")
+            yield _problem(503, "overloaded", f"{MOST_UPLOADS} images are under way already")
+            return
+        self._uploads += 1
+        tiled = "tile" in request.query_params
+        limit = MOST_TILED_BYTES if tiled else await self._most_bytes()
+        image: bytes | Path | Response
+        try:
+            with tempfile.NamedTemporaryFile(prefix="retinaserve-") if tiled else io.BytesIO() as file:
+                try:
+                    tiling_of(request)
+                    await save_body(request, file, limit, seconds=TILED_SECONDS if tiled else BODY_SECONDS)
+                    file.flush()
+                    image = Path(file.name) if tiled else file.getvalue()
+                except UserError as error:
+                    image = _problem(400, "bad_image", error.message, hint=error.hint)
+                except TooLarge:
+                    message = f"the file is larger than the server takes ({limit / 2**20:.3g} MiB)"
+                    image = _problem(413, "bad_image", message)
+                except Slow:
+                    image = _problem(408, "timeout", "the image did not arrive in time")
+                yield image
+        finally:
+            self._uploads -= 1
 
     async def _most_bytes(self) -> int:
         try:
@@ -126,13 +148,13 @@ class _Page:
         except UserError:
             return None
 
-    @contextlib.contextmanager
-    def _held(self) -> Any:
-        self._uploads += 1
-        try:
-            yield
-        finally:
-            self._uploads -= 1
+
+def tiling_of(request: Request) -> Tiling:
+    """Return what ?tile= says. Raises UserError for anything but auto or a side in pixels."""
+    tile = request.query_params.get("tile", "auto")
+    if tile != "auto" and not tile.isdecimal():
+        raise UserError(f"tile={tile} is neither auto nor a side in pixels")
+    return Tiling(None if tile == "auto" else (int(tile), int(tile)))
 
 
 def answer_json(answer: Answer) -> dict[str, Any]:
@@ -155,13 +177,17 @@ def answer_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-def preview_jpeg(image: bytes, value_range: tuple[int, int] | None = None) -> bytes | None:
+def preview_jpeg(image: bytes | Path, value_range: tuple[int, int] | None = None) -> bytes | None:
     """Return an upright JPEG of at most PREVIEW_SIDE pixels a side, or None for what can't be read."""
-    if admit(image, max_bytes=len(image), max_pixels=MOST_PIXELS):
-        return None
     try:
-        upright = open_image(image, value_range)
-    except OSError:
+        if isinstance(image, Path):  # of any size
+            with open_raster(image) as raster:
+                upright = raster.reduced(PREVIEW_SIDE)
+        elif admit(image, max_bytes=len(image), max_pixels=MOST_PIXELS):
+            return None
+        else:
+            upright = open_image(image, value_range)
+    except (OSError, UserError):
         return None
     upright.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
     buffer = io.BytesIO()

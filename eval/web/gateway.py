@@ -16,11 +16,12 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from retinaserve.eval.client.client import CONTROL_TIMEOUT, AsyncClient
+from retinaserve.eval.client.client import CONTROL_TIMEOUT, AsyncClient, Client
 from retinaserve.eval.client.server_info import ModelStatistics, ServedModel, by_model, whole
 from retinaserve.eval.client.transport import (
     Endpoint,
@@ -29,6 +30,7 @@ from retinaserve.eval.client.transport import (
     TlsFiles,
     Transport,
 )
+from retinaserve.eval.tiled import TiledDetector, Tiling
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.spec import DETECTOR
@@ -139,6 +141,22 @@ class Gateway:
             if isinstance(found, ImageError):
                 return found
             return Answer(found, client.served, await self._timing(client.served, before, call_ms, wait_ms))
+
+    async def detect_tiled(self, image: Path, tiling: Tiling) -> Answer | ImageError:
+        """Return the answer of an image of any size, cut into tiles. Raises UserError while the server is away."""
+        async with self._alone:
+            served = (await self.client()).served
+            try:
+                found = await asyncio.to_thread(self._tiled, image, tiling)
+            except UserError:
+                self._forget()
+                raise
+            return found if isinstance(found, ImageError) else Answer(found, served, None)
+
+    def _tiled(self, image: Path, tiling: Tiling) -> Detections | ImageError:
+        with Client(str(self.endpoint), model=self._model, timeout=self._timeout, tls=self._tls) as client:
+            (answer,) = TiledDetector(client, tiling).predict_many([image])
+            return answer
 
     async def status(self) -> dict[str, Any]:
         """Return the server's state, model and statistics for JSON; never raises for a server that is away."""

@@ -1,7 +1,7 @@
 """What stands before the page's own code: who may ask, how much may be sent, and what the browser may load.
 
     app = Guard(app, hosts=frozenset({"lab.example"}))
-    data = await read_body(request, limit)      # raises TooLarge, Slow
+    await save_body(request, file, limit)       # raises TooLarge, Slow
 
 The page has no password, so what a browser sends on behalf of another site must be refused: a Host that is a
 foreign name (DNS rebinding), and an Origin that is not the page's own (forged requests). It does not protect from
@@ -11,6 +11,7 @@ people who can reach the address; bind it to loopback for that.
 import asyncio
 import ipaddress
 from collections.abc import Mapping
+from typing import IO
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,14 +22,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 BODY_SECONDS = 60.0  # an image of 32 MB at 4.5 Mbit/s
 UPLOAD = "application/octet-stream"  # a type that no other site can send without asking first
 HEADERS: Mapping[str, str] = {
-    # Everything from here, nothing from elsewhere; blob: are the images the user dropped.
+    # Everything from here, nothing from elsewhere; blob: are the images and videos the user dropped.
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
-        "worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src blob:; "
+        "connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -98,18 +99,16 @@ class Guard:
         return True
 
 
-async def read_body(request: Request, limit: int, *, seconds: float = BODY_SECONDS) -> bytes:
-    """Return a request's body of at most `limit` bytes, never holding more. Raises TooLarge and Slow."""
+async def save_body(request: Request, file: IO[bytes], limit: int, *, seconds: float = BODY_SECONDS) -> None:
+    """Write a request's body of at most `limit` bytes into a file. Raises TooLarge and Slow."""
     stated = request.headers.get("content-length", "")
     if stated.isdecimal() and int(stated) > limit:
         raise TooLarge
-    body = bytearray()
     try:
         async with asyncio.timeout(seconds):
             async for chunk in request.stream():
-                if len(body) + len(chunk) > limit:
+                if file.tell() + len(chunk) > limit:
                     raise TooLarge
-                body += chunk
+                file.write(chunk)
     except (TimeoutError, ClientDisconnect):
         raise Slow from None
-    return bytes(body)

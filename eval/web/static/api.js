@@ -11,11 +11,13 @@ export class Problem extends Error {
   }
 }
 
-/** Ask for one image's boxes. */
-export const detect = async (file) => (await post("/api/detect", file)).json();
+/** Ask for one image's boxes; `tile`: "" for the whole image, "auto", or a tile's side in pixels. */
+export const detect = async (file, tile = "") => (await post(`/api/detect${query(tile)}`, file)).json();
 
 /** Ask for an upright JPEG of an image that the browser can't show. */
-export const preview = async (file) => (await post("/api/preview", file)).blob();
+export const preview = async (file, tile = "") => (await post(`/api/preview${query(tile)}`, file)).blob();
+
+const query = (tile) => (tile ? `?tile=${tile}` : "");
 
 /** Ask how the server is. */
 export const status = async () => (await ask("/api/status", {})).json();

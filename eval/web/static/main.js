@@ -3,6 +3,7 @@
 
 import { status as askStatus } from "./api.js";
 import { $, bytes, h, plural } from "./dom.js";
+import { Film, show as showFilm } from "./film.js";
 import { Panel } from "./panel.js";
 import { ServerTab } from "./server.js";
 import { Stage } from "./stage.js";
@@ -21,6 +22,8 @@ const serverTab = new ServerTab();
 
 store.addEventListener("selected", () => {
   view.light(null);
+  for (const image of store.images) if (image !== store.current) image.film?.pause();
+  showFilm(store.current?.film ?? null);
   stage.show();
   panel.show();
   strip.show();
@@ -56,7 +59,11 @@ stage.element.addEventListener("picked", ({ detail }) => panel.focus(detail));
 function take(files) {
   banner("");
   openTab("images");
-  const left = store.add([...files]);
+  const isVideo = (file) => file.type.startsWith("video/") || /\.(mkv|mov|m4v|avi|ts|wmv|flv)$/i.test(file.name);
+  for (const file of [...files].filter(isVideo)) {
+    Film.file(store, file).catch((error) => banner(`${file.name}: ${error.message}. \`retinaserve predict\` reads more of them.`));
+  }
+  const left = store.add([...files].filter((file) => !isVideo(file)));
   if (left) banner(`${plural(left, "image")} left out: a page holds ${MOST}. \`retinaserve predict FOLDER\` takes any number.`);
 }
 
@@ -79,6 +86,19 @@ $("files").addEventListener("change", () => {
   if ($("files").files.length) take($("files").files);
   $("files").value = ""; // the same file may be chosen again
 });
+
+$("camera").addEventListener("click", () => {
+  $("camera").blur(); // space is to pause it
+  banner("");
+  Film.camera(store).catch((error) => banner(`No camera: ${error.message}.`));
+});
+$("tile").addEventListener("change", () => store.cut($("tile").value));
+const film = () => store.current?.film;
+const playOrPause = () => film() && (film().playing ? film().pause() : film().play());
+$("film-play").addEventListener("click", playOrPause);
+$("film-back").addEventListener("click", () => film()?.step(-1));
+$("film-next").addEventListener("click", () => film()?.step(1));
+$("film-at").addEventListener("input", () => film()?.seek(Number($("film-at").value)));
 
 let inside = 0; // dragenter and dragleave come for every element that is crossed
 const dragsFiles = (event) => event.dataTransfer?.types.includes("Files");
@@ -222,6 +242,9 @@ const KEYS = {
   "-": () => stage.zoom(-2),
   0: () => stage.fit(),
   l: () => setLabels(!$("labels-on").checked),
+  " ": playOrPause,
+  ",": () => film()?.step(-1),
+  ".": () => film()?.step(1),
   Delete: () => store.current && store.remove(store.current),
   "?": () => $("help").showModal(),
 };
@@ -229,6 +252,7 @@ addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
   if ($("images").hidden && event.key !== "?") return;
   if (event.target.type === "range" && event.key.startsWith("Arrow")) return; // the slider's own
+  if (event.key === " " && event.target.closest?.("button, input, select")) return; // theirs
   const zoomed = stage.element.classList.contains("zoomed") && event.target === stage.element;
   if (zoomed && event.key.startsWith("Arrow")) return; // scrolls the zoomed image
   const action = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];

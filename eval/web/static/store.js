@@ -21,6 +21,8 @@ export class PageImage {
     this.url = null;
     this.unknown = false; // the browser can't show the file
     this.previewed = null;
+    this.film = null; // the video or camera whose frame it is
+    this.tile = "";
   }
 
   /** The size of the upright image, once it is known. */
@@ -36,7 +38,7 @@ export class PageImage {
 
   /** Show what the page's program makes of the file from now on. Asks once; rejects with a Problem. */
   usePreview() {
-    this.previewed ??= preview(this.file).then((blob) => {
+    this.previewed ??= preview(this.file, this.tile).then((blob) => {
       this.release();
       this.url = URL.createObjectURL(blob);
       return blob;
@@ -54,12 +56,15 @@ export class Store extends EventTarget {
   images = [];
   current = null;
   limits = { bytes: null };
+  tile = "";
   #flying = 0;
   #paused = false;
 
-  /** Take files in; returns how many there was no room for. */
+  /** Take files in, or images made of them; returns how many there was no room for. */
   add(files) {
-    const taken = [...files].slice(0, Math.max(0, MOST - this.images.length)).map((file) => new PageImage(file));
+    const taken = [...files]
+      .slice(0, Math.max(0, MOST - this.images.length))
+      .map((file) => (file instanceof PageImage ? file : new PageImage(file)));
     this.images.push(...taken);
     if (taken.length) this.select(taken[0]);
     this.#pump();
@@ -71,6 +76,7 @@ export class Store extends EventTarget {
     if (index < 0) return;
     this.images.splice(index, 1);
     image.release();
+    image.film?.close();
     if (this.current === image) this.select(this.images[Math.min(index, this.images.length - 1)] ?? null);
     this.#tell("changed", image);
   }
@@ -91,6 +97,42 @@ export class Store extends EventTarget {
     image.problem = null;
     this.#tell("changed", image);
     this.#pump();
+  }
+
+  /** Ask for all images again, cut into tiles of another size. */
+  cut(tile) {
+    this.tile = tile;
+    for (const image of this.images) if (image.state === "done" || image.state === "failed") this.retry(image);
+  }
+
+  /** Ask for a video's next frame and show it in the place of the one before. Rejects with a Problem. */
+  async replace(image, file) {
+    const sent = performance.now();
+    const answer = await detect(file, this.tile);
+    image.elapsed = performance.now() - sent;
+    await this.show(image, file, answer);
+  }
+
+  /** Show a frame and its boxes at once, in the place of another. */
+  async show(image, file, answer) {
+    const ready = new Image();
+    ready.src = URL.createObjectURL(file);
+    await ready.decode();
+    image.release();
+    Object.assign(image, { file, answer, url: ready.src, state: "done", problem: null });
+    this.#tell("changed", image);
+  }
+
+  /** Say why an image has no answer; where the server is away, it is sent again when that is back. */
+  fail(image, error) {
+    image.problem = error instanceof Problem ? error : new Problem("server", String(error));
+    image.state = "failed";
+    if (AWAY.has(image.problem.kind)) {
+      image.state = "waiting";
+      this.#paused = true;
+      this.#tell("away", image.problem);
+    }
+    this.#tell("changed", image);
   }
 
   /** Go on sending: the server is there (again). */
@@ -119,21 +161,16 @@ export class Store extends EventTarget {
     const sent = performance.now();
     this.#tell("changed", image);
     try {
-      const most = this.limits.bytes;
+      image.tile = this.tile;
+      const most = image.tile ? null : this.limits.bytes;
       if (most && image.file.size > most) {
         throw new Problem("bad_image", `the file has ${image.file.size.toLocaleString("en")} bytes; the server takes ${most.toLocaleString("en")}`);
       }
-      image.answer = await detect(image.file);
+      image.answer = await detect(image.file, image.tile);
       image.elapsed = performance.now() - sent;
-      image.state = "done";
+      image.state = image.tile === this.tile ? "done" : "waiting"; // another size was chosen meanwhile
     } catch (error) {
-      image.problem = error instanceof Problem ? error : new Problem("server", String(error));
-      image.state = "failed";
-      if (AWAY.has(image.problem.kind)) {
-        image.state = "waiting"; // sent again when the server is back
-        this.#paused = true;
-        this.#tell("away", image.problem);
-      }
+      this.fail(image, error);
     }
     this.#flying--;
     this.#tell("changed", image);

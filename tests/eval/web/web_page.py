@@ -42,7 +42,7 @@ class opened:
     def __exit__(self, kind: object, *_: object) -> None:
         self._context.close()
         if kind is None:
-            assert self._wrong == []
+            assert self._wrong == [], self._wrong
 
     def _foreign(self, address: str) -> None:
         if not address.startswith((self._url, f"blob:{self._url}")):
