@@ -63,7 +63,10 @@ export class Stage {
     $("frame").classList.toggle("busy", image.state === "sending");
     $("problem").hidden = !image.problem;
     if (image.problem) $("problem").replaceChildren(...this.#said(image));
-    if (image.film && this.photo.src !== image.source()) this.photo.src = image.source(); // its next frame
+    if (image.film && this.photo.src !== image.source()) { // its next frame
+      this.#groups = new Map();
+      this.photo.src = image.source();
+    }
     this.#checkSize();
     this.#layout();
     this.drawBoxes();
