@@ -17,7 +17,7 @@ export class Film {
   #stream = null;
   #kept = []; // of a camera: {file, answer}
   #step = FIRST_STEP;
-  #asking = false;
+  #asking = null; // what is awaited for the frame that is being asked for
   #wanted = null; // a place in the video that was asked for meanwhile
   playing = false;
 
@@ -93,6 +93,7 @@ export class Film {
     this.playing = false;
     this.#video.pause();
     if (this.live) {
+      await this.#asking; // its answer would take the place of the frame that is looked for
       const kept = this.#kept[at];
       if (kept) this.store.show(this.image, kept.file, kept.answer);
       return show(this);
@@ -113,7 +114,7 @@ export class Film {
     this.#video.pause();
     const from = this.#shown();
     if (direction < 0) return this.seek(from - JUST);
-    this.#asking = true;
+    this.#asking = Promise.resolve();
     for (let reach = 0.6 * this.#step; this.#shown() <= from && from + reach < this.#video.duration; reach *= 1.5) {
       await this.#moveTo(from + reach);
     }
@@ -145,7 +146,11 @@ export class Film {
   }
 
   async #ask() {
-    this.#asking = true;
+    this.#asking = this.#answer();
+    await this.#asking;
+  }
+
+  async #answer() {
     try {
       const file = await this.#grab();
       await this.store.replace(this.image, file);
@@ -154,7 +159,7 @@ export class Film {
       this.playing = false;
       this.store.fail(this.image, problem);
     }
-    this.#asking = false;
+    this.#asking = null;
     show(this);
   }
 
