@@ -95,7 +95,7 @@ export class Film {
     if (this.live) {
       await this.#asking; // its answer would take the place of the frame that is looked for
       const kept = this.#kept[at];
-      if (kept) this.store.show(this.image, kept.file, kept.answer);
+      if (kept) await this.store.show(this.image, kept.file, kept.answer);
       return show(this);
     }
     this.#wanted = Math.max(0, Math.min(at, this.#video.duration));

@@ -252,7 +252,7 @@ addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
   if ($("images").hidden && event.key !== "?") return;
   if (event.target.type === "range" && event.key.startsWith("Arrow")) return; // the slider's own
-  if (event.key === " " && event.target.closest?.("button, input, select")) return; // theirs
+  if (event.key === " " && event.target.closest?.("button, input:not([type=range]), select")) return; // theirs
   const zoomed = stage.element.classList.contains("zoomed") && event.target === stage.element;
   if (zoomed && event.key.startsWith("Arrow")) return; // scrolls the zoomed image
   const action = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
