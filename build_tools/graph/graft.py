@@ -92,6 +92,8 @@ def graft(
     else:
         outputs = (add_nms_plugin if flavour == "tensorrt" else add_nms)(nodes, spec, candidates, letterbox)
         stated = spec.outputs
+    if set(outputs) != set(stated):
+        raise UserError(f"the {flavour} graph gives {', '.join(outputs)}", f"{', '.join(stated)} are stated")
     for name, tensor in outputs.items():
         tensor.name, tensor.shape = name, [BATCH, *stated[name].shape]
         tensor.dtype = np.dtype(stated[name].dtype)

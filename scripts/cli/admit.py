@@ -39,4 +39,4 @@ def admit(images: tuple[str, ...], trial: bool, json_path: Path | None) -> None:
         write_json(json_path, {"pictures": len(paths), "refused": refused})
     if refused:
         raise click.exceptions.Exit(Exit.CHECK_FAILED)
-    name_next("retinaserve build MODEL.plan --profile gpu --output repository")
+    name_next("retinaserve build MODEL.pth --output repository")
