@@ -7,8 +7,8 @@ ByteTrack's association (Zhang et al., ECCV 2022, arXiv:2110.06864), within a cl
 joined to tracks first, then weaker ones to the tracks that are left, so that a half hidden object keeps its
 number. A filter of constant velocity, in seconds, says where a track is by now: frames may be far apart.
 
-Of our own, because the kept packages do worse here: `trackers` 2.6 wants numpy 2 and OpenCV, ignores classes and
-counts frames; edgefirst-tracker 0.38 loses more objects. `scripts/lab/tracks.py` compares.
+Of our own: `trackers` 2.6 wants numpy 2 and OpenCV, ignores classes and counts frames; edgefirst-tracker
+0.38's defaults lose more objects where boxes are noisy. `scripts/lab/tracks.py` compares all three.
 """
 
 from dataclasses import replace

@@ -60,7 +60,7 @@ class TritonPythonModel:
             description="Pictures refused as empty, damaged, unsupported or too large",
             kind=pb_utils.MetricFamily.COUNTER,
         )
-        self._counting = Lock()  # two increments at a time mix their messages, and Triton dies
+        self._counting = Lock()  # two increments at a time would mix their messages
         self._bad_images = self._family.Metric(labels={"model": "preprocess", "version": args["model_version"]})
 
     def finalize(self) -> None:
