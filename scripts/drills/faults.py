@@ -152,7 +152,7 @@ def cancelled(repository: Path, figures: dict[str, Any], images: list[bytes] | N
 
 
 def scarce_room(repository: Path) -> float:
-    """Return the MB of /dev/shm in which a repository starts and answers a few images, but no full batches.
+    """Return the MB of /dev/shm in which a repository starts and answers images one by one, but not many at once.
 
     Each stub begins with 1 MB and grows by as much.
     """

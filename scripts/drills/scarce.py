@@ -55,7 +55,7 @@ def run_scarce(mode: str, repository: Path, *, megabytes: float, folder: Path) -
 
 
 def scarce_shared_memory(repository: Path) -> dict[str, Any]:
-    """Ask one by one, then many at once, so that batches outgrow the shared memory, then one by one again."""
+    """Ask one by one, then many at once, so that they outgrow the shared memory, then one by one again."""
     found: dict[str, Any] = {}
     with fixture(repository, images=[_noise()]) as fix:
         for name, in_flight in (("before", 1), ("crowded", 32), ("after", 1)):
@@ -68,8 +68,8 @@ def scarce_shared_memory(repository: Path) -> dict[str, Any]:
 
 
 def _noise() -> bytes:
-    """Return an image that does not compress: a batch of it outgrows what any detector's stub begins with."""
-    pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)  # 0.2 MB
+    """Return an image that does not compress: two of it outgrow what a stub begins with, one does not."""
+    pixels = np.random.default_rng(0).integers(0, 256, (420, 420, 3), np.uint8)  # 0.5 MB
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

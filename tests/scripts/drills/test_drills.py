@@ -136,9 +136,9 @@ def test_a_soak_reports_every_process_and_the_one_that_leaks(repository: Path, t
     shutil.copytree(repository, copy)
     model = copy / "preprocess" / "1" / "model.py"
     code = model.read_text()
-    start = "        rows = [np.from_dlpack("
+    start = "            rows = np.from_dlpack("
     assert start in code
-    leak = f"        self.__dict__.setdefault('_kept', []).append(b'x' * {LEAK} * len(requests))\n"
+    leak = f"            self.__dict__.setdefault('_kept', []).append(b'x' * {LEAK})\n"
     model.write_text(code.replace(start, leak + start, 1))
 
     result = soak(copy, SoakOptions(minutes=0.1, rate=40), images=IMAGES)

@@ -199,7 +199,7 @@ def test_preprocess_killed_under_load_answers_everybody_and_serves_again(reposit
     senders = [threading.Thread(target=ask) for _ in range(4)]
     for sender in senders:
         sender.start()
-    wait_for(lambda: sum(found for *_, found in answers) > 20)
+    wait_for(lambda: sum(found for *_, found in answers) > 20, seconds=60)
     (server,) = servers_of(process.pid)
     stubs = [each for each in psutil.Process(server).children() if "preprocess" in " ".join(each.cmdline())]
     assert len(stubs) == 2

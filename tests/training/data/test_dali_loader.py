@@ -21,6 +21,7 @@ from tests.images import checker, encode
 SPEC = DetectorSpec.create(["a", "b"], size=(96, 128), category_ids=[3, 7])
 # Two decoders and two resizes: a level or two, more where an edge is.
 MEAN_DIFFERENCE, DIFFERENCE_OF_MOST, LARGEST = 0.5, 3, 24
+OF_MOST_SCALED = 6  # of a decoding at 1.5 times what is seen and one of all pixels, contrast raised
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +57,14 @@ def batches(data: CocoDataset, count: int, first: int = 0, **settings: object) -
     return list(islice(stream, count))
 
 
-def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
+def assert_same(ours: list[Batch], theirs: list[Batch], most: int = DIFFERENCE_OF_MOST) -> None:
     for one, other in zip(ours, theirs, strict=True):
         assert one.image_ids == other.image_ids and one.images.shape == other.images.shape
         for first, second in zip(one.targets, other.targets, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
         difference = (one.images.int() - other.images.int()).abs().float()
         assert difference.mean() < MEAN_DIFFERENCE and difference.max() <= LARGEST
-        assert difference.quantile(0.99) <= DIFFERENCE_OF_MOST
+        assert difference.quantile(0.99) <= most
 
 
 @pytest.mark.parametrize("frame", [{}, {"shorter": 80, "longest": 160}], ids=["letterbox", "shorter side"])
@@ -98,7 +99,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
 def test_both_loaders_decode_photos_no_finer_than_they_are_seen(photos: CocoDataset, augment: str) -> None:
     whole = batches(photos, 3, batch=3, augment=augment, full_decode=True)
     scaled = batches(photos, 3, batch=3, augment=augment)
-    assert_same(scaled, whole)
+    assert_same(scaled, whole, most=OF_MOST_SCALED)
     assert any(not torch.equal(one.images, other.images) for one, other in zip(scaled, whole, strict=True))
     assert_same(scaled, batches(photos, 3, batch=3, augment=augment, loader="dali"))
 

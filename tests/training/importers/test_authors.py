@@ -135,7 +135,7 @@ def test_one_graph_pads_every_size_as_the_network_does() -> None:
         image = torch.rand(1, 3, height, width)
         expected = [tensor for pair in model(image) for tensor in pair]
         for found, wanted in zip(session.run(None, {"input": image.numpy()}), expected, strict=True):
-            torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=5e-4, atol=5e-4)
 
 
 MMDETECTION_2 = """/home/me/mmdetection/configs/_base_/models/retinanet_r50_fpn.py
