@@ -9,6 +9,7 @@ const QUALITY = 0.92;
 const KEPT = 120; // answered frames of a camera, which the scrubber goes back to
 const FIRST_STEP = 1 / 60; // seconds between frames, until it is seen
 const JUST = 1e-3; // seconds
+const LAG = 150; // milliseconds
 const EMPTY = "this browser can't read the video";
 
 export class Film {
@@ -138,11 +139,15 @@ export class Film {
     return frame.timestamp / 1e6;
   }
 
-  #moveTo(time) {
-    return new Promise((resolve) => {
-      this.#video.onseeked = resolve;
-      this.#video.currentTime = time;
+  /** Move; what is shown may follow a moment after the browser says that it has moved. */
+  async #moveTo(time) {
+    const video = this.#video;
+    const shown = new Promise((resolve) => video.requestVideoFrameCallback?.(resolve));
+    await new Promise((resolve) => {
+      video.onseeked = resolve;
+      video.currentTime = time;
     });
+    await Promise.race([shown, new Promise((resolve) => setTimeout(resolve, LAG))]);
   }
 
   async #ask() {

@@ -127,6 +127,7 @@ def test_one_graph_pads_every_size_as_the_network_does() -> None:
     """TensorFlow's padding depends on whether a side is even, level by level."""
     small = {"backbone": "resnet18", "width": 8, "fpn_channels": 8, "head_depth": 0, "norm": "none"}
     spec = DetectorSpec.create(["a"], resize_rule="fizyr", padding="same", growth="linear", **small)
+    torch.manual_seed(0)  # a corner's delta near zero has a logarithm that no two runtimes agree on
     model = build_model(spec).eval()
     session = onnxruntime.InferenceSession(
         heads_graph(model, spec).SerializeToString(), providers=["CPUExecutionProvider"]
@@ -135,7 +136,7 @@ def test_one_graph_pads_every_size_as_the_network_does() -> None:
         image = torch.rand(1, 3, height, width)
         expected = [tensor for pair in model(image) for tensor in pair]
         for found, wanted in zip(session.run(None, {"input": image.numpy()}), expected, strict=True):
-            torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=5e-4, atol=5e-4)
+            torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-4, atol=1e-4)
 
 
 MMDETECTION_2 = """/home/me/mmdetection/configs/_base_/models/retinanet_r50_fpn.py
