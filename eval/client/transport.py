@@ -59,7 +59,8 @@ class ServerError(Exception):
 
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
-        self.status = status
+        # Of an ensemble with a step that ended without an answer; Triton calls it the request's fault.
+        self.status: Status = "internal" if "unexpected deadlock" in message else status
         self.message = message
 
 
@@ -309,7 +310,9 @@ class _Http:
         from tritonclient.utils import InferenceServerException
 
         try:
-            return await asyncio.wait_for(method(*args, **options), seconds)
+            # Not wait_for: before Python 3.12 it loses a cancellation that meets an answer.
+            async with asyncio.timeout(seconds):
+                return await method(*args, **options)
         except TimeoutError:
             raise ServerError("timeout", f"no answer in {seconds:g} s") from None
         except InferenceServerException as error:

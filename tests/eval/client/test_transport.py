@@ -8,7 +8,7 @@ from threading import Thread
 import pytest
 
 from retinaserve.eval.client.client import AsyncClient, Client
-from retinaserve.eval.client.transport import Endpoint, Protocols
+from retinaserve.eval.client.transport import Endpoint, Protocols, ServerError, Transport, image_error
 from retinaserve.training.errors import UserError
 
 ADDRESSES: dict[str, tuple[str, Protocols | None, str]] = {
@@ -119,3 +119,32 @@ def test_waiting_for_a_server_ends() -> None:
         with pytest.raises(UserError, match="no Triton server answers"):
             ask()
         assert 0.5 <= time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_cancellation_is_not_lost_to_an_answer_that_came_with_it(turns: int) -> None:
+    async def cancel() -> None:
+        answer = asyncio.get_running_loop().create_future()
+
+        async def method() -> None:
+            await answer
+
+        transport = Transport(Endpoint.parse("http://localhost:1"), concurrency=1)
+        call = asyncio.create_task(transport._wire.call(method, 5.0))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        answer.set_result(None)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if call.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await call
+        await transport.close()
+
+    asyncio.run(cancel())
+
+
+def test_a_step_without_an_answer_is_not_the_images_fault() -> None:
+    message = "in ensemble 'detector', [request id: 1] unexpected deadlock, at least one output is not set"
+    assert image_error(ServerError("invalid", message), timeout=1).kind == "server"
+    assert image_error(ServerError("invalid", "the data is a GIF"), timeout=1).kind == "bad_image"
