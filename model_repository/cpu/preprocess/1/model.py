@@ -17,6 +17,7 @@ import triton_python_backend_utils as pb_utils
 from preprocess import BadImage, Decoding, Preprocessor
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+SHARED_MEMORY, SCARCE = "/dev/shm", 32 * 2**20  # bytes: less may be gone before an answer lies there
 
 
 class TritonPythonModel:
@@ -70,11 +71,18 @@ class TritonPythonModel:
         del self._family
 
     def execute(self, requests: list[Any]) -> None:
-        """Return when a core is free for the next request; what is not done then is answered later."""
+        """Return when a core is free for the next request; what is not done then is answered later.
+
+        It raises nothing: the server (2.51) does not survive that where others of the batch are answered already.
+        """
         for request in requests:
-            rows = np.from_dlpack(pb_utils.get_input_tensor_by_name(request, "image_bytes"))
-            images = [row.tobytes() for row in rows]  # Triton takes its tensors back
-            self._workers.submit(self._answer, self._free.get(), images, request.get_response_sender())
+            sender = request.get_response_sender()
+            try:
+                rows = np.from_dlpack(pb_utils.get_input_tensor_by_name(request, "image_bytes"))
+                images = [row.tobytes() for row in rows]  # Triton takes its tensors back
+                self._workers.submit(self._answer, self._free.get(), images, sender)
+            except Exception as error:
+                send(sender, _failure(f"preprocess failed: {error}"))
         self._free.put(self._free.get())
 
     def _answer(self, preprocessor: Preprocessor, images: Sequence[bytes], sender: Any) -> None:
@@ -83,11 +91,7 @@ class TritonPythonModel:
         except Exception as error:
             response = _failure(f"preprocess failed: {error}")
         self._free.put(preprocessor)  # before the answer goes out: the core must not wait for that
-        try:
-            sender.send(response, flags=FINAL)
-        except Exception as error:  # /dev/shm has no room for the tensors
-            pb_utils.Logger.log_error(f"preprocess could not answer: {error}")
-            sender.send(_failure(f"preprocess failed: {error}"), flags=FINAL)
+        send(sender, response)
 
     def _response(self, results: Sequence[Any]) -> Any:
         bad = [result for result in results if isinstance(result, BadImage)]
@@ -116,6 +120,25 @@ class TritonPythonModel:
 
 def _failure(*message: Any) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(*message))
+
+
+def send(sender: Any, response: Any) -> None:
+    """Answer a request, in two steps where /dev/shm may have no room for the tensors.
+
+    Of a sender whose response found no room, Triton (2.51) takes no other one. It takes the end, and answers with
+    an error of its own; without it the request would wait forever. It is apart only there: where it comes last to
+    a gRPC call that was cancelled, the server dies.
+    """
+    room = os.statvfs(SHARED_MEMORY)
+    apart = room.f_bavail * room.f_frsize < SCARCE
+    try:
+        try:
+            sender.send(response, flags=0 if apart else FINAL)
+        finally:
+            if apart:
+                sender.send(flags=FINAL)
+    except Exception as error:
+        pb_utils.Logger.log_error(f"preprocess could not answer: {error}")
 
 
 def to_tensor(name: str, values: Any) -> Any:

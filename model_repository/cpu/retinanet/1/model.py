@@ -55,7 +55,11 @@ class Engine:
             return
         for number, (image, letterbox) in enumerate(images):
             request = self._free.get()
-            self._workers.submit(self._apart, request, (image.copy(), letterbox.copy()), number, done)
+            try:
+                self._workers.submit(self._apart, request, (image.copy(), letterbox.copy()), number, done)
+            except Exception as error:  # raised where others are answered, it would end the server (2.51)
+                self._free.put(request)
+                done(number, error)
         self._free.put(self._free.get())
 
     def _apart(self, request: Any, image: Image, number: int, done: Callable[[int, Found], None]) -> None:
@@ -93,10 +97,13 @@ class Answer:
             if self._missing:
                 return
         try:
-            self._sender.send(self._response(), flags=FINAL)
-        except Exception as error:  # /dev/shm has no room for the tensors
+            response = self._response()
+        except Exception as error:
+            response = _failure(error)
+        try:
+            self._sender.send(response, flags=FINAL)
+        except Exception as error:  # /dev/shm has no room; Triton (2.51) takes no other answer of this sender then
             pb_utils.Logger.log_error(f"retinanet could not answer: {error}")
-            self._sender.send(_failure(error), flags=FINAL)
 
     def _response(self) -> Any:
         for found in self._found:
