@@ -197,18 +197,11 @@ def add_nms(
     """
     threshold = np.float32(spec.score_threshold_logit)
     logits, count = candidates.logits, candidates.count
-    rows = nodes("Unsqueeze", logits, [1])  # (B, 1, N)
-    if len(spec.classes) > 1:
-        numbers = np.arange(len(spec.classes)).reshape(1, -1, 1)
-        own = nodes("Equal", nodes("Unsqueeze", candidates.classes, [1]), numbers)
-        rows = nodes("Where", own, rows, threshold)  # (B, C, N)
-    # ONNX and ONNX Runtime suppress above the threshold, OpenVINO from it on: one step up, OpenVINO is exact
-    # and ONNX Runtime differs at the one float32 value just above it, where no pair of whole sizes lies.
-    iou = np.nextafter(np.float32(spec.nms_iou), np.float32(2))
-    selected = nodes("NonMaxSuppression", candidates.boxes, rows, [spec.max_detections], [iou], [threshold])
-    places = nodes("Gather", selected, [0, 2], axis=1)  # (S, 3) image, class, slot -> (S, 2)
-    nothing = nodes("ConstantOfShape", nodes("Shape", logits), value=gs.Constant("", threshold.reshape(1)))
-    kept = nodes("ScatterND", nothing, places, nodes("GatherND", logits, places))  # (B, N)
+    iou = np.float32(spec.nms_iou)
+    if iou < 1:
+        kept = _suppressed(nodes, spec, candidates, threshold, iou)
+    else:  # nothing overlaps by more, and ONNX Runtime refuses thresholds above one
+        kept = nodes("Max", logits, threshold)
 
     slots = min(spec.max_detections, count)
     best, order = stable_top_k(nodes, kept, total=count, count=slots)
@@ -231,6 +224,25 @@ def add_nms(
         scores = nodes("Pad", scores, [0, 0, 0, missing])
         labels = nodes("Pad", labels, [0, 0, 0, missing])
     return {NUM_DETECTIONS: found, BOXES: boxes, SCORES: scores, CLASSES: labels}
+
+
+def _suppressed(
+    nodes: NodeBuilder, spec: DetectorSpec, candidates: Candidates, threshold: np.float32, iou: np.float32
+) -> gs.Variable:
+    """Return the logits (B, N) of what NMS keeps of each class, and the threshold elsewhere."""
+    logits = candidates.logits
+    rows = nodes("Unsqueeze", logits, [1])  # (B, 1, N)
+    if len(spec.classes) > 1:
+        numbers = np.arange(len(spec.classes)).reshape(1, -1, 1)
+        own = nodes("Equal", nodes("Unsqueeze", candidates.classes, [1]), numbers)
+        rows = nodes("Where", own, rows, threshold)  # (B, C, N)
+    # ONNX and ONNX Runtime suppress above the threshold, OpenVINO from it on: one step up, OpenVINO is exact
+    # and ONNX Runtime differs at the one float32 value just above it, where no pair of whole sizes lies.
+    above = np.nextafter(iou, np.float32(2))
+    selected = nodes("NonMaxSuppression", candidates.boxes, rows, [spec.max_detections], [above], [threshold])
+    places = nodes("Gather", selected, [0, 2], axis=1)  # (S, 3) image, class, slot -> (S, 2)
+    nothing = nodes("ConstantOfShape", nodes("Shape", logits), value=gs.Constant("", threshold.reshape(1)))
+    return nodes("ScatterND", nothing, places, nodes("GatherND", logits, places))  # (B, N)
 
 
 def _inside(nodes: NodeBuilder, spec: DetectorSpec, boxes: gs.Variable) -> gs.Variable:

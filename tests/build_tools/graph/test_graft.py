@@ -137,6 +137,19 @@ def test_iou_at_the_threshold(height, count, runtime):
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+def test_at_an_iou_of_one_nothing_is_suppressed(runtime):
+    """Not even boxes that are the same; ONNX Runtime refuses the float above one."""
+    spec = replace(SPECS["3 classes 96x160, no multiple of 128"], nms_iou=1.0)
+    heads = random_heads(spec)
+    for level in heads.deltas:
+        level[:] = 0
+    heads.letterbox[:, 2:] = 1  # all boxes end in the same pixel
+    found = runner(graft(raw_model(spec, heads)), runtime)(images(spec, range(len(KINDS))), heads.letterbox)
+    assert found[0].max() == spec.max_detections
+    assert_equal_detections(found, reference_detections(spec, heads))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_level_of_more_logits_than_float32_counts(runtime):
     spec = replace(
         DetectorSpec.create([f"c{i}" for i in range(80)], size=(1280, 1280), strides=(8,)), max_detections=60
