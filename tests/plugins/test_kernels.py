@@ -150,6 +150,24 @@ def test_more_levels_and_anchors_than_a_launch_takes(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_more_segments_than_are_kept_are_cleared_in_scratch(device):
+    """The last level's, of two blocks each, would lie behind what is kept."""
+    kernels = kernels_on(device)
+    kernels.keeps = True
+    levels, batch, anchors = 129, 64, 65  # so many anchors make a launch of each level
+    segment = 16  # bytes
+    assert native.KEPT_BYTES <= (levels - 1) * batch * segment
+    rng = np.random.default_rng(2)
+    sizes = [(1, 1)] * (levels - 1) + [(20, 16)]
+    logits = [rng.normal(-2, 1, (batch, anchors, h, w)).astype(np.float16) for h, w in sizes]
+    deltas = [rng.normal(0, 0.3, (batch, 4 * anchors, h, w)).astype(np.float16) for h, w in sizes]
+    table = np.zeros((levels, anchors, 4), np.float32)
+    table[..., 2:] = rng.uniform(1, 60, (levels, anchors, 2))
+    how = settings(table, (8,) * levels, topk=4)
+    compare(kernels, (logits, deltas), np.full((batch, 4), 300, np.float32), how)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_indices_that_float32_does_not_hold(device):
     values = np.full(720 * 160 * 160, -9, np.float16)  # P3 of 1280 x 1280 pixels and 80 classes
     assert values.size > 2**24
