@@ -143,8 +143,9 @@ public:
         return most;
     }
 
-    //! What an execution context does: twice, since the second time must give the same.
-    void execute(IPluginV3& plugin, size_t workspaceBytes, bool inGraph)
+    //! What an execution context does: twice, since the second time must give the same; and so must another plugin.
+    //! \return whether the workspace was cleared first.
+    bool execute(IPluginV3& plugin, size_t workspaceBytes, bool inGraph)
     {
         auto& runtime = capability<IPluginV3OneRuntime>(plugin, PluginCapabilityType::kRUNTIME);
         std::vector<PluginTensorDesc> in;
@@ -174,9 +175,10 @@ public:
                 in.data(), out.data(), inPointers.data(), outPointers.data(), workspace.device(), stream);
             expect(error == 0, "enqueue failed");
         };
+        bool isCleared = false;
         auto const collect = [&]
         {
-            workspace.read();
+            isCleared = workspace.read().front() == 0;
             Results results;
             for (int32_t i = 0; i < nbOutputs(); ++i)
             {
@@ -189,11 +191,14 @@ public:
         };
         auto const results = inGraph ? runGraph(enqueue, collect) : runPlain(enqueue, collect);
         expect(results.first == results.second, "the second enqueue gave something else");
+        expect(mSeen.empty() || mSeen == results.first, "another plugin gave something else");
+        mSeen = results.first;
         for (int32_t i = 0; i < nbOutputs(); ++i)
         {
             HarnessTensor const& output = mOutputs[static_cast<size_t>(i)];
             std::memcpy(output.data, results.first[static_cast<size_t>(i)].data(), bytesOf(output));
         }
+        return isCleared;
     }
 
 private:
@@ -332,6 +337,7 @@ private:
     std::vector<HarnessTensor> mOutputs;
     std::vector<DynamicPluginTensorDesc> mDynamic; //!< of inputs, then outputs
     int64_t mMaxBatch;
+    Results mSeen; //!< what execute() gave
 };
 
 IPluginCreatorV3One& findCreator(void* library, char const* name, Finder& finder)
@@ -391,7 +397,14 @@ void live(IPluginCreatorV3One& creator, PluginFieldCollection const& fields, Run
     auto& runtime = capability<IPluginV3OneRuntime>(*loaded, PluginCapabilityType::kRUNTIME);
     Plugin const attached(runtime.attachToContext(&context));
     expect(attached != nullptr, "attachToContext failed");
-    run.execute(*attached, workspaceBytes, inGraph);
+    bool const isCleared = run.execute(*attached, workspaceBytes, inGraph);
+    Plugin const detached(attached->clone());
+    expect(detached != nullptr, "a context's plugin could not be cloned");
+    bool const isClearedByCopy = run.execute(*detached, workspaceBytes, inGraph);
+    if (std::strcmp(core.getPluginName(), "RetinaNetDecode") == 0)
+    {
+        expect(!isCleared && isClearedByCopy, "decode keeps memory in a context, and a copy has none of it");
+    }
 }
 
 //! \return 0, or 1 with the reason of what was thrown, and what was logged, in `message`.
