@@ -4,8 +4,8 @@
 # Expected: `cat("photo [1].txt")` is the content of the file of that name; fsspec has `glob` for patterns.
 # Seen:     every path of `cat` that has *, ? or [ in it is a pattern. A name with [1] does not match itself: the
 #           answer is a dict with "photo 1.txt", also for one path, which otherwise gives the content alone, and the
-#           file that was asked for is not in it. Where nothing matches, a file that is there is not found. `open` and `cat_file` of the
-#           same path, and `cat_ranges`, take it for a name. The same on disk, in memory and in S3.
+#           file that was asked for is not in it. Where nothing matches, a file that is there is not found. `open` and
+#           `cat_file` of the same path, and `cat_ranges`, take it for a name. The same on disk, in memory and in S3.
 # Why:      `cat` goes through `expand_path`, which globs before it looks whether the path exists.
 # Matters:  browsers name a second download "photo [1].jpg" or "photo[1].jpg"; who fetches a bucket by `cat` of what
 #           `find` listed gets boxes, or rows, of another image. `cat_ranges(paths, None, None)` is the way around.
