@@ -310,6 +310,11 @@ class Trainer:
                 "the checkpoint's optimizer has other weights to learn",
                 "--freeze and --batch-norm have to stay as they were",
             ) from None
+        # The fused step goes through memory, not through strides: both have to lie as this run's weights do.
+        for parameter, own in self.optimizer.state.items():
+            for name, value in own.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    own[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
     def _losses(
         self, heads: Sequence[tuple[Tensor, Tensor]], targets: Sequence[Target], size: tuple[int, int]

@@ -94,6 +94,28 @@ def test_a_run_that_goes_on_ends_where_an_uninterrupted_one_does(
     assert [line["iteration"] for line in read_metrics(metrics_path(parts))] == [2, 4, 6]
 
 
+def test_a_run_goes_on_from_a_checkpoint_of_another_memory_layout(tmp_path: Path, data: CocoDataset) -> None:
+    """As of a GPU's checkpoints on a CPU, and of those that were begun before CPUs had channels last."""
+    spec = replace(SPEC, network=replace(SPEC.network, width=16))
+    assert Trainer(spec, QUICK).layout is torch.channels_last
+    whole, parts = tmp_path / "whole.pth", tmp_path / "parts.pth"
+    run(whole, spec, data, QUICK)
+
+    def stop(progress: Progress) -> None:
+        if progress.iteration == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert run(parts, spec, data, QUICK, on_progress=stop).interrupted
+    found = load(parts)
+    state = found.training["optimizer"]["state"]
+    for moments in state.values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments[name] = moments[name].contiguous()
+    save(parts, found)
+    assert run(parts, spec, data, QUICK).iteration == 6
+    assert equal(whole, parts)
+
+
 def test_a_box_weight_of_zero_leaves_the_box_head_alone(tmp_path: Path, data: CocoDataset) -> None:
     config = replace(QUICK, box_weight=0.0, weight_decay=0.0)
     run(tmp_path / "one.pth", SPEC, data, replace(config, iterations=1))
