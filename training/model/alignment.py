@@ -89,7 +89,8 @@ def assign(
     most, box = torch.where(taken, iou, -1.0).max(dim=0)
     found = (most >= 0).nonzero().flatten()
     box = box[found]
-    fittest = fitness.amax(dim=1).clamp(min=1e-12)
-    kept = torch.zeros_like(iou).index_put_((box, found), iou[box, found]).amax(dim=1)
-    quality = fitness[box, found] / fittest[box] * kept[box]
+    # Of the cells that a box is left with, the fittest learns the highest IoU.
+    own = torch.zeros_like(inside).index_put_((box, found), torch.ones_like(found, dtype=torch.bool))
+    fittest = (fitness * own).amax(dim=1).clamp(min=1e-12)
+    quality = fitness[box, found] / fittest[box] * (iou * own).amax(dim=1)[box]
     return found, box, quality

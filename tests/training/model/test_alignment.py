@@ -62,6 +62,15 @@ def test_of_cells_of_equal_overlap_the_one_that_knows_the_class_is_the_fittest()
     assert {cell: value for cell, value in found.items() if value[1] > 0} == {1: (0, 0.5), 2: (0, 0.25)}
 
 
+def test_a_box_that_loses_its_fittest_cell_is_learnt_by_the_next() -> None:
+    """Equation 3 of the paper: the largest score of a box is its cells' largest IoU, of those that it has."""
+    predicted = ANCHORS.clone()
+    predicted[2] = torch.tensor([18, 0, 32, 10])  # the first box, and nearly the second
+    predicted[3] = torch.tensor([22, 0, 42, 10])
+    found = chosen(EVEN, predicted, target((18, 0, 32, 10), (19, 0, 34, 10)))
+    assert found == {2: (0, 1.0), 3: (1, 0.52)}  # 12 of 23
+
+
 def test_a_box_is_learnt_by_so_many_cells_at_most() -> None:
     anchors = torch.tensor([[x, 0, x + 40, 40] for x in np.arange(0, 20, 0.5)], dtype=torch.float32)
     wanted = target((0, 0, 60, 40))
