@@ -41,8 +41,6 @@ NOT_RECORDED = ("model", "override", "preset")  # what a preset chose is recorde
 def use_preset(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """Take the recipe that a preset stands for: the callback of an eager --preset."""
     if value is not None:
-        if context.default_map:
-            raise click.UsageError("--preset is a recipe of its own: leave out --config")
         use_config(context, parameter, Path(PRESETS[value]))
     return value
 
@@ -126,6 +124,8 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
     from retinaserve.training.trainer.start import detector_to_train, find_start, initialise
     from retinaserve.training.trainer.trainer import Trainer
 
+    if options["preset"] and context.get_parameter_source("config") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--preset is a recipe of its own: leave out --config")
     if model.suffix != ".pth":
         raise UserError(f"{model}: a file name that ends in .pth is expected", code=Exit.USAGE)
     fine_tune: Path | None = options["fine_tune"] and find_start(options["fine_tune"])
@@ -236,8 +236,10 @@ def _fit(context: click.Context, model: Path, options: dict[str, Any], dataset: 
     if model.exists():  # which goes on as it is, whatever images have come since
         spec = load(model).spec
         (left, _, right, _), *_ = spec.anchors[0]
-        options |= {"size": spec.size, "anchor_size": (right - left) / spec.strides[0]}
-        given |= {"size", "anchor_size"}
+        # Rounded, for in float32 a side of 3.3 strides is 3.2999999.
+        own = {"size": spec.size, "anchor_size": round((right - left) / spec.strides[0], 5)}
+        options |= {name: value for name, value in own.items() if name not in given}
+        given |= own.keys()
     choices: list[Choice] = list(fit(dataset, options, given))
     context.meta[FITTED] = {name for choice in choices for name in choice.settings}
     return choices

@@ -71,8 +71,28 @@ def test_a_preset_fits_itself_to_the_labels_and_says_so(tmp_path: Path, shapes: 
     record = ["--config", str(tmp_path / "model.config.yaml")]
     repeated = CliRunner().invoke(train, [str(tmp_path / "again.pth"), *record])
     assert repeated.exit_code == 0 and load(tmp_path / "again.pth").spec.anchors == spec.anchors
-    both = CliRunner().invoke(train, [str(model), *record, "--preset", "fast"])
-    assert both.exit_code == 2 and "leave out --config" in both.output
+    for both in ([*record, "--preset", "fast"], ["--preset", "fast", *record]):
+        refused = CliRunner().invoke(train, [str(model), *both])
+        assert refused.exit_code == 2 and "leave out --config" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--size", "64", "64"], "was trained with --size 64 96"),
+        (["--anchor-size", "7"], "has other anchors than --anchor-size 7"),
+    ],
+)
+def test_a_preset_does_not_go_on_with_another_design(
+    tmp_path: Path, shapes: DataSet, flags: list[str], message: str
+) -> None:
+    model, same = tmp_path / "model.pth", ["--preset", "fast", "--batch", "2", "--width", "16", "--iters"]
+    begun = invoke(model, shapes, *same, "1", "--size", "64", "96", "--anchor-size", "3.3")
+    assert begun.exit_code == 0, begun.output
+    error = invoke(model, shapes, *same, "2", *flags).exception
+    assert isinstance(error, UserError) and message in error.message
+    again = invoke(model, shapes, *same, "2")
+    assert again.exit_code == 0 and load(model).iteration == 2, again.exception
 
 
 @pytest.mark.parametrize(
