@@ -32,7 +32,7 @@ from retinaserve.training.spec import IMAGENET_MEAN, IMAGENET_STD, STRIDES
 NEEDS = ("bbox_head.retina_cls.weight", "bbox_head.retina_reg.weight")
 CAFFE_MEAN, CAFFE_STD = (123.675 / 255, 116.28 / 255, 103.53 / 255), (1 / 255, 1 / 255, 1 / 255)
 GENERATOR, CODER = "AnchorGenerator", "DeltaXYWHBBoxCoder"
-SECTION = re.compile(r"^[\w./\\:~-]+\.py[ \t]*$", re.MULTILINE)  # a config's path, before its text
+SECTION = re.compile(r"""^[^\s=#'"][^=#'"\n]*\.py[ \t\r]*$""", re.MULTILINE)  # a config's path, before its text
 
 
 def import_mmdetection(found: Found, choices: Choices) -> Imported:
@@ -47,6 +47,11 @@ def import_mmdetection(found: Found, choices: Choices) -> Imported:
     for part, wanted in ((generator, GENERATOR), (coder, CODER)):
         if part.get("type", wanted) != wanted:
             raise UserError(f"the config asks for {part['type']}", f"{wanted} is expected")
+    nms = _mapping(test.get("nms"))
+    _check_numbers(generator, "ratios", "octave_base_scale", "scales_per_octave", "center_offset")
+    _check_numbers(coder, "target_stds")
+    _check_numbers(test, "score_thr", "nms_pre", "max_per_img")
+    _check_numbers(nms, "iou_threshold", "iou_thr")
     if "anchor_strides" in head:
         raise UserError(
             "the config is of mmdetection 1.x, which rounds anchors and boxes otherwise",
@@ -78,7 +83,6 @@ def import_mmdetection(found: Found, choices: Choices) -> Imported:
         order="ratio" if generator.get("scale_major", True) else "scale",
         centre=generator.get("center_offset", 0.0),
     )
-    nms = _mapping(test.get("nms"))
     spec, line = spec_of(
         choices,
         weights,
@@ -219,6 +223,14 @@ def _literal(node: ast.AST, known: Mapping[str, Any]) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError):
         return None
+
+
+def _check_numbers(part: Mapping[str, Any], *names: str) -> None:
+    """Raise UserError where one of a part's settings is neither a number nor some."""
+    for name in part.keys() & set(names):
+        values = part[name] if isinstance(part[name], list | tuple) else [part[name]]
+        if not all(isinstance(value, int | float) for value in values):
+            raise UserError(f"the config has no plain numbers in {name}", "what it computes is not run")
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

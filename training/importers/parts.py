@@ -190,14 +190,14 @@ def recognise_backbone(state: Mapping[str, Tensor]) -> tuple[str, int]:
     )
     if not all(depths) or not {"conv1.weight", "layer1.0.conv2.weight"} <= state.keys():
         raise unknown("a ResNet, ResNeXt or MobileNetV2 of torchvision", state)
-    width, inner = state["conv1.weight"].shape[0], state["layer1.0.conv2.weight"]
+    (width, _, kernel, _), inner = state["conv1.weight"].shape, state["layer1.0.conv2.weight"]
     groups = inner.shape[0] // inner.shape[1]
     bottleneck = "layer1.0.conv3.weight" in state
     for name, layout in BACKBONES.items():
         if isinstance(layout, ResNetLayout):
             channels = layout.groups * max(1, width * layout.group_width // 64)
-            found = (depths, bottleneck, groups, inner.shape[0])
-            if found == (layout.blocks, layout.bottleneck, layout.groups, channels):
+            found = (depths, bottleneck, groups, inner.shape[0], kernel)
+            if found == (layout.blocks, layout.bottleneck, layout.groups, channels, layout.stem[0]):
                 return name, width
     raise UserError(
         f"a ResNet with stages of {depths} blocks, {groups} groups and {inner.shape[0]} channels is not supported",

@@ -180,6 +180,47 @@ def test_configs_of_mmdetection_2_are_read_as_those_of_3() -> None:
         imported("mmdetection_caffe", {**record, "config": first}, Choices())
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param("/home/me/mm", "/home/me and my (two) cats/mm", id="folders with spaces"),
+        pytest.param("\n", "\r\n", id="lines as Windows ends them"),
+    ],
+)
+def test_a_config_of_mmdetection_2_is_read_wherever_it_lay(old: str, new: str) -> None:
+    record = answers("mmdetection_caffe")
+    text = MMDETECTION_2.replace(old, new)
+    notes = [
+        imported("mmdetection_caffe", {**record, "config": each}, Choices()).notes
+        for each in (text, MMDETECTION_2)
+    ]
+    assert notes[0] == notes[1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("ratios=[0.5, 1.0, 2.0]", "ratios=[0.5, 1.0, made()]", "ratios"),
+        ("octave_base_scale=4", "octave_base_scale=2 * 2", "octave_base_scale"),
+        ("nms_pre=1000", "nms_pre={{_base_.most}}", "nms_pre"),
+        ("score_thr=0.05", "score_thr='low'", "score_thr"),
+    ],
+)
+def test_what_a_config_of_mmdetection_computes_is_refused_by_name(old: str, new: str, name: str) -> None:
+    record = {**answers("mmdetection_caffe"), "config": MMDETECTION_2.replace(old, new)}
+    with pytest.raises(UserError, match=f"no plain numbers in {name}"):
+        imported("mmdetection_caffe", record, Choices())
+
+
+def test_a_config_of_mmdetection_is_not_run(tmp_path: Path) -> None:
+    made = f"__import__('os').mkdir({str(tmp_path / 'ran')!r})"
+    text = (
+        f"{MMDETECTION_2}\n{made}\nx = [{made} for _ in (1,)]\nmodel = dict(a={made}, b=f'{{{made}}}', **{made})\n"
+    )
+    imported("mmdetection_caffe", {**answers("mmdetection_caffe"), "config": text}, Choices())
+    assert not (tmp_path / "ran").exists()
+
+
 def test_what_is_assumed_is_told() -> None:
     notes = {name: " | ".join(imported(name, answers(name), Choices(), config=False).notes) for name in TOLD}
     for name, words in TOLD.items():
