@@ -5,6 +5,7 @@ from retinaserve.training.pixels import (
     MAX_PIXELS,
     BadImage,
     Bmp,
+    Buffer,
     Decoding,
     Jpeg,
     Scaled,
@@ -12,4 +13,15 @@ from retinaserve.training.pixels import (
     undecodable,
 )
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "BadImage", "Bmp", "Decoding", "Jpeg", "Scaled", "admit", "undecodable"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "BadImage",
+    "Bmp",
+    "Buffer",
+    "Decoding",
+    "Jpeg",
+    "Scaled",
+    "admit",
+    "undecodable",
+]

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .pipeline import INPUT, pixels_pipeline, preprocess_pipeline
-from .pixels import BadImage, Bmp, Decoding, Jpeg, Scaled, undecodable
+from .pixels import BadImage, Bmp, Buffer, Decoding, Jpeg, Scaled, undecodable
 from .resize import RESIZES
 
 Given = TypeVar("Given")
@@ -74,10 +74,9 @@ class Preprocessor:
         self._encoded.build()
         self._pixels.build()
 
-    def run(self, images: Sequence[bytes]) -> list[Prepared | BadImage]:
+    def run(self, images: Sequence[Buffer]) -> list[Prepared | BadImage]:
         """Prepare encoded images, any number, in order; a bad one gives its BadImage, alone."""
-        encoded = [bytes(data) for data in images]
-        found = self._each(self._decoding.gate, encoded)  # some are decoded on the way
+        found = self._each(self._decoding.gate, images)  # some are decoded on the way
         results: dict[int, Prepared | BadImage] = {
             index: each for index, each in enumerate(found) if isinstance(each, BadImage)
         }
@@ -90,7 +89,7 @@ class Preprocessor:
         for start in range(0, len(others), self.max_batch):
             chunk = others[start : start + self.max_batch]
             results.update(zip(chunk, self._let_decode([good[index] for index in chunk]), strict=True))
-        return [results[index] for index in range(len(encoded))]
+        return [results[index] for index in range(len(images))]
 
     def _each(self, work: Callable[[Given], Made], items: Sequence[Given]) -> list[Made]:
         return list(map(work, items) if len(items) == 1 else self._threads.map(work, items))
@@ -131,7 +130,7 @@ class Preprocessor:
         except ValueError:
             return undecodable(jpeg.data if isinstance(jpeg, Jpeg) else b"")
 
-    def _let_decode(self, images: Sequence[bytes]) -> list[Prepared | BadImage]:
+    def _let_decode(self, images: Sequence[Buffer]) -> list[Prepared | BadImage]:
         """Let DALI decode one batch; halve it when it is refused."""
         try:
             return list(_run(self._encoded, {INPUT: [np.frombuffer(data, np.uint8) for data in images]}))

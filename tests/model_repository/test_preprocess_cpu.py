@@ -1,6 +1,7 @@
 """How the served `preprocess` answers where there is no room, for an answer or a request. Without a server."""
 
 import threading
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,3 +79,31 @@ def test_a_request_that_cannot_be_read_fails_alone(module: Any) -> None:
         {"image": (1, 3, 8, 8), "letterbox": (1, 4)},
     ]
     model._workers.shutdown()
+
+
+def test_a_request_is_kept_as_long_as_its_memory_is_read(module: Any) -> None:
+    """Triton takes the memory of a request's tensors back when the request goes."""
+    left, read = threading.Event(), []
+
+    class Request:
+        rows = np.zeros((1, 8), np.uint8)
+
+        def get_response_sender(self) -> Any:
+            return Sender()
+
+    def run(images: Any) -> list[Any]:
+        read.append(left.wait(10) and requested() is not None)
+        return [PREPARED]
+
+    model = module.TritonPythonModel()
+    model._workers = module.ThreadPoolExecutor(1)
+    model._free = module.SimpleQueue()
+    model._free.put(SimpleNamespace(run=run))
+    model._free.put(None)  # a free core, so that `execute` returns
+    requests = [Request()]
+    requested = weakref.ref(requests[0])
+    model.execute(requests)
+    requests.clear()
+    left.set()
+    model._workers.shutdown()
+    assert read == [True] and requested() is None

@@ -11,7 +11,7 @@ The package imports nothing of ours outside itself: `build` copies it whole into
 from .decode import decode, gate, samples
 from .formats import Header
 from .scaled import FULL, SCALES, SMALL, Bmp, Decoding, Jpeg, Scaled, eighths
-from .verdict import KINDS, MAX_BYTES, MAX_PIXELS, BadImage, admit, inspect, trial, undecodable
+from .verdict import KINDS, MAX_BYTES, MAX_PIXELS, BadImage, Buffer, admit, inspect, trial, undecodable
 
 __all__ = [
     "FULL",
@@ -22,6 +22,7 @@ __all__ = [
     "SMALL",
     "BadImage",
     "Bmp",
+    "Buffer",
     "Decoding",
     "Header",
     "Jpeg",

@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,6 @@ from .verdict import MAX_BYTES, MAX_PIXELS, READERS, BadImage, Buffer, examine, 
 Pixels = npt.NDArray[np.uint8]
 Samples = npt.NDArray[np.uint16]
 ValueRange = tuple[int, int]
-Given = TypeVar("Given", bytes, memoryview)
 
 # Pillow keeps one byte of a 16-bit colour sample; this is the raw mode that keeps the other.
 OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
@@ -82,12 +81,12 @@ def scale(found: Samples, depth: int, value_range: ValueRange | None = None) -> 
 
 
 def gate(
-    data: Given,
+    data: Buffer,
     *,
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
     value_range: ValueRange | None = None,
-) -> Given | bytes | BadImage:
+) -> Buffer | BadImage:
     """Return what any decoder may be given for an image: itself, or a PPM of its pixels; or why it is refused."""
     header = examine(data, max_bytes=max_bytes, max_pixels=max_pixels)
     if isinstance(header, BadImage):

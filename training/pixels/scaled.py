@@ -17,9 +17,7 @@ import numpy.typing as npt
 
 from .decode import ValueRange, gate
 from .orientation import TURNS
-from .verdict import MAX_BYTES, MAX_PIXELS, BadImage, inspect
-
-Buffer = bytes | memoryview
+from .verdict import MAX_BYTES, MAX_PIXELS, BadImage, Buffer, inspect
 
 FULL = 8
 SCALES = (1, 2, 4, FULL)  # those with vector code: 5, 6 and 7 eighths take longer than all, 3 longer than 4
@@ -43,7 +41,7 @@ class Decoding:
         """Return the scale, in eighths, for what is resized to `ratio` of its sides."""
         return FULL if self.full else eighths(ratio)
 
-    def gate(self, data: bytes) -> bytes | BadImage:
+    def gate(self, data: Buffer) -> Buffer | BadImage:
         """Return what any decoder may be given for an image, or why it is refused."""
         return gate(data, max_bytes=self.max_bytes, max_pixels=self.max_pixels, value_range=self.value_range)
 

@@ -76,18 +76,19 @@ class TritonPythonModel:
         It raises nothing: the server (2.51) does not survive that where others of the batch are answered already.
         """
         for request in requests:
-            sender = request.get_response_sender()
+            sender, preprocessor = request.get_response_sender(), self._free.get()
             try:
-                rows = np.from_dlpack(pb_utils.get_input_tensor_by_name(request, "image_bytes"))
-                images = [row.tobytes() for row in rows]  # Triton takes its tensors back
-                self._workers.submit(self._answer, self._free.get(), images, sender)
+                self._workers.submit(self._answer, preprocessor, request, sender)
             except Exception as error:
+                self._free.put(preprocessor)
                 send(sender, _failure(f"preprocess failed: {error}"))
         self._free.put(self._free.get())
 
-    def _answer(self, preprocessor: Preprocessor, images: Sequence[bytes], sender: Any) -> None:
+    def _answer(self, preprocessor: Preprocessor, request: Any, sender: Any) -> None:
         try:
-            response = self._response(preprocessor.run(images))
+            # Where Triton put them: the request keeps that memory as long as it is kept itself.
+            tensor = pb_utils.get_input_tensor_by_name(request, "image_bytes")
+            response = self._response(preprocessor.run([memoryview(row) for row in np.from_dlpack(tensor)]))
         except Exception as error:
             response = _failure(f"preprocess failed: {error}")
         self._free.put(preprocessor)  # before the answer goes out: the core must not wait for that
