@@ -80,25 +80,24 @@ bool holds(int64_t channels, int64_t expected)
 
 } // namespace
 
-template <typename DimsOf>
-DecodeProblem DecodePlugin::problem(
-    DimsOf const& dimsOf, PluginTensorDesc const& head, std::vector<int32_t>& sizes) const
+DecodeProblem DecodePlugin::problem(Inputs const& inputs, std::vector<int32_t>& sizes) const
 {
+    PluginTensorDesc const& head = inputs.now != nullptr ? *inputs.now : inputs.largest->desc;
     int64_t const perCell = anchorsPerCell();
-    Dims const first = dimsOf(0);
+    Dims const first = inputs.dims(0);
     int64_t const byChannels = first.d[1] % perCell == 0 ? first.d[1] / perCell : 0;
     int64_t const classes = mAttributes.classes > 0 ? mAttributes.classes : byChannels;
-    Dims const letterbox = dimsOf(2 * levels());
+    Dims const letterbox = inputs.dims(2 * levels());
     expect(letterbox.nbDims == 2 && letterbox.d[1] == 4, "the last input, letterbox, must be (batch, 4)");
     for (int32_t level = 0; level < levels(); ++level)
     {
-        Dims const logits = dimsOf(2 * level);
-        Dims const deltas = dimsOf(2 * level + 1);
+        Dims const logits = inputs.dims(2 * level);
+        Dims const deltas = inputs.dims(2 * level + 1);
         expect(logits.nbDims == 4 && deltas.nbDims == 4, "logits and deltas must have 4 dimensions", level);
         expect(logits.d[0] == letterbox.d[0] && deltas.d[0] == letterbox.d[0], "another batch than letterbox", level);
         expect(classes > 0 && holds(logits.d[1], perCell * classes) && logits.d[1] == first.d[1],
             "logits must have (anchors x classes) channels, as many on every level", level);
-        expect(holds(deltas.d[1], 4 * perCell) && deltas.d[1] == dimsOf(1).d[1],
+        expect(holds(deltas.d[1], 4 * perCell) && deltas.d[1] == inputs.dims(1).d[1],
             "deltas must have (anchors x 4) channels", level);
         expect(logits.d[2] == deltas.d[2] && logits.d[3] == deltas.d[3], "logits and deltas differ in size", level);
         sizes[level] = static_cast<int32_t>(logits.d[2]);
@@ -110,7 +109,7 @@ DecodeProblem DecodePlugin::problem(
     DecodeProblem const made{static_cast<int32_t>(letterbox.d[0]), levels(), static_cast<int32_t>(classes),
         static_cast<int32_t>(perCell), sizes.data(), sizes.data() + levels(), mAttributes.strides.data(),
         mAttributes.anchors.data(), mAttributes.thresholdLogit, mAttributes.deltaClamp, mAttributes.topK,
-        head.type == DataType::kHALF ? 1 : 0, stored(first.d[1]), stored(dimsOf(1).d[1]),
+        head.type == DataType::kHALF ? 1 : 0, stored(first.d[1]), stored(inputs.dims(1).d[1]),
         head.format == TensorFormat::kLINEAR ? 0 : 1};
     char const* const fault = decodeFault(made);
     expect(fault == nullptr, fault);
@@ -120,7 +119,7 @@ DecodeProblem DecodePlugin::problem(
 bool DecodePlugin::supportsFormatCombination(
     int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept
 {
-    if (nbInputs != 2 * levels() + 1 || nbOutputs != kOUTPUTS)
+    if (nbInputs != inputCount() || nbOutputs != kOUTPUTS)
     {
         return false;
     }
@@ -137,27 +136,13 @@ bool DecodePlugin::supportsFormatCombination(
         && tensor.type == (pos == nbInputs + 2 ? DataType::kINT32 : DataType::kFLOAT);
 }
 
-int32_t DecodePlugin::getOutputDataTypes(
-    DataType* outputTypes, int32_t nbOutputs, DataType const*, int32_t) const noexcept
-{
-    if (nbOutputs != kOUTPUTS)
-    {
-        return -1;
-    }
-    outputTypes[0] = DataType::kFLOAT;
-    outputTypes[1] = DataType::kFLOAT;
-    outputTypes[2] = DataType::kINT32;
-    return 0;
-}
-
 int32_t DecodePlugin::getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const*, int32_t,
     DimsExprs* outputs, int32_t nbOutputs, IExprBuilder& exprBuilder) noexcept
 {
     return guarded(kNAME, -1,
         [&]
         {
-            expect(nbInputs == 2 * levels() + 1 && nbOutputs == kOUTPUTS,
-                "logits and deltas of every level and letterbox are expected");
+            expect(nbInputs == inputCount() && nbOutputs == kOUTPUTS, kEXPECTED);
             IDimensionExpr const* slots = exprBuilder.constant(0);
             for (int32_t level = 0; level < levels(); ++level)
             {
@@ -183,50 +168,13 @@ int32_t DecodePlugin::getOutputShapes(DimsExprs const* inputs, int32_t nbInputs,
         });
 }
 
-int32_t DecodePlugin::configurePlugin(
-    DynamicPluginTensorDesc const* in, int32_t nbInputs, DynamicPluginTensorDesc const*, int32_t) noexcept
-{
-    return guarded(kNAME, -1,
-        [&]
-        {
-            expect(nbInputs == 2 * levels() + 1, "logits and deltas of every level and letterbox are expected");
-            problem([in](int32_t input) { return in[input].max; }, in[0].desc, mSizes);
-            return 0;
-        });
-}
-
-size_t DecodePlugin::getWorkspaceSize(
-    DynamicPluginTensorDesc const* inputs, int32_t, DynamicPluginTensorDesc const*, int32_t) const noexcept
-{
-    return guarded<size_t>(kNAME, 0,
-        [&]
-        {
-            std::vector<int32_t> sizes(mSizes.size());
-            auto const maximum = [inputs](int32_t input) { return inputs[input].max; };
-            return decodeScratchBytes(problem(maximum, inputs[0].desc, sizes));
-        });
-}
-
-int32_t DecodePlugin::onShapeChange(
-    PluginTensorDesc const* in, int32_t nbInputs, PluginTensorDesc const*, int32_t) noexcept
-{
-    return guarded(kNAME, -1,
-        [&]
-        {
-            expect(nbInputs == 2 * levels() + 1, "logits and deltas of every level and letterbox are expected");
-            problem([in](int32_t input) { return in[input].dims; }, in[0], mSizes);
-            return 0;
-        });
-}
-
 int32_t DecodePlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const*, void const* const* inputs,
     void* const* outputs, void* workspace, cudaStream_t stream) noexcept
 {
     return guarded(kNAME, -1,
         [&]
         {
-            auto const dims = [inputDesc](int32_t input) { return inputDesc[input].dims; };
-            DecodeProblem const now = problem(dims, inputDesc[0], mSizes);
+            DecodeProblem const now = problem({inputDesc}, mSizes);
             for (int32_t level = 0; level < levels(); ++level)
             {
                 mLogits[level] = inputs[2 * level];
@@ -239,20 +187,20 @@ int32_t DecodePlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDes
         });
 }
 
-PluginFieldCollection const* DecodePlugin::getFieldsToSerialize() noexcept
+size_t DecodePlugin::scratchBytes(Inputs const& inputs) const
 {
-    return guarded<PluginFieldCollection const*>(kNAME, nullptr,
-        [this]
-        {
-            mWriter.clear();
-            mWriter.add("anchors", mAttributes.anchors.data(), mAttributes.anchors.size());
-            mWriter.add("strides", mAttributes.strides.data(), mAttributes.strides.size());
-            mWriter.add("threshold_logit", &mAttributes.thresholdLogit);
-            mWriter.add("delta_clamp", &mAttributes.deltaClamp);
-            mWriter.add("topk", &mAttributes.topK);
-            mWriter.add("classes", &mAttributes.classes);
-            return mWriter.collection();
-        });
+    std::vector<int32_t> sizes(mSizes.size());
+    return decodeScratchBytes(problem(inputs, sizes));
+}
+
+void DecodePlugin::write(FieldWriter& fields) const
+{
+    fields.add("anchors", mAttributes.anchors.data(), mAttributes.anchors.size());
+    fields.add("strides", mAttributes.strides.data(), mAttributes.strides.size());
+    fields.add("threshold_logit", &mAttributes.thresholdLogit);
+    fields.add("delta_clamp", &mAttributes.deltaClamp);
+    fields.add("topk", &mAttributes.topK);
+    fields.add("classes", &mAttributes.classes);
 }
 
 } // namespace retinaserve

@@ -6,7 +6,6 @@
 
 #pragma once
 
-#include "fields.h"
 #include "plugin.h"
 
 #include "retinaserve/decode.h"
@@ -66,7 +65,10 @@ class DecodePlugin final : public Plugin<DecodePlugin>
 {
 public:
     static constexpr char const* kNAME = "RetinaNetDecode";
-    static constexpr int32_t kOUTPUTS = 3;
+    static constexpr char const* kEXPECTED = "logits and deltas of every level and letterbox are expected";
+    static constexpr std::array kTYPES{
+        nvinfer1::DataType::kFLOAT, nvinfer1::DataType::kFLOAT, nvinfer1::DataType::kINT32};
+    static constexpr int32_t kOUTPUTS = kTYPES.size();
     static constexpr std::array<std::pair<char const*, nvinfer1::PluginFieldType>, 6> kFIELDS{{
         {"anchors", nvinfer1::PluginFieldType::kFLOAT32},
         {"strides", nvinfer1::PluginFieldType::kINT32},
@@ -78,40 +80,39 @@ public:
 
     explicit DecodePlugin(FieldReader const& fields);
 
-    // IPluginV3OneBuild
     bool supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut, int32_t nbInputs,
         int32_t nbOutputs) noexcept override;
-    int32_t getOutputDataTypes(nvinfer1::DataType* outputTypes, int32_t nbOutputs, nvinfer1::DataType const* inputTypes,
-        int32_t nbInputs) const noexcept override;
     int32_t getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInputs, nvinfer1::DimsExprs const* shapeInputs,
         int32_t nbShapeInputs, nvinfer1::DimsExprs* outputs, int32_t nbOutputs,
         nvinfer1::IExprBuilder& exprBuilder) noexcept override;
-    int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
-        nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
-    size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
-        nvinfer1::DynamicPluginTensorDesc const* outputs, int32_t nbOutputs) const noexcept override;
-
-    // IPluginV3OneRuntime
-    int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs, nvinfer1::PluginTensorDesc const* out,
-        int32_t nbOutputs) noexcept override;
     int32_t enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const* outputDesc,
         void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
-    nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
 
     void attach() noexcept
     {
         mKept.allocate();
     }
 
+    int32_t inputCount() const noexcept
+    {
+        return 2 * levels() + 1;
+    }
+
+    void check(Inputs const& inputs)
+    {
+        problem(inputs, mSizes);
+    }
+
+    size_t scratchBytes(Inputs const& inputs) const;
+    void write(FieldWriter& fields) const;
+
 private:
     int32_t levels() const noexcept;
     int32_t anchorsPerCell() const noexcept;
 
-    //! The kernels' problem, for heads like this and inputs of these dimensions; it points into `sizes`, [2][levels].
+    //! The kernels' problem for these inputs; it points into `sizes`, [2][levels].
     //! \throws std::invalid_argument that names the input, where dimensions do not fit each other or the attributes.
-    template <typename DimsOf>
-    DecodeProblem problem(
-        DimsOf const& dimsOf, nvinfer1::PluginTensorDesc const& head, std::vector<int32_t>& sizes) const;
+    DecodeProblem problem(Inputs const& inputs, std::vector<int32_t>& sizes) const;
 
     DecodeAttributes mAttributes;
     Kept mKept;
@@ -119,7 +120,6 @@ private:
     std::vector<int32_t> mSizes;
     std::vector<void const*> mLogits;
     std::vector<void const*> mDeltas;
-    FieldWriter mWriter;
 };
 
 } // namespace retinaserve

@@ -28,13 +28,12 @@ NmsPlugin::NmsPlugin(FieldReader const& fields)
 {
 }
 
-template <typename DimsOf>
-NmsProblem NmsPlugin::problem(DimsOf const& dimsOf) const
+NmsProblem NmsPlugin::problem(Inputs const& inputs) const
 {
-    Dims const logits = dimsOf(0);
-    Dims const boxes = dimsOf(1);
-    Dims const classes = dimsOf(2);
-    Dims const letterbox = dimsOf(3);
+    Dims const logits = inputs.dims(0);
+    Dims const boxes = inputs.dims(1);
+    Dims const classes = inputs.dims(2);
+    Dims const letterbox = inputs.dims(3);
     expect(logits.nbDims == 2, "logits must be (batch, candidates)");
     expect(boxes.nbDims == 3 && boxes.d[0] == logits.d[0] && boxes.d[1] == logits.d[1] && boxes.d[2] == 4,
         "boxes must be (batch, candidates, 4), as many as logits");
@@ -60,26 +59,13 @@ bool NmsPlugin::supportsFormatCombination(
     return inOut[pos].desc.type == (isInteger ? DataType::kINT32 : DataType::kFLOAT);
 }
 
-int32_t NmsPlugin::getOutputDataTypes(DataType* outputTypes, int32_t nbOutputs, DataType const*, int32_t) const noexcept
-{
-    if (nbOutputs != kOUTPUTS)
-    {
-        return -1;
-    }
-    outputTypes[0] = DataType::kINT32;
-    outputTypes[1] = DataType::kFLOAT;
-    outputTypes[2] = DataType::kFLOAT;
-    outputTypes[3] = DataType::kINT32;
-    return 0;
-}
-
 int32_t NmsPlugin::getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const*, int32_t,
     DimsExprs* outputs, int32_t nbOutputs, IExprBuilder& exprBuilder) noexcept
 {
     return guarded(kNAME, -1,
         [&]
         {
-            expect(nbInputs == kINPUTS && nbOutputs == kOUTPUTS, "logits, boxes, classes and letterbox are expected");
+            expect(nbInputs == kINPUTS && nbOutputs == kOUTPUTS, kEXPECTED);
             for (int32_t output = 0; output < kOUTPUTS; ++output)
             {
                 outputs[output].nbDims = output == 1 ? 3 : 2;
@@ -91,44 +77,13 @@ int32_t NmsPlugin::getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, Di
         });
 }
 
-int32_t NmsPlugin::configurePlugin(
-    DynamicPluginTensorDesc const* in, int32_t nbInputs, DynamicPluginTensorDesc const*, int32_t) noexcept
-{
-    return guarded(kNAME, -1,
-        [&]
-        {
-            expect(nbInputs == kINPUTS, "logits, boxes, classes and letterbox are expected");
-            problem([in](int32_t input) { return in[input].max; });
-            return 0;
-        });
-}
-
-size_t NmsPlugin::getWorkspaceSize(
-    DynamicPluginTensorDesc const* inputs, int32_t, DynamicPluginTensorDesc const*, int32_t) const noexcept
-{
-    return guarded<size_t>(
-        kNAME, 0, [&] { return nmsScratchBytes(problem([inputs](int32_t input) { return inputs[input].max; })); });
-}
-
-int32_t NmsPlugin::onShapeChange(
-    PluginTensorDesc const* in, int32_t nbInputs, PluginTensorDesc const*, int32_t) noexcept
-{
-    return guarded(kNAME, -1,
-        [&]
-        {
-            expect(nbInputs == kINPUTS, "logits, boxes, classes and letterbox are expected");
-            problem([in](int32_t input) { return in[input].dims; });
-            return 0;
-        });
-}
-
 int32_t NmsPlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const*, void const* const* inputs,
     void* const* outputs, void* workspace, cudaStream_t stream) noexcept
 {
     return guarded(kNAME, -1,
         [&]
         {
-            NmsProblem const now = problem([inputDesc](int32_t input) { return inputDesc[input].dims; });
+            NmsProblem const now = problem({inputDesc});
             checkLaunch(nms(now, static_cast<float const*>(inputs[0]), static_cast<float const*>(inputs[1]),
                 static_cast<int32_t const*>(inputs[2]), static_cast<float const*>(inputs[3]),
                 static_cast<int32_t*>(outputs[0]), static_cast<float*>(outputs[1]), static_cast<float*>(outputs[2]),
@@ -137,16 +92,15 @@ int32_t NmsPlugin::enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc c
         });
 }
 
-PluginFieldCollection const* NmsPlugin::getFieldsToSerialize() noexcept
+size_t NmsPlugin::scratchBytes(Inputs const& inputs) const
 {
-    return guarded<PluginFieldCollection const*>(kNAME, nullptr,
-        [this]
-        {
-            mWriter.clear();
-            mWriter.add("iou", &mAttributes.iou);
-            mWriter.add("max_detections", &mAttributes.maxDetections);
-            return mWriter.collection();
-        });
+    return nmsScratchBytes(problem(inputs));
+}
+
+void NmsPlugin::write(FieldWriter& fields) const
+{
+    fields.add("iou", &mAttributes.iou);
+    fields.add("max_detections", &mAttributes.maxDetections);
 }
 
 } // namespace retinaserve

@@ -6,7 +6,6 @@
 
 #pragma once
 
-#include "fields.h"
 #include "plugin.h"
 
 #include "retinaserve/nms.h"
@@ -34,8 +33,11 @@ class NmsPlugin final : public Plugin<NmsPlugin>
 {
 public:
     static constexpr char const* kNAME = "RetinaNetNMS";
+    static constexpr char const* kEXPECTED = "logits, boxes, classes and letterbox are expected";
     static constexpr int32_t kINPUTS = 4;
-    static constexpr int32_t kOUTPUTS = 4;
+    static constexpr std::array kTYPES{
+        nvinfer1::DataType::kINT32, nvinfer1::DataType::kFLOAT, nvinfer1::DataType::kFLOAT, nvinfer1::DataType::kINT32};
+    static constexpr int32_t kOUTPUTS = kTYPES.size();
     static constexpr std::array<std::pair<char const*, nvinfer1::PluginFieldType>, 2> kFIELDS{{
         {"iou", nvinfer1::PluginFieldType::kFLOAT32},
         {"max_detections", nvinfer1::PluginFieldType::kINT32},
@@ -43,34 +45,33 @@ public:
 
     explicit NmsPlugin(FieldReader const& fields);
 
-    // IPluginV3OneBuild
     bool supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut, int32_t nbInputs,
         int32_t nbOutputs) noexcept override;
-    int32_t getOutputDataTypes(nvinfer1::DataType* outputTypes, int32_t nbOutputs, nvinfer1::DataType const* inputTypes,
-        int32_t nbInputs) const noexcept override;
     int32_t getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t nbInputs, nvinfer1::DimsExprs const* shapeInputs,
         int32_t nbShapeInputs, nvinfer1::DimsExprs* outputs, int32_t nbOutputs,
         nvinfer1::IExprBuilder& exprBuilder) noexcept override;
-    int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
-        nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
-    size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
-        nvinfer1::DynamicPluginTensorDesc const* outputs, int32_t nbOutputs) const noexcept override;
-
-    // IPluginV3OneRuntime
-    int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs, nvinfer1::PluginTensorDesc const* out,
-        int32_t nbOutputs) noexcept override;
     int32_t enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const* outputDesc,
         void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
-    nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
+
+    int32_t inputCount() const noexcept
+    {
+        return kINPUTS;
+    }
+
+    void check(Inputs const& inputs) const
+    {
+        problem(inputs);
+    }
+
+    size_t scratchBytes(Inputs const& inputs) const;
+    void write(FieldWriter& fields) const;
 
 private:
-    //! The kernels' problem, for inputs of these dimensions.
+    //! The kernels' problem for these inputs.
     //! \throws std::invalid_argument where dimensions do not fit each other.
-    template <typename DimsOf>
-    NmsProblem problem(DimsOf const& dimsOf) const;
+    NmsProblem problem(Inputs const& inputs) const;
 
     NmsAttributes mAttributes;
-    FieldWriter mWriter;
 };
 
 } // namespace retinaserve

@@ -8,7 +8,7 @@
 
 #include "retinaserve/nms.h"
 
-#include <cmath>
+#include <type_traits>
 
 namespace retinaserve
 {
@@ -20,43 +20,24 @@ constexpr size_t kALIGNMENT = 256;
 static_assert(sizeof(RankShared) <= 48 * 1024, "no opt-in for more shared memory is needed");
 static_assert(sizeof(NmsArguments) <= 4096, "kernel arguments have 4 KB");
 
-//! Lays arrays out one after another; without memory it only counts their bytes.
-class Layout
-{
-public:
-    explicit Layout(void* memory)
-        : mMemory(static_cast<char*>(memory))
-    {
-    }
-
-    template <typename T>
-    void place(T*& array, int64_t count)
-    {
-        array = mMemory == nullptr ? nullptr : reinterpret_cast<T*>(mMemory + mBytes);
-        mBytes += (static_cast<size_t>(count) * sizeof(T) + kALIGNMENT - 1) / kALIGNMENT * kALIGNMENT;
-    }
-
-    size_t bytes() const
-    {
-        return mBytes;
-    }
-
-private:
-    char* mMemory;
-    size_t mBytes{0};
-};
-
+//! Lay the scratch arrays out one after another; without memory only count them. \return their bytes.
 size_t placeScratch(NmsProblem const& problem, void* memory, NmsArguments& args)
 {
+    size_t bytes = 0;
+    auto const place = [&](auto*& array, int64_t count)
+    {
+        array = memory == nullptr ? nullptr
+                                  : reinterpret_cast<std::decay_t<decltype(array)>>(static_cast<char*>(memory) + bytes);
+        bytes += (static_cast<size_t>(count) * sizeof(*array) + kALIGNMENT - 1) / kALIGNMENT * kALIGNMENT;
+    };
     int64_t const batch = problem.batch;
     int64_t const count = problem.candidates;
-    Layout layout(memory);
-    layout.place(args.valid, batch);
-    layout.place(args.sortedBoxes, batch * count);
-    layout.place(args.sortedLogits, batch * count);
-    layout.place(args.sortedClasses, batch * count);
-    layout.place(args.keptBoxes, batch * problem.maxDetections);
-    return layout.bytes();
+    place(args.valid, batch);
+    place(args.sortedBoxes, batch * count);
+    place(args.sortedLogits, batch * count);
+    place(args.sortedClasses, batch * count);
+    place(args.keptBoxes, batch * problem.maxDetections);
+    return bytes;
 }
 
 } // namespace
