@@ -34,14 +34,20 @@ def expected(server: TritonServer, picture: Path) -> Detections:
     return found
 
 
+EXAMPLE = (Path(__file__).parents[2] / "examples" / "detect.mjs").read_text()
+
+
 def block(language: str, server: TritonServer, picture: str) -> str:
     """Return a page's code with this server's ports and a picture that exists."""
-    code = re.findall(rf"```{language}\n(.*?)```", REQUESTS, re.DOTALL)[0]
+    return for_the_test(re.findall(rf"```{language}\n(.*?)```", REQUESTS, re.DOTALL)[0], server, picture)
+
+
+def for_the_test(code: str, server: TritonServer, picture: str) -> str:
     assert "127.0.0.1:800" in code
     # The toy detector, which was never trained, is sure of nothing.
     code = code.replace("above(0.3)", "above(0)").replace("< 0.3)", "< 0)")
     code = code.replace("127.0.0.1:8000", server.http_url).replace("127.0.0.1:8001", server.grpc_url)
-    return str(code.replace("IMAGE.jpg", picture))
+    return code.replace("IMAGE.jpg", picture)
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -66,7 +72,7 @@ def test_python(server: TritonServer, picture: Path, expected: Detections) -> No
 def test_javascript(server: TritonServer, picture: Path, expected: Detections, tmp_path: Path) -> None:
     if not shutil.which("node"):
         pytest.skip("Node is not installed")
-    (tmp_path / "detect.mjs").write_text(block("javascript", server, "IMAGE.jpg"))
+    (tmp_path / "detect.mjs").write_text(for_the_test(EXAMPLE, server, "IMAGE.jpg"))
     rows = [line.split() for line in run("node", "detect.mjs", str(picture), cwd=tmp_path).splitlines()]
     assert [int(row[0]) for row in rows] == expected.classes.tolist()
     np.testing.assert_allclose([[float(x) for x in row[2:]] for row in rows], expected.boxes, rtol=1e-5)
