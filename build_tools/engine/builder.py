@@ -140,7 +140,10 @@ def build_engine(trt: Any, graph: Path, options: EngineOptions, *, progress: Pro
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
-        raise UserError(f"{graph}: NVIDIA's parser refuses {_parse_error(parser)}")
+        raise UserError(
+            f"{graph}: NVIDIA's parser refuses {_parse_error(parser)}",
+            "it is not of `retinaserve export`, or this TensorRT is too old",
+        )
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     for profile in profiles(builder, network, options.batch, read_spec(model, str(graph))):

@@ -21,6 +21,7 @@ PAGE = (ROOT / "docs" / "api.md").read_text()
 ROWS = re.findall(r"^\| `(retinaserve\.[\w.]+)` \| (.*?) \|", PAGE, re.MULTILINE)
 NAMES = re.findall(r"^\| (`[^|]*`) \|", PAGE.split("## Names")[1].split("These modules")[0], re.MULTILINE)
 PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+OF_README = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 def test_documented_names_are_those_of_the_package() -> None:
@@ -60,8 +61,9 @@ def test_without_a_server_and_with_one_of_its_own(tmp_path: Path) -> None:
     drawn = draw_dataset(tmp_path / "drawn", images=1, seed=5)
     (picture,) = drawn.images.iterdir()
     picture.rename(tmp_path / "IMAGE.jpg")
+    (tmp_path / "photo.jpg").symlink_to(tmp_path / "IMAGE.jpg")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     run(PROGRAMS[1], tmp_path)
     assert (tmp_path / "boxes.jpg").stat().st_size > 1000
     (found,) = open_detector(ROOT / "examples" / "shapes.pth").predict([(tmp_path / "IMAGE.jpg").read_bytes()])
-    assert run(PROGRAMS[2], tmp_path).split() == [str(len(found)), "boxes"]
+    assert run(OF_README[1], tmp_path).count("[") == 1 + len(found) > 1  # the array of boxes, printed

@@ -1,4 +1,4 @@
-"""The requests of docs/serving.md, run as they stand on the real server: every language gets the same answer."""
+"""The requests of README, docs/serving.md and examples/, run on the real server: every language has one answer."""
 
 import json
 import re
@@ -15,8 +15,11 @@ from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.detections import Detections
 from tests.images import checker, encode
 
-PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
-REQUESTS = PAGE.split("## Send requests")[1].split("## ")[0]
+ROOT = Path(__file__).parents[2]
+REQUESTS = (ROOT / "docs" / "serving.md").read_text().split("## Send requests")[1].split("## ")[0]
+PYTHON = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+CURL = re.findall(r"```bash\n(.*?)```", REQUESTS, re.DOTALL)[0]
+JAVASCRIPT = (ROOT / "examples" / "detect.mjs").read_text()
 
 
 @pytest.fixture
@@ -34,20 +37,11 @@ def expected(server: TritonServer, picture: Path) -> Detections:
     return found
 
 
-EXAMPLE = (Path(__file__).parents[2] / "examples" / "detect.mjs").read_text()
-
-
-def block(language: str, server: TritonServer, picture: str) -> str:
-    """Return a page's code with this server's ports and a picture that exists."""
-    return for_the_test(re.findall(rf"```{language}\n(.*?)```", REQUESTS, re.DOTALL)[0], server, picture)
-
-
-def for_the_test(code: str, server: TritonServer, picture: str) -> str:
-    assert "127.0.0.1:800" in code
-    # The toy detector, which was never trained, is sure of nothing.
-    code = code.replace("above(0.3)", "above(0)").replace("< 0.3)", "< 0)")
-    code = code.replace("127.0.0.1:8000", server.http_url).replace("127.0.0.1:8001", server.grpc_url)
-    return code.replace("IMAGE.jpg", picture)
+def here(code: str, server: TritonServer, picture: Path) -> str:
+    """Return code with this server's ports and a picture that exists, without a threshold."""
+    found = code.replace("127.0.0.1:8000", server.http_url).replace("localhost:8001", server.grpc_url)
+    assert found != code
+    return re.sub(r"IMAGE\.jpg|photo\.jpg", picture.name, found).replace("< 0.3)", "< 0)")
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -57,14 +51,14 @@ def run(*command: str, cwd: Path) -> str:
 def test_curl(server: TritonServer, picture: Path, expected: Detections) -> None:
     if not shutil.which("curl"):
         pytest.skip("curl is not installed")
-    answer = json.loads(run("bash", "-c", block("bash", server, picture.name), cwd=picture.parent))
+    answer = json.loads(run("bash", "-c", here(CURL, server, picture), cwd=picture.parent))
     found = {output["name"]: output["data"] for output in answer["outputs"]}
     assert found["num_detections"] == [len(expected)]
     np.testing.assert_allclose(found["scores"][: len(expected)], expected.scores, rtol=1e-6)
 
 
 def test_python(server: TritonServer, picture: Path, expected: Detections) -> None:
-    printed = run(sys.executable, "-c", block("python", server, str(picture)), cwd=Path(__file__).parents[2])
+    printed = run(sys.executable, "-c", here(PYTHON, server, picture), cwd=picture.parent)
     scores = [float(re.search(r" ([\d.]+) \[", line)[1]) for line in printed.splitlines()]
     np.testing.assert_allclose(scores, expected.scores, atol=0.0051)
 
@@ -72,7 +66,7 @@ def test_python(server: TritonServer, picture: Path, expected: Detections) -> No
 def test_javascript(server: TritonServer, picture: Path, expected: Detections, tmp_path: Path) -> None:
     if not shutil.which("node"):
         pytest.skip("Node is not installed")
-    (tmp_path / "detect.mjs").write_text(for_the_test(EXAMPLE, server, "IMAGE.jpg"))
+    (tmp_path / "detect.mjs").write_text(here(JAVASCRIPT, server, picture))
     rows = [line.split() for line in run("node", "detect.mjs", str(picture), cwd=tmp_path).splitlines()]
     assert [int(row[0]) for row in rows] == expected.classes.tolist()
     np.testing.assert_allclose([[float(x) for x in row[2:]] for row in rows], expected.boxes, rtol=1e-5)
