@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from retinaserve.eval.sources import open_place
+from retinaserve.eval.sources import bare, open_place, reached
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import UserError
 
@@ -38,10 +38,11 @@ class Recorded:
 
         files, place = open_place(address)
         try:
-            table = pq.read_table(place, filesystem=files)
+            with reached(address):
+                table = pq.read_table(place, filesystem=files)
             known = json.loads((table.schema.metadata or {})[CLASSES])
-        except (OSError, KeyError, pa.ArrowInvalid) as error:
-            raise UserError(f"{address}: no predictions of `retinaserve batch`: {error}") from None
+        except (KeyError, pa.ArrowInvalid) as error:
+            raise UserError(f"{bare(address)}: no predictions of `retinaserve batch`: {error}") from None
         rows = defaultdict[str, list[tuple[str, int]]](list)
         for number, uri in enumerate(table["uri"].to_pylist()):
             path = uri.split("::", 1)[0].split("://", 1)[-1]

@@ -8,9 +8,11 @@ only the images' places are kept, and read again by their ranges. A tar or Parqu
 with its error, as is an image that is gone; a store that does not answer, or takes no credentials, raises.
 """
 
+import re
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any
@@ -22,6 +24,7 @@ from retinaserve.training.letterbox import SUFFIXES
 TOGETHER = 16  # images that are fetched at a time, while as many are worked on
 LISTED_AT_A_TIME = 8  # tars and Parquet files
 HEADERS = 1 << 18  # bytes of a tar that are read at a time, to find where its images are
+CLIENTS = frozenset({"aiohttp", "azure", "botocore", "gcsfs", "google"})  # whose errors are no OSError
 NAMES = ("uri", "file_name", "path", "name", "key", "__key__")  # columns that name an image, best first
 
 
@@ -40,13 +43,31 @@ def open_place(address: str) -> tuple[Any, str]:
     """Return the file system of an address and the path in it. Raises UserError for what fsspec does not know."""
     from fsspec.core import url_to_fs
 
+    # s3fs would ask for the size of each image before it, to fetch a large one in pieces.
+    whole = {name: {"max_concurrency": 1} for name in ("s3", "s3a") if f"{name}://" in address}
     try:
-        files, path = url_to_fs(address)
-    except (ImportError, ValueError, FileNotFoundError) as error:
+        files, path = url_to_fs(address, **whole)
+    except (ImportError, ValueError, OSError) as error:
         raise UserError(
-            f"{address}: {error}", "a folder, a file, or an address that fsspec knows", code=Exit.USAGE
+            f"{bare(address)}: {error}", "a folder, a file, or an address that fsspec knows", code=Exit.USAGE
         ) from None
     return files, path.rstrip("/")
+
+
+def bare(address: str) -> str:
+    """Return an address without the password in it."""
+    return re.sub(r"://[^/@:]*:[^/@]*@", "://", address)
+
+
+@contextmanager
+def reached(address: str) -> Iterator[None]:
+    """Raise UserError for what a disk or store refuses, or where it does not answer."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in CLIENTS:
+            raise UserError(f"{bare(address)}: {error}", code=Exit.BAD_DATA) from None
+        raise
 
 
 def list_images(source: str) -> tuple[Any, Any]:
@@ -57,13 +78,14 @@ def list_images(source: str) -> tuple[Any, Any]:
     import pyarrow as pa
 
     files, place = open_place(source)
-    found = sorted(files.glob(place) if "*" in place else files.find(place))
+    with reached(source):
+        found = sorted(files.glob(place) if "*" in place else files.find(place))
     kinds = {path: PurePosixPath(path) for path in found if not path.rsplit("/", 1)[-1].startswith(("_", "."))}
     images = [path for path, each in kinds.items() if each.suffix.lower() in SUFFIXES]
     chain = f"::{source.split('::', 1)[1]}" if "::" in source else ""
 
     def uri(path: str) -> str:
-        return str(files.unstrip_protocol(path)) + chain
+        return bare(str(files.unstrip_protocol(path)) + chain)
 
     if images:
         columns = {"uri": [uri(path) for path in images], "path": images}
@@ -72,11 +94,15 @@ def list_images(source: str) -> tuple[Any, Any]:
     for suffix, look in ((".tar", _members), (".parquet", _rows)):
         holders = [path for path, each in kinds.items() if each.suffix.lower() == suffix]
         if holders:
-            with ThreadPoolExecutor(LISTED_AT_A_TIME) as threads:
-                tables = threads.map(lambda path, look=look: look(files, path, uri(path)), holders)
-                return files, pa.concat_tables(tables)
+            with reached(source), ThreadPoolExecutor(LISTED_AT_A_TIME) as threads:
+                table = pa.concat_tables(
+                    threads.map(lambda path, look=look: look(files, path, uri(path)), holders)
+                )
+            if len(table):
+                return files, table
+            break
     raise UserError(
-        f"{source}: no images there",
+        f"{bare(source)}: no images there",
         f"images ({' '.join(sorted(SUFFIXES))}), tars of images (.tar), or .parquet with a column of bytes",
     )
 
@@ -87,7 +113,7 @@ def read_images(files: Any, rows: Any) -> Iterator[bytes | ImageError]:
     Raises UserError when the store does not answer.
     """
     chunks = _chunks(files, rows.to_pylist())
-    with ThreadPoolExecutor(1) as thread:
+    with reached(rows["uri"][0].as_py() if len(rows) else ""), ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(next, chunks, None)
         while (found := waiting.result()) is not None:
             waiting = thread.submit(next, chunks, None)
@@ -103,8 +129,12 @@ def _members(files: Any, path: str, address: str) -> Any:
                 if member.isfile() and PurePosixPath(member.name).suffix.lower() in SUFFIXES:
                     uri = f"tar://{member.name}::{address}"
                     rows.append({"uri": uri, "path": path, "at": member.offset_data, "length": member.size})
-    except tarfile.TarError as error:
-        rows.append({"uri": address, "error": f"the tar can't be read further: {error}"})
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a broken header for the end
+                raise tarfile.ReadError("bad header")
+    except (tarfile.TarError, OSError) as error:
+        problem = str(error) if isinstance(error, tarfile.TarError) else _of_file(files, address, error)
+        rows.append({"uri": address, "error": f"the tar can't be read further: {problem}"})
     return _table(rows)
 
 
@@ -118,8 +148,9 @@ def _rows(files: Any, path: str, address: str) -> Any:
             _, name = _columns(parquet.schema_arrow, address)
             count = parquet.metadata.num_rows
             names = parquet.read([name]).flatten().column(0).to_pylist() if name else [None] * count
-    except pa.ArrowInvalid as error:
-        return _table([{"uri": address, "error": f"the Parquet file can't be read: {error}"}])
+    except (OSError, pa.ArrowInvalid) as error:
+        problem = _of_file(files, address, error)
+        return _table([{"uri": address, "error": f"the Parquet file can't be read: {problem}"}])
     return _table([{"uri": name or f"{address}#{row}", "path": path, "at": row} for row, name in enumerate(names)])
 
 
@@ -184,10 +215,7 @@ def _ranges(files: Any, rows: list[dict[str, Any]]) -> list[bytes | ImageError]:
     images: list[bytes | ImageError] = []
     for row, content in zip(rows, found, strict=True):
         if isinstance(content, Exception):
-            # A disk's errors are of one file; a store's, such as credentials that are too old, are of all to come.
-            if not isinstance(content, FileNotFoundError) and "file" not in files.protocol:
-                raise UserError(f"{row['uri']}: it can't be read: {content}", "the same command goes on from here")
-            images.append(ImageError(f"it can't be read: {content}"))
+            images.append(ImageError(f"it can't be read: {_of_file(files, row['uri'], content)}"))
         elif row["length"] is not None and len(content) < row["length"]:
             images.append(ImageError(f"the tar has {len(content)} of its {row['length']} bytes"))
         else:
@@ -195,8 +223,34 @@ def _ranges(files: Any, rows: list[dict[str, Any]]) -> list[bytes | ImageError]:
     return images
 
 
+def _of_file(files: Any, uri: str, error: Exception) -> str:
+    """Return what is wrong with one file. Raises UserError where the next would fare no better.
+
+    A disk's errors are of one file; a store's, such as credentials that are too old, are of all to come.
+    """
+    import pyarrow as pa
+
+    damaged = isinstance(error, pa.ArrowInvalid) or (type(error) is OSError and error.errno is None)  # pyarrow's
+    if not damaged and not isinstance(error, FileNotFoundError) and "file" not in files.protocol:
+        raise UserError(f"{uri}: it can't be read: {error}", "the same command goes on from here")
+    return str(error)
+
+
 def _of_parquet(files: Any, path: str, start: int, stop: int) -> Iterator[list[bytes | ImageError]]:
-    """Yield the images of rows start to stop, a few at a time."""
+    """Yield the images of rows start to stop, a few at a time; what is not there is an error each."""
+    import pyarrow as pa
+
+    left, problem = stop - start, "the file has fewer rows than were listed"
+    try:
+        for images in _batches(files, path, start, stop):
+            left -= len(images)
+            yield images
+    except (OSError, pa.ArrowInvalid) as error:
+        problem = _of_file(files, path, error)
+    yield [ImageError(f"it can't be read: {problem}")] * left
+
+
+def _batches(files: Any, path: str, start: int, stop: int) -> Iterator[list[bytes | ImageError]]:
     import pyarrow.parquet as pq
 
     with files.open(path, "rb") as file, pq.ParquetFile(file, buffer_size=1 << 20) as parquet:

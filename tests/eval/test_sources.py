@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from retinaserve.eval.sources import list_images, read_images
+from retinaserve.eval.sources import bare, list_images, read_images
 from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import UserError
 
@@ -74,6 +74,38 @@ def test_a_shard_that_ends_early_costs_its_rest(tmp_path: Path) -> None:
     )
 
 
+def test_a_shard_with_a_broken_header_says_so(tmp_path: Path) -> None:
+    """tarfile takes it for the end: the images behind it would be missing without a word."""
+    content = bytearray(tar_of({f"{n}.jpg": bytes([n]) * 700 for n in range(4)}))
+    content[2 * 1536 + 10] ^= 0xFF
+    (tmp_path / "a.tar").write_bytes(content)
+    found = read(str(tmp_path))
+    assert [each for _, each in found[:2]] == [bytes([n]) * 700 for n in range(2)]
+    assert found[2:] == [(f"file://{tmp_path}/a.tar", "the tar can't be read further: bad header")]
+
+
+def test_parquet_that_changed_after_it_was_listed(tmp_path: Path) -> None:
+    path, values = tmp_path / "a.parquet", [f"{n}".encode() * 900 for n in range(40)]
+    pq.write_table(pa.table({"jpg": values}), path, row_group_size=10, compression="none", use_dictionary=False)
+    files, rows = list_images(str(path))
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(values[32]) - 4 : damaged.index(values[32])] = b"\xff" * 4  # its length
+    path.write_bytes(damaged)
+    found = list(read_images(files, rows))
+    assert len(found) == 40 and found[:16] == values[:16] and isinstance(found[32], ImageError)
+    pq.write_table(pa.table({"jpg": values[:25]}), path)
+    found = list(read_images(files, rows))
+    assert found[:25] == values[:25] and "fewer rows" in found[25].message and len(found) == 40  # type: ignore[union-attr]
+    path.unlink()
+    assert all(isinstance(each, ImageError) for each in read_images(files, rows))
+
+
+def test_passwords_are_not_written_down() -> None:
+    assert bare("sftp://me:secret@host/a/b@c.jpg") == "sftp://host/a/b@c.jpg"
+    for address in ("s3://bucket/a:b@c", "abfs://container@account.dfs.core.windows.net/a", "/a:b@c"):
+        assert bare(address) == address
+
+
 def test_parquet_of_bytes(tmp_path: Path) -> None:
     names, data = list(CONTENT), list(CONTENT.values())
     table = pa.table({"key": names, "jpg": data, "n": range(8)})
@@ -97,9 +129,23 @@ def test_parquet_of_bytes(tmp_path: Path) -> None:
         assert [each.message if isinstance(each, ImageError) else each for each in read_again] == expected
 
 
-def test_what_is_no_source(tmp_path: Path) -> None:
+def test_what_is_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs")
+    for name, value in {
+        "ENDPOINT_URL": "http://127.0.0.1:1",
+        "ACCESS_KEY_ID": "key",
+        "SECRET_ACCESS_KEY": "secret",
+        "MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
     with pytest.raises(UserError, match="no images there"):
         list_images(str(tmp_path))
+    (tmp_path / "a.tar").write_bytes(tar_of({"a.json": b"{}"}))
+    with pytest.raises(UserError, match="no images there"):
+        list_images(str(tmp_path))
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(UserError, match="connect to the endpoint"):
+        list_images("s3://bucket/a")
     pq.write_table(pa.table({"x": [b""], "y": [b""]}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match="columns of bytes: x, y"):
         list_images(str(tmp_path))
