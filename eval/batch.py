@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from retinaserve.eval.recorded import CLASSES
-from retinaserve.eval.sources import list_images, open_place, read_images
+from retinaserve.eval.sources import bare, list_images, open_place, reached, read_images
 from retinaserve.training.detections import Detections, Detector, ImageError
 from retinaserve.training.errors import Exit, UserError
 
@@ -72,20 +72,30 @@ class Plan:
         """List the source, or read what an earlier run listed. Raises UserError for a place without images, and
         for an output of another source or model.
         """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         files, folder = open_place(output)
-        listed, wanted = f"{folder}/{INPUTS}", {"source": source, "part": part, "model": model}
-        if not files.exists(listed):
+        listed, wanted = f"{folder}/{INPUTS}", {"source": bare(source), "part": part, "model": model}
+        place = bare(output)
+        with reached(output):
+            there = files.exists(listed)
+        if not there:
             table = list_images(source)[1].replace_schema_metadata({"retinaserve": json.dumps(wanted)})
-            files.makedirs(folder, exist_ok=True)
-            _put(files, listed, table)
-        table = pq.read_table(io.BytesIO(files.cat_file(listed)))
-        known = json.loads(table.schema.metadata[b"retinaserve"])
-        if known["source"] != source:
-            problem = f"{output} holds the boxes of {known['source']}, not of {source}"
+            with reached(output):
+                files.makedirs(folder, exist_ok=True)
+                _put(files, listed, table, first=True)
+        try:
+            with reached(output):
+                table = pq.read_table(io.BytesIO(files.cat_file(listed)))
+            known = json.loads((table.schema.metadata or {})[b"retinaserve"])
+        except (KeyError, pa.ArrowInvalid):
+            problem = f"{place}/{INPUTS} is not of `retinaserve batch`, or damaged"
+            raise UserError(problem, "name another output", code=Exit.BAD_DATA) from None
+        if known["source"] != wanted["source"]:
+            problem = f"{place} holds the boxes of {known['source']}, not of {wanted['source']}"
         elif known["model"] != model:
-            problem = f"{output} holds the boxes of another model"
+            problem = f"{place} holds the boxes of another model"
         else:
             return cls(source, output, table, known["part"])
         raise UserError(problem, "name another output", code=Exit.USAGE)
@@ -116,7 +126,8 @@ def write_part(source: str, output: str, number: int, images: Any, detector: Det
     files, folder = open_place(output)
     known = {"classes": detector.class_names, "category_ids": detector.category_ids}
     table = pa.Table.from_pylist(rows, schema=schema().with_metadata({CLASSES: json.dumps(known)}))
-    _put(files, f"{folder}/{PARTS.format(number)}", table)
+    with reached(output):
+        _put(files, f"{folder}/{PARTS.format(number)}", table)
     return Part(number, len(rows), sum(row["error"] is not None for row in rows))
 
 
@@ -145,7 +156,12 @@ def run(
         _begin(address, workers)
     try:
         on_gpu = model is not None and model.suffix == ".plan"
-        workers = workers or int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 1))
+        needed, there = ("CPU", "GPU") if on_gpu else ("CPU",), ray.cluster_resources()
+        most = min(int(there.get(kind, 0)) for kind in needed)
+        if not most:
+            problem = f"there is no {needed[-1]} in Ray's cluster" if address else f"there is no {needed[-1]} here"
+            raise UserError(problem, "a plan runs on a GPU; a checkpoint or .onnx needs none" if on_gpu else "")
+        workers = min(workers or most, most)  # another would wait for a core for ever, with a part
         beside = [model, Path(f"{model}.json")] if model else []  # a plan's manifest
         # In a list, which Ray leaves packed: a worker asks for it once, as does one in another's place.
         sent = [ray.put({file.name: file.read_bytes() for file in beside if file.is_file()})]
@@ -239,14 +255,33 @@ def _row(uri: str, answer: Detections | ImageError, class_names: Sequence[str]) 
     }
 
 
-def _put(files: Any, path: str, table: Any) -> None:
-    """Write a file whole: an object store shows it when it is complete, elsewhere by renaming."""
+def _put(files: Any, path: str, table: Any, *, first: bool = False) -> None:
+    """Write a file whole: an object store shows it when it is complete, elsewhere by renaming.
+
+    `first`: what another run has put there meanwhile stays; a disk has no moment in between.
+    """
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     protocols = {files.protocol} if isinstance(files.protocol, str) else set(files.protocol)
-    if "file" in protocols:
+    if first:
+        files.invalidate_cache()
+        if files.exists(path):
+            return
+    if "file" in protocols and first:
+        from retinaserve.training.files import staging
+
+        with staging(Path(path)) as scratch:
+            partial = scratch / INPUTS
+            partial.write_bytes(buffer.getvalue())
+            try:
+                os.link(partial, path)
+            except FileExistsError:
+                pass
+            except OSError:  # of a file system without links
+                partial.replace(path)
+    elif "file" in protocols:
         from retinaserve.training.files import write_bytes
 
         write_bytes(Path(path), buffer.getvalue())
@@ -254,6 +289,6 @@ def _put(files: Any, path: str, table: Any) -> None:
         files.pipe_file(path, buffer.getvalue())
     else:
         folder, name = path.rsplit("/", 1)
-        partial = f"{folder}/_{name}.{os.getpid()}"
-        files.pipe_file(partial, buffer.getvalue())
-        files.mv(partial, path)
+        beside = f"{folder}/_{name}.{os.getpid()}"
+        files.pipe_file(beside, buffer.getvalue())
+        files.mv(beside, path)

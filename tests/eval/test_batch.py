@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 from urllib.request import urlopen
 
@@ -16,10 +18,11 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from retinaserve.eval.batch import Plan, _put, write_part
+from retinaserve.eval.batch import INPUTS, Plan, _put, write_part
 from retinaserve.eval.recorded import Recorded
 from retinaserve.eval.report.report import evaluate_detector
 from retinaserve.eval.runtimes.detector import open_detector
+from retinaserve.eval.sources import list_images, read_images
 from retinaserve.scripts.cli.batch import batch as verb
 from retinaserve.scripts.server.triton import TritonServer, free_ports
 from retinaserve.training.coco import Annotations
@@ -112,6 +115,37 @@ def test_parts_on_a_disk(toy_onnx: Path, tmp_path: Path) -> None:
         Plan.make(str(tmp_path), output, part=PART, model="one")
     with pytest.raises(UserError, match="of another model"):
         Plan.make(source, output, part=PART, model="other")
+
+
+def test_two_runs_that_begin_together_share_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise parts of two sizes would take each other's places, and images would be missing."""
+    put(tmp_path / "images")
+    both, listing = Barrier(2), list_images
+
+    def together(source: str) -> Any:
+        found = listing(source)
+        both.wait(30)
+        return found
+
+    monkeypatch.setattr("retinaserve.eval.batch.list_images", together)
+    source, output = str(tmp_path / "images"), str(tmp_path / "out")
+    with ThreadPoolExecutor(2) as threads:
+        plans = list(threads.map(lambda part: Plan.make(source, output, part=part), (3, 5)))
+    assert plans[0].part == plans[1].part
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [INPUTS]
+
+
+def test_what_is_no_output(tmp_path: Path) -> None:
+    put(tmp_path / "images")
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "other").mkdir()
+    for content in (b"", b"PAR1"):
+        (tmp_path / "other" / INPUTS).write_bytes(content)
+        with pytest.raises(UserError, match="not of `retinaserve batch`"):
+            Plan.make(str(tmp_path / "images"), str(tmp_path / "other"), part=PART)
+    for place in ("file", "file/below"):
+        with pytest.raises(UserError, match=place):
+            Plan.make(str(tmp_path / "images"), str(tmp_path / place), part=PART)
 
 
 def test_what_was_written_is_scored_as_the_detector_is(toy_onnx: Path, tmp_path: Path) -> None:
@@ -228,7 +262,33 @@ def test_a_bucket_over_kills(bucket: dict[str, str], toy_onnx: Path) -> None:
     check(rows, toy_onnx, [f"s3://bucket/images/{name}" for name in sorted(images())])
 
 
+def test_an_image_is_one_request(bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in bucket.items():
+        monkeypatch.setenv(name, value)
+    call, asked = s3fs.S3FileSystem._call_s3, []
+
+    async def counted(self: Any, method: str, *args: Any, **words: Any) -> Any:
+        asked.append(method)
+        return await call(self, method, *args, **words)
+
+    files, rows = list_images("s3://bucket/images")
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    files.invalidate_cache()  # as of a worker, which has not listed them
+    assert len(list(read_images(files, rows))) == IMAGES
+    assert asked == ["get_object"] * IMAGES
+
+
+@pytest.mark.timeout(200)
+def test_more_workers_than_cores_do_not_wait_for_ever(cluster: str, toy_onnx: Path, tmp_path: Path) -> None:
+    put(tmp_path / "images")
+    source, output = str(tmp_path / "images"), str(tmp_path / "out")
+    running = batch(source, output, "--model", str(toy_onnx), "--ray", cluster, "--workers", "5")
+    stdout, stderr = running.communicate(timeout=150)
+    assert stdout == f"{output}: {IMAGES} rows in 8 files\n", stderr
+
+
 MISTAKES = {
+    "no GPU": ("--model", "PLAN"),
     "nothing listens": ("--model", "MODEL", "--ray", "127.0.0.1:1"),
     "no server": ("--server", "127.0.0.1:1"),
     "neither model nor server": (),
@@ -236,11 +296,20 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_mistakes_are_told_of_before_the_work(case: str, toy_onnx: Path, tmp_path: Path) -> None:
+def test_mistakes_are_told_of_before_the_work(
+    case: str, toy_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     put(tmp_path / "images")
-    words = [str(toy_onnx) if word == "MODEL" else word for word in MISTAKES[case]]
+    (tmp_path / "a.plan").write_bytes(b"")
+    files = {"MODEL": str(toy_onnx), "PLAN": str(tmp_path / "a.plan")}
+    words = [files.get(word, word) for word in MISTAKES[case]]
     result = CliRunner().invoke(verb, [str(tmp_path / "images"), str(tmp_path / "out"), *words])
-    message = {"nothing listens": "no Ray cluster answers", "no server": "no Triton server answers"}
+    message = {
+        "no GPU": "there is no GPU",
+        "nothing listens": "no Ray cluster answers",
+        "no server": "no Triton server answers",
+    }
     said = result.output if isinstance(result.exception, SystemExit) else str(result.exception)
     assert message.get(case, "either --model or --server") in said
     assert not list(tmp_path.glob("out/part-*"))
