@@ -201,16 +201,17 @@ class VideoWriter:
         make_place(path)
         try:
             self._container = av.open(str(path), "w")
+            options = {"crf": "20", "preset": "veryfast"}
+            self._stream: Any = self._container.add_stream("libx264", rate=30, options=options)
         except (av.error.FFmpegError, ValueError) as error:
             raise UserError(f"{path} can't be written: {error}", "a name such as out.mp4 is expected") from None
-        self._stream: Any = None
         self._last = -1
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._stream:
+        if self._last >= 0:
             self._container.mux(self._stream.encode())
         self._container.close()
 
@@ -218,10 +219,7 @@ class VideoWriter:
         """Write a frame that is shown at `at` seconds; an odd row or column is left out, as H.264 has none."""
         import av
 
-        if self._stream is None:
-            self._stream = self._container.add_stream(
-                "libx264", rate=30, options={"crf": "20", "preset": "veryfast"}
-            )
+        if self._last < 0:
             self._stream.width, self._stream.height = image.width // 2 * 2, image.height // 2 * 2
             self._stream.pix_fmt = "yuv420p"
             # Players take what is not tagged for BT.709 where it is large, and ffmpeg codes RGB by BT.601.

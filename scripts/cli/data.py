@@ -93,9 +93,11 @@ def film(directory: Path, size: tuple[int, int], seconds: float, fps: float, see
     """Draw a video of moving shapes, film.mp4, into DIRECTORY, and their identities, film.txt (MOTChallenge)."""
     from tqdm import tqdm
 
-    from retinaserve.scripts.shapes.film import draw_film
+    from retinaserve.scripts.shapes.film import MOST_FRAMES, draw_film
 
     size = (size[0] // 2 * 2, size[1] // 2 * 2)
+    if not seconds * fps <= MOST_FRAMES:
+        raise click.UsageError(f"{seconds:g} seconds of {fps:g} frames are more than {MOST_FRAMES} frames")
     with tqdm(total=round(seconds * fps), unit="frame", desc="drawing", file=sys.stderr, disable=None) as bar:
         video, truth, boxes = draw_film(
             directory, size=size, seconds=seconds, fps=fps, seed=seed, on_frame=bar.update

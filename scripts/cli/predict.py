@@ -21,7 +21,7 @@ from retinaserve.scripts.cli.options import (
     wait_option,
 )
 from retinaserve.scripts.cli.output import finish, print_predictions, tiled, warn
-from retinaserve.training.errors import UserError
+from retinaserve.training.errors import Exit, UserError
 
 if TYPE_CHECKING:
     from retinaserve.eval.client.transport import TlsFiles
@@ -95,6 +95,8 @@ def predict(
         raise UserError(f"{video}: no such file")
     if video and output and not is_video(output.name):
         output = output / f"{Path(video).stem}.mp4"
+    if video and output and output.exists() and Path(video).exists() and output.samefile(video):
+        raise UserError(f"{output} would be overwritten", "name another file with --output", code=Exit.USAGE)
     if output and not video and output.is_file():
         raise click.UsageError(f"--output {output} is a file, and annotated images go into a directory")
     files = [] if video else find_images(images, left_out=warn)

@@ -21,6 +21,7 @@ from retinaserve.training.files import make_place, write_text
 
 SHAPES = 10
 EXTENT = (0.1, 0.2)  # of the longer side
+MOST_FRAMES = 1_000_000
 SPEED = (0.05, 0.25)  # of the longer side in a second
 TURN = 0.8  # radians in the square root of a second
 POSTS = ((0.3, 0.36), (0.66, 0.72))  # of the width
@@ -84,7 +85,7 @@ def draw_film(
 def _sprite(size: tuple[int, int], ground: tuple[int, int, int], rng: Rng) -> _Sprite:
     """Return a shape with the pixels that are its own, somewhere in the image and on its way."""
     longer = max(size)
-    low, high = (share * longer for share in EXTENT)
+    low, high = (min(share * longer, min(size) - 2) for share in EXTENT)
     side = round(1.5 * high)
     canvas, owners = Image.new("RGB", (side, side), ground), np.zeros((side, side), np.uint8)
     category, box, total = draw_shape(canvas, owners, 1, ground, rng, Kind(extent=(low, high), pixels=True, cut=0))
