@@ -1,8 +1,12 @@
 """Tracks of a drawn video against its known identities: HOTA and IDF1 by TrackEval, beside other packages.
 
     retinaserve data film runs/film --seconds 60
-    python -m retinaserve.scripts.lab.tracks examples/shapes.pth runs/film [--beside ENVIRONMENT/bin/python]
+    for seed in 1 2 3 4 5 6 7 8; do retinaserve data film runs/films/$seed --seed $seed; done
+    python -m retinaserve.scripts.lab.tracks frames runs/frames runs/films/*
+    retinaserve train runs/film.pth --images runs/frames --annotations runs/frames/train.json ...
+    python -m retinaserve.scripts.lab.tracks score runs/film.pth runs/film [--beside ENVIRONMENT/bin/python]
 
+The frames of other films are what a detector of films is trained on, one in EVERY.
 `pip install --no-deps trackeval scipy tabulate`: TrackEval's metadata asks for numpy 2, its metrics do not. For
 --beside, an environment of its own with trackers and edgefirst-tracker; it joins the same boxes (tracks_side.py).
 """
@@ -20,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from retinaserve.build_tools.repository.builder import build
 from retinaserve.eval.client.client import Client
@@ -28,11 +33,13 @@ from retinaserve.eval.video import Video, detect_frames
 from retinaserve.plugins.reference import iou_matrix
 from retinaserve.scripts.lab import run
 from retinaserve.scripts.server.triton import Server
+from retinaserve.scripts.shapes.draw import CATEGORIES
 from retinaserve.training.detections import Detections
-from retinaserve.training.files import write_json
+from retinaserve.training.files import make_place, write_json
 
 SCORE = 0.3
 STEPS = (1, 5)  # every frame, every fifth
+EVERY = 10
 
 
 def read_truth(path: Path, category_ids: Sequence[int], frames: int) -> list[Detections]:
@@ -47,6 +54,30 @@ def read_truth(path: Path, category_ids: Sequence[int], frames: int) -> list[Det
         frame = Detections.from_slots(len(here), boxes, here[:, 8], classes)
         truth.append(replace(frame, track_ids=here[:, 1].astype(np.int64)))
     return truth
+
+
+def write_frames(films: Sequence[Path], folder: Path) -> None:
+    """Write one in EVERY frame of films as JPEGs with train.json."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    ids = list(CATEGORIES.values())
+    for film in films:
+        with Video(str(film / "film.mp4")) as video:
+            frames = [frame for frame in video if frame.number % EVERY == 0]
+        truth = read_truth(film / "film.txt", ids, video.decoded)
+        for frame in frames:
+            number = len(images) + 1
+            height, width = frame.pixels.shape[:2]
+            file = folder / f"{number:06}.jpg"
+            make_place(file)
+            Image.fromarray(frame.pixels).save(file, quality=95)
+            images.append({"id": number, "file_name": file.name, "width": width, "height": height})
+            boxes = truth[frame.number]
+            for (x1, y1, x2, y2), kind in zip(boxes.boxes.tolist(), boxes.classes, strict=True):
+                row = {"id": len(annotations) + 1, "image_id": number, "category_id": ids[kind], "iscrowd": 0}
+                annotations.append({**row, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
+    categories = [{"id": number, "name": name} for name, number in CATEGORIES.items()]
+    write_json(folder / "train.json", {"images": images, "annotations": annotations, "categories": categories})
 
 
 def track_scores(truth: Sequence[Detections], found: Sequence[Detections]) -> dict[str, float]:
@@ -117,40 +148,53 @@ def _lists(answer: Detections) -> tuple[list[Any], list[Any], list[Any]]:
 
 
 def main() -> None:
-    """Measure, print, and write JSON."""
+    """Write frames; or measure, print, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("film", type=Path)
-    parser.add_argument("--beside", metavar="PYTHON")
-    parser.add_argument("--json", type=Path)
+    parts = parser.add_subparsers(dest="part", required=True)
+    frames = parts.add_parser("frames")
+    frames.add_argument("folder", type=Path)
+    frames.add_argument("films", type=Path, nargs="+")
+    scores = parts.add_parser("score")
+    scores.add_argument("model", type=Path)
+    scores.add_argument("film", type=Path)
+    scores.add_argument("--beside", metavar="PYTHON")
+    scores.add_argument("--json", type=Path)
     chosen = parser.parse_args()
+    if chosen.part == "frames":
+        write_frames(chosen.films, chosen.folder)
+    else:
+        score(chosen.model, chosen.film, chosen.beside, chosen.json)
+
+
+def score(model: Path, film: Path, python: str | None, target: Path | None) -> None:
+    """Track the film of a directory by all trackers, at each rate of STEPS."""
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        build(chosen.model, folder / "repository")
+        build(model, folder / "repository")
         with (
             Server(folder / "repository") as server,
             Client(server.grpc_url) as client,
-            Video(str(chosen.film / "film.mp4")) as video,
+            Video(str(film / "film.mp4")) as video,
         ):
             seen = [
                 (frame.time, answer)
                 for frame, answer in detect_frames(video, client)
                 if isinstance(answer, Detections)
             ]
-            truth = read_truth(chosen.film / "film.txt", client.category_ids, len(seen))
+            truth = read_truth(film / "film.txt", client.category_ids, len(seen))
         for step in STEPS:
             times, answers = zip(*seen[::step], strict=True)
             fps = (len(times) - 1) / (times[-1] - times[0])
             found = {"ours": tracked(answers, times)}
-            if chosen.beside:
-                found |= beside(chosen.beside, answers, fps, folder)
+            if python:
+                found |= beside(python, answers, fps, folder)
             report[f"{fps:.3g} frames a second"] = {
                 name: track_scores(truth[::step], frames) for name, frames in found.items()
             }
     print(json.dumps(report, indent=2))
-    if chosen.json:
-        write_json(chosen.json, report)
+    if target:
+        write_json(target, report)
 
 
 if __name__ == "__main__":

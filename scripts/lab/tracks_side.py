@@ -5,7 +5,7 @@ ENVIRONMENT/bin/python tracks_side.py boxes.json tracks.json     # with trackers
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +18,52 @@ from edgefirst.tracker import ByteTrack
 STRONG, NEW, PATIENCE = 0.4, 0.5, 2.0  # the best of what was tried; the defaults are worse
 
 
-def by_trackers(make: Callable[..., Any], **settings: Any) -> Callable[..., list[int]]:
-    """Return a function from a frame's rows of box, score, class to their numbers, a tracker a class."""
+Rows = npt.NDArray[np.float64]
+Numbers = Callable[[Rows, int], list[int]]  # from a frame's rows of box, score, class, and its number
+
+
+def by_class(
+    make: Callable[[], Any], update: Callable[[Any, int, Rows, int], Iterable[tuple[int, int]]]
+) -> Numbers:
+    """Return what asks a tracker a class; `update(tracker, class, rows, frame)` gives rows and their numbers."""
     made: dict[int, Any] = {}
 
-    def numbers(rows: npt.NDArray[np.float64], frame: int) -> list[int]:
-        result = np.zeros(len(rows), int)
+    def numbers(rows: Rows, frame: int) -> list[int]:
+        result = [0] * len(rows)
         for kind in {*made, *rows[:, 5].astype(int).tolist()}:
-            tracker = made.setdefault(kind, make(**settings))
+            tracker = made.setdefault(kind, make())
             places = np.flatnonzero(rows[:, 5] == kind)
-            boxes = supervision.Detections(xyxy=rows[places, :4], confidence=rows[places, 4], data={"at": places})
-            found = tracker.update(boxes)
-            for place, number in zip(found.data.get("at", []), found.tracker_id, strict=True):
-                result[place] = 1 + kind + 1000 * number if number >= 0 else 0
-        return [int(number) for number in result]
+            for row, number in update(tracker, kind, rows[places], frame):
+                result[places[row]] = number
+        return result
 
     return numbers
 
 
-def by_edgefirst(fps: float, **settings: Any) -> Callable[..., list[int]]:
-    """Return the same for edgefirst-tracker; a number from the second sighting on, as for the others."""
-    made: dict[int, ByteTrack] = {}
+def by_trackers(make: Callable[..., Any], **settings: Any) -> Numbers:
+    """Return the numbers of a tracker of `trackers`."""
+
+    def update(tracker: Any, kind: int, rows: Rows, frame: int) -> Iterator[tuple[int, int]]:
+        data = {"at": np.arange(len(rows))}
+        found = tracker.update(supervision.Detections(xyxy=rows[:, :4], confidence=rows[:, 4], data=data))
+        for row, number in zip(found.data.get("at", []), found.tracker_id, strict=True):
+            yield int(row), int(1 + kind + 1000 * number) if number >= 0 else 0
+
+    return by_class(lambda: make(**settings), update)
+
+
+def by_edgefirst(fps: float, **settings: Any) -> Numbers:
+    """Return those of edgefirst-tracker; a number from the second sighting on, as for the others."""
     known: dict[str, int] = {}
 
-    def numbers(rows: npt.NDArray[np.float64], frame: int) -> list[int]:
-        result = np.zeros(len(rows), int)
-        for kind in {*made, *rows[:, 5].astype(int).tolist()}:
-            tracker = made.setdefault(kind, ByteTrack(**settings))
-            places = np.flatnonzero(rows[:, 5] == kind)
-            boxes, scores = rows[places, :4].astype(np.float32), rows[places, 4].astype(np.float32)
-            found = tracker.update(boxes, scores, np.zeros(len(places), np.uintp), int(frame / fps * 1e9))
-            for place, track in zip(places, found, strict=True):
-                if track is not None and track.count > 1:
-                    result[place] = known.setdefault(track.uuid, len(known) + 1)
-        return [int(number) for number in result]
+    def update(tracker: Any, kind: int, rows: Rows, frame: int) -> Iterator[tuple[int, int]]:
+        boxes, scores = rows[:, :4].astype(np.float32), rows[:, 4].astype(np.float32)
+        found = tracker.update(boxes, scores, np.zeros(len(rows), np.uintp), int(frame / fps * 1e9))
+        for row, track in enumerate(found):
+            if track is not None and track.count > 1:
+                yield row, known.setdefault(track.uuid, len(known) + 1)
 
-    return numbers
+    return by_class(lambda: ByteTrack(**settings), update)
 
 
 def main(source: Path, target: Path) -> None:
