@@ -1,12 +1,12 @@
-"""Tiles of a large survey: AP, peak memory and speed, beside native images, single tiles and sahi.
+"""Tiles of a large survey: AP, peak memory and speed, beside native images, single tiles, sahi and DeepForest.
 
     retinaserve data mosaic runs/mosaic
     python -m retinaserve.scripts.lab.tiles examples/shapes.pth runs/mosaic --json runs/tiles.json
-    python -m retinaserve.scripts.lab.tiles examples/shapes.pth runs/small --speed --sahi ENVIRONMENT/bin/python
+    python -m retinaserve.scripts.lab.tiles examples/shapes.pth runs/small --speed --beside ENVIRONMENT/bin/python
 
 AP counts each block of the survey as an image, since COCO's AP looks at a hundred boxes an image. Native images
-are drawn alike and are as large as the network's input. For sahi, an environment of its own with sahi, openvino
-and pillow; it runs the same graph on the same pixels (sahi_side.py).
+are drawn alike and are as large as the network's input. For --beside, an environment of its own with sahi,
+deepforest and openvino; they run the same graph on the same pixels (tiles_side.py).
 """
 
 import argparse
@@ -186,37 +186,48 @@ def speed(client: Client, survey: Path) -> dict[str, Any]:
     return {"tiles": len(tiles), "tiles_per_second": rates, "ratio": round(ratio, 3)}
 
 
-def beside_sahi(model: Path, client: Client, survey: Path, python: str, folder: Path) -> dict[str, Any]:
-    """Return sahi's seconds and boxes with the same graph, and ours in process and through the server.
+def beside(model: Path, client: Client, mosaic: Path, python: str, folder: Path) -> dict[str, Any]:
+    """Return seconds and boxes of sahi and DeepForest with one graph, and of ours in process and by the server.
 
-    Ours read the survey from the disk, sahi has it in memory. CPU seconds are of this process.
+    Ours read the survey from the disk, the others have it in memory. CPU seconds are of this process.
     """
     export(model, folder / "model.onnx")
-    script = Path(__file__).with_name("sahi_side.py")
-    output = folder / "sahi.json"
+    survey, output = mosaic / "mosaic.tif", folder / "others.json"
+    script = Path(__file__).with_name("tiles_side.py")
     subprocess.run([python, script, folder / "model.onnx", survey, output], check=True)
-    theirs = json.loads(output.read_text())
-    boxes = np.array(theirs.pop("boxes"), np.float32).reshape(-1, 6)
-    report: dict[str, Any] = {"sahi": theirs}
+    report: dict[str, Any] = json.loads(output.read_text())
+    found = {}
+    for name, answer in report.items():
+        rows = np.array(sorted(answer.pop("boxes"), key=lambda row: -row[4]), np.float32).reshape(-1, 6)
+        found[name] = Detections.from_slots(len(rows), rows[:, :4], rows[:, 4], rows[:, 5])
+    theirs = list(found)
     detectors: dict[str, Sized] = {"in process": open_detector(folder / "model.onnx"), "server": client}
     for name, detector in detectors.items():
         rounds = []
         for _ in range(ROUNDS + 2):
             start, spent = time.perf_counter(), time.process_time()
-            (found,) = TiledDetector(detector).predict([survey])
+            (answer,) = TiledDetector(detector).predict([survey])
             rounds.append((time.perf_counter() - start, time.process_time() - spent))
         seconds, cpu = (min(column) for column in zip(*rounds[1:], strict=True))
-        ours = found.above(0.3)
-        overlap = iou_matrix(ours.boxes, boxes[:, :4]) * (ours.classes[:, None] == boxes[None, :, 5])
-        report[name] = {
-            "seconds": seconds,
-            "cpu_seconds": cpu,
-            "boxes": len(ours),
-            "same_box": int((overlap > 0.9).any(axis=1).sum()),
-            "only_ours": int((~(overlap > 0.5).any(axis=1)).sum()),
-            "only_sahi": int((~(overlap > 0.5).any(axis=0)).sum()),
-        }
-    return report
+        found[name] = answer.above(0.3)
+        report[name] = {"seconds": seconds, "cpu_seconds": cpu}
+    truth = Annotations.load(mosaic / "annotations.json").boxes_of(1)
+    index = [client.category_ids.index(number) for number in truth.classes]
+    truth = Detections(truth.boxes, truth.scores, np.array(index, np.int32))
+    for name, boxes in found.items():
+        same = overlap(boxes, truth) > 0.5
+        report[name] |= {"boxes": len(boxes), "doubles": doubles(boxes)}
+        report[name] |= {"objects_found": int(same.any(axis=0).sum()), "of_none": int((~same.any(axis=1)).sum())}
+    for name in theirs:
+        alike = overlap(found["in process"], found[name])
+        report[name]["ours_too"] = {f"IoU {least}": int((alike > least).any(axis=0).sum()) for least in (0.5, 0.9)}
+    return report | {"objects": len(truth)}
+
+
+def overlap(one: Detections, other: Detections) -> npt.NDArray[np.float32]:
+    """Return the IoU of each two boxes, 0 where their classes differ."""
+    found: npt.NDArray[np.float32] = iou_matrix(one.boxes, other.boxes) * (one.classes[:, None] == other.classes)
+    return found
 
 
 def main() -> None:
@@ -225,18 +236,18 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("mosaic", type=Path)
     parser.add_argument("--speed", action="store_true")
-    parser.add_argument("--sahi", metavar="PYTHON")
+    parser.add_argument("--beside", metavar="PYTHON")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    survey, report = chosen.mosaic / "mosaic.tif", {}
+    report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         build(chosen.model, folder / "repository")
         with Server(folder / "repository") as server, Client(server.grpc_url) as client:
             if chosen.speed:
-                report["speed"] = speed(client, survey)
-            if chosen.sahi:
-                report["sahi"] = beside_sahi(chosen.model, client, survey, chosen.sahi, folder)
+                report["speed"] = speed(client, chosen.mosaic / "mosaic.tif")
+            if chosen.beside:
+                report["beside"] = beside(chosen.model, client, chosen.mosaic, chosen.beside, folder)
             if not report:
                 report = accuracy(client, chosen.mosaic, folder)
     print(json.dumps(report, indent=2))
