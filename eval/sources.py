@@ -10,12 +10,14 @@ with its error, as is an image that is gone; a store that does not answer, or ta
 
 import re
 import tarfile
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import Exit, UserError
@@ -44,9 +46,15 @@ def open_place(address: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     # s3fs would ask for the size of each image before it, to fetch a large one in pieces.
-    whole = {name: {"max_concurrency": 1} for name in ("s3", "s3a") if f"{name}://" in address}
+    options: dict[str, Any] = {name: {"max_concurrency": 1} for name in ("s3", "s3a") if f"{name}://" in address}
     try:
-        files, path = url_to_fs(address, **whole)
+        if known := re.search(
+            r"(https?)://([^/@:]*):([^/@]*)@", address
+        ):  # not for the paths, which are written down
+            word = b64encode(unquote(f"{known[2]}:{known[3]}").encode()).decode()
+            options[known[1]] = {"client_kwargs": {"headers": {"Authorization": f"Basic {word}"}}}
+            address = address.replace(f"{known[2]}:{known[3]}@", "", 1)
+        files, path = url_to_fs(address, **options)
     except (ImportError, ValueError, OSError) as error:
         raise UserError(
             f"{bare(address)}: {error}", "a folder, a file, or an address that fsspec knows", code=Exit.USAGE

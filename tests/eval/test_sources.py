@@ -2,7 +2,11 @@
 
 import io
 import tarfile
+from base64 import b64encode
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -104,6 +108,33 @@ def test_passwords_are_not_written_down() -> None:
     assert bare("sftp://me:secret@host/a/b@c.jpg") == "sftp://host/a/b@c.jpg"
     for address in ("s3://bucket/a:b@c", "abfs://container@account.dfs.core.windows.net/a", "/a:b@c"):
         assert bare(address) == address
+
+
+def test_a_password_for_http_is_not_in_the_paths(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+
+    class Guarded(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.headers["Authorization"] == f"Basic {b64encode(b'me:s@cret').decode()}":
+                super().do_GET()
+            else:
+                self.send_error(401)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Guarded, directory=str(tmp_path))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            place = f"127.0.0.1:{server.server_port}"
+            files, rows = list_images(f"http://me:s%40cret@{place}/")
+            assert rows["uri"].to_pylist() == rows["path"].to_pylist() == [f"http://{place}/a.jpg"]
+            assert list(read_images(files, rows)) == [b"image"]
+            with pytest.raises(UserError, match=r"401|no images"):
+                list_images(f"http://{place}/")
+        finally:
+            server.shutdown()
 
 
 def test_parquet_of_bytes(tmp_path: Path) -> None:
