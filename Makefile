@@ -20,7 +20,7 @@ TEST_PROCESSES ?= 2
 CXX_FILES = $(wildcard $(foreach suffix,h cpp cuh cu,$(addsuffix .$(suffix),plugins/*/* plugins/include/*/* tests/plugins/*/*)))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo checkpoint test lint format bench capacity compile-check model-table pictures census plugins clean
+.PHONY: help quickstart demo checkpoint test lint format bench compile-check model-table pictures census plugins clean
 
 help: ## Show this
 	@echo 'make TARGET [VARIABLE=value ...]; what needs .venv makes it first'
@@ -75,9 +75,6 @@ bench: $(STAMP) ## What serving costs: ResNet18 at 512 x 512 through Triton agai
 
 compile-check: $(DEV) ## NVIDIA's compiler on ResNet18 and ResNet50 in FP32, FP16, INT8, no GPU needed (writes runs/compile)
 	@$(BIN)/python -m retinaserve.scripts.lab.compile_check --output $(RUNS)/compile --json $(RUNS)/compile/compile.json
-
-capacity: $(DEV) ## The rate at which p99 stays under 500 ms, beside a web service written by hand (after make bench)
-	@$(BIN)/python -m retinaserve.scripts.lab.capacity $(RUNS)/bench/resnet18_512/model.onnx --json $(RUNS)/bench/capacity.json
 
 model-table: $(DEV) ## What each backbone costs in each precision, half an hour (writes runs/model_table)
 	@$(BIN)/python -m retinaserve.scripts.lab.model_table --work $(RUNS)/model_table

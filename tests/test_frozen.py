@@ -81,7 +81,7 @@ def parameter(each: click.Parameter) -> str:
 
 # What CHANGELOG.md tells of: verbs that are targets of make now, and parameters that changed, with the reason.
 GONE = {
-    *("capacity", "efficiency", "model-table", "compile-check"),  # this project's own tables: targets of make
+    *("capacity", "efficiency", "model-table", "compile-check"),  # this project's own tables
     "drill fuzz",  # a test: tests/scripts/drills/test_drills.py
 }
 CHANGED: dict[tuple[str, str], str] = {

@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -43,26 +43,8 @@ class Request:
 Keep = Callable[[Any], Any]
 
 
-class Sender(Protocol):
-    """What a load needs of a transport."""
-
-    async def infer(self, model: str, image: bytes, *, timeout: float) -> Any:
-        """Send one encoded image. Raises ServerError."""
-
-    async def close(self) -> None:
-        """Close every connection."""
-
-
-# Where a load goes: a Triton, or whatever opens a transport with so many connections.
-Target = Endpoint | Callable[[int], Sender]
-
-
-def _open(target: Target, connections: int) -> Sender:
-    return Transport(target, concurrency=connections) if isinstance(target, Endpoint) else target(connections)
-
-
 async def send(
-    transport: Sender, image: bytes, *, model: str = DETECTOR, timeout: float = 60.0, keep: Keep | None = None
+    transport: Transport, image: bytes, *, model: str = DETECTOR, timeout: float = 60.0, keep: Keep | None = None
 ) -> Request:
     """Send one image once."""
     start = time.monotonic()
@@ -75,15 +57,13 @@ async def send(
 
 
 def version_of(result: Any) -> str:
-    """Return the version of the model that made an answer, over either protocol; of no Triton, nothing."""
-    if not hasattr(result, "get_response"):
-        return ""
+    """Return the version of the model that made an answer, over either protocol."""
     answer = result.get_response()
     return str(answer["model_version"] if isinstance(answer, dict) else answer.model_version)
 
 
 async def closed_loop(
-    target: Target,
+    target: Endpoint,
     images: Sequence[bytes],
     *,
     in_flight: int,
@@ -91,7 +71,7 @@ async def closed_loop(
     keep: Keep | None = None,
 ) -> list[Request]:
     """Keep `in_flight` requests under way for a time; return them all."""
-    transport = _open(target, in_flight)
+    transport = Transport(target, concurrency=in_flight)
     requests: list[Request] = []
     deadline = time.monotonic() + seconds
 
@@ -109,7 +89,7 @@ async def closed_loop(
 
 
 async def open_loop(
-    target: Target,
+    target: Endpoint,
     images: Sequence[bytes],
     *,
     rate: float,
@@ -119,7 +99,7 @@ async def open_loop(
     keep: Keep | None = None,
 ) -> list[Request]:
     """Send `rate` requests a second at Poisson times; return them all when the last is answered."""
-    transport = _open(target, CONNECTIONS)
+    transport = Transport(target, concurrency=CONNECTIONS)
     chance = random.Random(seed)
     tasks: list[asyncio.Task[Request]] = []
     begin = due = time.monotonic()
