@@ -112,9 +112,7 @@ class _Evaluation:
         chosen = set(spread(list(files.values()), options.count))
         found = {image_id: path for image_id, path in files.items() if path in chosen}
         decoding = options.int8.decoding
-        preprocessor = Preprocessor(
-            spec.size, spec.pad_value, resize=spec.resize, decoding=decoding, value_range=spec.value_range
-        )
+        preprocessor = Preprocessor(**spec.preprocessing, decoding=decoding)
         results = preprocessor.run([path.read_bytes() for path in found.values()])
         answers = zip(found, results, strict=True)
         self.prepared = {image_id: result for image_id, result in answers if isinstance(result, Prepared)}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from retinaserve.training.errors import UserError
 from retinaserve.training.resize import RESIZES, Resize
 
 Pixels = npt.NDArray[np.uint8]
+Canvas = Pixels | npt.NDArray[np.float32]  # of a Resize's pixels
 
 ORIENTATION = 0x0112  # of EXIF
 SIDEWAYS = (5, 6, 7, 8)  # the orientations that exchange width and height
@@ -106,6 +107,18 @@ class Source:
         part = self.part(size, window, antialias=antialias)
         return scale_image(part.image, size, antialias=antialias, box=part.box)
 
+    def resized(
+        self, size: tuple[int, int], rule: Resize, window: tuple[int, int, int, int] | None = None
+    ) -> Canvas:
+        """Return the image, or a window of it, at (h, w) as the rule has it: (h, w, 3), rounded or not."""
+        if rule.pixels == "uint8":
+            return np.asarray(self.at(size, window, antialias=rule.antialias))
+        part = self.part(size, window, antialias=rule.antialias)
+        if not rule.antialias:
+            return _interpolated(np.asarray(part.image, np.float32), size)
+        bands = (scale_image(band.convert("F"), size, box=part.box) for band in part.image.split())
+        return np.dstack([np.asarray(band, np.float32) for band in bands])
+
     @classmethod
     def open(cls, path: Path, decoding: pixels.Decoding | None = None) -> Self:
         """Read a file: a JPEG's header, all of another. Raises UserError, as `read` does."""
@@ -144,19 +157,19 @@ def upright_size(path: Path) -> tuple[int, int]:
 def letterbox(
     image: Image.Image | Source,
     size: tuple[int, int],
-    pad_value: tuple[int, int, int],
+    pad_value: tuple[float, float, float],
     rule: Resize = RESIZES["letterbox"],
-) -> tuple[Pixels, npt.NDArray[np.float32]]:
+) -> tuple[Canvas, npt.NDArray[np.float32]]:
     """Scale an image by a rule, at the top left of a canvas of the padding's colour.
 
-    Returns (H, W, 3) uint8 and [original h, original w, resized h, resized w].
+    Returns (H, W, 3) of the rule's type and [original h, original w, resized h, resized w].
     """
     source = Source.of(image) if isinstance(image, Image.Image) else image
     resized = rule.resized(source.size, size)
     height, width = rule.canvas(resized, size)
-    canvas = Image.new("RGB", (width, height), pad_value)
-    canvas.paste(source.at(resized, antialias=rule.antialias), (0, 0))
-    return np.array(canvas), np.array((*source.size, *resized), np.float32)
+    canvas = np.full((height, width, 3), pad_value, rule.pixels)
+    canvas[: resized[0], : resized[1]] = source.resized(resized, rule)
+    return canvas, np.array((*source.size, *resized), np.float32)
 
 
 def scale_image(
@@ -186,11 +199,16 @@ def scale_image(
                 column = (left + x * across, top, left + (x + 1) * across, bottom)
                 shrunk.paste(_part(image, column, (1, height)), (x, 0))
         return shrunk
+    return Image.fromarray(_interpolated(np.array(image), size))
+
+
+def _interpolated(image: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
     import torch
 
-    given = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (h, w, 3) -> (1, 3, h, w)
-    scaled = torch.nn.functional.interpolate(given, size, mode="bilinear")
-    return Image.fromarray(scaled[0].permute(1, 2, 0).numpy())
+    given = torch.from_numpy(image).permute(2, 0, 1)[None]  # (h, w, 3) -> (1, 3, h, w)
+    (scaled,) = torch.nn.functional.interpolate(given, size, mode="bilinear")
+    found: npt.NDArray[Any] = scaled.permute(1, 2, 0).numpy()
+    return found
 
 
 def _part(image: Image.Image, box: tuple[float, float, float, float], size: tuple[int, int]) -> Image.Image:
@@ -201,5 +219,6 @@ def _part(image: Image.Image, box: tuple[float, float, float, float], size: tupl
     right, bottom = math.ceil(x2) + reach_x, math.ceil(y2) + reach_y
     inner = (max(0, left), max(0, top), min(image.width, right), min(image.height, bottom))
     behind = ((inner[1] - top, bottom - inner[3]), (inner[0] - left, right - inner[2]), (0, 0))
-    grown = Image.fromarray(np.pad(np.asarray(image.crop(inner)), behind, "edge"))
+    cropped = np.asarray(image.crop(inner))  # (h, w, 3), or of floats one band
+    grown = Image.fromarray(np.pad(cropped, behind[: cropped.ndim], "edge"))
     return grown.resize(size, Image.Resampling.BILINEAR, box=(x1 - left, y1 - top, x2 - left, y2 - top))

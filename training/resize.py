@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 Size = tuple[int, int]  # h, w
+PixelType = Literal["uint8", "float32"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Resize:
     multiple: int = 1  # of the canvas's sides
     in_turn: bool = False  # the longer side is cut by a second factor: another last bit
     beyond: bool = False  # the next multiple even where a side is one already
+    pixels: PixelType = "uint8"  # whether what was resized is rounded
     usual: Size = (800, 1333)  # `size` where nobody says one
 
     @property
@@ -71,19 +73,19 @@ class Resize:
 RESIZES: Mapping[str, Resize] = {
     "letterbox": Resize("fit", usual=(512, 512)),
     # GeneralizedRCNNTransform (torchvision/models/detection/transform.py)
-    "torchvision": Resize("short", "floor", antialias=False, multiple=32),
+    "torchvision": Resize("short", "floor", antialias=False, multiple=32, pixels="float32"),
     # ResizeShortestEdge, Pillow's bilinear (detectron2/data/transforms/augmentation_impl.py)
     "detectron2": Resize("short", multiple=32, in_turn=True),
-    # Resize with keep_ratio, OpenCV's bilinear (mmcv/image/geometric.py)
+    # Resize with keep_ratio, OpenCV's bilinear of bytes (mmcv/image/geometric.py)
     "mmdetection": Resize("short", antialias=False, multiple=32),
     # Resizer of yhenon's pytorch-retinanet; skimage's filter is a Gaussian, the nearest here is the triangle
-    "yhenon": Resize("short", "half_even", multiple=32, beyond=True, usual=(608, 1024)),
-    # resize_image of fizyr's keras-retinanet, by OpenCV, and no padding
-    "fizyr": Resize("short", "half_even", antialias=False),
+    "yhenon": Resize("short", "half_even", multiple=32, beyond=True, pixels="float32", usual=(608, 1024)),
+    # resize_image of fizyr's keras-retinanet, by OpenCV of floats, and no padding
+    "fizyr": Resize("short", "half_even", antialias=False, pixels="float32"),
     # NVIDIA's retinanet-examples: Pillow's bilinear, padded to the largest stride
     "odtk": Resize("short", "floor", multiple=128),
     # MLPerf's reference: GeneralizedRCNNTransform of a fixed size
-    "mlperf": Resize("stretch", antialias=False, usual=(800, 800)),
+    "mlperf": Resize("stretch", antialias=False, pixels="float32", usual=(800, 800)),
 }
 
 

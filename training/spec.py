@@ -11,14 +11,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from retinaserve.training.anchors import base_anchors, grid_anchors
 from retinaserve.training.errors import Exit, UserError
-from retinaserve.training.resize import RESIZES, Resize
+from retinaserve.training.resize import RESIZES, PixelType, Resize
 from retinaserve.training.settings import check_settings, setting
 
 __all__ = ["DetectorSpec", "Network"]
@@ -27,7 +27,7 @@ __all__ = ["DetectorSpec", "Network"]
 ADMISSION, PREPROCESS, RETINANET, DETECTOR = "admission", "preprocess", "retinanet", "detector"
 DETECTOR_TILED = "detector_tiled"  # where `build --tile` asked for it
 IMAGE_BYTES = "image_bytes"  # UINT8 [-1], one encoded image
-IMAGE = "image"  # UINT8 [3, H, W] RGB, letterboxed
+IMAGE = "image"  # UINT8 or FP32 [3, H, W] RGB of 0..255, letterboxed
 LETTERBOX = "letterbox"  # FP32 [4]: original h, original w, resized h, resized w
 NUM_DETECTIONS, BOXES, SCORES, CLASSES = "num_detections", "boxes", "scores", "classes"
 
@@ -191,6 +191,7 @@ class DetectorSpec:
     clip_margin: float = 0.0
     tile: tuple[int, int] | None = None  # (h, w) that images were cut into for training, and are for `--tile auto`
     resize: str = "letterbox"  # of resize.RESIZES: what an image becomes on its way to the network
+    pixels: PixelType = "uint8"  # of `image`: float32 where the author does not round what he resized
     # (black, white) of samples of more than 8 bits; None: their depth's
     value_range: tuple[int, int] | None = None
 
@@ -212,6 +213,7 @@ class DetectorSpec:
             (len(counts) == 1 and 0 not in counts, "every level needs equally many anchors"),
             (min(self.size) > 0, f"size {self.size[0]} x {self.size[1]} is empty"),
             (self.resize in RESIZES, f"resize {self.resize!r} is not one of {', '.join(RESIZES)}"),
+            (self.pixels in get_args(PixelType), f"pixels {self.pixels!r} are neither uint8 nor float32"),
             (
                 self.resize not in RESIZES or self.resizing.fixed or self.size[0] <= self.size[1],
                 f"size {self.size[0]} {self.size[1]}: {self.resize} expects the shorter and the longest side",
@@ -285,8 +287,8 @@ class DetectorSpec:
 
     @property
     def resizing(self) -> Resize:
-        """The rule of `resize`."""
-        return RESIZES[self.resize]
+        """The rule of `resize`, for these pixels."""
+        return replace(RESIZES[self.resize], pixels=self.pixels)
 
     @property
     def anchors_per_cell(self) -> int:
@@ -299,9 +301,9 @@ class DetectorSpec:
         return math.log(self.score_threshold / (1 - self.score_threshold))
 
     @property
-    def pad_value(self) -> tuple[int, int, int]:
-        """The mean colour as RGB bytes: what the letterbox is padded with."""
-        red, green, blue = (round(255 * value) for value in self.mean)
+    def pad_value(self) -> tuple[float, float, float]:
+        """The mean colour, in bytes where pixels are: what the letterbox is padded with."""
+        red, green, blue = (255 * value if self.pixels == "float32" else round(255 * value) for value in self.mean)
         return red, green, blue
 
     @property
@@ -324,10 +326,21 @@ class DetectorSpec:
         }
 
     @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The settings of build_tools/preprocess's `Preprocessor`, by the names of its arguments."""
+        return {
+            "size": self.size,
+            "fill": self.pad_value,
+            "resize": self.resize,
+            "pixels": self.pixels,
+            "value_range": self.value_range,
+        }
+
+    @property
     def inputs(self) -> dict[str, Tensor]:
         """The tensors that the deployed graph takes; -1 where a side is the image's own."""
         canvas = self.size if self.resizing.fixed else (-1, -1)
-        return {IMAGE: Tensor("uint8", (3, *canvas)), LETTERBOX: Tensor("float32", (4,))}
+        return {IMAGE: Tensor(self.pixels, (3, *canvas)), LETTERBOX: Tensor("float32", (4,))}
 
     @property
     def outputs(self) -> dict[str, Tensor]:
@@ -360,7 +373,7 @@ class DetectorSpec:
         values = asdict(self)
         # earlier versions don't know them
         for record, names in (
-            (self, ("tile", "resize", "value_range")),
+            (self, ("tile", "resize", "pixels", "value_range")),
             (self.network, ("towers", "int8_outputs")),
         ):
             stated = values if record is self else values["network"]

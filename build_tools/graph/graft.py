@@ -3,8 +3,8 @@
     save(graft(Path("heads.onnx")), Path("detector.onnx"))    # standard operators: any runtime
     save(graft(Path("heads.onnx"), flavour="tensorrt"), Path("detector.onnx"))    # the two plugins of plugins/
 
-The input becomes UINT8 `image` with a second input `letterbox`; the outputs become spec.OUTPUTS. The spec is read
-from the model's metadata and stays there.
+The input becomes `image`, of the spec's pixels, with a second input `letterbox`; the outputs become spec.OUTPUTS.
+The spec is read from the model's metadata and stays there.
 """
 
 import json
@@ -195,11 +195,12 @@ def _fill_channels(head: gs.Variable, filled: dict[str, gs.Constant], bias: floa
 
 
 def _add_front(nodes: NodeBuilder, spec: DetectorSpec, network_input: gs.Variable) -> gs.Variable:
-    """Feed the network's input from UINT8 pixels: (x/255 - mean) / std as one Mul and one Add per channel."""
+    """Feed the network's input from pixels: (x/255 - mean) / std as one Mul and one Add per channel."""
     sides = spec.size if spec.resizing.fixed else ("rows", "columns")
-    image = gs.Variable(IMAGE, np.uint8, [BATCH, 3, *sides])
+    image = gs.Variable(IMAGE, np.dtype(spec.pixels), [BATCH, 3, *sides])
+    floats = image if spec.pixels == "float32" else nodes("Cast", image, to=onnx.TensorProto.FLOAT)
     mean, std = (np.array(values, np.float64).reshape(1, 3, 1, 1) for values in (spec.mean, spec.std))
-    scaled = nodes("Mul", nodes("Cast", image, to=onnx.TensorProto.FLOAT), 1 / (255 * std))
+    scaled = nodes("Mul", floats, 1 / (255 * std))
     normalised = nodes("Add", scaled, -mean / std)
     for consumer in list(network_input.outputs):
         consumer.inputs = [normalised if tensor is network_input else tensor for tensor in consumer.inputs]

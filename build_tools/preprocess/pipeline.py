@@ -3,7 +3,7 @@
     preprocess_pipeline(size=(512, 512), fill=(124, 116, 104), batch_size=16, num_threads=2, device_id=None)
     pixels_pipeline(...)    # the same arguments: of JPEGs that were decoded at the scale they are seen at
 
-Input `image_bytes`, or `pixels`, `original` and `area`; outputs `image` uint8 (3, H, W) RGB and `letterbox`
+Input `image_bytes`, or `pixels`, `original` and `area`; outputs `image` (3, H, W) RGB and `letterbox`
 float32 (4,): original h and w, resized h and w. H and W are `size`, or by some rules the image's own (resize.py).
 Triton's dali backend maps outputs by position, so their order is part of the contract (OUTPUTS).
 "Original" is after the EXIF orientation, which the decoder applies. Normalisation is not here: it is the
@@ -16,12 +16,12 @@ import nvidia.dali.math as dmath
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali._utils import dali_trace
 
-from .resize import RESIZES, Resize
+from .resize import RESIZES, PixelType, Resize
 
 INPUT = "image_bytes"
 OUTPUTS = ("image", "letterbox")
-# Declared, because Triton's dali backend checks a config against nothing else.
-OUTPUT_TYPES, OUTPUT_RANKS = [types.UINT8, types.FLOAT], [3, 1]
+OUTPUT_RANKS = [3, 1]
+TYPES = {"uint8": types.UINT8, "float32": types.FLOAT}  # of the image, whose pixels are 0..255 in both
 
 
 def resized_sides(height: Any, width: Any, size: tuple[int, int], rule: Resize) -> tuple[Any, Any]:
@@ -60,27 +60,45 @@ def canvas_side(side: Any, rule: Resize) -> Any:
 
 
 def preprocess_graph(
-    *, size: tuple[int, int], fill: tuple[int, int, int], resize: str = "letterbox", decoder: str = "cpu"
+    *,
+    size: tuple[int, int],
+    fill: tuple[float, float, float],
+    resize: str = "letterbox",
+    pixels: PixelType = "uint8",
+    decoder: str = "cpu",
 ) -> Any:
     """Return the outputs; `decoder` is "cpu" or "mixed" (decode, resize and pad on the GPU)."""
     encoded = fn.external_source(device="cpu", name=INPUT, dtype=types.UINT8, ndim=1)
     # Read from the header, so that the sizes are on the CPU whatever the decoder's device is.
     original = fn.cast(fn.peek_image_shape(encoded), dtype=types.FLOAT)
     image = fn.decoders.image(encoded, device=decoder, output_type=types.RGB)
-    return _resized(image, original, size, fill, RESIZES[resize])
+    return _resized(image, original, size, fill, RESIZES[resize], TYPES[pixels])
 
 
-def pixels_graph(*, size: tuple[int, int], fill: tuple[int, int, int], resize: str = "letterbox") -> Any:
+def pixels_graph(
+    *,
+    size: tuple[int, int],
+    fill: tuple[float, float, float],
+    resize: str = "letterbox",
+    pixels: PixelType = "uint8",
+) -> Any:
     """Return the outputs of `pixels` (h, w, 3); `original` is the size of a Jpeg, `area` that of a Scaled."""
     # The arrays are kept by who runs the pipeline until it has run.
-    pixels = fn.external_source(name="pixels", dtype=types.UINT8, ndim=3, layout="HWC", no_copy=True)
+    given = fn.external_source(name="pixels", dtype=types.UINT8, ndim=3, layout="HWC", no_copy=True)
     original = fn.external_source(name="original", dtype=types.FLOAT, ndim=1)
     area = fn.external_source(name="area", dtype=types.FLOAT, ndim=1)  # y1, x1, y2, x2
-    return _resized(pixels, original, size, fill, RESIZES[resize], roi_start=area[0:2], roi_end=area[2:4])
+    rule, kind = RESIZES[resize], TYPES[pixels]
+    return _resized(given, original, size, fill, rule, kind, roi_start=area[0:2], roi_end=area[2:4])
 
 
 def _resized(
-    image: Any, original: Any, size: tuple[int, int], fill: tuple[int, int, int], rule: Resize, **part: Any
+    image: Any,
+    original: Any,
+    size: tuple[int, int],
+    fill: tuple[float, float, float],
+    rule: Resize,
+    kind: Any,
+    **part: Any,
 ) -> tuple[Any, Any]:
     original_h, original_w = original[0], original[1]
     resized_h, resized_w = resized_sides(original_h, original_w, size, rule)
@@ -91,6 +109,7 @@ def _resized(
         resize_y=resized_h,
         interp_type=types.INTERP_LINEAR,
         antialias=rule.antialias,
+        dtype=kind,
         **part,
     )
     # One pass: place at the top left, pad with the mean colour, HWC -> CHW.
@@ -104,23 +123,28 @@ def _resized(
         fill_values=list(fill),
         mean=[0.0] * 3,
         std=[1.0] * 3,
-        dtype=types.UINT8,
+        dtype=kind,
         output_layout="CHW",
     )
     return image, fn.stack(original_h, original_w, resized_h, resized_w)
 
 
-_pipeline = pipeline_def(output_dtype=OUTPUT_TYPES, output_ndim=OUTPUT_RANKS)
-preprocess_pipeline, pixels_pipeline = _pipeline(preprocess_graph), _pipeline(pixels_graph)
+def declared(pixels: PixelType = "uint8") -> dict[str, Any]:
+    """Return the outputs' types and ranks, because Triton's dali backend checks a config against nothing else."""
+    return {"output_dtype": [TYPES[pixels], types.FLOAT], "output_ndim": OUTPUT_RANKS}
+
+
+preprocess_pipeline, pixels_pipeline = pipeline_def(preprocess_graph), pipeline_def(pixels_graph)
 
 
 def serialise(
     *,
     size: tuple[int, int],
-    fill: tuple[int, int, int],
+    fill: tuple[float, float, float],
     max_batch: int,
     threads: int,
     resize: str = "letterbox",
+    pixels: PixelType = "uint8",
     decoder: str = "mixed",
 ) -> bytes:
     """Return the pipeline as Triton's dali backend loads it: the same bytes for the same arguments, without a GPU.
@@ -135,11 +159,13 @@ def serialise(
             size=size,
             fill=fill,
             resize=resize,
+            pixels=pixels,
             decoder=decoder,
             batch_size=max_batch,
             num_threads=threads,
             device_id=None,  # the backend sets the instance's
             seed=0,
+            **declared(pixels),
         )
         return bytes(pipeline.serialize())
     finally:

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .pipeline import INPUT, pixels_pipeline, preprocess_pipeline
+from .pipeline import INPUT, declared, pixels_pipeline, preprocess_pipeline
 from .pixels import BadImage, Bmp, Buffer, Decoding, Jpeg, Scaled, undecodable
-from .resize import RESIZES
+from .resize import RESIZES, PixelType
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -27,9 +27,9 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """An image as the network takes it: `image` uint8 (3, H, W) RGB, `letterbox` float32 (4,)."""
+    """An image as the network takes it: `image` (3, H, W) RGB, 0..255, `letterbox` float32 (4,)."""
 
-    image: npt.NDArray[np.uint8]
+    image: npt.NDArray[np.uint8] | npt.NDArray[np.float32]
     letterbox: npt.NDArray[np.float32]
 
 
@@ -39,20 +39,21 @@ class Preprocessor:
     def __init__(
         self,
         size: tuple[int, int],
-        fill: tuple[int, int, int],
+        fill: tuple[float, float, float],
         *,
         resize: str = "letterbox",
+        pixels: PixelType = "uint8",
         threads: int = 0,
         max_batch: int = 16,
         decoding: Decoding | None = None,
         value_range: tuple[int, int] | None = None,
     ) -> None:
-        """`resize` names a rule of RESIZES; `threads` 0 takes as many as this process may use cores.
+        """`resize` names a rule of RESIZES, `pixels` the type of the image.
 
-        A `value_range` takes the place of `decoding`'s.
+        `threads` 0 takes as many as this process may use cores; a `value_range` takes the place of `decoding`'s.
         """
         self.max_batch = max_batch
-        self._size, self._rule = size, RESIZES[resize]
+        self._size, self._rule, self._type = size, RESIZES[resize], pixels
         self._decoding = decoding or Decoding()
         if value_range:
             self._decoding = replace(self._decoding, value_range=value_range)
@@ -63,6 +64,8 @@ class Preprocessor:
                 size=size,
                 fill=fill,
                 resize=resize,
+                pixels=pixels,
+                **declared(pixels),
                 batch_size=max_batch,
                 num_threads=threads,
                 device_id=None,
@@ -115,9 +118,8 @@ class Preprocessor:
         whole = found.area == (0.0, 0.0, *size)
         if not (whole and size == self._size and self._rule.fixed and self._rule.resized(size, size) == size):
             return None
-        return Prepared(
-            np.ascontiguousarray(found.pixels.transpose(2, 0, 1)), np.array((*size, *size), np.float32)
-        )
+        image = np.ascontiguousarray(found.pixels.transpose(2, 0, 1), self._type)
+        return Prepared(image, np.array((*size, *size), np.float32))
 
     def _scaled(self, jpeg: Jpeg | Bmp) -> Scaled | BadImage:
         # Without antialiasing the pixels themselves are picked: of a smaller decoding they would be averages.

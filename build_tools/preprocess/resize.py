@@ -1,5 +1,5 @@
 """Stands for `retinaserve.training.resize`, which `build` copies to this place in a Triton model directory."""
 
-from retinaserve.training.resize import RESIZES, Resize
+from retinaserve.training.resize import RESIZES, PixelType, Resize
 
-__all__ = ["RESIZES", "Resize"]
+__all__ = ["RESIZES", "PixelType", "Resize"]

@@ -35,7 +35,7 @@ from retinaserve.build_tools.quantize.ranges import (
 from retinaserve.training.check.findings import refuse_errors
 from retinaserve.training.coco import read_labels
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import SUFFIXES
+from retinaserve.training.letterbox import SUFFIXES, Canvas
 from retinaserve.training.spec import METADATA_CALIBRATION, METADATA_PRECISION, DetectorSpec
 
 Inputs = Iterator[npt.NDArray[np.float32]]
@@ -61,12 +61,12 @@ class Int8Options:
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """What was drawn of a set: `images` uint8 (3, H, W) RGB each, resized as they are served."""
+    """What was drawn of a set: `images` (3, H, W) RGB each, resized as they are served."""
 
     source: Path
     seed: int
     available: int  # files of the set
-    images: Sequence[npt.NDArray[np.uint8]]
+    images: Sequence[Canvas]
     files: Mapping[str, str]  # the SHA-256 of each file by its name in the set, in the images' order
     unreadable: Mapping[str, str]  # the reason by the name
 
@@ -118,15 +118,8 @@ def draw(spec: DetectorSpec, options: Int8Options) -> Drawn:
     files = image_files(options.images)
     names = sorted(files)
     random.Random(options.seed).shuffle(names)  # before the cut: the first files of a folder are often of one kind
-    preprocessor = Preprocessor(
-        spec.size,
-        spec.pad_value,
-        resize=spec.resize,
-        max_batch=DECODED_AT_ONCE,
-        decoding=options.decoding,
-        value_range=spec.value_range,
-    )
-    images: list[npt.NDArray[np.uint8]] = []
+    preprocessor = Preprocessor(**spec.preprocessing, max_batch=DECODED_AT_ONCE, decoding=options.decoding)
+    images: list[Canvas] = []
     drawn: dict[str, str] = {}
     unreadable: dict[str, str] = {}
     rest = iter(names)
@@ -233,7 +226,7 @@ def to_int8(
 
 def _prepare(
     preprocessor: Preprocessor, files: Mapping[str, Path], names: Iterable[str], unreadable: dict[str, str]
-) -> Iterator[tuple[str, str, npt.NDArray[np.uint8]]]:
+) -> Iterator[tuple[str, str, Canvas]]:
     """Yield name, hash and image of the readable ones, and add the others to `unreadable`."""
     encoded: dict[str, bytes] = {}
     for name in names:

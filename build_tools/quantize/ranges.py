@@ -19,6 +19,7 @@ import onnx
 
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import whole
+from retinaserve.training.letterbox import Canvas
 from retinaserve.training.spec import NETWORK_INPUT, DetectorSpec
 
 Calibrator = Literal["minmax", "percentile", "entropy"]
@@ -114,8 +115,8 @@ THRESHOLDS: Mapping[Calibrator, Callable[[Histogram], float]] = {
 }
 
 
-def normalise(spec: DetectorSpec, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Return uint8 images (..., 3, H, W) as the network takes them, as the graft's first layer makes them."""
+def normalise(spec: DetectorSpec, images: Canvas) -> npt.NDArray[np.float32]:
+    """Return images (..., 3, H, W) as the network takes them, as the graft's first layer makes them."""
     mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (spec.mean, spec.std))
     normalised: npt.NDArray[np.float32] = (images / np.float32(255) - mean) / std
     return normalised

@@ -106,9 +106,7 @@ class _Warmup:
         buffer = io.BytesIO()
         Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8)).save(buffer, "JPEG", quality=90)
         jpeg = buffer.getvalue()
-        (prepared,) = Preprocessor(spec.size, spec.pad_value, resize=spec.resize, threads=1, max_batch=1).run(
-            [jpeg]
-        )
+        (prepared,) = Preprocessor(**spec.preprocessing, threads=1, max_batch=1).run([jpeg])
         assert isinstance(prepared, Prepared)
         return cls(
             {
@@ -274,6 +272,7 @@ def _write_pipeline(folder: Path, spec: DetectorSpec, configs: dict[str, Any]) -
         "size": spec.size,
         "fill": spec.pad_value,
         "resize": spec.resize,
+        **({"pixels": spec.pixels} if spec.pixels != DetectorSpec.pixels else {}),
         "max_batch": config.max_batch_size,
         "threads": int(config.parameters["num_threads"].string_value),
         "decoder": "mixed",

@@ -48,7 +48,7 @@ CONTAINERS = {(24, 10): (2, 51), (25, 6): (2, 59), (25, 7): (2, 59), (25, 8): (2
 POOLED = {model_config_pb2.TYPE_UINT8: 1, model_config_pb2.TYPE_FP32: 4}  # bytes of what `preprocess` answers
 POOL_STEP, LEAST_POOL = 512, 64 << 20  # the unit of Triton's allocator, and its pool where nobody asks for another
 MAX_INFLIGHT_SINCE = (2, 63)  # container 25.11; an older server refuses a config with a field it does not know
-TYPES = {"int32": "TYPE_INT32", "float32": "TYPE_FP32"}  # of the outputs in training/spec.py
+TYPES = {"int32": "TYPE_INT32", "float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}  # of training/spec.py
 UINT32 = descriptor_pb2.FieldDescriptorProto.TYPE_UINT32
 OPTIONAL = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL
 # Message, field, number, type: from model_config.proto of triton-inference-server/common.
@@ -178,6 +178,7 @@ def specialise(
         for tensor in (*config.input, *config.output):
             if tensor.name in tensors:
                 tensor.dims[:] = tensors[tensor.name].shape
+                tensor.data_type = _data_type(tensors[tensor.name])
         if profile == "cpu" and name == contract.RETINANET and not spec.resizing.fixed:
             # The python backend gets requests one by one; TensorRT's takes batches of one canvas.
             next(each for each in config.input if each.name == contract.IMAGE).allow_ragged_batch = True
@@ -194,6 +195,10 @@ def specialise(
     if options.max_inflight:
         _set_max_inflight(configs[contract.DETECTOR], options.max_inflight, profile, options)
     return configs
+
+
+def _data_type(tensor: Tensor) -> Any:
+    return model_config_pb2.DataType.Value(TYPES[tensor.dtype])
 
 
 def _write_outputs(config: Any, spec: DetectorSpec) -> None:
@@ -214,6 +219,7 @@ def _write_warmup(config: Any, tensors: Mapping[str, Tensor], canvas: tuple[int,
     for sample in tuple(config.model_warmup):
         for key, value in sample.inputs.items():
             value.dims[:] = (3, *canvas) if key == contract.IMAGE else tensors[key].shape
+            value.data_type = _data_type(tensors[key])
         if open_canvas and contract.IMAGE in sample.inputs:
             upright = config.model_warmup.add()
             upright.CopyFrom(sample)

@@ -52,7 +52,7 @@ class Runtime(Protocol):
     note: str  # what somebody who reads the numbers has to know
 
     def run(self, batch: Arrays) -> Arrays:
-        """Return the outputs of IMAGE (B, 3, H, W) uint8 and LETTERBOX (B, 4) float32."""
+        """Return the outputs of IMAGE (B, 3, H, W) and LETTERBOX (B, 4) float32."""
 
 
 def open_detector(
@@ -117,15 +117,11 @@ class OfflineDetector:
     def _preprocessor(self) -> "Preprocessor":
         from retinaserve.build_tools.preprocess import Preprocessor
 
-        spec = self.spec
         return Preprocessor(
-            spec.size,
-            spec.pad_value,
-            resize=spec.resize,
+            **self.spec.preprocessing,
             threads=self._threads,
             max_batch=self.batch,
             decoding=self._decoding,
-            value_range=spec.value_range,
         )
 
     @property

@@ -2,14 +2,14 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from retinaserve.scripts.cli.options import PATH
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
-from retinaserve.training.resize import RESIZES
+from retinaserve.training.resize import RESIZES, PixelType
 
 SOURCES = ("torchvision", "torchvision-backbone", "detectron2", "mmdetection", "yhenon", "fizyr", "odtk")
 
@@ -53,6 +53,9 @@ class Levels(Numbers):
 @click.option(
     "--resize-rule", type=click.Choice(list(RESIZES)), help="How images become inputs.  [default: WEIGHTS']"
 )
+@click.option(
+    "--pixels", type=click.Choice(get_args(PixelType)), help="Resized images, rounded or not.  [default: WEIGHTS']"
+)
 @click.option("--annotations", type=PATH, help="COCO file that names the classes, where the weights do not.")
 @click.option(
     "--anchors",
@@ -71,6 +74,7 @@ class Levels(Numbers):
 @click.option("--score", "score_threshold", type=float, help="Detections below it are dropped.")
 @click.option("--nms", "nms_iou", type=float, help="Overlap that suppresses.")
 @click.option("--max", "max_detections", type=click.IntRange(min=1), help="Detections an image.")
+@click.option("--candidates", "topk_candidates", type=click.IntRange(min=1), help="Boxes a level before NMS.")
 @click.option("--mean", type=float, nargs=3, metavar="R G B", help="Of pixels in 0..1.")
 @click.option("--std", type=float, nargs=3, metavar="R G B", help="Of pixels in 0..1.")
 def import_weights(

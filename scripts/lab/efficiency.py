@@ -84,7 +84,7 @@ class PlainLoop:
     def __init__(self, graph: Path, images: Sequence[bytes], *, precision: str, threads: int) -> None:
         spec = OnnxGraph.read(graph).spec
         self._images = images
-        self._preprocessor = Preprocessor(spec.size, spec.pad_value, resize=spec.resize, threads=threads)
+        self._preprocessor = Preprocessor(**spec.preprocessing, threads=threads)
         network = compile_for_cpu(str(graph), precision=precision, threads=threads)
         self._infer = network.create_infer_request()
 

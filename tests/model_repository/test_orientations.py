@@ -24,6 +24,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         CLASSES,
         size=(160, 267),
         resize_rule="torchvision",
+        pixels="float32",  # as its author's weights have it
         backbone="resnet18",
         width=8,
         fpn_channels=16,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import letterbox, scale_image
-from retinaserve.training.resize import RESIZES
+from retinaserve.training.resize import RESIZES, PixelType
 from retinaserve.training.spec import DetectorSpec
 
 Size = tuple[int, int]
@@ -104,6 +105,14 @@ def test_each_image_has_its_own_canvas() -> None:
             pixels[: int(how[2]), : int(how[3])] == 9
         ).any()
     assert DetectorSpec.from_json(spec.to_json()) == spec
+
+
+def test_a_spec_without_pixels_has_bytes() -> None:
+    old, new = (DetectorSpec.create(["a"], resize_rule="torchvision", pixels=each) for each in get_args(PixelType))
+    assert '"pixels"' not in old.to_json() and DetectorSpec.from_json(old.to_json()).pixels == "uint8"
+    assert DetectorSpec.from_json(new.to_json()) == new and new.inputs["image"].dtype == "float32"
+    with pytest.raises(UserError, match="neither uint8 nor float32"):
+        DetectorSpec.from_json(new.to_json().replace("float32", "float16"))
 
 
 def test_a_size_that_is_no_pair_of_limits_is_refused() -> None:

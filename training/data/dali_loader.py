@@ -96,12 +96,13 @@ def dali_batches(
     """Give a stream's batches for ever. Raises UserError for an image that can't be decoded, or without DALI."""
     try:
         from nvidia.dali import fn, pipeline_def, types
+        from nvidia.dali import math as dmath
     except ImportError:
         raise UserError(
             "the DALI loader needs nvidia-dali-cuda120", "pip install nvidia-dali-cuda120, or --loader torch"
         ) from None
     gpu = torch.cuda.is_available()
-    antialias = spec.resizing.antialias
+    antialias, kind = spec.resizing.antialias, types.FLOAT if spec.pixels == "float32" else types.UINT8
     colours = settings.augment in ("photometric", "basic")
     workers = settings.workers or len(os.sched_getaffinity(0))
     feed = Feed(dataset, spec, settings, iter(stream), colours, None if gpu else ThreadPoolExecutor(workers))
@@ -121,10 +122,13 @@ def dali_batches(
             )
         else:
             part = {"roi_start": start, "roi_end": end}
-        image = fn.resize(given, size=size, interp_type=types.INTERP_LINEAR, antialias=antialias, **part)
+        image = fn.resize(
+            given, size=size, interp_type=types.INTERP_LINEAR, antialias=antialias, dtype=kind, **part
+        )
         image = fn.flip(image, horizontal=flip)
         if colours:
-            image = fn.coord_transform(image, M=colour[0], T=colour[1], dtype=types.UINT8)
+            image = fn.coord_transform(image, M=colour[0], T=colour[1], dtype=kind)
+            image = dmath.clamp(image, 0, 255) if kind == types.FLOAT else image
         return fn.slice(
             image,
             start=corner,
@@ -158,10 +162,10 @@ def dali_batches(
 
 def _on_gpu(drawn: Any) -> torch.Tensor:
     """Copy DALI's batch, whose memory it will use again, into a tensor on torch's stream."""
-    from nvidia.dali.plugin.pytorch import feed_ndarray
+    from nvidia.dali.plugin.pytorch import feed_ndarray, to_torch_type
 
     whole = drawn.as_tensor()
-    images = torch.empty(tuple(whole.shape()), dtype=torch.uint8, device="cuda")
+    images = torch.empty(tuple(whole.shape()), dtype=to_torch_type[whole.dtype], device="cuda")
     feed_ndarray(whole, images, cuda_stream=torch.cuda.current_stream())
     return images
 

@@ -2,7 +2,7 @@
 
     for batch in training_batches(dataset, spec, settings, first=iteration): ...
 
-Images travel as bytes: the network's own mean and deviation are applied on its device.
+Images travel as the spec's `pixels`, mostly bytes: the network's own mean and deviation are applied on its device.
 """
 
 import signal
@@ -18,14 +18,14 @@ from retinaserve.training.data.augment import WHOLE, Placement, View, place, pla
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.data.stream import Batch, Stream, StreamSettings
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import Pixels, Source
+from retinaserve.training.letterbox import Canvas, Source
 from retinaserve.training.model.losses import Target
 from retinaserve.training.spec import DetectorSpec
 
 CACHE_BYTES = 512 * 2**20  # a set that fits, shrunk to the input size, is decoded once (by each worker)
 
 
-Sample = tuple[Pixels, Target, int]
+Sample = tuple[Canvas, Target, int]
 
 
 class Views(Dataset["Sample | UserError"]):
@@ -37,7 +37,7 @@ class Views(Dataset["Sample | UserError"]):
         self._cache: dict[int, Source] | None = None
         # What looks closer than the letterbox does needs the image itself; "basic" trades that for time.
         shrinks = settings.shorter is None and settings.augment in ("none", "flip", "basic")
-        if shrinks and len(dataset) * height * width * 3 <= CACHE_BYTES:
+        if shrinks and spec.pixels == "uint8" and len(dataset) * height * width * 3 <= CACHE_BYTES:
             self._cache = {}
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | UserError:
@@ -68,9 +68,11 @@ class Views(Dataset["Sample | UserError"]):
         return self._cache[index]
 
 
-def paint(source: Source, placement: Placement, view: View, spec: DetectorSpec) -> Pixels:
+def paint(source: Source, placement: Placement, view: View, spec: DetectorSpec) -> Canvas:
     """Return the (H, W, 3) canvas of a placement, with the view's colours."""
     window = placement.window if view.window != WHOLE else None
+    if spec.pixels == "float32":
+        return _paint_floats(source.resized(placement.size, spec.resizing, window), placement, view, spec)
     image = source.at(placement.size, window, antialias=spec.resizing.antialias)
     if placement.flip:
         image = ImageOps.mirror(image)
@@ -84,6 +86,20 @@ def paint(source: Source, placement: Placement, view: View, spec: DetectorSpec) 
     canvas = Image.new("RGB", (canvas_w, canvas_h), spec.pad_value)
     canvas.paste(image, (left, top))
     return np.array(canvas)
+
+
+def _paint_floats(pixels: Canvas, placement: Placement, view: View, spec: DetectorSpec) -> Canvas:
+    if placement.flip:
+        pixels = pixels[:, ::-1]
+    if view.recolours or view.gain != 1 or view.offset:
+        matrix, offset = view.colours()
+        pixels = np.clip(pixels @ matrix.T + offset, 0, 255)
+    canvas = np.full((*placement.canvas, 3), spec.pad_value, np.float32)
+    top, left = placement.corner
+    seen = pixels[max(0, -top) :, max(0, -left) :]
+    room = canvas[max(0, top) :, max(0, left) :][: seen.shape[0], : seen.shape[1]]
+    room[:] = seen[: room.shape[0], : room.shape[1]]
+    return canvas
 
 
 def training_batches(
@@ -116,7 +132,7 @@ def training_batches(
 class Collate:
     """Stacks samples into a batch as large as its largest image, or passes on the first error among them."""
 
-    fill: tuple[int, int, int]
+    fill: tuple[float, float, float]
 
     def __call__(self, samples: Sequence[Sample | UserError]) -> Batch | UserError:
         """Return the batch."""
@@ -126,7 +142,7 @@ class Collate:
                 return sample
             good.append(sample)
         height, width = (max(pixels.shape[axis] for pixels, _, _ in good) for axis in (0, 1))
-        canvas = np.empty((len(good), height, width, 3), np.uint8)
+        canvas = np.empty((len(good), height, width, 3), good[0][0].dtype)
         for row, (pixels, _, _) in zip(canvas, good, strict=True):
             if pixels.shape != row.shape:
                 row[:] = self.fill

@@ -26,7 +26,7 @@ Loader = Literal["torch", "dali"]
 class Batch(NamedTuple):
     """Images and what is in them."""
 
-    images: Tensor  # (B, 3, H, W) uint8, channels last in memory
+    images: Tensor  # (B, 3, H, W) of the spec's `pixels`, channels last in memory
     targets: list[Target]
     image_ids: list[int]
 

@@ -126,9 +126,10 @@ def _with_rule(result: Imported, family: str, choices: Choices) -> Imported:
     """Return a detector with the resize rule of its family, or with the one that was chosen, and a note of it."""
     own = family if result.spec.resize == Design.resize_rule else result.spec.resize
     rule = choices.resize_rule or own
-    spec = replace(result.spec, resize=rule, size=choices.size or RESIZES[rule].usual)
-    source = "as you said" if choices.resize_rule else "assumed, the family's own; --resize-rule, --size"
-    return replace(result, spec=spec, notes=(*result.notes, f"images: {spec.size_text} ({source})"))
+    pixels = choices.pixels or RESIZES[rule].pixels
+    spec = replace(result.spec, resize=rule, pixels=pixels, size=choices.size or RESIZES[rule].usual)
+    source = "as you said" if choices.resize_rule else "assumed, the family's own; --resize-rule, --size, --pixels"
+    return replace(result, spec=spec, notes=(*result.notes, f"images: {spec.size_text}, {pixels} ({source})"))
 
 
 def _backbone(chosen: Candidate, notes: list[str]) -> Backbone:

@@ -18,6 +18,7 @@ from retinaserve.training.coco import COCO_NAMES
 from retinaserve.training.errors import UserError
 from retinaserve.training.importers.tables import Sizes, described, plain_anchors
 from retinaserve.training.model import build_model
+from retinaserve.training.resize import PixelType
 from retinaserve.training.spec import BACKBONES, DetectorSpec, Network, ResNetLayout, anchor_rows
 
 Weights = dict[str, Tensor]
@@ -34,6 +35,7 @@ class Choices:
 
     size: Any = None  # (h, w) as the resize rule takes them
     resize_rule: str | None = None  # the family's own if None
+    pixels: PixelType | None = None  # the rule's own if None
     categories: Categories | None = None
     first_class: int | None = None
     norm_eps: float | None = None
@@ -44,6 +46,7 @@ class Choices:
     score_threshold: float | None = None
     nms_iou: float | None = None
     max_detections: int | None = None
+    topk_candidates: int | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 
@@ -76,7 +79,7 @@ def assemble(
 
     said: settings of the spec that the file itself says.
     """
-    names = ("score_threshold", "nms_iou", "max_detections", "mean", "std")
+    names = ("score_threshold", "nms_iou", "max_detections", "topk_candidates", "mean", "std")
     chosen = {name: getattr(choices, name) for name in names if getattr(choices, name) is not None}
     spec = replace(spec, **chosen)
     sources = {name: "--" for name in chosen} | {name: "file" for name in said if name not in chosen}
@@ -116,8 +119,9 @@ def _described(spec: DetectorSpec, sources: Mapping[str, str]) -> list[str]:
     scales = ", ".join(f"{255 * value:.4g}" for value in spec.std)
     return [
         f"thresholds: score {spec.score_threshold:g}, NMS {spec.nms_iou:g}, {spec.topk_candidates} a level, "
-        f"{spec.max_detections} an image ({source('score_threshold', 'nms_iou', 'max_detections')}; "
-        "--score, --nms, --max)",
+        f"{spec.max_detections} an image "
+        f"({source('score_threshold', 'nms_iou', 'max_detections', 'topk_candidates')}; "
+        "--score, --nms, --max, --candidates)",
         f"pixels: RGB, mean {pixels}, std {scales} of 255 ({source('mean', 'std')}; --mean, --std)",
     ]
 

@@ -205,12 +205,14 @@ def test_opsets_at_both_ends(opset):
     assert_equal_detections(found, reference_detections(spec, heads))
 
 
+@pytest.mark.parametrize("pixels", ["uint8", "float32"])
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_pixels_are_normalised_by_the_spec(runtime):
+def test_pixels_are_normalised_by_the_spec(runtime, pixels):
     # One anchor, three classes and stride 1: the logits can be the normalised picture itself.
     spec = DetectorSpec(
         classes=("r", "g", "b"), category_ids=(1, 2, 3), size=(16, 16), strides=(1,),
         anchors=(((0.0, 0.0, 1.0, 1.0),),), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+        pixels=pixels,
     )  # fmt: skip
     ((logits, deltas),) = spec.head_names
     nodes = [
@@ -221,7 +223,9 @@ def test_pixels_are_normalised_by_the_spec(runtime):
     raw = onnx_model(spec, nodes, {"channels": np.array([0, 1, 2, 0])}, shapes)
     model = graft(raw, keep_heads=True)
     assert [output.name for output in model.graph.output] == [*OUTPUTS, logits, deltas]
-    image = np.arange(768, dtype=np.uint16).astype(np.uint8).reshape(1, 3, 16, 16)
+    image = np.arange(768, dtype=np.uint16).astype(np.uint8).astype(pixels).reshape(1, 3, 16, 16)
+    if pixels == "float32":
+        image += np.float32(0.25)
     found = runner(model, runtime)(image, np.full((1, 4), 16, np.float32))[4]
     mean, std = np.reshape(spec.mean, (1, 3, 1, 1)), np.reshape(spec.std, (1, 3, 1, 1))
     np.testing.assert_allclose(found, (image / 255 - mean) / std, rtol=0, atol=1e-6)

@@ -167,7 +167,9 @@ def test_the_dali_backend_finds_its_source_and_each_output_at_its_place() -> Non
     found = tensors(config.output)
     assert tuple(found) == pipeline.OUTPUTS
     types = {dali.UINT8: "uint8", dali.FLOAT: "float32"}
-    assert [tensor.dtype for tensor in found.values()] == [types[kind] for kind in pipeline.OUTPUT_TYPES]
+    assert [tensor.dtype for tensor in found.values()] == [
+        types[kind] for kind in pipeline.declared()["output_dtype"]
+    ]
     assert [len(tensor.shape) for tensor in found.values()] == pipeline.OUTPUT_RANKS
 
 
@@ -192,6 +194,18 @@ def test_a_canvas_of_each_images_own_size_is_open_from_model_to_model() -> None:
     assert list(network.instance_group[0].profile) == ["0", "1"]
     graphs = [(each.batch_size, tuple(each.input["image"].dim)) for each in network.optimization.cuda.graph_spec]
     assert graphs == [(size, (3, *canvas)) for size in (1, 2) for canvas in canvases]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_pixels_have_one_type_from_model_to_model(profile: Profile) -> None:
+    spec = replace(toy_spec(), pixels="float32")
+    manifest = replace(toy_manifest(), spec=spec)
+    configs = specialise(spec, profile, BuildOptions(), image_bytes=9, manifest=manifest)
+    made, taken = configs["preprocess"].output[0], configs["retinanet"].input[0]
+    (warmed,) = (sample.inputs["image"] for sample in configs["retinanet"].model_warmup)
+    assert {each.data_type for each in (made, taken, warmed)} == {model_config_pb2.TYPE_FP32}
+    fill = json.loads(configs["preprocess"].parameters["fill"].string_value)
+    assert fill == pytest.approx([255 * value for value in spec.mean], abs=1e-9)
 
 
 def test_a_plan_without_a_batch_of_one_is_refused() -> None:

@@ -1,6 +1,7 @@
 """DALI shows the network what the torch loader does: the same pictures, views and boxes."""
 
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -52,8 +53,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
     return CocoDataset(folder, path)
 
 
-def batches(data: CocoDataset, count: int, first: int = 0, **settings: object) -> list[Batch]:
-    stream = training_batches(data, SPEC, StreamSettings(**{"batch": 4, **settings}), first=first)  # type: ignore[arg-type]
+def batches(
+    data: CocoDataset, count: int, first: int = 0, spec: DetectorSpec = SPEC, **settings: object
+) -> list[Batch]:
+    stream = training_batches(data, spec, StreamSettings(**{"batch": 4, **settings}), first=first)  # type: ignore[arg-type]
     return list(islice(stream, count))
 
 
@@ -74,6 +77,14 @@ def test_both_loaders_give_the_same_batches(data: CocoDataset, augment: str, fra
     assert_same(torch_batches, batches(data, 3, augment=augment, loader="dali", **frame))
     assert sum(len(target.boxes) for batch in torch_batches for target in batch.targets) > 0
     assert any(bool(target.crowd.any()) for batch in torch_batches for target in batch.targets)
+
+
+@pytest.mark.parametrize("augment", ["none", "basic"])
+def test_both_loaders_give_the_same_floats(data: CocoDataset, augment: str) -> None:
+    spec = replace(SPEC, pixels="float32")
+    ours, theirs = (batches(data, 2, spec=spec, augment=augment, loader=each) for each in ("torch", "dali"))
+    assert_same(ours, theirs)
+    assert {batch.images.dtype for batch in (*ours, *theirs)} == {torch.float32}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,13 +10,13 @@ import torch
 from PIL import Image
 
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor
-from retinaserve.training.data.augment import MODES, Frame, View, place, place_labels, random_view
+from retinaserve.training.data.augment import LADDER, MODES, Frame, View, place, place_labels, random_view
 from retinaserve.training.data.dataset import CocoDataset, Labels
 from retinaserve.training.data.loaders import Views, paint, training_batches
 from retinaserve.training.data.stream import Batch, Loader, Stream, StreamSettings
 from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import Source, letterbox
-from retinaserve.training.resize import RESIZES
+from retinaserve.training.resize import RESIZES, PixelType
 from retinaserve.training.spec import DetectorSpec
 
 SPEC = DetectorSpec.create(["a", "b"], size=(64, 96), category_ids=[1, 4])
@@ -78,20 +79,34 @@ def test_the_stream_can_be_entered_anywhere(data: CocoDataset, workers: int) -> 
     assert not any(same(a, b) for a, b in zip(whole, other, strict=True))
 
 
+@pytest.mark.parametrize("pixels", get_args(PixelType))
 @pytest.mark.parametrize("rule", RESIZES)
-def test_without_augmentation_training_sees_what_is_served(data: CocoDataset, rule: str) -> None:
-    spec = replace(SPEC, resize=rule, size=(min(SPEC.size), max(SPEC.size)))
+def test_without_augmentation_training_sees_what_is_served(
+    data: CocoDataset, rule: str, pixels: PixelType
+) -> None:
+    spec = replace(SPEC, resize=rule, size=(min(SPEC.size), max(SPEC.size)), pixels=pixels)
     views = Views(data, spec, StreamSettings(batch=1, augment="none"))
     for index in range(len(data)):
         served, how = letterbox(data.load(index), spec.size, spec.pad_value, spec.resizing)
         for epoch in (0, 1):  # decoded, and from memory
             sample = views[epoch, index]
             assert not isinstance(sample, UserError)
-            pixels, target, image_id = sample
-            assert np.array_equal(pixels, served) and image_id == 10 + index
+            seen, target, image_id = sample
+            assert seen.dtype == spec.pixels and np.array_equal(seen, served) and image_id == 10 + index
             scale = torch.tensor([how[3] / how[1], how[2] / how[0]] * 2)
             expected = torch.from_numpy(data.labels[index].boxes) * scale
             assert torch.allclose(target.boxes, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("augment", LADDER)
+def test_views_of_floats_are_those_of_bytes_before_they_are_rounded(data: CocoDataset, augment: str) -> None:
+    settings = StreamSettings(batch=1, augment=augment, full_decode=True, jitter=(60, 200))
+    for epoch in range(4):
+        views = (Views(data, replace(SPEC, pixels=pixels), settings) for pixels in get_args(PixelType))
+        (rounded, boxes, _), (exact, same_boxes, _) = (each[epoch, epoch % len(data)] for each in views)
+        assert exact.dtype == np.float32 and torch.equal(boxes.boxes, same_boxes.boxes)
+        assert np.abs(exact - rounded).max() < 3 and exact.min() >= 0 and exact.max() <= 255
+        assert (np.modf(exact)[0] != 0).any()
 
 
 def square(box: tuple[int, int, int, int], size: tuple[int, int] = (100, 50)) -> tuple[Image.Image, Labels]:

@@ -31,7 +31,9 @@ class TritonPythonModel:
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         height, width = json.loads(parameters["size"])
         red, green, blue = json.loads(parameters["fill"])
-        self._fill = np.array((red, green, blue), np.uint8).reshape(3, 1, 1)
+        types = {each["name"]: each["data_type"] for each in config["output"]}
+        pixels = "float32" if types["image"] == "TYPE_FP32" else "uint8"
+        self._fill = np.array((red, green, blue), pixels).reshape(3, 1, 1)
         decoding = Decoding(
             max_bytes=int(parameters["max_image_bytes"]),
             max_pixels=int(parameters["max_image_pixels"]),
@@ -48,6 +50,7 @@ class TritonPythonModel:
                     (height, width),
                     (red, green, blue),
                     resize=resize,
+                    pixels=pixels,
                     threads=1,
                     max_batch=1,
                     decoding=decoding,
@@ -112,7 +115,7 @@ class TritonPythonModel:
         height, width = np.max([image.shape[1:] for image in images], axis=0)
         if all(image.shape[1:] == (height, width) for image in images):
             return np.stack(images)
-        stacked = np.empty((len(images), 3, height, width), np.uint8)
+        stacked = np.empty((len(images), 3, height, width), self._fill.dtype)
         stacked[:] = self._fill
         for row, image in zip(stacked, images, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = image

@@ -18,7 +18,7 @@ from nvidia.dali.plugin.triton import autoserialize
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # the backend runs this file from somewhere else
 
-from preprocess.pipeline import OUTPUT_RANKS, OUTPUT_TYPES, preprocess_graph  # noqa: E402
+from preprocess.pipeline import declared, preprocess_graph  # noqa: E402
 
 SETTINGS = json.loads((HERE / "pipeline.json").read_text())
 
@@ -32,13 +32,12 @@ dali_trace.set_tracing(enabled=False)
     num_threads=SETTINGS["threads"],
     device_id=None,  # the backend sets the instance's
     seed=0,
-    output_dtype=OUTPUT_TYPES,
-    output_ndim=OUTPUT_RANKS,
+    **declared(SETTINGS.get("pixels", "uint8")),
 )
 def pipeline() -> Any:
     """Decode, resize and pad on the GPU: `image`, `letterbox`, in this order."""
-    names = ("size", "fill", "resize", "decoder")
-    return preprocess_graph(**{name: SETTINGS[name] for name in names})
+    names = ("size", "fill", "resize", "pixels", "decoder")
+    return preprocess_graph(**{name: SETTINGS[name] for name in names if name in SETTINGS})
 
 
 if __name__ == "__main__":
