@@ -49,7 +49,9 @@ def import_odtk(found: Found, choices: Choices) -> Imported:
     if not isinstance(content, Mapping) or not {"backbone", "classes"} <= content.keys():
         raise UserError("weights of the predecessor (odtk) alone", "what its Model.save writes is expected")
     if "angles" in content:
-        raise UserError("the weights are for rotated boxes", "only upright boxes are supported")
+        raise UserError(
+            "the weights are for rotated boxes", "decode, NMS, scores and answers here are of upright boxes"
+        )
     names = [content["backbone"]] if isinstance(content["backbone"], str) else list(content["backbone"])
     if len(names) != 1 or names[0] not in BACKBONES:
         raise UserError(f"backbone {', '.join(names)} is not supported", f"one of: {', '.join(BACKBONES)}")

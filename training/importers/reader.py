@@ -141,6 +141,10 @@ def read_weights(path: Path) -> object:
             file.seek(0)
             if head[:4] == b"PK\x03\x04":
                 return _zip(file)
+            if path.suffix == ".onnx":
+                raise UserError(
+                    "an ONNX graph, where weights are folded", "import the checkpoint that it was made from"
+                )
             if head == b"\x89HDF\r\n\x1a\n":
                 return _hdf5(path)
             if path.suffix == ".safetensors" or (head[-1:] == b"\0" and file.read(9)[8:] == b"{"):

@@ -283,6 +283,9 @@ def test_the_remedy_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="TorchScript") as error:
         read_weights(tmp_path / "script.pt")
     assert "state_dict()" in error.value.hint
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x07\x12\x07pytorch")
+    with pytest.raises(UserError, match="an ONNX graph"):
+        read_weights(tmp_path / "model.onnx")
     with zipfile.ZipFile(tmp_path / "weights.zip", "w") as archive:
         archive.writestr("model.pth", b"")
     with pytest.raises(UserError, match="torch has not written"):
