@@ -80,7 +80,7 @@ def draw_batch(batch: Batch, classes: Sequence[str]) -> Image.Image:
     tiles = []
     for pixels, target, image_id in zip(batch.images, batch.targets, batch.image_ids, strict=True):
         image = Image.fromarray(
-            np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
+            np.ascontiguousarray(pixels.byte().permute(1, 2, 0).cpu().numpy())
         )  # (3, H, W) -> (H, W, 3)
         boxes, crowd = target.boxes.numpy(), target.crowd.numpy()
         classes_of = target.classes.numpy()[~crowd].astype(np.int32)

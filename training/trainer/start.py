@@ -78,6 +78,7 @@ def detector_to_train(
         # An author's rule stays with his weights; letterboxes have the size that is asked for, or the default.
         size=start.spec.size if keeps_rule and "size" not in design else spec.size,
         resize=start.spec.resize if keeps_rule else spec.resize,
+        pixels=start.spec.pixels if keeps_rule else spec.pixels,
         tile=spec.tile,
         value_range=spec.value_range or start.spec.value_range,
         network=replace(start.spec.network, **network),

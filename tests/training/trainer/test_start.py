@@ -77,18 +77,18 @@ def test_classes_in_another_order_keep_their_meaning(source: tuple[Path, RetinaN
 
 
 def test_an_authors_resize_rule_stays_with_his_weights(tmp_path: Path) -> None:
-    spec = replace(detector("dark").spec, resize="torchvision", size=(96, 160))
+    spec = replace(detector("dark").spec, resize="torchvision", size=(96, 160), pixels="float32")
     save(tmp_path / "import.pth", Checkpoint(spec, build_model(spec).state_dict()))
     data = draw(tmp_path / "data", 2)
 
-    def started(**settings: object) -> tuple[str, tuple[int, int]]:
+    def started(**settings: object) -> tuple[str, tuple[int, int], str]:
         found = detector_to_train(tmp_path / "new.pth", data, settings, tmp_path / "import.pth")
-        return found.resize, found.size
+        return found.resize, found.size, found.pixels
 
-    assert started() == ("torchvision", (96, 160))
-    assert started(size=(64, 128)) == ("torchvision", (64, 128))
-    assert started(resize_rule="letterbox", size=(64, 64)) == ("letterbox", (64, 64))
-    assert started(resize_rule="detectron2") == ("detectron2", (800, 1333))
+    assert started() == ("torchvision", (96, 160), "float32")
+    assert started(size=(64, 128)) == ("torchvision", (64, 128), "float32")
+    assert started(resize_rule="letterbox", size=(64, 64)) == ("letterbox", (64, 64), "uint8")
+    assert started(resize_rule="detectron2") == ("detectron2", (800, 1333), "uint8")
 
 
 def test_a_backbone_leaves_pyramid_and_heads(tmp_path: Path) -> None:

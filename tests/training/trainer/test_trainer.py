@@ -232,7 +232,7 @@ def test_anchors_of_all_levels_are_in_the_order_of_the_maps() -> None:
         },
         "detectron2": {"p6_from": "p5", "stride_in": "1x1", "clip_margin": -1024.0},
         "mmdetection": {"p7_relu": False},
-        "torchvision": {"grid": "size"},
+        "torchvision": {"grid": "size", "pixels": "float32"},
     }.items(),
 )
 def test_an_import_is_tuned_with_its_coder_anchors_and_rule(
