@@ -90,9 +90,24 @@ class MobileNetLayout:
     taps: tuple[int, int, int]  # the last blocks of strides 8, 16 and 32
 
 
+# kernel, expansion, channels, blocks, first stride, whether it squeezes
+EfficientRow = tuple[int, float, int, int, int, bool]
+
+
+@dataclass(frozen=True)
+class EfficientLayout:
+    """An EfficientNet (https://arxiv.org/abs/1905.11946, table 1) or MobileNetV3 (1905.02244, table 1)."""
+
+    rows: tuple[EfficientRow, ...]
+    stem: int
+    top: int  # channels behind the last row
+    taps: tuple[int, ...]  # layers as torchvision numbers them: the last of strides 8, 16 and 32
+    hard: bool  # MobileNetV3's activations
+
+
 # What --backbone can name. Another ResNet is a line here; another architecture is a layout here, with a class in
 # model/backbones.py that builds it.
-BACKBONES: Mapping[str, ResNetLayout | MobileNetLayout] = {
+BACKBONES: Mapping[str, ResNetLayout | MobileNetLayout | EfficientLayout] = {
     "resnet18": ResNetLayout((2, 2, 2, 2), bottleneck=False),
     "resnet34": ResNetLayout((3, 4, 6, 3), bottleneck=False),
     "resnet50": ResNetLayout((3, 4, 6, 3)),
@@ -115,6 +130,38 @@ BACKBONES: Mapping[str, ResNetLayout | MobileNetLayout] = {
             (6, 320, 1, 1),
         ),
         taps=(6, 13, 17),
+    ),
+    "mobilenet_v3_large": EfficientLayout(
+        rows=(
+            (3, 1, 16, 1, 1, False),
+            (3, 4, 24, 1, 2, False),
+            (3, 3, 24, 1, 1, False),
+            (5, 3, 40, 3, 2, True),
+            (3, 6, 80, 1, 2, False),
+            (3, 2.5, 80, 1, 1, False),
+            (3, 2.3, 80, 2, 1, False),
+            (3, 6, 112, 2, 1, True),
+            (5, 6, 160, 3, 2, True),
+        ),
+        stem=16,
+        top=960,
+        taps=(6, 12, 15),
+        hard=True,
+    ),
+    "efficientnet_b0": EfficientLayout(
+        rows=(
+            (3, 1, 16, 1, 1, True),
+            (3, 6, 24, 2, 2, True),
+            (5, 6, 40, 2, 2, True),
+            (3, 6, 80, 3, 2, True),
+            (5, 6, 112, 3, 1, True),
+            (5, 6, 192, 4, 2, True),
+            (3, 6, 320, 1, 1, True),
+        ),
+        stem=32,
+        top=1280,
+        taps=(3, 5, 7),
+        hard=False,
     ),
     # Made for CPUs, where maps of half the input's side take a quarter of a narrow ResNet18's time.
     "fast-n": ResNetLayout((1, 2, 2, 1), bottleneck=False, stem=(5, 4)),
@@ -147,6 +194,7 @@ class Network:
     backbone_norm: str = setting("batch", choices=("batch", "group"))
     # What the last two of a box's four outputs are: the logarithm of its size in anchors, or that size itself.
     growth: str = setting("log", choices=("log", "linear"))
+    taps: tuple[int, ...] = ()  # layers of an EfficientLayout, where they are not the layout's
     # How far apart cells are: the level's stride, or torchvision's height // rows and width // columns, which is
     # less where a side is no multiple of the stride. The deltas are always those of anchors a stride apart.
     grid: str = setting("stride", choices=("stride", "size"))
@@ -374,7 +422,7 @@ class DetectorSpec:
         # earlier versions don't know them
         for record, names in (
             (self, ("tile", "resize", "pixels", "value_range")),
-            (self.network, ("towers", "int8_outputs")),
+            (self.network, ("towers", "int8_outputs", "taps")),
         ):
             stated = values if record is self else values["network"]
             for name in names:
@@ -400,7 +448,8 @@ class DetectorSpec:
         try:
             values = {name: _frozen(value) for name, value in data.items() if name in known - {"network"}}
             # the first specs had no norm to choose
-            return cls(network=Network(**{"norm": "none", **data["network"]}), **values)
+            network = {"norm": "none"} | {name: _frozen(value) for name, value in data["network"].items()}
+            return cls(network=Network(**network), **values)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"detector spec is incomplete: {error}") from None
 

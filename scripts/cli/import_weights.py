@@ -90,7 +90,7 @@ def import_weights(
 
     \b
     torchvision           retinanet_resnet50_fpn, _v2, what is built of their parts, DeepForest, MLPerf
-    torchvision-backbone  a ResNet, ResNeXt or MobileNetV2, to train a detector from
+    torchvision-backbone  a ResNet, ResNeXt, MobileNet or EfficientNet-B0, to train a detector from
     detectron2            .pkl of the model zoo, .pth of training
     mmdetection           2.x and 3.x
     yhenon                pytorch-retinanet: state dict or whole model

@@ -37,6 +37,11 @@ SEED = 17
 SIZES = ((256, 384), (224, 352))  # multiples of the largest stride, and only of 32
 BEST, LOWEST = 300, math.log(0.05 / 0.95)
 MOST = 120  # detections recorded an image
+TAPS = {
+    "mobile": ("mobilenet_v2", (6, 13, 17), [32, 96, 320]),
+    "mobile3": ("mobilenet_v3_large", (6, 12, 16), [40, 112, 960]),
+    "efficient": ("efficientnet_b0", (3, 5, 8), [40, 112, 1280]),
+}
 TORCHVISION = ("head.classification_head.cls_logits", "head.regression_head.bbox_reg")
 
 
@@ -144,7 +149,11 @@ def of_torchvision(**how):
         import torchvision
         from torch import nn
         from torchvision.models.detection import retinanet, rpn
-        from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
+        from torchvision.models.detection.backbone_utils import (
+            BackboneWithFPN,
+            mobilenet_backbone,
+            resnet_fpn_backbone,
+        )
         from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
         settings = {"weights": None, "weights_backbone": None, "num_classes": 7}
@@ -154,10 +163,20 @@ def of_torchvision(**how):
             model = retinanet.retinanet_resnet50_fpn_v2(**settings)
         else:
             norm = (lambda c: nn.GroupNorm(32, c)) if how["kind"] == "group" else nn.BatchNorm2d
-            if how["kind"] == "mobile":
-                features = torchvision.models.mobilenet_v2(weights=None).features
-                taps = {"6": "0", "13": "1", "17": "2"}
-                backbone = BackboneWithFPN(features, taps, [32, 96, 320], 256, LastLevelP6P7(256, 256))
+            if how["kind"] in TAPS:
+                name, taps, channels = TAPS[how["kind"]]
+                features = getattr(torchvision.models, name)(weights=None).features
+                taps = {str(tap): str(place) for place, tap in enumerate(taps)}
+                backbone = BackboneWithFPN(features, taps, channels, 256, LastLevelP6P7(256, 256))
+            elif how["kind"] == "extracted":  # by torchvision's own function, at strides 8, 16 and 32
+                backbone = mobilenet_backbone(
+                    backbone_name="mobilenet_v3_large",
+                    weights=None,
+                    fpn=True,
+                    trainable_layers=6,
+                    returned_layers=[2, 3, 4],
+                    extra_blocks=LastLevelP6P7(256, 256),
+                )
             else:
                 backbone = resnet_fpn_backbone(
                     backbone_name=how["backbone"], weights=None, norm_layer=norm, trainable_layers=5
@@ -429,6 +448,9 @@ AUTHORS = {
     "torchvision_own": of_torchvision(kind="own", backbone="resnet18", sizes=OWN_SIZES),
     "torchvision_pool": of_torchvision(kind="pool", backbone="resnet18"),
     "torchvision_mobile": of_torchvision(kind="mobile"),
+    "torchvision_mobile3": of_torchvision(kind="mobile3"),
+    "torchvision_extracted": of_torchvision(kind="extracted"),
+    "torchvision_efficient": of_torchvision(kind="efficient"),
     "torchvision_group": of_torchvision(kind="group", backbone="resnet18", sizes=OWN_SIZES),
     "deepforest": deepforest,
     "mlperf": mlperf,

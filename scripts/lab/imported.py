@@ -48,6 +48,7 @@ SMALL = (192, 320)  # what imported_inside.py trains and answers at
 IOU, SCORE = 0.9, 0.02  # what counts as the same detection
 CLEAR = 0.1  # a score well above the threshold, which rounding does not move below it
 CALIBRATED_WITH = 16
+READY = 600.0  # seconds
 Results = Mapping[int, Detections]
 
 
@@ -131,7 +132,7 @@ def agreement(given: argparse.Namespace, weights: Path, labels: Path) -> dict[st
     for precision in given.precisions:
         repository = served(weights, labels, given.work, precision, SMALL)
         with TritonServer(repository, ServerOptions.free_ports(threads=usable_cores())) as server:
-            server.wait_until_ready()
+            server.wait_until_ready(READY)
             with Client(server.grpc_url, timeout=300) as client:
                 paths = [labels.with_suffix("") / name for name in truth.images.values()]
                 answers = client.predict([path.read_bytes() for path in paths])
@@ -169,7 +170,7 @@ def race(given: argparse.Namespace, weights: Path, labels: Path) -> Iterator[dic
             options = ServerOptions.free_ports(threads=usable_cores())
             repository = served(weights, labels, given.work, name, (800, 1333))
             server = stack.enter_context(TritonServer(repository, options))
-            server.wait_until_ready()
+            server.wait_until_ready(READY)
             servers[name] = server, stack.enter_context(Client(server.grpc_url, timeout=300))
         assert other.stdin and other.stdout
         for number in range(given.rounds + 1):

@@ -22,6 +22,7 @@ from retinaserve.training.errors import UserError
 from retinaserve.training.importers import detectron2, fizyr, mmdetection, odtk, torchvision, yhenon
 from retinaserve.training.importers.parts import (
     EPS,
+    MOBILENET_EPS,
     Choices,
     Found,
     Imported,
@@ -63,11 +64,11 @@ WHAT = {
     "yhenon": "yhenon's RetinaNet",
     "fizyr": "fizyr's RetinaNet",
     "odtk": "a checkpoint of the predecessor (odtk)",
-    BACKBONE: "a ResNet, ResNeXt or MobileNetV2 of torchvision",
+    BACKBONE: "a ResNet, ResNeXt, MobileNet or EfficientNet-B0 of torchvision",
 }
-MOBILENET = ("features.0.0.weight", "features.17.conv.3.weight")
+NUMBERED = ("features.1.conv.0.0.weight", "features.1.block.0.0.weight", "features.1.0.block.0.0.weight")
 SOURCES = tuple(MARKS)
-UNUSED = ("fc.", "classifier.", "features.18.")  # what a backbone has behind its last stage
+UNUSED = ("fc.", "classifier.")  # what a backbone has behind its last stage
 MOST_CSV = 1 << 20
 
 
@@ -99,7 +100,9 @@ def import_content(
 ) -> Any:
     """Do what `import_weights` does with what a file holds."""
     candidates = find(content, MARKS) or [
-        replace(each, family=BACKBONE) for each in find(content, {BACKBONE: MOBILENET})
+        replace(each, family=BACKBONE)
+        for mark in NUMBERED
+        for each in find(content, {BACKBONE: (mark, "features.0.0.weight")})
     ]
     families = {each.family for each in candidates}
     detectors = [each for each in candidates if each.family != BACKBONE]
@@ -133,14 +136,16 @@ def _with_rule(result: Imported, family: str, choices: Choices) -> Imported:
 
 
 def _backbone(chosen: Candidate, notes: list[str]) -> Backbone:
-    """Return a ResNet, ResNeXt or MobileNetV2, less its classifier. Raises UserError unless all of it fits."""
+    """Return a backbone, less what is behind its last stage. Raises UserError unless all of it fits."""
     state = {name: value for name, value in chosen.state.items() if not name.startswith(UNUSED)}
     name, width = recognise_backbone(state)
     with torch.device("meta"):
         expected = build_backbone(Network(name, width)).state_dict()
+    layers = {each.split(".")[1] for each in expected if each.startswith("features.")}
+    state = {each: value for each, value in state.items() if not layers or each.split(".")[1] in layers}
     state = {
         **{each: torch.tensor(0) for each in expected if each.endswith("num_batches_tracked")},
-        **with_eps(state, EPS),
+        **with_eps(state, MOBILENET_EPS if name == "mobilenet_v3_large" else EPS),
     }
     for each in (*expected, *state):
         if each not in state or each not in expected or state[each].shape != expected[each].shape:

@@ -18,13 +18,15 @@ from retinaserve.training.coco import COCO_NAMES
 from retinaserve.training.errors import UserError
 from retinaserve.training.importers.tables import Sizes, described, plain_anchors
 from retinaserve.training.model import build_model
+from retinaserve.training.model.backbones import PUBLISHED_WIDTH
 from retinaserve.training.resize import PixelType
-from retinaserve.training.spec import BACKBONES, DetectorSpec, Network, ResNetLayout, anchor_rows
+from retinaserve.training.spec import BACKBONES, DetectorSpec, EfficientLayout, Network, ResNetLayout, anchor_rows
 
 Weights = dict[str, Tensor]
 Categories = Mapping[int, str]  # id: name, in the order of the annotation file
 
 EPS = 1e-5  # of every norm in torch and here
+MOBILENET_EPS = 1e-3  # of MobileNetV3's where torchvision makes them
 SMALL_CHANGE = 1e-3  # of a norm's scale, below which its epsilon decides nothing
 UNLIMITED = 20.0  # a delta clamp that no box inside an image reaches: e^20 anchors
 
@@ -189,11 +191,15 @@ def recognise_backbone(state: Mapping[str, Tensor]) -> tuple[str, int]:
     """Return the name and the width of a backbone by its parameters. Raises UserError for another's."""
     if "features.0.0.weight" in state and "features.17.conv.3.weight" in state:
         return "mobilenet_v2", 2 * state["features.0.0.weight"].shape[0]
+    for name, layout in BACKBONES.items():
+        first = f"features.1{'' if isinstance(layout, EfficientLayout) and layout.hard else '.0'}.block.0.0.weight"
+        if isinstance(layout, EfficientLayout) and {"features.0.0.weight", first} <= state.keys():
+            return name, PUBLISHED_WIDTH * state["features.0.0.weight"].shape[0] // layout.stem
     depths = tuple(
         len({name.split(".")[1] for name in state if name.startswith(f"layer{stage}.")}) for stage in (1, 2, 3, 4)
     )
     if not all(depths) or not {"conv1.weight", "layer1.0.conv2.weight"} <= state.keys():
-        raise unknown("a ResNet, ResNeXt or MobileNetV2 of torchvision", state)
+        raise unknown("a ResNet, ResNeXt, MobileNet or EfficientNet-B0 of torchvision", state)
     (width, _, kernel, _), inner = state["conv1.weight"].shape, state["layer1.0.conv2.weight"]
     groups = inner.shape[0] // inner.shape[1]
     bottleneck = "layer1.0.conv3.weight" in state

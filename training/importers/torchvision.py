@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from retinaserve.training.coco import COCO_NAMES
 from retinaserve.training.errors import UserError
 from retinaserve.training.importers.parts import (
     EPS,
+    MOBILENET_EPS,
     SMALL_CHANGE,
     Categories,
     Choices,
@@ -33,7 +35,17 @@ from retinaserve.training.importers.parts import (
 from retinaserve.training.importers.reader import Inert
 from retinaserve.training.importers.states import children
 from retinaserve.training.importers.tables import RATIOS, TORCHVISION_SIZES, Sizes, described, torchvision_anchors
-from retinaserve.training.spec import STRIDES, Design, DetectorSpec, Network, anchor_rows
+from retinaserve.training.model.efficient import EfficientNet
+from retinaserve.training.spec import (
+    BACKBONES,
+    STRIDES,
+    Design,
+    DetectorSpec,
+    EfficientLayout,
+    Network,
+    ResNetLayout,
+    anchor_rows,
+)
 
 # torchvision's COCO_V1 was trained with norms without an epsilon (torchvision sets it to 0 when it loads them).
 FROZEN_EPS = 0.0
@@ -120,11 +132,6 @@ def import_torchvision(found: Found, choices: Choices) -> Imported:
 
 
 def _network(state: Mapping[str, Tensor], body: Weights) -> tuple[Network, list[str]]:
-    if "features.0.0.weight" in body and "features.17.conv.3.weight" not in body:
-        raise UserError(
-            "a backbone of numbered layers that is no MobileNetV2",
-            "a ResNet, a ResNeXt, or a MobileNetV2 whose layers 6, 13 and 17 the pyramid is made of are expected",
-        )
     backbone, width = recognise_backbone(body)
     laterals = sum(n.startswith("backbone.fpn.inner_blocks.") and n.endswith(".weight") for n in state)
     if laterals not in (3, 4):
@@ -135,6 +142,7 @@ def _network(state: Mapping[str, Tensor], body: Weights) -> tuple[Network, list[
     source = "pool" if p6 is None else "p5" if p6.shape[0] == p6.shape[1] else "c5"
     normed = "head.classification_head.conv.0.1.weight" in state
     grouped = "bn1.weight" in body and "bn1.running_mean" not in body
+    taps = _taps(backbone, width, state, body)
     network = Network(
         backbone,
         width,
@@ -146,15 +154,46 @@ def _network(state: Mapping[str, Tensor], body: Weights) -> tuple[Network, list[
         finest="c2" if laterals == 4 else "c3",
         backbone_norm="group" if grouped else "batch",
         grid="size",
+        taps=taps,
     )
     notes = []
-    if backbone == "mobilenet_v2":
-        notes.append("pyramid: of the layers 6, 13 and 17, guessed from their numbers of channels")
+    layout = BACKBONES[backbone]
+    if not isinstance(layout, ResNetLayout):
+        layers = ", ".join(map(str, taps or layout.taps))
+        notes.append(f"pyramid: of the layers {layers}, guessed from their numbers of channels")
     if source == "pool":
         notes.append("pyramid: the coarsest level is pooled from P5, guessed as there is no convolution for it")
     if grouped:
         notes.append("norms of the backbone: groups of 32, guessed as the weights do not say how many")
     return network, notes
+
+
+def _taps(backbone: str, width: int, state: Mapping[str, Tensor], body: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return the layers of strides 8, 16 and 32 that have the channels of the pyramid's inputs.
+
+    Of several the last, but where torchvision's own extractor made it: that takes the first of each stride.
+    """
+    layout = BACKBONES[backbone]
+    if not isinstance(layout, EfficientLayout):
+        return ()
+    present = {int(name.split(".")[1]) for name in body}
+    with torch.device("meta"):
+        model = EfficientNet(layout, Network(backbone, width, taps=(max(present),)))
+    taps = []
+    for number, stride in enumerate(STRIDES[:3]):
+        channels = state[f"backbone.fpn.inner_blocks.{number}.0.weight"].shape[1]
+        layers = [
+            each for each in sorted(present) if (model.widths[each], model.strides[each]) == (channels, stride)
+        ]
+        if not layers:
+            raise UserError(
+                f"no layer of stride {stride} has the {channels} channels of the pyramid's input {number}",
+                f"a {backbone} and a pyramid of three of its layers, of strides 8, 16 and 32, are expected",
+            )
+        taps.append(layers)
+    extracted = layout.hard and model.strides.index(STRIDES[1]) in taps[1]
+    found = tuple(layers[0 if extracted else -1] for layers in taps)
+    return () if found == layout.taps else found
 
 
 def _anchors(choices: Choices, facts: Mapping[str, Any], levels: int) -> tuple[Sizes, Sequence[float], str]:
@@ -215,6 +254,8 @@ def _epsilon(
         return facts["eps"], "from the file"
     frozen = not any(name.endswith("num_batches_tracked") for name in body)
     eps = FROZEN_EPS if frozen and count == COCO_OUTPUTS and not forest else EPS
+    if not frozen and "features.1.block.0.0.weight" in body:
+        return MOBILENET_EPS, "MobileNetV3's own"
     change = eps_matters(body)
     if change < SMALL_CHANGE or not frozen:
         return eps, "another would change no scale by a thousandth" if change < SMALL_CHANGE else "torch's"

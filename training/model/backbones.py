@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retinaserve.training.spec import BACKBONES, MobileNetLayout, Network, ResNetLayout
+from retinaserve.training.model.efficient import EfficientNet, eights
+from retinaserve.training.spec import BACKBONES, EfficientLayout, MobileNetLayout, Network, ResNetLayout
 
 PUBLISHED_WIDTH = 64
 
@@ -167,12 +168,12 @@ class MobileNetV2(nn.Module):
         super().__init__()
         self.taps = layout.taps
         scale = width / PUBLISHED_WIDTH
-        inputs = _eights(32 * scale)
+        inputs = eights(32 * scale)
         features: list[nn.Module] = [_convolution(3, inputs, 3, stride=2)]
         widths = [inputs]
         for expansion, channels, blocks, stride in layout.stages:
             for block in range(blocks):
-                outputs = _eights(channels * scale)
+                outputs = eights(channels * scale)
                 features.append(InvertedResidual(inputs, outputs, stride if block == 0 else 1, expansion))
                 widths.append(outputs)
                 inputs = outputs
@@ -197,9 +198,13 @@ class MobileNetV2(nn.Module):
         return c3, c4, c5
 
 
-def build_backbone(network: Network) -> ResNet | MobileNetV2:
+def build_backbone(network: Network) -> ResNet | MobileNetV2 | EfficientNet:
     """Return a network's backbone, of `spec.BACKBONES`, with random weights."""
     layout = BACKBONES[network.backbone]
+    if isinstance(layout, EfficientLayout):
+        backbone = EfficientNet(layout, network)
+        _initialise(backbone)
+        return backbone
     return ResNet(layout, network) if isinstance(layout, ResNetLayout) else MobileNetV2(layout, network.width)
 
 
@@ -223,12 +228,6 @@ def _convolution(inputs: int, outputs: int, size: int, *, stride: int = 1, group
         nn.BatchNorm2d(outputs),
         nn.ReLU6(inplace=True),
     )
-
-
-def _eights(channels: float) -> int:
-    """Round to a multiple of 8, at least 8 and never by more than a tenth down, as MobileNets do."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 def _initialise(backbone: nn.Module) -> None:

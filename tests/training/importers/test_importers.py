@@ -22,7 +22,9 @@ from retinaserve.training.importers import Choices, import_content
 from retinaserve.training.importers.parts import Imported, with_eps
 from retinaserve.training.importers.tables import odtk_anchors, torchvision_anchors
 from retinaserve.training.model import build_model
+from retinaserve.training.model.backbones import build_backbone
 from retinaserve.training.model.postprocess import detect
+from retinaserve.training.spec import Network
 from tests import torchvision_layout
 
 UNUSED_IDS = sorted(set(range(91)) - set(COCO_NAMES))
@@ -323,6 +325,19 @@ def test_a_backbone_becomes_a_file_to_start_from(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="a backbone alone, not a detector"):
         load(tmp_path / "backbone.pth")
+
+
+@pytest.mark.parametrize(("name", "top"), [("mobilenet_v3_large", 16), ("efficientnet_b0", 8)])
+def test_a_classifier_gives_its_backbone(name: str, top: int) -> None:
+    torch.manual_seed(0)
+    own = build_backbone(Network(name)).state_dict()
+    rest = {f"features.{top}.0.weight": torch.rand(8), "classifier.3.bias": torch.rand(4)}
+    found = import_backbone(own | rest)
+    assert (found.name, found.width, found.weights.keys()) == (name, 64, own.keys())
+    # a variance of 1: only MobileNetV3's epsilon, 0.001, changes the scale
+    ratio = found.weights["features.0.1.weight"] / own["features.0.1.weight"]
+    expected = math.sqrt(1.00001 / 1.001) if name == "mobilenet_v3_large" else 1.0
+    assert torch.allclose(ratio, torch.tensor(expected), rtol=0, atol=1e-6)
 
 
 def test_names_come_from_the_annotation_file(tmp_path: Path) -> None:

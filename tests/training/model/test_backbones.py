@@ -28,6 +28,8 @@ PARAMETERS = {
     # A ResNet18 with a stem of 5 x 5; fast-n without the second block of the first and of the last stage.
     "fast-n": 11_689_512 - 513_000 - 3 * 64 * 24 - 2 * (9 * 64**2 + 2 * 64) - 2 * (9 * 512**2 + 2 * 512),
     "fast-s": 11_689_512 - 513_000 - 3 * 64 * 24,
+    "mobilenet_v3_large": 5_483_032 - (960 * 1280 + 1280 + 1280 * 1000 + 1000) - (160 * 960 + 2 * 960),
+    "efficientnet_b0": 5_288_548 - 1_281_000 - (320 * 1280 + 2 * 1280),
     "mobilenet_v2": 3_504_872 - 1_281_000 - (320 * 1280 + 2 * 1280),
 }
 
@@ -99,7 +101,9 @@ def test_bottlenecks_stride_in_the_middle() -> None:
     assert strides == {"conv1": (1, 1), "conv2": (2, 2), "conv3": (1, 1), "downsample.0": (2, 2)}
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "resnext50_32x4d", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0"]
+)
 @pytest.mark.parametrize("size", [(32, 32), (65, 97), (64, 200)])
 def test_features_have_the_stride_rounded_up(name: str, size: tuple[int, int]) -> None:
     model = build_backbone(Network(name, 8)).eval()
@@ -122,7 +126,7 @@ def test_the_taps_are_as_wide_as_published(name: str, channels: tuple[int, int, 
         assert build_backbone(Network(name)).channels == channels
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0"])
 def test_the_stages_are_the_whole_backbone_once(name: str) -> None:
     with torch.device("meta"):
         model = build_backbone(Network(name, 8))
