@@ -115,6 +115,8 @@ class Video:
             except UserError as error:
                 problem = error
             now = time.monotonic()
+            if self._ended.is_set():
+                return
             if self.decoded > count:
                 seen = now
             elif now - seen > GIVE_UP or not self.decoded:
