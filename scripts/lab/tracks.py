@@ -1,12 +1,11 @@
 """Tracks of a drawn video against its known identities: HOTA and IDF1 by TrackEval, beside other packages.
 
     retinaserve data film runs/film --seconds 60
-    for seed in 1 2 3 4 5 6 7 8; do retinaserve data film runs/films/$seed --seed $seed; done
-    python -m retinaserve.scripts.lab.tracks frames runs/frames runs/films/*
+    python -m retinaserve.scripts.lab.tracks frames runs/frames
     retinaserve train runs/film.pth --images runs/frames --annotations runs/frames/train.json ...
     python -m retinaserve.scripts.lab.tracks score runs/film.pth runs/film [--beside ENVIRONMENT/bin/python]
 
-The frames of other films are what a detector of films is trained on, one in EVERY.
+The frames are of FILMS short films with other shapes, one in EVERY of each, to train a detector on.
 `pip install --no-deps trackeval scipy tabulate`: TrackEval's metadata asks for numpy 2, its metrics do not. For
 --beside, an environment of its own with trackers and edgefirst-tracker; it joins the same boxes (tracks_side.py).
 """
@@ -34,12 +33,13 @@ from retinaserve.plugins.reference import iou_matrix
 from retinaserve.scripts.lab import run
 from retinaserve.scripts.server.triton import Server
 from retinaserve.scripts.shapes.draw import CATEGORIES
+from retinaserve.scripts.shapes.film import draw_film
 from retinaserve.training.detections import Detections
 from retinaserve.training.files import make_place, write_json
 
-SCORE = 0.3
+SCORES = (0.3, 0.7)  # that begin tracks of ours: by default, and as those of `trackers`
 STEPS = (1, 5)  # every frame, every fifth
-EVERY = 10
+FILMS, SECONDS, EVERY = 80, 2.0, 10
 
 
 def read_truth(path: Path, category_ids: Sequence[int], frames: int) -> list[Detections]:
@@ -56,15 +56,17 @@ def read_truth(path: Path, category_ids: Sequence[int], frames: int) -> list[Det
     return truth
 
 
-def write_frames(films: Sequence[Path], folder: Path) -> None:
-    """Write one in EVERY frame of films as JPEGs with train.json."""
+def write_frames(folder: Path) -> None:
+    """Draw films, and write some of their frames as JPEGs with train.json."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     ids = list(CATEGORIES.values())
-    for film in films:
-        with Video(str(film / "film.mp4")) as video:
-            frames = [frame for frame in video if frame.number % EVERY == 0]
-        truth = read_truth(film / "film.txt", ids, video.decoded)
+    for seed in range(1, FILMS + 1):
+        with tempfile.TemporaryDirectory() as scratch:
+            drawn, rows, _ = draw_film(Path(scratch), size=(480, 640), seconds=SECONDS, fps=25, seed=seed)
+            with Video(str(drawn)) as video:
+                frames = [frame for frame in video if frame.number % EVERY == 0]
+            truth = read_truth(rows, ids, video.decoded)
         for frame in frames:
             number = len(images) + 1
             height, width = frame.pixels.shape[:2]
@@ -120,9 +122,9 @@ def numbers_of(frame: Detections) -> npt.NDArray[np.int64]:
     return np.zeros(len(frame), np.int64) if frame.track_ids is None else frame.track_ids
 
 
-def tracked(answers: Sequence[Detections], times: Sequence[float]) -> list[Detections]:
+def tracked(answers: Sequence[Detections], times: Sequence[float], score: float) -> list[Detections]:
     """Return the answers as our tracker gives them."""
-    tracker = Tracker(score=SCORE)
+    tracker = Tracker(score=score)
     return [tracker.update(answer, at) for answer, at in zip(answers, times, strict=True)]
 
 
@@ -153,7 +155,6 @@ def main() -> None:
     parts = parser.add_subparsers(dest="part", required=True)
     frames = parts.add_parser("frames")
     frames.add_argument("folder", type=Path)
-    frames.add_argument("films", type=Path, nargs="+")
     scores = parts.add_parser("score")
     scores.add_argument("model", type=Path)
     scores.add_argument("film", type=Path)
@@ -161,7 +162,7 @@ def main() -> None:
     scores.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     if chosen.part == "frames":
-        write_frames(chosen.films, chosen.folder)
+        write_frames(chosen.folder)
     else:
         score(chosen.model, chosen.film, chosen.beside, chosen.json)
 
@@ -186,7 +187,7 @@ def score(model: Path, film: Path, python: str | None, target: Path | None) -> N
         for step in STEPS:
             times, answers = zip(*seen[::step], strict=True)
             fps = (len(times) - 1) / (times[-1] - times[0])
-            found = {"ours": tracked(answers, times)}
+            found = {f"ours, --score {score}": tracked(answers, times, score) for score in SCORES}
             if python:
                 found |= beside(python, answers, fps, folder)
             report[f"{fps:.3g} frames a second"] = {
