@@ -33,6 +33,7 @@ from retinaserve.training.files import write_json
 from retinaserve.training.images import read_files
 
 WORKERS, PART, SEED = 2, 500, 11
+BATCH = 8  # of the detector, so that small parts have no small batches
 SAMPLE = 2000  # images in process
 WATCHED = 0.5  # seconds between looks at the processes
 # rclone sends the checksum of a whole object with a range of it, which botocore would refuse.
@@ -94,14 +95,15 @@ class Watch:
         self.looks.append((time.perf_counter(), sum(self._cpu.values()), total, parts))
 
     def to_dict(self, part: int) -> dict[str, Any]:
-        """Return what it took in all, and an image once all workers were at work: from the first part on."""
-        begun = [look for look in self.looks if look[3]]
-        (start, spent, _, first), (end, cpu, _, last) = begun[0], self.looks[-1]
+        """Return what it took in all, and an image while all workers were at work, until the last part was there."""
+        begun = [look for look in self.looks if look[3] >= 2 * WORKERS]
+        parts = self.looks[-1][3]
+        (start, spent, _, first), (end, cpu, _, last) = begun[0], next(look for look in begun if look[3] == parts)
         memory = [look[2] for look in begun]
         quarter = max(1, len(memory) // 4)
         return {
             "seconds": end - self.looks[0][0],
-            "cpu_seconds": cpu,
+            "cpu_seconds": self.looks[-1][1],
             "cpu_ms": 1e3 * (cpu - spent) / max(1, (last - first) * part),
             "images_per_second": (last - first) * part / max(1e-3, end - start),
             "peak_mb": round(max(memory)),
@@ -175,7 +177,7 @@ def main() -> None:
     if not chosen.kills:
         report["in_process"] = in_process(chosen.model, files[:SAMPLE])
         print(json.dumps(report), flush=True)
-    part = min(PART, chosen.images // 40)
+    part = min(PART, max(1, chosen.images // 40 // BATCH) * BATCH)
     calm, killed = (f"{name}-{kind}/out" for kind in ("calm", "killed"))
     with s3_server(chosen.folder) as endpoint:
         environment = {**os.environ, **KEYS, "AWS_ENDPOINT_URL": endpoint}
