@@ -95,7 +95,7 @@ class Watch:
         self.looks.append((time.perf_counter(), sum(self._cpu.values()), total, parts))
 
     def to_dict(self, part: int) -> dict[str, Any]:
-        """Return what it took in all, and an image while all workers were at work, until the last part was there."""
+        """Return what it took in all, and an image while all workers worked: until the last part was there."""
         begun = [look for look in self.looks if look[3] >= 2 * WORKERS]
         parts = self.looks[-1][3]
         (start, spent, _, first), (end, cpu, _, last) = begun[0], next(look for look in begun if look[3] == parts)
