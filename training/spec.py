@@ -79,7 +79,8 @@ class ResNetLayout:
     bottleneck: bool = True
     groups: int = 1
     group_width: int = 64  # channels of a group in the first stage
-    stem: tuple[int, int] = (7, 2)  # kernel and stride of the first convolution; with stride 2 a pool is behind it
+    stem: int = 7  # kernel of the first convolution
+    pool: bool = True  # behind it; without one it has half the channels, and the first stage strides
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,9 @@ BACKBONES: Mapping[str, ResNetLayout | MobileNetLayout | EfficientLayout] = {
         taps=(3, 5, 7),
         hard=False,
     ),
-    # Made for CPUs, where maps of half the input's side take a quarter of a narrow ResNet18's time.
-    "fast-n": ResNetLayout((1, 2, 2, 1), bottleneck=False, stem=(5, 4)),
-    "fast-s": ResNetLayout((2, 2, 2, 2), bottleneck=False, stem=(5, 4)),
+    # Made for CPUs: maps of half the input's side are few and narrow, but without them small shapes look alike.
+    "fast-n": ResNetLayout((1, 1, 1, 1), bottleneck=False, stem=3, pool=False),
+    "fast-s": ResNetLayout((2, 2, 2, 2), bottleneck=False, stem=3, pool=False),
 }
 
 

@@ -17,7 +17,7 @@ from retinaserve.training.trainer.trainer import train
 
 NAME = "fast-n"
 IMAGES, SEED = 4000, 7777  # a seed that no other set of the project is drawn with
-ITERATIONS, SIZE = 2500, (320, 320)
+ITERATIONS, SIZE = 1500, (320, 320)
 
 
 def make(folder: Path, output: Path, *, images: int = IMAGES, iterations: int = ITERATIONS) -> None:

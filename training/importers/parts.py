@@ -200,14 +200,15 @@ def recognise_backbone(state: Mapping[str, Tensor]) -> tuple[str, int]:
     )
     if not all(depths) or not {"conv1.weight", "layer1.0.conv2.weight"} <= state.keys():
         raise unknown("a ResNet, ResNeXt, MobileNet or EfficientNet-B0 of torchvision", state)
-    (width, _, kernel, _), inner = state["conv1.weight"].shape, state["layer1.0.conv2.weight"]
+    (stem, _, kernel, _), inner = state["conv1.weight"].shape, state["layer1.0.conv2.weight"]
     groups = inner.shape[0] // inner.shape[1]
     bottleneck = "layer1.0.conv3.weight" in state
     for name, layout in BACKBONES.items():
         if isinstance(layout, ResNetLayout):
+            width = stem if layout.pool else 2 * stem
             channels = layout.groups * max(1, width * layout.group_width // 64)
             found = (depths, bottleneck, groups, inner.shape[0], kernel)
-            if found == (layout.blocks, layout.bottleneck, layout.groups, channels, layout.stem[0]):
+            if found == (layout.blocks, layout.bottleneck, layout.groups, channels, layout.stem):
                 return name, width
     raise UserError(
         f"a ResNet with stages of {depths} blocks, {groups} groups and {inner.shape[0]} channels is not supported",

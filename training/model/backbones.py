@@ -104,22 +104,21 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet or ResNeXt without its classifier; `width` is the number of the stem's channels."""
+    """A ResNet or ResNeXt without its classifier; `width` is that of the first stage."""
 
     def __init__(self, layout: ResNetLayout, network: Network) -> None:
         super().__init__()
         block, width = Bottleneck if layout.bottleneck else BasicBlock, network.width
         self.network = network
         stem = SameConv2d if network.padding == "same" else nn.Conv2d
-        kernel, stride = layout.stem
-        pooled = stride == 2
-        self.conv1 = stem(3, width, kernel, stride, kernel // 2, bias=False)
-        self.bn1 = make_norm(network.backbone_norm, width)
+        first = width if layout.pool else width // 2
+        self.conv1 = stem(3, first, layout.stem, 2, layout.stem // 2, bias=False)
+        self.bn1 = make_norm(network.backbone_norm, first)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 0 if network.padding == "same" else 1) if pooled else nn.Identity()
-        self.pads = pooled and network.padding == "same"
+        self.maxpool = nn.MaxPool2d(3, 2, 0 if network.padding == "same" else 1) if layout.pool else nn.Identity()
+        self.pads = layout.pool and network.padding == "same"
         outputs = [width * 2**stage * block.expansion for stage in range(4)]
-        self.layer1 = _stage(network, width, width, layout.blocks[0], stride=1)
+        self.layer1 = _stage(network, first, width, layout.blocks[0], stride=1 if layout.pool else 2)
         self.layer2 = _stage(network, outputs[0], width * 2, layout.blocks[1], stride=2)
         self.layer3 = _stage(network, outputs[1], width * 4, layout.blocks[2], stride=2)
         self.layer4 = _stage(network, outputs[2], width * 8, layout.blocks[3], stride=2)

@@ -15,9 +15,9 @@ from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.settings import check_settings, from_flags, setting
 
 REFERENCE_BATCH = 16  # what the optimizers' default rates are for
-# In proportion to the batch: https://arxiv.org/abs/1706.02677. SGD's is Detectron's RetinaNet's, AdamW's by trial.
-BASE_RATES = {"adamw": 0.002, "sgd": 0.01}
-DECAYS = {"adamw": 0.01, "sgd": 1e-4}
+# In proportion to the batch: https://arxiv.org/abs/1706.02677. SGD's is Detectron's RetinaNet's, others by trial.
+BASE_RATES = {"adamw": 0.002, "sgd": 0.01, "muon": 0.012}
+DECAYS = {"adamw": 0.01, "sgd": 1e-4, "muon": 0.01}
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,12 @@ class TrainConfig:
 
     iterations: int = setting(90000, "Iterations, counted from the first run.", flag="iters", low=1)
     batch: int = setting(16, "Images of an iteration, of all processes together.", low=1)
-    optimizer: Literal["adamw", "sgd"] = setting("adamw", "What takes the steps.")
+    optimizer: Literal["adamw", "sgd", "muon"] = setting(
+        "adamw", "What takes the steps; muon is for a start from nothing."
+    )
     lr: float = setting(
         None,
-        "Highest learning rate.  [default: adamw 0.002, sgd 0.01 at 16 images, in proportion]",
+        "Highest learning rate.  [default: adamw 0.002, muon 0.012, sgd 0.01 at 16 images, in proportion]",
         low=0,
         open_low=True,
     )
@@ -38,7 +40,7 @@ class TrainConfig:
     gamma: float = setting(0.1, "What the learning rate is multiplied by.", low=0, open_low=True)
     weight_decay: float = setting(
         None,
-        "Of convolutions.  [default: adamw 0.01, sgd 0.0001]",  # not of norms and biases
+        "Of convolutions.  [default: adamw and muon 0.01, sgd 0.0001]",  # not of norms and biases
         aliases=("regularization_l2",),
         low=0,
     )

@@ -35,6 +35,7 @@ from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.trainer.config import TrainConfig
 from retinaserve.training.trainer.distributed import ALONE, ProcessGroup, process_group
 from retinaserve.training.trainer.ema import Ema
+from retinaserve.training.trainer.muon import Muon
 from retinaserve.training.trainer.norms import replace_batch_norms
 from retinaserve.training.trainer.progress import Meter, Progress, Recorder
 from retinaserve.training.trainer.start import detector_to_train, find_start, initialise
@@ -365,15 +366,31 @@ def takes_channels_last(network: nn.Module) -> bool:
 
 
 def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimizer of what a network learns; norms and biases don't decay."""
+    """Return the optimizer of what a network learns; norms and biases don't decay.
+
+    Muon turns what is a matrix between features: no convolution of pixels, of groups, or to outputs.
+    """
     learnt = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    turned = {
+        id(module.weight)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d) and module.in_channels > 3 and module.groups == 1
+        if config.optimizer == "muon" and not name.endswith("output")
+    }
     groups: list[dict[str, Any]] = [
-        {"params": [each for each in learnt if each.ndim > 1], "weight_decay": config.weight_decay},
+        {
+            "params": [each for each in learnt if each.ndim > 1 and id(each) not in turned],
+            "weight_decay": config.weight_decay,
+        },
         {"params": [each for each in learnt if each.ndim <= 1], "weight_decay": 0.0},
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, config.lr, MOMENTUM)
-    return torch.optim.AdamW(groups, config.lr, BETAS, fused=True)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, config.lr, BETAS, fused=True)
+    matrices = [each for each in learnt if id(each) in turned]
+    groups.append({"params": matrices, "weight_decay": config.weight_decay, "orthogonal": True})
+    return Muon(groups, config.lr, BETAS, fused=True)
 
 
 def stream_settings(config: TrainConfig, group: ProcessGroup = ALONE) -> StreamSettings:

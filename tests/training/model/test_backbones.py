@@ -11,6 +11,8 @@ from retinaserve.training.model import build_model
 from retinaserve.training.model.backbones import build_backbone
 from retinaserve.training.spec import BACKBONES, NETWORK_INPUT, DetectorSpec, Network
 
+# The fast ones' stem is of 3 x 3 and half as wide, and their first stage has a convolution in its shortcut.
+FAST = 3 * (64 * 49 - 32 * 9) + 2 * 32 + 9 * 32 * 64 - (32 * 64 + 2 * 64)
 # torchvision's published parameter counts, less the classifier's 512 or 2048 x 1000 + 1000; of MobileNetV2 also
 # less the last 1x1 convolution, 320 x 1280, with its norm.
 PARAMETERS = {
@@ -25,11 +27,10 @@ PARAMETERS = {
     "resnext101_64x4d": 83_455_272 - 2_049_000,
     "wide_resnet50_2": 68_883_240 - 2_049_000,
     "wide_resnet101_2": 126_886_696 - 2_049_000,
-    # A ResNet18 with a stem of 5 x 5; fast-n without the second block of the first and of the last stage.
-    "fast-n": 11_689_512 - 513_000 - 3 * 64 * 24 - 2 * (9 * 64**2 + 2 * 64) - 2 * (9 * 512**2 + 2 * 512),
-    "fast-s": 11_689_512 - 513_000 - 3 * 64 * 24,
     "mobilenet_v3_large": 5_483_032 - (960 * 1280 + 1280 + 1280 * 1000 + 1000) - (160 * 960 + 2 * 960),
     "efficientnet_b0": 5_288_548 - 1_281_000 - (320 * 1280 + 2 * 1280),
+    "fast-n": 11_689_512 - 513_000 - FAST - sum(9 * 2 * width**2 + 2 * 2 * width for width in (64, 128, 256, 512)),
+    "fast-s": 11_689_512 - 513_000 - FAST,
     "mobilenet_v2": 3_504_872 - 1_281_000 - (320 * 1280 + 2 * 1280),
 }
 

@@ -59,10 +59,11 @@ def test_nonsense_is_refused(field: str, value: object) -> None:
     [
         ({}, 0.002, 0.01),
         ({"batch": 4}, 0.0005, 0.01),
+        ({"optimizer": "muon", "batch": 8}, 0.006, 0.01),
         ({"optimizer": "sgd"}, 0.01, 1e-4),
         ({"optimizer": "sgd", "lr": 0.5, "weight_decay": 0.0}, 0.5, 0.0),
     ],
-    ids=["adamw", "in proportion to the batch", "sgd", "given"],
+    ids=["adamw", "in proportion to the batch", "muon", "sgd", "given"],
 )
 def test_rate_and_decay_follow_the_optimizer(given: dict[str, object], lr: float, weight_decay: float) -> None:
     config = TrainConfig(1, **given)  # type: ignore[arg-type]
