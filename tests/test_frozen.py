@@ -95,6 +95,7 @@ CHANGED: dict[tuple[str, str], str] = {
     ("import", "size"): "what the family's own resize rule says, unless one is asked for",
     ("train", "backbone"): "more ResNets",
     ("profile", "backbone"): "more ResNets",
+    ("train", "optimizer"): "muon is new",
 }
 
 
