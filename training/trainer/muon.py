@@ -19,6 +19,12 @@ STEP = 0.2  # root mean square of AdamW's steps
 class Muon(torch.optim.AdamW):
     """Orthogonal steps for the groups that ask for them, AdamW's for the others."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """As AdamW's."""
+        super().__init__(*args, **options)
+        # Fused, AdamW leaves a step out by itself where fp16 overflowed; GradScaler has to do it for both.
+        self._step_supports_amp_scaling = False
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Take a step."""

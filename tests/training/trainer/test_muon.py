@@ -44,3 +44,20 @@ def test_a_run_goes_on_with_what_it_remembers() -> None:
     after.load_state_dict(before.state_dict())
     run(half, after, range(2, 4))
     assert torch.equal(whole, half)
+
+
+def test_a_step_whose_gradient_overflowed_is_left_out() -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    ours = drawn(6, 4, 3, 3), drawn(7)
+    before = [each.detach().clone() for each in ours]
+    optimizer = Muon([{"params": [ours[0]], "orthogonal": True}, {"params": [ours[1]]}], lr=0.1, fused=True)
+    for value in (torch.inf, 1.0):
+        for each in ours:
+            each.grad = torch.full_like(each, value)
+        scaler.scale(torch.zeros(()))  # type: ignore[no-untyped-call]
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        moved = [not torch.equal(a, b) for a, b in zip(ours, before, strict=True)]
+        assert moved == [value == 1.0] * 2
+    assert all(each.isfinite().all() for each in ours)
