@@ -30,7 +30,10 @@ def _free_ports(count: int) -> list[int]:
 
 @contextmanager
 def triton(models: dict[str, tuple[str, str]], *flags: str) -> Iterator[SimpleNamespace]:
-    """Serve models of {name: (config.pbtxt, body of execute(self, requests))}; yield addresses and the process."""
+    """Serve models of {name: (config.pbtxt, body of execute(self, requests))}; yield addresses and the process.
+
+    Without a body the config is all there is: an ensemble's. `flags` are the server's own.
+    """
     site = Path(sysconfig.get_path("purelib"))
     root = site / "pytriton" / "tritonserver"
     with tempfile.TemporaryDirectory() as scratch:
@@ -45,12 +48,14 @@ def triton(models: dict[str, tuple[str, str]], *flags: str) -> Iterator[SimpleNa
             code = folder / "models" / name / "1" / "model.py"
             code.parent.mkdir(parents=True)
             code.write_text(f"{IMPORTS}class TritonPythonModel:\n    def execute(self, requests):\n{body}")
-            (code.parents[1] / "config.pbtxt").write_text(f'backend: "python"\n{config}')
+            backend_line = 'backend: "python"\n' if body else ""
+            (code.parents[1] / "config.pbtxt").write_text(backend_line + config)
         ports = dict(zip(("http", "grpc", "metrics"), _free_ports(3), strict=True))
         addresses = [f"--{kind}-address=127.0.0.1" for kind in ports]
         command = [str(root / "bin" / "tritonserver"), f"--model-repository={folder / 'models'}", *addresses]
         command += [
             f"--backend-directory={backend.parent}",
+            *flags,
             *(f"--{kind}-port={port}" for kind, port in ports.items()),
         ]
         libraries = f"{site / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"

@@ -3,7 +3,7 @@
     python -m retinaserve.scripts.lab.differential networks --cases 200 --seed 7 --output runs/differential
     python -m retinaserve.scripts.lab.differential images scores requests --cases 1000
 
-networks, builder: random small detectors in every runtime and by NVIDIA's builder: see differential_networks.py.
+networks, suppression, builder: random small detectors and candidates: see differential_networks.py.
 images: random encoded images through the served preprocessing and the training loader's reading; the pixels of the
     files, at each scale of a JPEG too, against OpenCV's where that is installed.
 scores: random detections and labels, full of ties, crowds and sizes at the borders, by both judges.
@@ -34,6 +34,7 @@ from retinaserve.scripts.lab.differential_networks import (
     Random,
     builder,
     networks,
+    suppression,
 )
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.files import write_json
@@ -120,6 +121,8 @@ def _as_opencv(name: str, data: bytes) -> Iterator[Difference]:
     except ImportError:
         return
     ours = {1: decode(data)}
+    if name.startswith("AVIF"):  # OpenCV leaves them as they are stored
+        ours = {1: np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))}
     if jpeg := Jpeg.read(data):
         ours |= {FULL // scale: jpeg.decode(scale).pixels for scale in SCALES if max(jpeg.size) > SMALL}
     for step, pixels in ours.items():
@@ -237,7 +240,13 @@ def _answer(name: str, answer: Detections | ImageError, wanted: Detections | Ima
 
 
 Part = Callable[[Random, int], tuple[float, list[str], list[Difference]]]
-PARTS: dict[str, Part] = {"networks": networks, "builder": builder, "images": images, "scores": scores}
+PARTS: dict[str, Part] = {
+    "networks": networks,
+    "suppression": suppression,
+    "builder": builder,
+    "images": images,
+    "scores": scores,
+}
 
 
 def main() -> None:

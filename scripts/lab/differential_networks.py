@@ -1,9 +1,10 @@
-"""Random small detectors for scripts/lab/differential.py: its parts `networks` and `builder`.
+"""Random small detectors for scripts/lab/differential.py: its parts `networks`, `suppression` and `builder`.
 
     size, compared, found = networks(np.random.default_rng(7), 7)    # one case; found: (kind, what was seen)
 
 networks: torch, ONNX Runtime and OpenVINO (fp32, bf16, INT8); the decode and NMS of each graph against the NumPy
 reference on that runtime's own heads, and the fp32 heads against torch's.
+suppression: the graph's NMS on random candidates, full of ties, boxes without an area and IoUs at the threshold.
 builder: NVIDIA's builder, which needs no GPU: what is refused, what runs in a wider type than the graph states,
 shapes against ONNX Runtime's, heads that are copied in front of the plugin.
 """
@@ -211,3 +212,71 @@ def _tied(spec: DetectorSpec, outputs: Arrays, row: int) -> bool:
         if len(logits) > most and logits[most - 1] == logits[most] > spec.score_threshold_logit:
             return True
     return False
+
+
+def suppression(rng: Random, _: int) -> tuple[float, list[str], list[Difference]]:
+    """NMS of random candidates against the reference: boxes on grids, ties, boxes without an area."""
+    import onnx_graphsurgeon as gs
+
+    from retinaserve.build_tools.graph.detection import Candidates, add_nms
+    from retinaserve.build_tools.graph.nodes import NodeBuilder
+    from retinaserve.plugins import reference
+
+    spec = random_detector(rng)
+    count, side, batch = int(rng.choice([1, 2, 7, 60, 300])), int(rng.choice([12, 40, 200])), 2
+    corners, extents = rng.integers(0, side, (batch, count, 2)), rng.integers(0, side // 2, (batch, count, 2))
+    grid = float(rng.choice([1, 1, 0.1, 1 / 3]))
+    step, threshold = float(rng.choice([0.5, 0.01, 1e-6])), np.float32(spec.score_threshold_logit)
+    logits = (np.round(rng.normal(0, 2, (batch, count)) / step) * step).astype(np.float32)
+    logits[rng.random((batch, count)) < 0.1] = threshold
+    given: Arrays = {
+        "given_logits": logits,
+        "given_boxes": np.concatenate((corners, corners + extents), axis=2).astype(np.float32) * np.float32(grid),
+        "given_classes": rng.integers(0, len(spec.classes), (batch, count)),
+        LETTERBOX: np.array([[*spec.size] * 2, [2 * side for side in spec.size] + [*spec.size]], np.float32),
+    }
+    tensors = {name: gs.Variable(name, array.dtype, [batch, *array.shape[1:]]) for name, array in given.items()}
+    graph = gs.Graph(opset=18, inputs=list(tensors.values()))
+    candidates = Candidates(tensors["given_logits"], tensors["given_boxes"], tensors["given_classes"], count)
+    outputs = add_nms(NodeBuilder(graph), spec, candidates, tensors[LETTERBOX])
+    for name, tensor in outputs.items():
+        tensor.name, tensor.dtype = name, np.dtype(spec.outputs[name].dtype)
+        tensor.shape = [batch, *spec.outputs[name].shape]
+    graph.outputs = list(outputs.values())
+    slots = reference.nms(
+        np.where(logits > threshold, logits, np.float32(-np.inf)),
+        given["given_boxes"],
+        given["given_classes"].astype(np.int32),
+        given[LETTERBOX],
+        iou=spec.nms_iou,
+        max_detections=spec.max_detections,
+    )
+    expected = dict(zip((NUM_DETECTIONS, BOXES, SCORES, CLASSES), slots, strict=True))
+    model = gs.export_onnx(graph)
+    model.ir_version = 10
+    found: list[Difference] = []
+    for runtime, seen in _in_both(model.SerializeToString(), given):
+        for row in range(batch):
+            apart = [
+                float(np.abs(seen[name][row] - np.float64(value[row])).max()) for name, value in expected.items()
+            ]
+            if any(distance > most for distance, most in zip(apart, (0, SAME_BOX, SAME_SCORE, 0), strict=True)):
+                overlaps = reference.iou_matrix(given["given_boxes"][row], given["given_boxes"][row])
+                edge = bool((overlaps == np.nextafter(np.float32(spec.nms_iou), np.float32(2))).any())
+                kind = f"{runtime}: an IoU one step above the threshold" if edge else f"{runtime}: boxes"
+                found.append(
+                    (kind, f"{seen[NUM_DETECTIONS][row, 0]}, the reference {expected[NUM_DETECTIONS][row, 0]}")
+                )
+    return count, ["ONNX Runtime", "OpenVINO"], found
+
+
+def _in_both(data: bytes, given: Arrays) -> Iterator[tuple[str, Arrays]]:
+    import onnxruntime
+
+    from retinaserve.build_tools.openvino_cpu import compile_for_cpu
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_outputs()]
+    yield "ONNX Runtime", dict(zip(names, session.run(names, dict(given)), strict=True))
+    results = compile_for_cpu(data, threads=1).create_infer_request().infer(given)
+    yield "OpenVINO", {name: np.array(results[name]) for name in names}

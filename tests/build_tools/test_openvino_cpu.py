@@ -1,5 +1,7 @@
 """The settings of OpenVINO that are compared with are those that are served."""
 
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +77,43 @@ def test_a_process_whose_networks_are_gone_still_takes_signals(toy_onnx: Path) -
     # A second openvino.Core leaves it without a stack for them: it dies of SIGSEGV, and says nothing.
     run = subprocess.run([sys.executable, "-c", OUT_OF_ORDER, str(toy_onnx)], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (0, "caught\n"), run.stderr
+
+
+QUANTIZED = """
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+from retinaserve.build_tools.openvino_cpu import compile_for_cpu, int8_overflows
+
+rng = np.random.default_rng(1)
+codes, weights = rng.integers(90, 128, (1, 8, 4, 4)), rng.integers(90, 128, (8, 8, 1, 1))
+pairs = [("scale", np.float32(0.5)), ("zero", np.int8(0)), ("weights", weights.astype(np.int8))]
+nodes = [
+    helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+    helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["rounded"]),
+    helper.make_node("DequantizeLinear", ["weights", "scale", "zero"], ["filter"]),
+    helper.make_node("Conv", ["rounded", "filter"], ["y"]),
+]
+given, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 4, 4]) for name in "xy")
+initial = [numpy_helper.from_array(np.array(value), name) for name, value in pairs]
+graph = helper.make_graph(nodes, "g", [given], [result], initial)
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+model.ir_version = 9
+(seen,) = compile_for_cpu(model.SerializeToString(), threads=1)({"x": (codes * 0.5).astype(np.float32)}).values()
+expected = np.einsum("oi,nihw->nohw", weights[:, :, 0, 0], codes) * 0.25
+print(int8_overflows(), float(np.abs(seen - expected).max() / expected.max()) < 1e-5)
+"""
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="only x86 has vector units that add products in 16 bits"
+)
+@pytest.mark.parametrize(("processor", "overflows"), [("AVX2", True), ("AVX512_CORE", True), ("ALL", None)])
+def test_products_of_8_bits_never_overflow(processor: str, overflows: bool | None) -> None:
+    """As on processors without VNNI, where quantized convolutions of OpenVINO stop at 32767."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": processor}
+    done = subprocess.run(
+        [sys.executable, "-c", QUANTIZED], env=environment, capture_output=True, text=True, check=True
+    )
+    saw, right = done.stdout.split()
+    assert right == "True"
+    assert overflows is None or saw == str(overflows)
