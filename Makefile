@@ -55,9 +55,9 @@ demo: $(STAMP) ## Synthetic images to boxes on a real Triton, in minutes (writes
 checkpoint: demo ## Train anew what quickstart serves (writes examples/shapes.pth)
 	@$(BIN)/python -m retinaserve.scripts.lab.images checkpoint $(RUNS)/demo examples/shapes.pth
 
-# A file's tests stay together. torch's threads would fight over the cores with the other process.
+# A file's tests stay together; the order is that of tests/conftest.py.
 test: $(DEV) ## Run all tests; those that need a GPU say so and skip
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: $(DEV) ## Ruff, mypy strict, clang-format
 	@$(BIN)/ruff check .

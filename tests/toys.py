@@ -1,6 +1,8 @@
 """A small detector with random weights that finds plenty in a checkerboard and nothing in a flat picture."""
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,18 +15,17 @@ from retinaserve.training.spec import DetectorSpec
 CLASSES, CATEGORY_IDS = ("disc", "box", "étoile filante"), (1, 5, 9)
 
 
+SMALL: dict[str, Any] = {"backbone": "resnet18", "width": 8, "fpn_channels": 16, "head_depth": 1, "norm": "none"}
+
+
 def toy_spec() -> DetectorSpec:
     """Return a spec whose height, width, classes and category ids are all different numbers."""
-    return DetectorSpec.create(
-        CLASSES,
-        category_ids=CATEGORY_IDS,
-        size=(128, 192),
-        backbone="resnet18",
-        width=8,
-        fpn_channels=16,
-        head_depth=1,
-        norm="none",
-    )
+    return small_spec(CLASSES, size=(128, 192), category_ids=CATEGORY_IDS)
+
+
+def small_spec(classes: Sequence[str], **others: Any) -> DetectorSpec:
+    """Return the spec of a network that computes in milliseconds."""
+    return DetectorSpec.create(classes, **{**SMALL, **others})
 
 
 PLAN = b"ftrt, and what TensorRT alone can read"

@@ -11,26 +11,16 @@ from retinaserve.eval.client.client import Client
 from retinaserve.eval.runtimes.detector import open_detector
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.checkpoint import Checkpoint, save
-from retinaserve.training.spec import DetectorSpec
 from tests.images import checker, encode
-from tests.toys import CLASSES, toy_model
+from tests.toys import CLASSES, small_spec, toy_model
 
 pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = DetectorSpec.create(
-        CLASSES,
-        size=(160, 267),
-        resize_rule="torchvision",
-        pixels="float32",  # as its author's weights have it
-        backbone="resnet18",
-        width=8,
-        fpn_channels=16,
-        head_depth=1,
-        norm="none",
-    )
+    # Pixels as its author's weights have them.
+    spec = small_spec(CLASSES, size=(160, 267), resize_rule="torchvision", pixels="float32")
     path = tmp_path_factory.mktemp("orientations") / "model.pth"
     weights = toy_model(spec).state_dict()
     weights["box_head.output.weight"] *= 0.1  # boxes of a size that boxes have

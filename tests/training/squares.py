@@ -7,19 +7,10 @@ import numpy as np
 from PIL import Image
 
 from retinaserve.training.data.dataset import CocoDataset
-from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.trainer.config import TrainConfig
+from tests.toys import small_spec
 
-SPEC = DetectorSpec.create(
-    ["dark", "light"],
-    size=(64, 64),
-    backbone="resnet18",
-    width=8,
-    fpn_channels=16,
-    head_depth=1,
-    norm="batch",
-    category_ids=[2, 5],
-)
+SPEC = small_spec(["dark", "light"], size=(64, 64), norm="batch", category_ids=[2, 5])
 QUICK = TrainConfig(6, batch=4, lr=0.002, warmup=2, report_every=2, save_every=100)
 
 

@@ -12,18 +12,9 @@ from retinaserve.training.checkpoint import Checkpoint, load, load_model, save
 from retinaserve.training.errors import UserError
 from retinaserve.training.model import build_model
 from retinaserve.training.model.retinanet import RetinaNet
-from retinaserve.training.spec import DetectorSpec
+from tests.toys import small_spec
 
-SPEC = DetectorSpec.create(
-    ["a", "b"],
-    size=(64, 96),
-    backbone="resnet18",
-    width=8,
-    fpn_channels=8,
-    head_depth=1,
-    norm="none",
-    category_ids=[3, 90],
-)
+SPEC = small_spec(["a", "b"], size=(64, 96), fpn_channels=8, category_ids=[3, 90])
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,9 @@ from retinaserve.training.model import build_model
 from retinaserve.training.model.postprocess import detect
 from retinaserve.training.spec import METADATA_CLASSES, NETWORK_INPUT, DetectorSpec
 from tests.heads import Heads, assert_equal_detections, reference_detections
+from tests.toys import small_spec
 
-SPEC = DetectorSpec.create(
-    ["a", "b", "ü"], size=(64, 96), backbone="resnet18", width=8, fpn_channels=16, head_depth=1, norm="none"
-)
+SPEC = small_spec(["a", "b", "ü"], size=(64, 96))
 SMALL = DetectorSpec.create(["a"], size=(16, 16), strides=(8,))
 
 

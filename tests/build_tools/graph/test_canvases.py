@@ -1,5 +1,7 @@
 """One graph for every canvas of a resize rule, in both runtimes, against the network and the reference."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -11,8 +13,8 @@ from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 from retinaserve.build_tools.openvino_cpu import compile_for_cpu
 from retinaserve.training.export import heads_graph
 from retinaserve.training.model.postprocess import detect
-from retinaserve.training.spec import OUTPUTS, DetectorSpec
-from tests.toys import toy_model
+from retinaserve.training.spec import OUTPUTS
+from tests.toys import small_spec, toy_model
 
 SIZES = [(200, 266), (266, 200), (333, 180), (12, 333), (333, 1)]  # of resized images
 CASES = {  # a level has fewer logits than candidates are asked for, or many times more, or an odd number of rows
@@ -24,25 +26,19 @@ CASES = {  # a level has fewer logits than candidates are asked for, or many tim
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_graph_of_any_canvas_answers_as_the_reference(name: str) -> None:
+def test_a_graph_of_any_canvas_answers_as_the_reference(name: str, tmp_path: Path) -> None:
     rule, classes, candidates = CASES[name]
-    spec = DetectorSpec.create(
-        [f"c{number}" for number in range(classes)],
-        size=(200, 333),
-        resize_rule=rule,
-        backbone="resnet18",
-        width=4,
-        fpn_channels=8,
-        head_depth=0,
-        norm="none",
-        topk_candidates=candidates,
-    )
+    small = {"width": 4, "fpn_channels": 8, "head_depth": 0, "topk_candidates": candidates}
+    spec = small_spec([f"c{number}" for number in range(classes)], size=(200, 333), resize_rule=rule, **small)
     model = toy_model(spec)
     with torch.no_grad():
         model.box_head.output.weight.mul_(0.05)
-    grafted = graft(heads_graph(model, spec), spec).SerializeToString()
-    openvino = compile_for_cpu(grafted, threads=1).create_infer_request()
-    session = onnxruntime.InferenceSession(grafted, providers=["CPUExecutionProvider"])
+    onnx.save(graft(heads_graph(model, spec), spec), str(tmp_path / "a.onnx"))
+    graph = OnnxGraph.read(tmp_path / "a.onnx")
+    assert graph.inputs["image"].shape == (3, -1, -1) and graph.spec == spec, "it says that its canvas is open"
+    graph.check_served()
+    openvino = compile_for_cpu((tmp_path / "a.onnx").read_bytes(), threads=1).create_infer_request()
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
     found = 0
@@ -60,11 +56,3 @@ def test_a_graph_of_any_canvas_answers_as_the_reference(name: str) -> None:
             np.testing.assert_allclose(answer[2], scores, atol=1e-5)
         found += int(count.sum())
     assert found > 100
-
-
-def test_the_graph_says_that_its_canvas_is_open(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    spec = DetectorSpec.create(["a"], resize_rule="detectron2", backbone="resnet18", width=4, fpn_channels=8)
-    onnx.save(graft(heads_graph(toy_model(spec), spec), spec), str(tmp_path / "a.onnx"))
-    graph = OnnxGraph.read(tmp_path / "a.onnx")
-    assert graph.inputs["image"].shape == (3, -1, -1) and graph.spec == spec
-    graph.check_served()

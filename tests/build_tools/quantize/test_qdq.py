@@ -19,7 +19,7 @@ from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.export import heads_graph
 from retinaserve.training.spec import METADATA_CALIBRATION, METADATA_PRECISION, NETWORK_INPUT, DetectorSpec
 from tests.images import checker, encode
-from tests.toys import toy_model
+from tests.toys import small_spec, toy_model
 
 LAYERS = ("conv", "add")
 
@@ -38,9 +38,7 @@ def calibrated(images: Path) -> Calibrated:
     """Heads with norms of their own on every level, some of which turn signs around."""
     import torch
 
-    spec = DetectorSpec.create(
-        ["disc", "box"], size=(128, 192), backbone="resnet18", width=8, fpn_channels=16, head_depth=2, norm="batch"
-    )
+    spec = small_spec(["disc", "box"], size=(128, 192), head_depth=2, norm="batch")
     model = toy_model(spec)
     with torch.no_grad():
         for module in model.modules():

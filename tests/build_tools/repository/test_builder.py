@@ -12,8 +12,7 @@ from retinaserve.build_tools.repository.builder import build_repository
 from retinaserve.build_tools.repository.configs import BuildOptions
 from retinaserve.training.errors import UserError
 from retinaserve.training.export import export_heads
-from retinaserve.training.spec import DetectorSpec
-from tests.toys import toy_model
+from tests.toys import small_spec, toy_model
 
 
 def test_versions_follow_each_other(toy_onnx: Path, tmp_path: Path) -> None:
@@ -35,9 +34,7 @@ def test_versions_follow_each_other(toy_onnx: Path, tmp_path: Path) -> None:
 
 def test_another_detector_needs_another_repository(toy_onnx: Path, tmp_path: Path) -> None:
     build_repository(toy_onnx, tmp_path / "repository")
-    other = DetectorSpec.create(
-        ["disc", "box", "moon"], size=(128, 192), backbone="resnet18", width=8, norm="none"
-    )
+    other = small_spec(["disc", "box", "moon"], size=(128, 192))
     heads = tmp_path / "heads.onnx"
     export_heads(toy_model(other), other, heads)
     onnx.save(graft(heads), tmp_path / "other.onnx")

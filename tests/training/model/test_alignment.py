@@ -8,6 +8,7 @@ from retinaserve.training.model import build_model
 from retinaserve.training.model.alignment import MOST_CELLS, aligned_loss, assign
 from retinaserve.training.model.losses import Target
 from retinaserve.training.spec import DetectorSpec
+from tests.toys import small_spec
 
 # A row of cells of stride 10, whose anchors are the cells.
 ANCHORS = torch.tensor([[10.0 * x, 0, 10.0 * x + 10, 10] for x in range(6)])
@@ -105,18 +106,8 @@ def test_cells_in_a_crowd_learn_nothing() -> None:
 
 
 def test_a_network_of_the_family_learns_a_batch() -> None:
-    spec = DetectorSpec.create(
-        ["a", "b"],
-        size=(64, 64),
-        backbone="fast-n",
-        width=16,
-        fpn_channels=16,
-        head_depth=1,
-        towers="one",
-        p6_from="none",
-        one_anchor=True,
-        anchor_size=3,
-    )
+    family = {"backbone": "fast-n", "width": 16, "norm": "batch", "towers": "one", "p6_from": "none"}
+    spec = small_spec(["a", "b"], size=(64, 64), one_anchor=True, anchor_size=3, **family)
     assert (spec.strides, spec.anchors_per_cell, len(spec.all_strides())) == ((8, 16, 32), 1, 64 + 16 + 4)
     assert DetectorSpec.from_json(spec.to_json()) == spec
     torch.manual_seed(0)

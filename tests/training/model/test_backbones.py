@@ -9,7 +9,8 @@ from torch import nn
 from retinaserve.training.export import export_heads
 from retinaserve.training.model import build_model
 from retinaserve.training.model.backbones import build_backbone
-from retinaserve.training.spec import BACKBONES, NETWORK_INPUT, DetectorSpec, Network
+from retinaserve.training.spec import BACKBONES, NETWORK_INPUT, Network
+from tests.toys import small_spec
 
 # The fast ones' stem is of 3 x 3 and half as wide, and their first stage has a convolution in its shortcut.
 FAST = 3 * (64 * 49 - 32 * 9) + 2 * 32 + 9 * 32 * 64 - (32 * 64 + 2 * 64)
@@ -138,16 +139,7 @@ def test_the_stages_are_the_whole_backbone_once(name: str) -> None:
 
 def test_exported_it_answers_as_in_torch(tmp_path: Path) -> None:
     # A network with all that the default has not: depthwise convolutions, ReLU6, group norms, P6 from P5.
-    spec = DetectorSpec.create(
-        ["a"],
-        size=(64, 96),
-        backbone="mobilenet_v2",
-        width=8,
-        fpn_channels=16,
-        head_depth=1,
-        norm="group",
-        p6_from="p5",
-    )
+    spec = small_spec(["a"], size=(64, 96), backbone="mobilenet_v2", norm="group", p6_from="p5")
     torch.manual_seed(0)
     model = build_model(spec).eval()
     export_heads(model, spec, tmp_path / "heads.onnx")

@@ -11,19 +11,12 @@ from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import DetectorSpec, Network
 from retinaserve.training.trainer.record import find_settings, read_settings
 from retinaserve.training.trainer.start import CLASS_OUTPUT, detector_to_train, find_start, initialise
+from tests.toys import small_spec
 from tests.training.squares import draw
 
 
 def detector(*classes: str, seed: int = 0, width: int = 8, fpn_channels: int = 8) -> RetinaNet:
-    spec = DetectorSpec.create(
-        classes,
-        size=(64, 64),
-        backbone="resnet18",
-        width=width,
-        fpn_channels=fpn_channels,
-        head_depth=1,
-        norm="none",
-    )
+    spec = small_spec(classes, size=(64, 64), width=width, fpn_channels=fpn_channels)
     torch.manual_seed(seed)
     return build_model(spec)
 
