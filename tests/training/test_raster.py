@@ -155,3 +155,13 @@ def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) < 260, "MB: a run of windows three times over, and GDAL's cache"
+
+
+def test_overviews_beside_the_image_are_not_its_pixels(tmp_path: Path) -> None:
+    path = write(tmp_path / "photo.tif", np.full((3, 64, 64), 200, np.uint8))
+    with rasterio.Env(TIFF_USE_OVR=True), rasterio.open(path, "r+") as image:
+        image.build_overviews([2])
+    assert (tmp_path / "photo.tif.ovr").is_file()
+    Image.new("RGB", (64, 64), (10, 20, 30)).save(path)  # corrected in place; the overviews are the old one's
+    with open_raster(path) as raster:
+        assert np.unique(np.asarray(raster.reduced(32)).reshape(-1, 3), axis=0).tolist() == [[10, 20, 30]]
