@@ -184,15 +184,19 @@ def score(model: Path, film: Path, python: str | None, target: Path | None) -> N
                 if isinstance(answer, Detections)
             ]
             truth = read_truth(film / "film.txt", client.category_ids, len(seen))
-        for step in STEPS:
-            times, answers = zip(*seen[::step], strict=True)
-            fps = (len(times) - 1) / (times[-1] - times[0])
-            found = {f"ours, --score {score}": tracked(answers, times, score) for score in SCORES}
-            if python:
-                found |= beside(python, answers, fps, folder)
-            report[f"{fps:.3g} frames a second"] = {
-                name: track_scores(truth[::step], frames) for name, frames in found.items()
-            }
+        times = [at for at, _ in seen]
+        known = [replace(frame, track_ids=None, scores=np.ones(len(frame), np.float32)) for frame in truth]
+        for kind, boxes in (("boxes of the detector", [answer for _, answer in seen]), ("true boxes", known)):
+            for step in STEPS:
+                fps = (len(times[::step]) - 1) / (times[::step][-1] - times[0])
+                found = {
+                    f"ours, --score {least}": tracked(boxes[::step], times[::step], least) for least in SCORES
+                }
+                if python:
+                    found |= beside(python, boxes[::step], fps, folder)
+                report[f"{kind}, {fps:.3g} frames a second"] = {
+                    name: track_scores(truth[::step], frames) for name, frames in found.items()
+                }
     print(json.dumps(report, indent=2))
     if target:
         write_json(target, report)

@@ -15,7 +15,7 @@ import supervision
 import trackers
 from edgefirst.tracker import ByteTrack
 
-STRONG, NEW, PATIENCE = 0.4, 0.5, 2.0  # the best of what was tried; the defaults are worse
+STRONG, NEW, PATIENCE = 0.4, 0.5, 2.0  # of another detector the best; beside them the defaults
 
 
 Rows = npt.NDArray[np.float64]
