@@ -114,7 +114,7 @@ def test_so_does_the_graph_that_is_served(name: str) -> None:
     model.load_state_dict(result.weights)
     raw = heads_graph(model, spec)
     session = onnxruntime.InferenceSession(graft(raw).SerializeToString(), providers=["CPUExecutionProvider"])
-    image = image_of((height, width)).transpose(2, 0, 1)[None]
+    image = image_of((height, width)).transpose(2, 0, 1)[None].astype(spec.pixels)
     letterbox = np.array([[height, width, height, width]], np.float32)
     count, boxes, scores, classes = (
         part[0] for part in session.run(None, {"image": image, "letterbox": letterbox})

@@ -294,7 +294,7 @@ def test_an_imported_detector_is_built_like_any_other(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, 3, 64, 96), np.uint8)
     letterbox = np.array([[128, 150, 64, 75]], np.float32)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    found = session.run(None, {"image": image, "letterbox": letterbox})
+    found = session.run(None, {"image": image.astype(spec.pixels), "letterbox": letterbox})
     mean, std = torch.tensor(spec.mean).view(3, 1, 1), torch.tensor(spec.std).view(3, 1, 1)
     with torch.no_grad():
         heads = model((torch.from_numpy(image) / 255 - mean) / std)
