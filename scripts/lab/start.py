@@ -1,6 +1,6 @@
 """What `train --fine-tune fast-n` starts from: a network that has learnt drawn shapes, and nothing of anybody's.
 
-    python -m retinaserve.scripts.lab.start runs/start    # writes training/recipes/fast-n.pth in 10 minutes
+    python -m retinaserve.scripts.lab.start runs/start    # writes training/recipes/fast-n.pth in 5 CPU minutes
 
 Weights are stored in half precision: what goes on learning does not miss the rest.
 """
