@@ -84,11 +84,11 @@ def test_a_backbone_is_measured_in_every_precision(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr("retinaserve.scripts.lab.model_table.random_checkpoint", toy)
     monkeypatch.setattr("retinaserve.scripts.lab.model_table.IMAGES", 4)
-    monkeypatch.setattr("retinaserve.scripts.lab.model_table.flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr("retinaserve.scripts.lab.model_table.flags", frozenset)  # test_precisions has bf16
     table, logged = Table.open(tmp_path / "work", Options(size=128, rounds=1, seconds=0.5)), list[str]()
     rows = measure(table, "resnet18", log=logged.append)
-    assert [each.precision for each in rows] == ["fp32", "bf16", "int8"]
-    assert rows[0].megabytes == rows[1].megabytes > rows[2].megabytes
+    assert [each.precision for each in rows] == ["fp32", "int8"]
+    assert rows[0].megabytes > rows[1].megabytes
     for each in rows:
         assert len(each.ips) == len(each.model_ms) == 1
         assert all(0 < model < request for model, request in zip(each.model_ms, each.request_ms, strict=True))
