@@ -56,7 +56,7 @@ def test_importing_takes_no_time() -> None:
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel and an sdist of this checkout."""
+    """An sdist of this checkout, and the wheel that `build` makes from it."""
     source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     tracked = subprocess.check_output(["git", "-C", ROOT, "ls-files", "-z"], text=True).split("\0")
     for name in filter(None, tracked):
@@ -99,19 +99,10 @@ def test_the_wheel_carries_what_its_commands_need(dist: Path) -> None:
     assert {f"retinaserve/{name}" for name in python if "/lab/" not in name} <= set(names)
 
 
-def test_the_sdist_builds_the_same_wheel(dist: Path, tmp_path: Path) -> None:
+def test_the_sdist_that_the_wheel_is_built_from_has_no_links(dist: Path) -> None:
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        assert not [member.name for member in archive if member.issym()]  # links have become what they lead to
-        archive.extractall(tmp_path, filter="data")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path / "again"]
-    subprocess.run([*command, *tmp_path.glob("retinaserve-*")], capture_output=True, check=True)
-    (first,), (second,) = dist.glob("*.whl"), (tmp_path / "again").glob("*.whl")
-    members = [
-        {item.filename: item.CRC for item in zipfile.ZipFile(path).infolist() if "dist-info" not in item.filename}
-        for path in (first, second)
-    ]
-    assert members[0] == members[1]
+        assert not [member.name for member in archive if member.issym()]  # they have become what they lead to
 
 
 @pytest.fixture(scope="module")

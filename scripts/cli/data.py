@@ -156,7 +156,7 @@ def check(
 ) -> None:
     """Find what is wrong with a labelled data set; exits with 3 if training on it would go wrong.
 
-    Every finding has a code that stays the same, a count, examples and a remedy; docs/data.md lists them.
+    Every finding has a code that stays the same, a count, examples and a remedy: docs/data.md.
     """
     from tqdm import tqdm
 

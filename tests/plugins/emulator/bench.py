@@ -190,7 +190,7 @@ def torchvision_milliseconds(logits, deltas, classes, repeats):
 
 
 def main():
-    """Print the table of docs/benchmarks.md."""
+    """Print a table for docs/benchmarks.md."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--library", type=Path, required=True, help="the kernels' library")
     parser.add_argument("--sizes", type=int, nargs="+", default=[640, 1280], help="sides of the square input")
