@@ -21,8 +21,8 @@ from .verdict import MAX_BYTES, MAX_PIXELS, BadImage, Buffer, inspect
 
 FULL = 8
 SCALES = (1, 2, 4, FULL)  # those with vector code: 5, 6 and 7 eighths take longer than all, 3 longer than 4
-# Decoded pixels a side for each of the resized image, at least: at 640 pixels are 0.41 levels from those of the whole
-# file on average, with 2 it would be 0.26 (the lab's `decoding pixels`).
+# Decoded pixels a side for each of the resized image, at least: at 640 pixels are 0.41 levels from those of all
+# pixels on average, with 2 it would be 0.26 (the lab's `decoding pixels`).
 MARGIN = 1.5
 SMALL = 64  # pixels of the longer side: nothing to save, and below 8 the sizes of two scales are the same
 BMP = struct.Struct("<2s8xIIiiHHI20x")  # a file's header and the second, of 40 bytes, up to the compression
