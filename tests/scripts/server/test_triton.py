@@ -179,7 +179,7 @@ def test_preprocess_killed_under_load_answers_everybody_and_serves_again(reposit
         while not stop.is_set():
             sent = time.monotonic()
             try:
-                with Client(address, timeout=8) as client:
+                with Client(address, timeout=20) as client:
                     (answer,) = client.predict_many([image])
                 found = isinstance(answer, Detections)
             except UserError:  # nobody listens at the moment
@@ -202,7 +202,7 @@ def test_preprocess_killed_under_load_answers_everybody_and_serves_again(reposit
     for sender in senders:
         sender.join(60)
         assert not sender.is_alive(), "a sender was never answered"
-    assert max(seconds for _, seconds, _ in answers) < 25, "an answer that a sender has to wait for is none"
+    assert max(seconds for _, seconds, _ in answers) < 45, "an answer that a sender has to wait for is none"
     assert not all(found for *_, found in answers)
     assert servers_of(process.pid) != [server]
     process.send_signal(signal.SIGINT)
