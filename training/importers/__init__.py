@@ -131,8 +131,10 @@ def _with_rule(result: Imported, family: str, choices: Choices) -> Imported:
     rule = choices.resize_rule or own
     pixels = choices.pixels or RESIZES[rule].pixels
     spec = replace(result.spec, resize=rule, pixels=pixels, size=choices.size or RESIZES[rule].usual)
-    source = "as you said" if choices.resize_rule else "assumed, the family's own; --resize-rule, --size, --pixels"
-    return replace(result, spec=spec, notes=(*result.notes, f"images: {spec.size_text}, {pixels} ({source})"))
+    source = "as you said" if choices.resize_rule else "assumed, the family's own; --resize-rule, --size"
+    return replace(
+        result, spec=spec, notes=(*result.notes, f"images: {spec.size_text} ({source}); pixels: {pixels}")
+    )
 
 
 def _backbone(chosen: Candidate, notes: list[str]) -> Backbone:
