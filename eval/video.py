@@ -79,7 +79,8 @@ class Video:
     def __enter__(self) -> Self:
         import av  # here, so that a missing package is told of by the caller's thread
 
-        av.logging.set_level(av.logging.PANIC)
+        # With any level PyAV takes the GIL for an error of ffmpeg's threads, which it waits for with the GIL held.
+        av.logging.set_level(None)
         self._thread.start()
         return self
 

@@ -26,6 +26,7 @@ from retinaserve.plugins.tiles import encode_bmp
 from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.server.triton import TritonServer, free_ports
 from retinaserve.scripts.shapes.draw import draw_scene
+from retinaserve.scripts.shapes.film import draw_film
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from tests.eval.test_tiled import Thresholding
@@ -262,6 +263,16 @@ def test_rtsp_over_a_restart_of_its_server(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert video.reconnected >= 1 and (np.diff(seen) > 0).all()
+
+
+def test_leaving_early_ends_the_decoder(tmp_path: Path) -> None:
+    """With a level of logging PyAV waits for ever for a thread of ffmpeg that logs, soon in this loop."""
+    path, *_ = draw_film(tmp_path, size=(480, 640), seconds=3, fps=25, seed=3)
+    for _ in range(12):
+        with Video(str(path)) as video:
+            next(iter(video))
+            time.sleep(0.1)
+        assert not video._thread.is_alive()
 
 
 @pytest.mark.server
