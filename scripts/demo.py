@@ -25,6 +25,7 @@ from retinaserve.training.files import write_json
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nvidia-dali-cuda120", "nvidia-pytriton", "tritonclient")
 RECIPE = "shapes"  # of training/recipes
+FASTER = ("--optimizer", "muon", "--iters", 950)  # to the AP of its 1,800 iterations by AdamW
 DRAWN = ("--train", 1500, "--val", 150, "--seed", 0)
 CONTACT_SHEET = 12  # images that are sent and drawn
 BENCH = ("--concurrency", "1:4", "--seconds", 3)
@@ -131,7 +132,7 @@ def run_demo(root: Path, run: Run, show: Show) -> dict[str, Any]:
     with demo.step("train", "Train a small RetinaNet from scratch on the CPU"):
         train = root / "data" / "train"
         on = ("--images", train / "images", "--annotations", train / "annotations.json")
-        demo.command("train", checkpoint, *on, "--config", RECIPE)
+        demo.command("train", checkpoint, *on, "--config", RECIPE, *FASTER)
     repository = demo.build(checkpoint)
     with demo.step("offline", "Evaluate offline: torch, then ONNX"):
         demo.command("infer", checkpoint, *held_out, "--json", root / "eval_torch.json")

@@ -29,6 +29,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nine images, three iterations, half a second of load."""
     (tmp_path / "small.yaml").write_text(RECIPE)
     monkeypatch.setattr(demo, "RECIPE", tmp_path / "small.yaml")
+    monkeypatch.setattr(demo, "FASTER", ())
     monkeypatch.setattr(demo, "DRAWN", ("--train", 6, "--val", 3))
     monkeypatch.setattr(demo, "BENCH", ("--concurrency", "1", "--seconds", 0.5))
 
