@@ -41,9 +41,8 @@ def compile_for_cpu(
     More than one of `streams` share the threads, and each has an image of its own. With `profile` each request
     tells how long every operator took, at some cost.
 
-    `precision` is a key of HINTS; fp32 where the processor has no bf16: OpenVINO would emulate it,
-    many times slower. Where the products of an INT8 graph
-    would overflow, its weights have 7 bits.
+    `precision` is a key of HINTS; fp32 where the processor has no bf16: OpenVINO would emulate it, many times
+    slower. Where the products of an INT8 graph would overflow, its weights have 7 bits.
     """
     core = shared_core()
     hint = HINTS[precision]

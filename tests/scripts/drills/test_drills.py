@@ -136,7 +136,7 @@ def test_a_soak_reports_every_process_and_the_one_that_leaks(repository: Path, t
     shutil.copytree(repository, copy)
     model = copy / "preprocess" / "1" / "model.py"
     code = model.read_text()
-    start = "            rows = np.from_dlpack("
+    start = "            tensor = pb_utils.get_input_tensor_by_name("
     assert start in code
     leak = f"            self.__dict__.setdefault('_kept', []).append(b'x' * {LEAK})\n"
     model.write_text(code.replace(start, leak + start, 1))
