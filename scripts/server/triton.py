@@ -7,7 +7,6 @@
 python-backend processes and waits until they are gone. In production NVIDIA's container serves.
 """
 
-import ctypes
 import fcntl
 import os
 import re
@@ -16,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -38,6 +38,16 @@ PORTS = ("http_port", "grpc_port", "metrics_port")
 # Lines that a machine without a GPU always causes; they say nothing about the repository.
 HARMLESS = re.compile(r"cuda|nvml|dcgm|pinned", re.IGNORECASE)
 RELOAD, NO_RELOAD = ("--model-control-mode=explicit", "--load-model=*"), ("--model-control-mode=none",)
+# Asks Linux to interrupt the server when the process that started it dies, even by SIGKILL, and becomes it.
+# It is a program of its own, as gRPC, where the starting process has it, may abort between a fork and its exec.
+LAUNCHER = """
+import ctypes, os, signal, sys
+parent, os.environ["LD_LIBRARY_PATH"], *command = sys.argv[1:]
+pr_set_pdeathsig = 1
+ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGINT)
+if os.getppid() == int(parent):
+    os.execv(command[0], command)
+"""
 # The server's log: I1122 17:49:01.123456 pid file.cc:123] "text"
 LOG_LINE = re.compile(r'^(?P<kind>[IWE])\d{4} [\d:.]+ \d+ [^\]]+\] "?(?P<text>.*?)"?$')
 
@@ -115,16 +125,17 @@ class TritonServer:
         ]
         environment = installation.environment()
         environment["RETINASERVE_THREADS"] = str(self.options.threads or usable_cores())
+        launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid()), environment["LD_LIBRARY_PATH"]]
+        environment["LD_LIBRARY_PATH"] = os.environ.get("LD_LIBRARY_PATH", "")  # the launcher's libraries are ours
         with _opened(self.log) as output:
             # A group of its own: Ctrl-C in a terminal reaches us alone, and we stop the server in order.
             return subprocess.Popen(
-                command,
+                [*launcher, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env=environment,
                 process_group=0,
-                preexec_fn=_end_with_parent,
             )
 
     @property
@@ -311,12 +322,6 @@ def _opened(log: Path) -> BinaryIO:
 
 def _connectable(host: str) -> str:
     return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
-
-
-def _end_with_parent() -> None:
-    """Ask Linux to interrupt the server when the process that started it dies, even by SIGKILL."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGINT)
 
 
 def free_ports(count: int) -> list[int]:

@@ -101,6 +101,15 @@ def test_a_broken_model_is_explained_by_the_line_of_the_log(repository: Path, tm
     assert group_members(group) == []
 
 
+def test_no_code_of_this_process_runs_in_the_servers(repository: Path) -> None:
+    """Between fork and exec, what other threads had begun, such as gRPC's, is left half done and may abort."""
+    forks: list[int] = []
+    os.register_at_fork(before=lambda: forks.append(os.getpid()))
+    with TritonServer(repository, FREE) as server:
+        server.wait_until_ready(60)
+    assert forks == []
+
+
 PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 SERVE = [sys.executable, "-m", "retinaserve", "serve", *PORTS]
 
