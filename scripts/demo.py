@@ -25,7 +25,7 @@ from retinaserve.training.files import write_json
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nvidia-dali-cuda120", "nvidia-pytriton", "tritonclient")
 RECIPE = "shapes"  # of training/recipes
-FASTER = ("--optimizer", "muon", "--iters", 950)  # to the AP of its 1,800 iterations by AdamW
+FASTER = ("--optimizer", "muon", "--iters", 950)  # about the AP of its 1,800 iterations by AdamW
 DRAWN = ("--train", 1500, "--val", 150, "--seed", 0)
 CONTACT_SHEET = 12  # images that are sent and drawn
 BENCH = ("--concurrency", "1:4", "--seconds", 3)

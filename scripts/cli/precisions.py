@@ -12,7 +12,7 @@ from retinaserve.scripts.cli.options import LABELS_HELP, PATH, decoding_options
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import UserError
 from retinaserve.training.files import write_json
-from retinaserve.training.spec import BACKBONES
+from retinaserve.training.layouts import BACKBONES
 
 RANDOM_SIZE = (640, 640)
 IMAGES = 24

@@ -38,9 +38,10 @@ from retinaserve.scripts.server.triton import ServerOptions, TritonServer, ask_t
 from retinaserve.scripts.shapes.draw import draw_dataset
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
+from retinaserve.training.layouts import BACKBONES
 from retinaserve.training.machine import BF16_FLAGS, flags, machine
 from retinaserve.training.model import build_model
-from retinaserve.training.spec import BACKBONES, RETINANET, DetectorSpec
+from retinaserve.training.spec import RETINANET, DetectorSpec
 from retinaserve.training.trainer.record import git_commit
 
 IMAGES, CALIBRATION = 8, 4  # of random weights only the time matters, so few images will do

@@ -17,10 +17,10 @@ from retinaserve.training.anchors import FloatArray
 from retinaserve.training.coco import COCO_NAMES
 from retinaserve.training.errors import UserError
 from retinaserve.training.importers.tables import Sizes, described, plain_anchors
+from retinaserve.training.layouts import BACKBONES, PUBLISHED_WIDTH, EfficientLayout, ResNetLayout
 from retinaserve.training.model import build_model
-from retinaserve.training.model.backbones import PUBLISHED_WIDTH
 from retinaserve.training.resize import PixelType
-from retinaserve.training.spec import BACKBONES, DetectorSpec, EfficientLayout, Network, ResNetLayout, anchor_rows
+from retinaserve.training.spec import DetectorSpec, Network, anchor_rows
 
 Weights = dict[str, Tensor]
 Categories = Mapping[int, str]  # id: name, in the order of the annotation file

@@ -35,17 +35,9 @@ from retinaserve.training.importers.parts import (
 from retinaserve.training.importers.reader import Inert
 from retinaserve.training.importers.states import children
 from retinaserve.training.importers.tables import RATIOS, TORCHVISION_SIZES, Sizes, described, torchvision_anchors
+from retinaserve.training.layouts import BACKBONES, EfficientLayout, ResNetLayout
 from retinaserve.training.model.efficient import EfficientNet
-from retinaserve.training.spec import (
-    BACKBONES,
-    STRIDES,
-    Design,
-    DetectorSpec,
-    EfficientLayout,
-    Network,
-    ResNetLayout,
-    anchor_rows,
-)
+from retinaserve.training.spec import STRIDES, Design, DetectorSpec, Network, anchor_rows
 
 # torchvision's COCO_V1 was trained with norms without an epsilon (torchvision sets it to 0 when it loads them).
 FROZEN_EPS = 0.0

@@ -4,22 +4,24 @@
     c3, c4, c5 = backbone(images)     # strides 8, 16, 32; backbone.channels says how wide each is
     backbone.stages                   # five, from the stem on: what can be frozen
 
-The names are those of spec.BACKBONES. Bottlenecks stride in their 3x3 convolution, as torchvision's do
+The names are those of layouts.BACKBONES. Bottlenecks stride in their 3x3 convolution, as torchvision's do
 ("ResNet v1.5"), or in the first 1x1, as in the paper, by `Network.stride_in`. A width of 64 is the published
 network, whatever its stem measures.
 """
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retinaserve.training.model.efficient import EfficientNet, eights
-from retinaserve.training.spec import BACKBONES, EfficientLayout, MobileNetLayout, Network, ResNetLayout
+from retinaserve.training.layouts import BACKBONES, PUBLISHED_WIDTH, EfficientLayout, MobileNetLayout, ResNetLayout
+from retinaserve.training.model.efficient import EfficientNet, convolution, eights
+from retinaserve.training.spec import Network
 
-PUBLISHED_WIDTH = 64
+RELU6 = partial(nn.ReLU6, inplace=True)
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:
@@ -148,8 +150,8 @@ class InvertedResidual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = inputs * expansion
-        layers: list[nn.Module] = [_convolution(inputs, hidden, 1)] if expansion > 1 else []
-        layers += [_convolution(hidden, hidden, 3, stride=stride, groups=hidden)]
+        layers: list[nn.Module] = [convolution(inputs, hidden, 1, RELU6)] if expansion > 1 else []
+        layers += [convolution(hidden, hidden, 3, RELU6, stride=stride, groups=hidden)]
         layers += [nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
         self.conv = nn.Sequential(*layers)
         self.shortcut = stride == 1 and inputs == outputs
@@ -168,7 +170,7 @@ class MobileNetV2(nn.Module):
         self.taps = layout.taps
         scale = width / PUBLISHED_WIDTH
         inputs = eights(32 * scale)
-        features: list[nn.Module] = [_convolution(3, inputs, 3, stride=2)]
+        features: list[nn.Module] = [convolution(3, inputs, 3, RELU6, stride=2)]
         widths = [inputs]
         for expansion, channels, blocks, stride in layout.stages:
             for block in range(blocks):
@@ -198,7 +200,7 @@ class MobileNetV2(nn.Module):
 
 
 def build_backbone(network: Network) -> ResNet | MobileNetV2 | EfficientNet:
-    """Return a network's backbone, of `spec.BACKBONES`, with random weights."""
+    """Return a network's backbone, of `layouts.BACKBONES`, with random weights."""
     layout = BACKBONES[network.backbone]
     if isinstance(layout, EfficientLayout):
         backbone = EfficientNet(layout, network)
@@ -219,14 +221,6 @@ def _stage(network: Network, inputs: int, width: int, depth: int, *, stride: int
     blocks = [block(inputs, width, stride, downsample, network)]
     blocks += [block(outputs, width, 1, None, network) for _ in range(depth - 1)]
     return nn.Sequential(*blocks)
-
-
-def _convolution(inputs: int, outputs: int, size: int, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU6(inplace=True),
-    )
 
 
 def _initialise(backbone: nn.Module) -> None:

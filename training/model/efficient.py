@@ -7,16 +7,16 @@ MobileNetV3's norms have an epsilon of 0.001 where they were made; here it is to
 the scales. Stochastic depth is left out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retinaserve.training.spec import EfficientLayout, EfficientRow, Network
+from retinaserve.training.layouts import PUBLISHED_WIDTH, EfficientLayout, EfficientRow
+from retinaserve.training.spec import Network
 
-PUBLISHED_WIDTH = 64
 HARDSWISH = 80  # channels, from which on MobileNetV3's activation is no ReLU
 
 
@@ -42,15 +42,15 @@ class MobileBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, row: EfficientRow, *, hard: bool) -> None:
         super().__init__()
-        kernel, expansion, published, squeezes = row[0], row[1], row[2], row[5]
+        kernel, expansion, published, _, _, squeezes = row
         activation = nn.SiLU if not hard else nn.Hardswish if published >= HARDSWISH else nn.ReLU
         hidden = eights(inputs * expansion)
-        layers: list[nn.Module] = [_convolution(inputs, hidden, 1, activation)] if expansion > 1 else []
-        layers.append(_convolution(hidden, hidden, kernel, activation, stride=stride, groups=hidden))
+        layers: list[nn.Module] = [convolution(inputs, hidden, 1, activation)] if expansion > 1 else []
+        layers.append(convolution(hidden, hidden, kernel, activation, stride=stride, groups=hidden))
         if squeezes:
             squeezed = eights(hidden // 4) if hard else max(1, inputs // 4)
             layers.append(Squeeze(hidden, squeezed, hard=hard))
-        self.block = nn.Sequential(*layers, _convolution(hidden, outputs, 1, None))
+        self.block = nn.Sequential(*layers, convolution(hidden, outputs, 1, None))
         self.shortcut = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class EfficientNet(nn.Module):
         last = nn.Hardswish if hard else nn.SiLU
         self.widths, self.strides = [eights(layout.stem * scale)], [2]  # of each layer
         widths = self.widths
-        layers: list[nn.Module] = [_convolution(3, widths[0], 3, last, stride=2)]
+        layers: list[nn.Module] = [convolution(3, widths[0], 3, last, stride=2)]
         for row in layout.rows:
             outputs, blocks = eights(row[2] * scale), []
             for number in range(row[3]):
@@ -83,7 +83,7 @@ class EfficientNet(nn.Module):
             layers += blocks if hard else [nn.Sequential(*blocks)]
         widths.append(layout.top)
         self.strides.append(self.strides[-1])
-        layers.append(_convolution(widths[-2], layout.top, 1, last))
+        layers.append(convolution(widths[-2], layout.top, 1, last))
         self.features = nn.Sequential(*layers[: self.taps[-1] + 1])
         self.channels = tuple(widths[tap] for tap in self.taps)
 
@@ -109,8 +109,15 @@ def eights(channels: float) -> int:
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
-def _convolution(
-    inputs: int, outputs: int, kernel: int, activation: type[nn.Module] | None, *, stride: int = 1, groups: int = 1
+def convolution(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    activation: Callable[[], nn.Module] | None,
+    *,
+    stride: int = 1,
+    groups: int = 1,
 ) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), *([activation()] if activation else []))
+    """Return a convolution without bias, its norm, and an activation."""
+    weights = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(weights, nn.BatchNorm2d(outputs), *([activation()] if activation else []))

@@ -7,9 +7,10 @@ from onnxruntime import InferenceSession
 from torch import nn
 
 from retinaserve.training.export import export_heads
+from retinaserve.training.layouts import BACKBONES
 from retinaserve.training.model import build_model
 from retinaserve.training.model.backbones import build_backbone
-from retinaserve.training.spec import BACKBONES, NETWORK_INPUT, Network
+from retinaserve.training.spec import NETWORK_INPUT, Network
 from tests.toys import small_spec
 
 # The fast ones' stem is of 3 x 3 and half as wide, and their first stage has a convolution in its shortcut.
