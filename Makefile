@@ -71,13 +71,13 @@ format: $(DEV) ## Rewrite the code in the house format
 	@$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: $(STAMP) ## What serving costs: ResNet18 at 512 x 512 through Triton against a plain loop (writes runs/bench)
-	@$(BIN)/python -m retinaserve.scripts.lab.efficiency --output $(RUNS)/bench
+	@$(BIN)/python -m retinaserve.scripts.lab.speed overhead --output $(RUNS)/bench
 
 compile-check: $(DEV) ## NVIDIA's compiler on ResNet18 and ResNet50 in FP32, FP16, INT8, no GPU needed (writes runs/compile)
 	@$(BIN)/python -m retinaserve.scripts.lab.compile_check --output $(RUNS)/compile --json $(RUNS)/compile/compile.json
 
 model-table: $(DEV) ## What each backbone costs in each precision, half an hour (writes runs/model_table)
-	@$(BIN)/python -m retinaserve.scripts.lab.model_table --work $(RUNS)/model_table
+	@$(BIN)/python -m retinaserve.scripts.lab.speed backbones --output $(RUNS)/model_table
 
 pictures: $(DEV) demo ## Take the images of README and docs again (needs Chromium and playwright)
 	@$(BIN)/python -m retinaserve.scripts.lab.images readme $(RUNS)/demo docs/detections.jpg

@@ -8,7 +8,7 @@ joined to tracks first, then weaker ones to the tracks that are left, so that a 
 number. A filter of constant velocity, in seconds, says where a track is by now: frames may be far apart.
 
 Of our own: `trackers` 2.6 wants numpy 2 and OpenCV, ignores classes and counts frames; edgefirst-tracker
-0.38's defaults lose more objects where boxes are noisy. `scripts/lab/tracks.py` compares all three.
+0.38's defaults lose more objects where boxes are noisy. docs/benchmarks.md compares all three.
 """
 
 from dataclasses import replace

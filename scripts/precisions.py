@@ -10,7 +10,7 @@ turns, because machines drift: only ratios within a round count.
 import shutil
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from retinaserve.build_tools.export import ExportOptions, export_detector
 from retinaserve.build_tools.openvino_cpu import compile_for_cpu
 from retinaserve.build_tools.repository.configs import INT8_ARITHMETIC, BuildOptions
 from retinaserve.eval.bench.bench import MOST_IMAGES
-from retinaserve.eval.bench.perf_analyzer import Demand, LoadError, PerfAnalyzer
+from retinaserve.eval.bench.perf_analyzer import Demand, Load, LoadError, PerfAnalyzer
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.transport import Endpoint
 from retinaserve.eval.report.report import evaluate_detector
@@ -30,7 +30,7 @@ from retinaserve.training.check.checks import scored_labels
 from retinaserve.training.errors import UserError
 from retinaserve.training.images import annotated_files, read_files, spread
 from retinaserve.training.machine import machine
-from retinaserve.training.spec import DetectorSpec
+from retinaserve.training.spec import DETECTOR, DetectorSpec
 
 if TYPE_CHECKING:
     from retinaserve.build_tools.quantize.calibrate import Int8Options
@@ -102,9 +102,13 @@ def compare(checkpoint: Path, options: Options, *, log: Callable[[str], None]) -
                 _score(row, servers[-1], options.annotations, options.images)
             rows.append(row)
         stack.callback(ask_to_stop, servers)
-        for number, loads in enumerate(_rounds(servers, options), 1):
-            for row, ips in zip(rows, loads, strict=True):
-                row.ips.append(ips)
+        if not options.rounds:
+            return rows
+        analyzer = stack.enter_context(PerfAnalyzer(DETECTOR, _images(options)))
+        for number in range(1, options.rounds + 1):
+            for row, server in zip(rows, servers, strict=True):
+                endpoint = Endpoint.parse(server.grpc_url)
+                row.ips.append(load_of(analyzer, endpoint, Demand(CONCURRENCY), options.seconds).throughput_ips)
             log(f"round {number}: " + ", ".join(f"{row.name} {row.ips[-1]:.2f}/s" for row in rows))
     return rows
 
@@ -205,24 +209,14 @@ def _score(row: Row, server: TritonServer, annotations: Path, images: Path) -> N
     row.ap, row.ap50 = report.scores.ap, report.scores.ap50
 
 
-def _rounds(servers: Sequence[TritonServer], options: Options) -> Iterator[list[float]]:
-    """Yield the rate of every server, once a round."""
-    if not options.rounds:
-        return
-    with PerfAnalyzer("detector", _images(options)) as analyzer:
-        for _ in range(options.rounds):
-            yield [_rate(analyzer, server, options.seconds) for server in servers]
-
-
-def _rate(analyzer: PerfAnalyzer, server: TritonServer, seconds: float) -> float:
+def load_of(analyzer: PerfAnalyzer, endpoint: Endpoint, demand: Demand, seconds: float) -> Load:
+    """Put a load on a server. Raises UserError where it does not bear it."""
     try:
-        load = analyzer.run(Endpoint.parse(server.grpc_url), Demand(CONCURRENCY), seconds=seconds)
+        return analyzer.run(endpoint, demand, seconds=seconds)
     except LoadError as error:
         raise UserError(
-            f"{server.repository}: its server did not bear the load: {error}",
-            "try more --seconds, or a quiet machine",
+            f"the server at {endpoint} did not bear the load: {error}", "try more --seconds, or a quiet machine"
         ) from error
-    return load.throughput_ips
 
 
 def _images(options: Options) -> list[bytes]:

@@ -8,6 +8,7 @@ import pytest
 
 from retinaserve.eval.tracks import PATIENCE, Tracker
 from retinaserve.training.detections import Detections
+from tests.eval.track_scores import read_truth, track_scores
 
 
 def frame(*rows: tuple[float, float, float], kinds: tuple[int, ...] = ()) -> Detections:
@@ -79,7 +80,6 @@ def test_tracks_of_a_drawn_video(tmp_path: Path) -> None:
     """Truth with what detectors do to it: noise, missing boxes, weak ones where half hidden, and false ones."""
     pytest.importorskip("trackeval", reason="pip install --no-deps trackeval; pip install scipy tabulate")
     pytest.importorskip("av", reason="the extra [video] is not installed")
-    from retinaserve.scripts.lab.tracks import read_truth, track_scores
     from retinaserve.scripts.shapes.draw import CATEGORIES
     from retinaserve.scripts.shapes.film import draw_film
 
