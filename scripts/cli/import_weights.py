@@ -112,7 +112,9 @@ def import_weights(
     result = importers.import_weights(weights, choices, source=source, key=key)
     if isinstance(result, Backbone):
         save_backbone(output, result)
-        click.echo(f"{output}: {result.name} of width {result.width}")
+        click.echo(
+            f"{output}: {result.name} of width {result.width}, a backbone to fine-tune from, not a detector"
+        )
         name_next(f"retinaserve train MODEL.pth --fine-tune {shlex.quote(str(output))} ...")
         return
     save(output, Checkpoint(result.spec, result.weights))

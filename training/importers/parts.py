@@ -289,9 +289,11 @@ def shape_of(weights: Weights, *, style: str = "3x3") -> Network:
 
 def unknown(what: str, content: object) -> UserError:
     """Return the error for a file that is not `what`."""
-    found = "nothing with names"
+    found = getattr(content, "kind", "") or "nothing with names"
     if isinstance(content, Mapping):
-        found = ", ".join(str(name) for name in list(content)[:3]) + (", ..." if len(content) > 3 else "")
+        kinds = {name: getattr(value, "kind", "") for name, value in content.items()}  # classes of inert objects
+        names = [f"{name} (class {kind})" if kind else str(name) for name, kind in kinds.items()]
+        found = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return UserError(f"not {what}: it holds {found}", "see `retinaserve import --help` for what can be read")
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from retinaserve.training.errors import UserError
+from retinaserve.training.importers.arrays import read_hdf5, read_safetensors
 
 STORAGES = {
     "HalfStorage": torch.float16,
@@ -41,6 +42,7 @@ STORAGES = {
 }
 NUMBERS = re.compile(r"[<>=|]?([?bB]|[iufc]\d+)")
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization
+PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf")  # gzip, bzip2, xz, 7-Zip
 SAVE_AGAIN = "save its state_dict() with torch.save"
 SHARDS = (".safetensors.index.json", ".bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin", "model.pth", "model.pt")
@@ -146,9 +148,9 @@ def read_weights(path: Path) -> object:
                     "an ONNX graph, where weights are folded", "import the checkpoint that it was made from"
                 )
             if head == b"\x89HDF\r\n\x1a\n":
-                return _hdf5(path)
+                return read_hdf5(path)
             if path.suffix == ".safetensors" or (head[-1:] == b"\0" and file.read(9)[8:] == b"{"):
-                return _safetensors(path)
+                return read_safetensors(path)
             file.seek(0)
             return _stream(file, path.stat().st_size)
     except UserError as error:
@@ -156,7 +158,24 @@ def read_weights(path: Path) -> object:
     except PermissionError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except Exception as error:  # a broken file can break a pickle, a tensor, a zip or HDF5 in dozens of ways
-        raise UserError(f"{path}: not weights that can be read: {_short(error)}", SAVE_AGAIN) from None
+        problem, remedy = _reason(path, error)
+        raise UserError(f"{path}: {problem}", remedy) from None
+
+
+def _reason(path: Path, error: Exception) -> tuple[str, str]:
+    """Return what is wrong with a file that could not be read, by how it begins, and the remedy."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        return "an empty file", "download or copy it again"
+    if head.startswith(PACKED) or head[257:262] == b"ustar":
+        return "a packed file", "unpack it, and name the file of weights in it"
+    if isinstance(error, zipfile.BadZipFile):
+        return "the end of the file is missing, or damaged", "download or copy it again"
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
+        remedy = "a download may have got a page, or a pointer of Git LFS (git lfs pull), in place of the file"
+        return f"text, not weights: {head[:30].decode().splitlines()[0]}", remedy
+    return f"not weights that can be read: {_short(error)}", SAVE_AGAIN
 
 
 def _folder(folder: Path) -> object:
@@ -383,49 +402,6 @@ KNOWN: Mapping[tuple[str, str], Any] = {
     **{(f"{name}.multiarray", "scalar"): _Maker(_scalar) for name in NUMPY},
     **{(f"{name}.numeric", "_frombuffer"): _Maker(_array) for name in NUMPY},
 }
-
-
-def _hdf5(path: Path) -> object:
-    """Return an HDF5 file's arrays by their paths, and the texts of its attributes; links are not followed."""
-    h5py = _library("h5py")
-    found: dict[str, Any] = {}
-    with h5py.File(path, "r") as file:
-        for owner in (file, file.get("model_weights")):
-            for name, value in owner.attrs.items() if owner is not None else ():
-                text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-                if isinstance(text, str):
-                    found[name] = text
-
-        def visit(group: Any, prefix: str, depth: int) -> None:
-            for name in group:
-                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                    continue
-                item = group[name]
-                if isinstance(item, h5py.Group) and depth < 8:
-                    visit(item, f"{prefix}{name}/", depth + 1)
-                elif isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
-                    if item.external or item.is_virtual or item.nbytes > path.stat().st_size:
-                        raise UserError(f"{prefix}{name} is not in the file, or is compressed")
-                    found[prefix + name] = torch.from_numpy(item[()].astype(item.dtype.newbyteorder("=")))
-
-        visit(file, "", 0)
-    return found
-
-
-def _safetensors(path: Path) -> object:
-    _library("safetensors")
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
-def _library(name: str) -> Any:
-    from importlib import import_module
-
-    try:
-        return import_module(name)
-    except ImportError:
-        raise UserError(f"{name} is not installed", "pip install 'retinaserve[train]'") from None
 
 
 def plain(value: Any) -> Any:

@@ -46,6 +46,7 @@ MLPERF_OUTPUTS = 264  # of OpenImages, counted from 0
 DETECTIONS = 300
 NEEDS = ("head.classification_head.cls_logits.weight", "head.regression_head.bbox_reg.weight")
 DEEPFOREST_SCORE, DEEPFOREST_NMS = 0.1, 0.05  # deepforest 2.1.0, conf/config.yaml
+ACROSS = "NMS is of each class, as in DeepForest's predict_file; its predict_image then drops boxes across classes"
 ATTRIBUTES = {
     "score_thresh": "score_threshold",
     "nms_thresh": "nms_iou",
@@ -114,6 +115,7 @@ def import_torchvision(found: Found, choices: Choices) -> Imported:
             *notes,
             named,
             described(sizes, ratios, source),
+            *([ACROSS] * (forest is not None and len(categories) > 1)),
             *(
                 ["boxes are right only if the anchors are: compare with your own model on a few images"]
                 * (not facts)

@@ -184,6 +184,7 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
         "no numbers",
         "diverged",
     ),
+    "a whole model of another kind": ({"epoch": 3, "model": nn.Linear(2, 2)}, "model (class torch.nn.", "--help"),
     "an optimizer alone": (
         {"optimizer": {"state": {0: torch.zeros(1)}}},
         "not a RetinaNet that is known",

@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import os
@@ -295,6 +296,24 @@ def test_the_remedy_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="distributed checkpoint") as error:
         read_weights(tmp_path / "dcp")
     assert "dcp_to_torch" in error.value.hint
+
+
+FOREIGN = {
+    "nothing": (b"", "an empty file", "again"),
+    "a page": (b"<!DOCTYPE html>\n<html>404", "text, not weights: <!DOCTYPE html>", "git lfs pull"),
+    "a photo": (b"\xff\xd8\xff\xe0" + bytes(600), "not weights that can be read", "torch.save"),
+    "gzip": (gzip.compress(b"weights"), "a packed file", "unpack"),
+    "half a zip": (b"PK\x03\x04" + bytes(600), "the end of the file is missing", "again"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_lies_there_instead_of_weights_is_told(tmp_path: Path, name: str) -> None:
+    content, message, hint = FOREIGN[name]
+    (tmp_path / "model.pth").write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_weights(tmp_path / "model.pth")
+    assert hint in error.value.hint
 
 
 def test_a_damaged_file_is_read_or_refused(tmp_path: Path) -> None:
