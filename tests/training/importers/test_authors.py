@@ -237,5 +237,5 @@ TOLD = {
     "fizyr": ("a training model does not say", "7 without names"),
     "yhenon": ("at most 300", "assumed, its own"),
     "mlperf": ("guessed to be OpenImages'",),
-    "deepforest": ("DeepForest", "named by the file, counted from 0", "score 0.1, NMS 0.05"),
+    "deepforest": ("DeepForest", "named by the file, counted from 0", "score 0.1, NMS 0.05", "predict_file"),
 }
