@@ -3,8 +3,8 @@
     limits = limits_for("int8", {"ap-loss": 0.01})
     limits["score-max"]
 
-Tight enough that a changed weight shows, loose enough that another runtime's arithmetic passes: at least twice what
-bccd-cpu showed on 87 images.
+Tight enough that a changed weight shows, loose enough that another runtime's arithmetic passes: at least twice
+what bccd-cpu showed on 87 images.
 """
 
 from collections.abc import Mapping
