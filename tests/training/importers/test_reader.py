@@ -1,14 +1,10 @@
 import gzip
 import io
-import json
 import os
 import pickle
-import pickletools
 import struct
-import warnings
 import zipfile
-from argparse import Namespace
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from retinaserve.training.errors import UserError
 from retinaserve.training.importers.reader import Inert, plain, read_weights
@@ -40,18 +35,6 @@ class Wrapped:
         self.lr, self.path = 0.1, PurePosixPath("runs/1")
 
 
-class Attributes(dict):  # type: ignore[type-arg]
-    """Lightning's kind of dict."""
-
-
-class Detector(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Linear(3, 2)
-        self.norm = nn.BatchNorm1d(2)
-        self.register_buffer("mean", torch.ones(3), persistent=False)
-
-
 def saved(content: Any, path: Path, **how: Any) -> Path:
     torch.save(content, path, **how)
     return path
@@ -68,47 +51,6 @@ def numpy_pickle(state: dict[str, torch.Tensor], path: Path, protocol: int) -> P
     return path
 
 
-# How people's training scripts save; each holds STATE somewhere.
-WRAPPED: dict[str, Any] = {
-    "bare": STATE,
-    "ordered": OrderedDict(STATE),
-    "numpy scalar": {"model": STATE, "best": np.float32(0.4), "epoch": np.int64(3), "flag": np.bool_(True)},
-    "numpy array": {"state_dict": STATE, "history": np.arange(3.0), "names": np.array(["a", "b"])},
-    "object array": {"state_dict": STATE, "history": np.array([{"a": 1}, None], dtype=object)},
-    "path": {"model_state_dict": STATE, "path": PurePosixPath("/a/b")},
-    "namespace": {"model": STATE, "args": Namespace(lr=0.1)},
-    "own class": {"net": STATE, "config": Wrapped()},
-    "own dict": {"weights": STATE, "hparams": Attributes(lr=0.1)},
-    "defaultdict": {"model": STATE, "optimizer": {"state": defaultdict(dict, {0: {"step": torch.tensor(1.0)}})}},
-    "parameters": {name: nn.Parameter(value, requires_grad=False) for name, value in STATE.items()},
-    "random state": {"model": STATE, "rng": (torch.get_rng_state(), np.random.RandomState(1).get_state())},
-    "types": {"model": STATE, "dtype": torch.float16, "size": torch.Size([1]), "device": torch.device("cpu")},
-    "nested": {"checkpoint": {"detector": {"state": STATE}}},
-    "set and bytes": {
-        "model": STATE,
-        "seen": {1, 2},
-        "frozen": frozenset("ab"),
-        "raw": b"\xff\x00",
-        "big": 1 << 80,
-    },
-}
-
-
-@pytest.mark.parametrize("name", WRAPPED)
-@pytest.mark.parametrize("how", [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 5}], ids=str)
-def test_every_wrapper_gives_its_tensors(tmp_path: Path, name: str, how: dict[str, Any]) -> None:
-    found = tensors(read_weights(saved(WRAPPED[name], tmp_path / "weights.pth", **how)))
-    assert found.keys() == STATE.keys()
-    for key, value in STATE.items():
-        assert found[key].dtype == value.dtype and torch.equal(found[key], value), key
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_numpy_pickles(tmp_path: Path, protocol: int) -> None:
-    found = tensors(read_weights(numpy_pickle(STATE, tmp_path / "model.pkl", protocol)))
-    assert all(torch.equal(found[key], value.float()) for key, value in STATE.items())
-
-
 def test_big_endian_arrays_and_fortran_order(tmp_path: Path) -> None:
     content = {
         "a.weight": np.asfortranarray(np.arange(6, dtype=">f4").reshape(2, 3)),
@@ -117,36 +59,6 @@ def test_big_endian_arrays_and_fortran_order(tmp_path: Path) -> None:
     (tmp_path / "m.pkl").write_bytes(pickle.dumps(content))
     found = tensors(read_weights(tmp_path / "m.pkl"))
     assert torch.equal(found["a.weight"], STATE["a.weight"]) and int(found["b.count"]) == 7
-
-
-@pytest.mark.parametrize("how", [{}, {"_use_new_zipfile_serialization": False}], ids=str)
-def test_a_whole_module_is_its_state_dict(tmp_path: Path, how: dict[str, Any]) -> None:
-    module = nn.DataParallel(Detector())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # legacy files carry the source of classes, if it can be found
-        content = read_weights(saved(module, tmp_path / "model.pt", **how))
-    assert isinstance(content, Inert) and content.kind.endswith("DataParallel")
-    (found,) = find(content, {"these": ("a.weight", "norm.running_var")})
-    expected = module.module.state_dict()
-    assert found.label == "module" and found.state.keys() == expected.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in found.state.items())
-    assert found.module.attributes()["training"] is True
-
-
-def test_safetensors_and_folders(tmp_path: Path) -> None:
-    state = {name: value.contiguous() for name, value in STATE.items()}
-    save_file(state, tmp_path / "model.safetensors")
-    assert tensors(read_weights(tmp_path / "model.safetensors")).keys() == STATE.keys()
-    assert tensors(read_weights(tmp_path)).keys() == STATE.keys()
-    shards = tmp_path / "sharded"
-    shards.mkdir()
-    parts = {"pytorch_model-00001-of-00002.bin": ["a.weight", "a.bias"], "pytorch_model-00002-of-00002.bin": []}
-    parts["pytorch_model-00002-of-00002.bin"] = [name for name in STATE if name not in ("a.weight", "a.bias")]
-    for shard, names in parts.items():
-        torch.save({name: STATE[name] for name in names}, shards / shard)
-    weight_map = {name: shard for shard, names in parts.items() for name in names}
-    (shards / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    assert tensors(read_weights(shards)).keys() == STATE.keys()
 
 
 def test_hdf5_links_lead_nowhere(tmp_path: Path) -> None:
@@ -341,8 +253,3 @@ def test_a_damaged_file_is_read_or_refused(tmp_path: Path) -> None:
                     assert all(value.numel() < 1000 for value in candidate.state.values())
             except UserError as error:
                 assert len(error.message) < 400
-
-
-def test_the_pickles_of_the_tests_are_what_they_seem() -> None:
-    names = {opcode.name for opcode, *_ in pickletools.genops(pickle.dumps(STATE, protocol=4))}
-    assert "STACK_GLOBAL" in names
