@@ -1,7 +1,7 @@
 """The parameters of torchvision's ResNets and RetinaNets by name, with random values.
 
-Written after torchvision's models/detection/retinanet.py, ops/feature_pyramid_network.py and models/resnet.py, 0.8 to
-0.20. What the networks answer is held by the records of tests/training/importers/answers.
+Written after models/detection/retinanet.py, ops/feature_pyramid_network.py and models/resnet.py of torchvision 0.8
+to 0.20. What the networks answer is held by the records of tests/training/importers/answers.
 """
 
 import math

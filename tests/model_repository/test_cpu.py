@@ -1,6 +1,5 @@
 """The CPU profile on the real server: batches form, answers don't depend on them, bad pictures fail alone."""
 
-import asyncio
 import random
 import statistics
 import time
@@ -13,11 +12,11 @@ import pytest
 from PIL import Image
 
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor
-from retinaserve.eval.client.client import AsyncClient, Client
+from retinaserve.eval.client.client import Client
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.detections import Detections, ImageError
 from tests.counted import counted
-from tests.images import bad_images, checker, encode, good_formats
+from tests.images import bad_images, checker, encode
 from tests.toys import CATEGORY_IDS, CLASSES, toy_spec
 
 pytestmark = pytest.mark.server
@@ -121,12 +120,6 @@ def test_error_messages_hold_no_paths_of_the_server(client: Client) -> None:
     assert all(isinstance(answer, ImageError) and "/" not in answer.message for answer in answers)
 
 
-@pytest.mark.parametrize("name", good_formats())
-def test_every_format_is_answered(client: Client, name: str) -> None:
-    (found,) = client.predict([good_formats()[name]])
-    assert found.boxes.shape == (len(found), 4)
-
-
 def test_an_exif_orientation_turns_the_boxes(client: Client) -> None:
     """Boxes of a sideways picture are those of the upright one."""
     upright = checker(400, 300, cell=31)
@@ -144,11 +137,3 @@ def test_bad_pictures_are_counted(client: Client, server: TritonServer) -> None:
     before = count()
     list(client.predict_many([b"no picture"] * 3))
     assert count() == before + 3
-
-
-def test_asyncio_client(server: TritonServer) -> None:
-    async def ask() -> list[Detections]:
-        async with AsyncClient(server.grpc_url) as client:
-            return await client.predict(pictures(4))
-
-    assert [len(found) > 0 for found in asyncio.run(ask())][-1] is False

@@ -1,11 +1,9 @@
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from retinaserve.training.detections import Detections
-from retinaserve.training.draw import colour_of, contact_sheet, contrast, draw, open_image, text_colour
+from retinaserve.training.draw import colour_of, contact_sheet, contrast, draw, text_colour
 
 GREY = (128, 128, 128)
 BLUE = (37, 99, 235)  # the first class
@@ -90,37 +88,6 @@ def test_labels_of_boxes_on_one_place_stay_apart() -> None:
     drawn = np.asarray(draw(Image.new("RGB", (640, 480), GREY), boxes, ["aaaa", "bbbb", "cccc"]))
     for index in range(3):
         assert (drawn == colour_of(index)).all(axis=2).sum() > 500, "its label is hidden"
-
-
-def jpeg(image: Image.Image, orientation: int) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = io.BytesIO()
-    image.save(data, "JPEG", exif=exif, quality=95)
-    return data.getvalue()
-
-
-def test_a_turned_photo_is_upright() -> None:
-    image = Image.new("RGB", (60, 40), "white")
-    image.paste((255, 0, 0), (0, 0, 20, 20))  # top left
-    upright = open_image(jpeg(image, 6))  # to be turned right by 90 degrees: it comes to the top right
-    assert upright.size == (40, 60)
-    red, _, blue = upright.getpixel((35, 5))
-    assert red > 200 and blue < 60
-
-
-MODES = {"L": 128, "RGBA": (10, 20, 30, 0), "P": 3, "CMYK": (0, 0, 0, 0), "1": 1, "LA": (5, 0)}
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_pictures_of_every_mode_open_as_rgb(mode: str) -> None:
-    data = io.BytesIO()
-    Image.new(mode, (5, 4), MODES[mode]).save(data, "TIFF" if mode == "CMYK" else "PNG")
-    opened = open_image(data.getvalue())
-    assert (opened.mode, opened.size) == ("RGB", (5, 4))
-    if mode in ("RGBA", "LA"):
-        shown = {"RGBA": (10, 20, 30), "LA": (5, 5, 5)}[mode]
-        assert opened.getpixel((0, 0)) == shown, "alpha is dropped, as for the network"
 
 
 def test_within_fits_before_drawing() -> None:

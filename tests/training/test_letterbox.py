@@ -7,21 +7,10 @@ import pytest
 from PIL import Image
 
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import letterbox, load_image, scale_image, upright_size
+from retinaserve.training.letterbox import letterbox, load_image, scale_image
 from retinaserve.training.resize import RESIZES
 
 PAD_VALUE = (124, 116, 104)
-
-
-def test_images_are_upright_rgb(tmp_path: Path) -> None:
-    image = Image.new("L", (40, 20))
-    image.putpixel((0, 0), 255)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "the 0th row is the right hand side": turn by 90 degrees clockwise to see it upright
-    image.save(tmp_path / "a.png", exif=exif)
-    upright = load_image(tmp_path / "a.png")
-    assert (upright.mode, upright.size, upright_size(tmp_path / "a.png")) == ("RGB", (20, 40), (40, 20))
-    assert upright.getpixel((19, 0)) == (255, 255, 255)
 
 
 def test_an_image_that_is_none_is_named(tmp_path: Path) -> None:

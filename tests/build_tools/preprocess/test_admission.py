@@ -14,7 +14,6 @@ from retinaserve.training.pixels import gate, trial
 from retinaserve.training.pixels.container import heif
 from retinaserve.training.pixels.formats import Damaged, Header
 from retinaserve.training.pixels.jpeg import read_jpeg
-from retinaserve.training.pixels.tiff import read_tiff
 from retinaserve.training.pixels.verdict import READERS, kind_of
 from tests.damage import damaged, good_images
 from tests.images import checker, encode
@@ -169,31 +168,6 @@ def test_a_webp_takes_another_way_where_the_decoder_would_lose_its_way_to_the_me
     assert (gate(data) is not data) == bool(odd)
     assert isinstance(decoder.run([data])[0], Prepared)
     assert isinstance(decoder._let_decode([data])[0], BadImage) == bool(odd)
-
-
-@pytest.mark.parametrize(
-    ("image", "options", "words"),
-    [
-        (Image.new("I", (64, 48)), {}, "samples are signed integers"),
-        (Image.new("F", (64, 48)), {}, "samples are floating-point numbers"),
-        (Image.new("RGB", (64, 48)), {"compression": "lzma"}, "compression is number 34925"),
-    ],
-    ids=["integers", "floats", "lzma"],
-)
-def test_a_tiff_that_is_not_decoded_is_refused_by_name(
-    image: Image.Image, options: dict[str, str], words: str
-) -> None:
-    bad = admit(encode(image, "TIFF", **options))
-    assert bad and bad.message.startswith("this kind of TIFF is not supported: ") and words in bad.message
-
-
-def test_a_big_endian_tiff_and_a_bigtiff_are_read() -> None:
-    big_file = encode(checker(64, 48), "TIFF", big_tiff=True)
-    big_end = encode(Image.fromarray(np.zeros((48, 64), ">u2")), "TIFF")
-    assert (big_file[:4], big_end[:4]) == (b"II+\0", b"MM\0*")
-    for data in (big_file, big_end):
-        header = read_tiff(memoryview(data))
-        assert (header.width, header.height) == (64, 48)
 
 
 @pytest.mark.parametrize(("kind", "size"), [("PNG", 33), ("WEBP", 30), ("BMP", 26), ("TIFF", 16)])

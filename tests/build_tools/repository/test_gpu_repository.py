@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from retinaserve.build_tools.engine.gpu import find_gpus
-from retinaserve.build_tools.engine.manifest import Target, manifest_path, read_manifest, write_plan
+from retinaserve.build_tools.engine.manifest import Target, read_manifest, write_plan
 from retinaserve.build_tools.preprocess import Decoding, Prepared, Preprocessor, preprocess_pipeline
 from retinaserve.build_tools.preprocess.pipeline import OUTPUTS, serialise
 from retinaserve.build_tools.repository.builder import CUDA_POOL, build_repository
@@ -123,16 +123,6 @@ def test_a_plan_for_something_else_is_refused(
     with pytest.raises(UserError, match=words):
         build_repository(plan, tmp_path / "r", profile="gpu", options=BuildOptions(**options), target=target)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_plan_without_its_manifest_is_refused(tmp_path: Path) -> None:
-    write_plan(tmp_path / "toy.plan", PLAN, toy_manifest())
-    manifest_path(tmp_path / "toy.plan").unlink()
-    with pytest.raises(UserError, match="has no manifest"):
-        build_repository(tmp_path / "toy.plan", tmp_path / "r", profile="gpu")
-    write_plan(tmp_path / "toy.plan", PLAN + b"changed", toy_manifest())
-    with pytest.raises(UserError, match="manifest of another plan"):
-        build_repository(tmp_path / "toy.plan", tmp_path / "r", profile="gpu")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from retinaserve.build_tools.engine.manifest import manifest_path, write_plan
+from retinaserve.build_tools.engine.manifest import write_plan
 from retinaserve.eval.runtimes.detector import open_detector
 from retinaserve.training.errors import Exit, UserError
 from tests.images import checker, encode
@@ -23,32 +23,6 @@ def plan_of(path: Path, content: bytes = PLAN, *, precision: str = "fp16") -> Pa
     digest = hashlib.sha256(content).hexdigest()
     write_plan(path, content, replace(toy_manifest(), precision=precision, plan_sha256=digest))
     return path
-
-
-@pytest.mark.parametrize(
-    ("manifest", "message"),
-    [
-        (None, r"model\.plan has no manifest: model\.plan\.json is missing"),
-        ("{", r"model\.plan\.json is not JSON"),
-    ],
-    ids=["none", "no JSON"],
-)
-def test_without_its_manifest_nothing_is_opened(tmp_path: Path, manifest: str | None, message: str) -> None:
-    """What else may be wrong with one: tests/build_tools/test_manifest.py."""
-    plan = plan_of(tmp_path / "model.plan")
-    manifest_path(plan).unlink()
-    if manifest:
-        manifest_path(plan).write_text(manifest)
-    with pytest.raises(UserError, match=message) as caught:
-        open_detector(plan)
-    assert caught.value.code == Exit.BAD_DATA
-
-
-def test_another_plans_manifest_is_named(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path / "model.plan")
-    plan.write_bytes(b"another plan")
-    with pytest.raises(UserError, match="is the manifest of another plan"):
-        open_detector(plan)
 
 
 @pytest.mark.skipif(not NO_TENSORRT, reason="TensorRT is installed")

@@ -248,7 +248,3 @@ def test_another_model_may_be_asked(server: TritonServer, folder: Path, verb: st
     result = run(verb, *words, "--server", server.grpc_url, "--model", "detector_canary")
     assert result.exit_code == 3 and "has no model 'detector_canary'" in result.stderr
     assert run(verb, *words, "--server", server.grpc_url, "--model", "detector").exit_code == 0
-
-
-def test_help_fits_a_screen() -> None:
-    assert len(run("predict", "--help").stdout.splitlines()) <= 48

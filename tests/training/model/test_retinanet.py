@@ -7,7 +7,6 @@ from torch import nn
 
 from retinaserve.training.errors import UserError
 from retinaserve.training.model import build_model
-from retinaserve.training.model.backbones import make_norm
 from retinaserve.training.model.retinanet import FeaturePyramid
 from retinaserve.training.spec import NORMS, DetectorSpec, Network
 
@@ -113,23 +112,6 @@ def test_group_norms_are_shared_by_the_levels_and_can_spare_the_pyramid() -> Non
     assert [(norm.num_groups, norm.num_channels) for norm in norms] == [(32, 64)] * 4
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (64, 32), (48, 8), (32, 16), (8, 4), (5, 1)])
-def test_groups_divide_the_channels(channels: int, groups: int) -> None:
-    norm = make_norm("group", channels)
-    assert isinstance(norm, nn.GroupNorm) and norm.num_groups == groups and channels % groups == 0
-
-
-def test_p6_is_made_from_p5_where_the_spec_says_so() -> None:
-    pyramid = FeaturePyramid((1, 1, 1), Network(fpn_channels=1, norm="none", p6_from="p5"))
-    with torch.no_grad():
-        for convolution in (*pyramid.laterals, *pyramid.smooth, pyramid.p6):
-            convolution.weight.zero_()
-            convolution.weight[0, 0, convolution.weight.shape[2] // 2, convolution.weight.shape[3] // 2] = 1
-        pyramid.smooth[2].bias.fill_(7)
-        *_, p6, _ = pyramid((torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 2, 2)))
-    assert p6.item() == 8  # the smoothed P5, not C5's 1
-
-
 def test_frozen_stages_keep_still_in_training() -> None:
     model = build_model(small((64, 64), norm="batch"))
     model.freeze(2)
@@ -151,11 +133,6 @@ def test_an_old_spec_without_the_newer_fields_is_read() -> None:
     spec = small((64, 64), norm="batch")
     text = spec.to_json().replace(', "p6_from": "c5", "pyramid_norm": true', "")
     assert "p6" not in text and DetectorSpec.from_json(text) == spec
-
-
-def test_an_unknown_source_of_p6_is_refused() -> None:
-    with pytest.raises(UserError, match="p6_from is 'c6'"):
-        small((64, 64), p6_from="c6")
 
 
 def test_an_unknown_norm_is_refused() -> None:
