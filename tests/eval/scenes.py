@@ -1,6 +1,5 @@
 """A labelled scene small enough to judge by hand, and a detector's answers to it, with every kind of error."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from retinaserve.eval.report.report import Report
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
 from retinaserve.training.scores import evaluate
+from tests.coco import write_coco
 
 Row = tuple[float, float, float, float, float, int]
 CATEGORIES = {7: "cat", 3: "dog"}  # classes 0 and 1
@@ -44,17 +44,8 @@ def label(
 ) -> Annotations:
     """Write an annotation file and load it; boxes are given as corners."""
     names = images if images is not None else {10: "a.png", 11: "b.png", 12: "empty.png"}
-    data = {
-        "images": [{"id": key, "file_name": name} for key, name in names.items()],
-        "categories": [{"id": key, "name": name} for key, name in categories.items()],
-        "annotations": [
-            {"image_id": image, "category_id": category, "bbox": [x1, y1, x2 - x1, y2 - y1], **more}
-            for image, category, (x1, y1, x2, y2) in labels
-        ],
-    }
-    path = folder / "labels.json"
-    path.write_text(json.dumps(data))
-    return Annotations.load(path)
+    boxes = [(image, kind, [x1, y1, x2 - x1, y2 - y1], more) for image, kind, (x1, y1, x2, y2) in labels]
+    return Annotations.load(write_coco(folder / "labels.json", names, boxes, categories))
 
 
 def detect(rows: Sequence[Row]) -> Detections:

@@ -28,7 +28,7 @@ from retinaserve.scripts.server.triton import TritonServer, free_ports
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import UserError
-from retinaserve.training.files import write_json
+from tests.coco import write_coco
 from tests.images import checker, encode
 
 fsspec = pytest.importorskip("fsspec", reason="the extra [batch] is not installed")
@@ -154,13 +154,11 @@ def test_what_was_written_is_scored_as_the_detector_is(toy_onnx: Path, tmp_path:
     plan = Plan.make(source, output, part=25)
     for number in range(2):
         write_part(source, output, number, plan.images_of(number), detector)
-    entries = [{"id": n, "file_name": name, "width": 9, "height": 9} for n, name in enumerate(sorted(images()))]
-    entries.append({"id": IMAGES, "file_name": "late.jpg", "width": 9, "height": 9})
     (tmp_path / "images" / "late.jpg").write_bytes(b"")
-    categories = [{"id": n + 1, "name": name} for n, name in enumerate(detector.class_names)]
-    boxes = [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 90, 90], "area": 8100, "iscrowd": 0}]
-    write_json(tmp_path / "truth.json", {"images": entries, "annotations": boxes, "categories": categories})
-    truth = Annotations.load(tmp_path / "truth.json")
+    names, boxes = dict(enumerate([*sorted(images()), "late.jpg"])), [(0, 1, [0, 0, 90, 90])]
+    truth = Annotations.load(
+        write_coco(tmp_path / "truth.json", names, boxes, dict(enumerate(detector.class_names, 1)))
+    )
     one, other = (
         evaluate_detector(each, truth, tmp_path / "images") for each in (detector, Recorded.read(output))
     )

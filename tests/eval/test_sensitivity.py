@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from retinaserve.training.checkpoint import Checkpoint, save
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
 from retinaserve.training.spec import DetectorSpec
+from tests.coco import write_coco
 from tests.images import checker, encode
 from tests.toys import toy_model, toy_spec
 
@@ -36,23 +36,17 @@ def test_the_table_has_points_of_ap() -> None:
     assert lines[4].split() == ["none", "10.000%", "20.000%", "-2.00"]
 
 
-def truth_of(found: list[Detections], spec: DetectorSpec) -> dict[str, Any]:
-    """Return detections that are wide enough for a box as a COCO annotation file's content."""
-    boxes: list[dict[str, Any]] = []
-    for image_id, one in enumerate(found):
-        for (x1, y1, x2, y2), label in zip(one.boxes.tolist(), one.classes.tolist(), strict=True):
-            if min(x2 - x1, y2 - y1) < 4:
-                continue
-            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
-            boxes.append(
-                {**box, "id": len(boxes) + 1, "image_id": image_id, "category_id": spec.category_ids[label]}
-            )
-    names = zip(spec.category_ids, spec.classes, strict=True)
-    return {
-        "images": [{"id": n, "file_name": f"{n}.jpg", "width": 300, "height": 200} for n in range(len(found))],
-        "annotations": boxes,
-        "categories": [{"id": category_id, "name": name} for category_id, name in names],
-    }
+def write_truth(path: Path, found: list[Detections], spec: DetectorSpec) -> None:
+    """Write detections that are wide enough for a box as a COCO annotation file."""
+    boxes = [
+        (image_id, spec.category_ids[label], [x1, y1, x2 - x1, y2 - y1])
+        for image_id, one in enumerate(found)
+        for (x1, y1, x2, y2), label in zip(one.boxes.tolist(), one.classes.tolist(), strict=True)
+        if min(x2 - x1, y2 - y1) >= 4
+    ]
+    assert boxes
+    names = {number: f"{number}.jpg" for number in range(len(found))}
+    write_coco(path, names, boxes, dict(zip(spec.category_ids, spec.classes, strict=True)))
 
 
 def test_the_culprit_is_found(tmp_path: Path) -> None:
@@ -71,9 +65,7 @@ def test_the_culprit_is_found(tmp_path: Path) -> None:
     # Some of what torch finds is the truth, so that answers that got mixed up would score nothing.
     detector = open_detector(tmp_path / "model.pth")
     found = detector.predict([path.read_bytes() for path in sorted(tmp_path.glob("*.jpg"))])
-    truth = truth_of(found, spec)
-    assert truth["annotations"]
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    write_truth(tmp_path / "truth.json", found, spec)
     arguments = [tmp_path / "model.pth", "--images", tmp_path, "--annotations", tmp_path / "truth.json"]
     arguments += ["--calibration-images", tmp_path, "--calibrator", "minmax", "--left-out", "1"]
     arguments += ["--json", tmp_path / "report.json", "--output", tmp_path / "report.png"]

@@ -1,6 +1,5 @@
 """The comparison of precisions on a toy detector: exported, served on the real Triton, scored and timed."""
 
-import json
 from pathlib import Path
 from typing import get_args
 
@@ -11,6 +10,7 @@ from retinaserve.build_tools.quantize.ranges import Calibrator
 from retinaserve.scripts.cli.export import CALIBRATORS
 from retinaserve.scripts.precisions import Options, Row, compare, flavours, markdown, ratio, to_dict
 from retinaserve.training.checkpoint import Checkpoint, save
+from tests.coco import write_coco
 from tests.images import checker, encode
 from tests.toys import toy_model, toy_spec
 
@@ -49,19 +49,14 @@ def test_int8_is_served_and_scored(tmp_path: Path) -> None:
     save(tmp_path / "model.pth", Checkpoint(spec, toy_model(spec).state_dict()))
     images = tmp_path / "images"
     images.mkdir()
-    records = []
     for number in range(4):
         (images / f"{number}.jpg").write_bytes(encode(checker(300, 200, seed=number)))
-        records.append({"id": number, "file_name": f"{number}.jpg", "width": 300, "height": 200})
-    boxes = [
-        {"id": n + 1, "image_id": n, "category_id": 1, "bbox": [40, 40, 80, 80], "area": 6400, "iscrowd": 0}
-        for n in range(4)
-    ]
-    categories = [
-        {"id": category, "name": name} for category, name in zip(spec.category_ids, spec.classes, strict=True)
-    ]
-    annotations = tmp_path / "annotations.json"
-    annotations.write_text(json.dumps({"images": records, "annotations": boxes, "categories": categories}))
+    annotations = write_coco(
+        tmp_path / "annotations.json",
+        {number: f"{number}.jpg" for number in range(4)},
+        [(number, 1, [40, 40, 80, 80]) for number in range(4)],
+        dict(zip(spec.category_ids, spec.classes, strict=True)),
+    )
     options = Options(
         tmp_path / "out", images, annotations, Int8Options(images), ("minmax",), rounds=1, seconds=1.0
     )

@@ -1,6 +1,5 @@
 """A data set that a toy network learns in seconds: dark and light squares of 20 to 40 pixels on grey."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ from PIL import Image
 
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.trainer.config import TrainConfig
+from tests.coco import write_coco
 from tests.toys import small_spec
 
 SPEC = small_spec(["dark", "light"], size=(64, 64), norm="batch", category_ids=[2, 5])
@@ -18,7 +18,7 @@ def draw(folder: Path, count: int, *, boxes: bool = True) -> CocoDataset:
     """Draw the pictures and their annotation file into a new folder."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    images, annotations = [], []
+    rows = []
     for number in range(count):
         pixels = np.full((64, 64, 3), 128, np.uint8)
         side = int(rng.integers(20, 41))
@@ -26,12 +26,6 @@ def draw(folder: Path, count: int, *, boxes: bool = True) -> CocoDataset:
         light = bool(number % 2)
         pixels[y : y + side, x : x + side] = 255 if light else 0
         Image.fromarray(pixels).save(folder / f"{number}.png")
-        images.append({"id": number, "file_name": f"{number}.png"})
-        if boxes:
-            annotations.append(
-                {"id": number, "image_id": number, "category_id": 5 if light else 2, "bbox": [x, y, side, side]}
-            )
-    categories = [{"id": 2, "name": "dark"}, {"id": 5, "name": "light"}]
-    path = folder / "annotations.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    return CocoDataset(folder, path)
+        rows += [(number, 5 if light else 2, [x, y, side, side])] * boxes
+    names = {number: f"{number}.png" for number in range(count)}
+    return CocoDataset(folder, write_coco(folder / "annotations.json", names, rows, {2: "dark", 5: "light"}))

@@ -28,6 +28,7 @@ from retinaserve.training.scores import evaluate, match_classes
 from retinaserve.training.trainer.start import detector_to_train
 from retinaserve.training.trainer.trainer import Trainer
 from retinaserve.training.trainer.validate import check, score
+from tests.coco import write_coco
 from tests.training.squares import QUICK, SPEC, draw
 
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes.pth"
@@ -319,15 +320,8 @@ def test_areas_that_contradict_the_boxes_are_not_scored(
 def test_a_rotated_box_becomes_the_upright_one_around_it(
     tmp_path: Path, degrees: float, expected: tuple[float, ...]
 ) -> None:
-    content = {
-        "images": [{"id": 1, "file_name": "a.jpg"}],
-        "categories": [{"id": 1, "name": "a"}],
-        "annotations": [
-            {"image_id": 1, "category_id": 1, "bbox": [10, 15, 40, 20], "attributes": {"rotation": degrees}}
-        ],
-    }
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    labels = read_labels(tmp_path / "a.json")
+    box = (1, 1, [10, 15, 40, 20], {"attributes": {"rotation": degrees}})
+    labels = read_labels(write_coco(tmp_path / "a.json", {1: "a.jpg"}, [box]))
     assert labels.boxes[0]["bbox"] == pytest.approx(expected, abs=1e-3)
     assert [finding.code for finding in labels.findings] == ["box-rotated"]
 
@@ -385,15 +379,8 @@ def test_a_run_goes_on_where_ids_changed_and_names_did_not(tmp_path: Path) -> No
 
 def test_scores_of_classes_that_differ_in_case_are_their_own(tmp_path: Path) -> None:
     names = ["a", "A", "b", "B"]
-    content = {
-        "images": [{"id": 1, "file_name": "1.jpg"}],
-        "categories": [{"id": number, "name": name} for number, name in enumerate(names, 1)],
-        "annotations": [
-            {"image_id": 1, "category_id": number, "bbox": [20 * number, 0, 15, 15]} for number in range(1, 5)
-        ],
-    }
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    truth = Annotations.load(tmp_path / "a.json")
+    rows = [(1, number, [20 * number, 0, 15, 15]) for number in range(1, 5)]
+    truth = Annotations.load(write_coco(tmp_path / "a.json", {1: "1.jpg"}, rows, dict(enumerate(names, 1))))
     boxes = np.array([[20 * n, 0, 20 * n + 15, 15] for n in range(1, 5)], np.float32)
     found = Detections(boxes, np.full(4, 0.9, np.float32), np.arange(4, dtype=np.int32))
     match = match_classes(names, truth.categories)

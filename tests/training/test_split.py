@@ -1,17 +1,16 @@
 import itertools
-import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image
 
 from retinaserve.scripts.cli.main import main
 from retinaserve.training.check.snapshot import ImageFile, Split, read_split
 from retinaserve.training.coco import Annotations
 from retinaserve.training.split import Parts, deal, key_of, near_pairs, split
+from tests.coco import write_coco
 from tests.images import encode
 from tests.training.test_check import smooth_noise
 
@@ -111,16 +110,11 @@ def test_nothing_and_one_group_are_dealt() -> None:
 def test_the_verb_writes_files_that_check_finds_no_leak_in(tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
-    entries = []
     for number in range(24):
         picture = smooth_noise(number // 2)  # two of each: the same image, encoded twice
         (images / f"{number}.jpg").write_bytes(encode(picture, quality=90 - 20 * (number % 2)))
-        height, width = np.asarray(Image.open(images / f"{number}.jpg")).shape[:2]
-        entries.append({"id": number, "file_name": f"{number}.jpg", "width": width, "height": height})
-    boxes = [{"id": n, "image_id": n, "category_id": 1 + n // 2 % 2, "bbox": [5, 5, 20, 20]} for n in range(24)]
-    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
-    labels = tmp_path / "labels.json"
-    labels.write_text(json.dumps({"images": entries, "annotations": boxes, "categories": categories}))
+    names, boxes = {n: f"{n}.jpg" for n in range(24)}, [(n, 1 + n // 2 % 2, [5, 5, 20, 20]) for n in range(24)]
+    labels = write_coco(tmp_path / "labels.json", names, boxes, {1: "a", 2: "b"})
     words = ["data", "split", str(labels), str(tmp_path / "parts"), "--images", str(images), "--val", "0.25"]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output

@@ -11,6 +11,7 @@ from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.errors import UserError
 from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.tiling import Cut, suitable_tile, tile_dataset
+from tests.coco import write_coco
 from tests.images import checker
 
 # Tiles of 100 without overlap. Boxes: whole in the first; 60 % in the first and 40 % in the second; a crowd in the
@@ -22,15 +23,8 @@ BOXES = [[10, 10, 20, 20], [70, 40, 50, 10], [20, 150, 40, 30], [90, 90, 20, 20]
 def labelled(tmp_path: Path) -> CocoDataset:
     checker(200, 200).save(tmp_path / "a.png")
     Image.new("RGB", (200, 100)).save(tmp_path / "b.png")
-    rows = [
-        {"id": n, "image_id": 5, "category_id": 3, "bbox": box, "area": 1, "iscrowd": int(n == 3)}
-        for n, box in enumerate(BOXES, 1)
-    ]
-    images = [{"id": 5, "file_name": "a.png"}, {"id": 6, "file_name": "b.png"}]
-    (tmp_path / "a.json").write_text(
-        json.dumps({"images": images, "annotations": rows, "categories": [{"id": 3, "name": "disc"}]})
-    )
-    return CocoDataset(tmp_path, tmp_path / "a.json")
+    rows = [(5, 3, box, {"area": 1, "iscrowd": int(n == 3)}) for n, box in enumerate(BOXES, 1)]
+    return CocoDataset(tmp_path, write_coco(tmp_path / "a.json", {5: "a.png", 6: "b.png"}, rows, {3: "disc"}))
 
 
 def cut(dataset: CocoDataset, folder: Path, **options: float) -> dict[str, list[list[float]]]:

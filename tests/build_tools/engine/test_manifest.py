@@ -1,14 +1,13 @@
 """A plan's manifest: written with it, read with it, and what does not fit."""
 
-import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from retinaserve.build_tools.engine.manifest import (
-    Manifest,
     Target,
     check_plan,
     manifest_path,
@@ -17,34 +16,20 @@ from retinaserve.build_tools.engine.manifest import (
     write_plan,
 )
 from retinaserve.training.errors import UserError
-from tests.toys import toy_spec
+from tests.toys import PLAN, toy_manifest
 
-ENGINE = b"ftrt and the rest of a plan"
-MANIFEST = Manifest(
-    spec=toy_spec(),
-    precision="int8",
-    batch=(1, 4, 8),
-    tensorrt="10.13.3.9",
-    cuda="13",
-    compute_capability="8.9",
-    gpu="NVIDIA L4",
-    plan_sha256=hashlib.sha256(ENGINE).hexdigest(),
-    onnx_sha256="a" * 64,
-    plugins_sha256="b" * 64,
-    calibration_sha256="c" * 64,
-    created="2026-11-22T21:00:00Z",
-)
+MANIFEST = replace(toy_manifest(), batch=(1, 4, 8), calibration_sha256="c" * 64, created="2026-11-22T21:00:00Z")
 FITTING = Target("10.13.3.9", "13.0", "8.9", "b" * 64, 8)
 
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
-    write_plan(tmp_path / "model.plan", ENGINE, MANIFEST)
+    write_plan(tmp_path / "model.plan", PLAN, MANIFEST)
     return tmp_path / "model.plan"
 
 
 def test_a_plan_and_its_manifest_are_read_as_written(plan: Path) -> None:
-    assert plan.read_bytes() == ENGINE
+    assert plan.read_bytes() == PLAN
     assert sorted(path.name for path in plan.parent.iterdir()) == ["model.plan", "model.plan.json"]
     assert read_manifest(plan) == MANIFEST
     assert check_plan(plan, FITTING) == MANIFEST
@@ -60,7 +45,7 @@ def test_a_plan_and_its_manifest_are_read_as_written(plan: Path) -> None:
         pytest.param(Target(tensorrt="10.13.2.6"), ["10.13.2.6"], id="another patch"),
         pytest.param(Target(tensorrt="11.4.0"), ["10.13.3.9", "11.4.0"], id="another TensorRT"),
         pytest.param(Target(cuda="13.1"), [], id="a newer CUDA of the same major"),
-        pytest.param(Target(cuda="12.9"), ["CUDA 13", "12.9"], id="another CUDA"),
+        pytest.param(Target(cuda="12.9"), ["CUDA 13.0", "12.9"], id="another CUDA"),
         pytest.param(Target(compute_capability="7.5"), ["8.9 (NVIDIA L4)", "7.5"], id="another GPU"),
         pytest.param(Target(plugins_sha256="d" * 64), ["b" * 12, "d" * 12], id="another plugin library"),
         pytest.param(Target(max_batch=9), ["up to 8", "9"], id="larger batches"),
@@ -84,49 +69,26 @@ def test_a_plan_of_the_compile_check_runs_nowhere_else() -> None:
     assert "built by tensorrt_rtx" in reason
 
 
-def without_manifest(plan: Path) -> None:
-    manifest_path(plan).unlink()
-
-
-def without_plan(plan: Path) -> None:
-    plan.unlink()
-
-
-def other_plan(plan: Path) -> None:
-    plan.write_bytes(ENGINE + b"!")
-
-
-def truncated(plan: Path) -> None:
-    manifest_path(plan).write_text(manifest_path(plan).read_text()[:100])
-
-
-def binary(plan: Path) -> None:
-    manifest_path(plan).write_bytes(b"\xff\xfe\x00")
-
-
-def newer(plan: Path) -> None:
-    manifest_path(plan).write_text(json.dumps({"format": 2}))
-
-
-def gap(plan: Path) -> None:
+def without(plan: Path, field: str) -> None:
     content = json.loads(manifest_path(plan).read_text())
-    del content["onnx_sha256"]
+    del content[field]
     manifest_path(plan).write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (without_plan, "no such file"),
-        (without_manifest, "model.plan.json is missing"),
-        (other_plan, "manifest of another plan"),
-        (truncated, "is not JSON"),
-        (binary, "is not text"),
-        (newer, "has format 2"),
-        (gap, "is incomplete"),
-    ],
-)
-def test_what_is_no_plan_with_its_manifest_is_refused(plan: Path, spoil, message: str) -> None:
+SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no plan": (Path.unlink, "no such file"),
+    "no manifest": (lambda plan: manifest_path(plan).unlink(), "model.plan.json is missing"),
+    "another plan": (lambda plan: plan.write_bytes(PLAN + b"!"), "manifest of another plan"),
+    "cut": (lambda plan: manifest_path(plan).write_bytes(manifest_path(plan).read_bytes()[:100]), "is not JSON"),
+    "binary": (lambda plan: manifest_path(plan).write_bytes(b"\xff\xfe\x00"), "is not text"),
+    "newer": (lambda plan: manifest_path(plan).write_text('{"format": 2}'), "has format 2"),
+    "a gap": (lambda plan: without(plan, "onnx_sha256"), "is incomplete"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_what_is_no_plan_with_its_manifest_is_refused(plan: Path, case: str) -> None:
+    spoil, message = SPOILED[case]
     spoil(plan)
     with pytest.raises(UserError, match=message) as caught:
         read_manifest(plan)

@@ -13,6 +13,7 @@ from retinaserve.eval.report.report import Report, evaluate_detector
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import UserError
+from tests.coco import write_coco
 from tests.images import checker
 
 NAMES = {2: "ball", 4: "crate", 6: "never there"}
@@ -50,18 +51,11 @@ def images(tmp_path: Path) -> dict[str, int]:
 def load(tmp_path: Path, images: Iterable[str]) -> Annotations:
     names = list(images)
     x1, y1, x2, y2 = BOX
-    data = {
-        "images": [{"id": 5 * n, "file_name": name} for n, name in enumerate(names)],
-        "categories": [{"id": key, "name": name} for key, name in NAMES.items()],
-        "annotations": [
-            {"image_id": 5 * n, "category_id": 2 if n else 4, "bbox": [x1, y1, x2 - x1, y2 - y1]}
-            for n, name in enumerate(names)
-            if name != "empty.png"
-        ],
-    }
-    path = tmp_path / "annotations.json"
-    path.write_text(json.dumps(data))
-    return Annotations.load(path)
+    boxes = [
+        (5 * n, 2 if n else 4, [x1, y1, x2 - x1, y2 - y1]) for n, name in enumerate(names) if name != "empty.png"
+    ]
+    files = {5 * n: name for n, name in enumerate(names)}
+    return Annotations.load(write_coco(tmp_path / "annotations.json", files, boxes, NAMES))
 
 
 def box(index: int, score: float = 0.9) -> Detections:

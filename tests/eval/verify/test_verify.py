@@ -19,6 +19,7 @@ from retinaserve.training.checkpoint import Checkpoint
 from retinaserve.training.checkpoint import save as save_checkpoint
 from tests import graphs
 from tests.cli import invoke, refused
+from tests.coco import write_coco
 from tests.images import checker, encode
 from tests.toys import toy_model, toy_spec
 
@@ -35,12 +36,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(COUNT):
         image = checker(240 + 40 * number, 300 - 30 * number, seed=number, cell=20 + 6 * number)
         (folder / "images" / f"{number}.jpg").write_bytes(encode(image))
-    annotations = {
-        "images": [{"id": 7 + n, "file_name": f"{n}.jpg"} for n in range(COUNT)],
-        "categories": [{"id": 1, "name": "disc"}, {"id": 5, "name": "box"}],
-        "annotations": [{"image_id": 7 + n, "category_id": 5, "bbox": [10, 10, 60, 60]} for n in range(COUNT)],
-    }
-    (folder / "annotations.json").write_text(json.dumps(annotations))
+    names, boxes = {n: f"{n}.jpg" for n in range(COUNT)}, [(n, 5, [10, 10, 60, 60]) for n in range(COUNT)]
+    write_coco(folder / "annotations.json", names, boxes, {1: "disc", 5: "box"})
     return folder
 
 

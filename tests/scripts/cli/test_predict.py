@@ -9,6 +9,7 @@ from PIL import Image
 from retinaserve.scripts.server.triton import TritonServer
 from tests.cli import invoke as run
 from tests.cli import refused
+from tests.coco import write_coco
 from tests.images import checker, encode
 
 
@@ -21,12 +22,8 @@ def folder(tmp_path: Path) -> Path:
     for number, name in enumerate(names):
         kind = "PNG" if name.endswith("png") else "JPEG"
         (images / name).write_bytes(encode(checker(200 + 50 * number, 160, seed=number), kind))
-    annotations = {
-        "images": [{"id": 7 + n, "file_name": name} for n, name in enumerate(names)],
-        "categories": [{"id": 40, "name": "box"}, {"id": 2, "name": "disc"}],
-        "annotations": [{"image_id": 7, "category_id": 40, "bbox": [10, 10, 60, 60]}],
-    }
-    (tmp_path / "annotations.json").write_text(json.dumps(annotations))
+    boxes, labels = [(7, 40, [10, 10, 60, 60])], {40: "box", 2: "disc"}
+    write_coco(tmp_path / "annotations.json", dict(enumerate(names, 7)), boxes, labels)
     return tmp_path
 
 

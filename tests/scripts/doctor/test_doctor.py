@@ -14,7 +14,7 @@ from retinaserve.scripts.doctor.gpu import container, driver, plan, plugins
 from retinaserve.scripts.doctor.machine import cpu, memory, ports, shared_memory
 from retinaserve.scripts.doctor.packages import packages, pins, providing, requirements, unmet
 from retinaserve.training.errors import UserError
-from tests.build_tools.engine.test_manifest import ENGINE, MANIFEST
+from tests.toys import PLAN, toy_manifest
 
 
 def test_everything_that_serving_needs_starts_here(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_library_that_is_none_fails_even_where_it_is_not_needed(tmp_path: Path
 
 
 def test_a_plan_that_does_not_fit_says_why(tmp_path: Path) -> None:
-    write_plan(tmp_path / "model.plan", ENGINE, MANIFEST)
+    write_plan(tmp_path / "model.plan", PLAN, toy_manifest())
     (tmp_path / "plugins.so").write_bytes(b"another library")
     words = ["--quick", "--plan", str(tmp_path / "model.plan"), "--plugins", str(tmp_path / "plugins.so")]
     result = CliRunner().invoke(doctor, words)
@@ -176,11 +176,11 @@ def test_a_plan_that_does_not_fit_says_why(tmp_path: Path) -> None:
 
 
 def test_a_plan_that_fits_as_far_as_can_be_told(tmp_path: Path) -> None:
-    write_plan(tmp_path / "model.plan", ENGINE, MANIFEST)
+    write_plan(tmp_path / "model.plan", PLAN, toy_manifest())
     if driver(needed=True).status is Status.OK:
         pytest.skip("this machine has a GPU")
     check = plan(tmp_path / "model.plan", tmp_path / "none.so")
-    assert check.status is Status.OK and "int8 for NVIDIA L4, TensorRT 10.13.3.9, batch 1 to 8" in check.detail
+    assert check.status is Status.OK and "int8 for NVIDIA L4, TensorRT 10.13.3.9, batch 1 to 24" in check.detail
 
 
 def test_the_container_is_compared_with_this_machines_tensorrt(tmp_path: Path) -> None:

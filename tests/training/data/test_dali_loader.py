@@ -1,6 +1,5 @@
 """DALI shows the network what the torch loader does: the same pictures, views and boxes."""
 
-import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,6 +16,7 @@ from retinaserve.training.data.stream import Batch, StreamSettings
 from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import letterbox
 from retinaserve.training.spec import DetectorSpec
+from tests.coco import write_coco
 from tests.images import checker, encode
 
 SPEC = DetectorSpec.create(["a", "b"], size=(96, 128), category_ids=[3, 7])
@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
     """JPEGs and PNGs, one lying on its side, one grey; a crowd, a box without an area, one without boxes."""
     folder = tmp_path_factory.mktemp("mixed")
     rng = np.random.default_rng(0)
-    images, annotations = [], []
+    images, boxes = {}, []
     for number in range(6):
         height, width = 90 + 20 * number, 200 - 15 * number
         coarse = rng.integers(0, 256, (8, 10, 3), dtype=np.uint8)
@@ -42,15 +42,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
             picture = picture.convert("L")
         name = f"{number}.{'png' if number == 3 else 'jpg'}"
         picture.save(folder / name, exif=exif, **({} if number == 3 else {"quality": 95}))
-        images.append({"id": number, "file_name": name})
+        images[number] = name
         if number != 4:
             for box, crowd in (([10, 20, 40, 30], 0), ([50, 10, 30, 60], int(number == 5)), ([5, 5, 0, 9], 0)):
-                place = {"id": len(annotations) + 1, "image_id": number, "category_id": 7, "bbox": box}
-                annotations.append({**place, "iscrowd": crowd})
-    categories = [{"id": 3, "name": "a"}, {"id": 7, "name": "b"}]
-    path = folder / "annotations.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    return CocoDataset(folder, path)
+                boxes.append((number, 7, box, {"iscrowd": crowd}))
+    return CocoDataset(folder, write_coco(folder / "annotations.json", images, boxes, {3: "a", 7: "b"}))
 
 
 def batches(
@@ -96,14 +92,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
             (1207, 903), Image.Resampling.BICUBIC
         )
         (folder / f"{number}.jpg").write_bytes(encode(stored, orientation=orientation, quality=95))
-    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(3)]
-    boxes = [
-        {"id": number, "image_id": number, "category_id": 1, "bbox": [300, 300, 90, 60], "iscrowd": 0}
-        for number in range(3)
-    ]
-    file = folder / "annotations.json"
-    file.write_text(json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "a"}]}))
-    return CocoDataset(folder, file)
+    boxes = [(number, 1, [300, 300, 90, 60]) for number in range(3)]
+    names = {number: f"{number}.jpg" for number in range(3)}
+    return CocoDataset(folder, write_coco(folder / "annotations.json", names, boxes))
 
 
 @pytest.mark.parametrize("augment", ["none", "multiscale", "photometric"])
@@ -145,8 +136,6 @@ def test_a_bad_image_is_named(data: CocoDataset, tmp_path: Path, content: bytes 
     whole = data.labels[0].path.read_bytes()
     (tmp_path / "bad.jpg").write_bytes(whole[: len(whole) // 2] if content is None else content)
     (tmp_path / "good.jpg").write_bytes(whole)
-    images = [{"id": 1, "file_name": "bad.jpg"}, {"id": 2, "file_name": "good.jpg"}]
-    file = tmp_path / "annotations.json"
-    file.write_text(json.dumps({"images": images, "annotations": [], "categories": [{"id": 1, "name": "a"}]}))
+    file = write_coco(tmp_path / "annotations.json", {1: "bad.jpg", 2: "good.jpg"})
     with pytest.raises(UserError, match=r"bad\.jpg: the image can't be read"):
         batches(CocoDataset(tmp_path, file), 3, batch=2, loader="dali")

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,6 +17,7 @@ from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import Source, letterbox
 from retinaserve.training.resize import RESIZES, PixelType
 from retinaserve.training.spec import DetectorSpec
+from tests.coco import write_coco
 
 SPEC = DetectorSpec.create(["a", "b"], size=(64, 96), category_ids=[1, 4])
 
@@ -26,18 +26,13 @@ SPEC = DetectorSpec.create(["a", "b"], size=(64, 96), category_ids=[1, 4])
 def data(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
     folder = tmp_path_factory.mktemp("five")
     rng = np.random.default_rng(0)
-    images, annotations = [], []
     for number in range(5):
         width, height = 50 + 20 * number, 60
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
-        images.append({"id": 10 + number, "file_name": f"{number}.png", "width": width, "height": height})
-        if number != 2:
-            annotations.append({"id": number, "image_id": 10 + number, "category_id": 4, "bbox": [10, 20, 20, 10]})
-    categories = [{"id": 1, "name": "a"}, {"id": 4, "name": "b"}]
-    path = folder / "annotations.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    return CocoDataset(folder, path)
+    boxes = [(10 + number, 4, [10, 20, 20, 10]) for number in range(5) if number != 2]
+    images = {10 + number: f"{number}.png" for number in range(5)}
+    return CocoDataset(folder, write_coco(folder / "annotations.json", images, boxes, {1: "a", 4: "b"}))
 
 
 def same(first: Batch, second: Batch) -> bool:
@@ -134,13 +129,7 @@ def test_boxes_move_with_the_pixels(seed: int) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_is_none_is_named_from_a_worker_too(tmp_path: Path, workers: int) -> None:
     (tmp_path / "bad.png").write_text("no picture")
-    content = {
-        "images": [{"id": 1, "file_name": "bad.png"}],
-        "annotations": [],
-        "categories": [{"id": 1, "name": "a"}],
-    }
-    (tmp_path / "annotations.json").write_text(json.dumps(content))
-    dataset = CocoDataset(tmp_path, tmp_path / "annotations.json")
+    dataset = CocoDataset(tmp_path, write_coco(tmp_path / "annotations.json", {1: "bad.png"}))
     with pytest.raises(UserError) as caught:
         next(training_batches(dataset, SPEC, StreamSettings(batch=1, workers=workers)))
     assert caught.value.message.startswith(f"{tmp_path}/bad.png: the image can't be read")
@@ -151,14 +140,8 @@ def test_an_image_that_is_none_is_named_from_a_worker_too(tmp_path: Path, worker
 def test_training_sees_a_value_range_as_it_is_served(tmp_path: Path, loader: Loader) -> None:
     values = np.add.outer(np.arange(48) * 40, np.arange(64) * 30).astype(np.uint16)  # of 12 bits
     Image.fromarray(values).save(tmp_path / "a.png")
-    content = {
-        "images": [{"id": 1, "file_name": "a.png"}],
-        "annotations": [],
-        "categories": [{"id": 1, "name": "a"}],
-    }
-    (tmp_path / "annotations.json").write_text(json.dumps(content))
     spec = DetectorSpec.create(["a"], size=(48, 64), value_range=(0, 4095))
-    dataset = CocoDataset(tmp_path, tmp_path / "annotations.json")
+    dataset = CocoDataset(tmp_path, write_coco(tmp_path / "annotations.json", {1: "a.png"}))
     settings = StreamSettings(batch=1, augment="none", loader=loader)
     seen = next(training_batches(dataset, spec, settings)).images[0].numpy()
     preprocessor = Preprocessor(spec.size, spec.pad_value, threads=1, value_range=spec.value_range)

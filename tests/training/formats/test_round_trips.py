@@ -13,6 +13,7 @@ from PIL import Image
 from retinaserve.eval.prelabels import Prelabels, label_studio
 from retinaserve.training.coco import Annotations, coco_of, read_labels
 from retinaserve.training.detections import Detections
+from tests.coco import write_coco
 
 NAMES = {3: "traffic light", 5: "Ampel & <Schild>", 9: "猫"}
 Boxes = dict[str, list[tuple[str, tuple[float, float, float, float], int]]]
@@ -23,22 +24,19 @@ Writer = Callable[[Annotations, Path, Path], Path]
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Annotations:
     """Five images of 80 boxes, the last without one, and ids with gaps."""
     folder, rng = tmp_path_factory.mktemp("coco"), random.Random(0)
-    images, annotations = [], []
+    images, boxes = {}, []
     for number in range(5):
         size = rng.randint(100, 900), rng.randint(100, 900)
         name = f"{'sub/' if number % 2 else ''}image {number}.{'png' if number else 'jpg'}"
         (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", size).save(folder / "images" / name)
-        images.append({"id": 10 * number + 7, "file_name": name, "width": size[0], "height": size[1]})
+        images[10 * number + 7] = (name, *size)
         for _ in range(20 if number < 4 else 0):
             x, y = rng.uniform(0, size[0] - 20), rng.uniform(0, size[1] - 20)
             box = [x, y, rng.uniform(5, size[0] - x), rng.uniform(5, size[1] - y)]
-            entry = {"image_id": images[-1]["id"], "category_id": rng.choice(list(NAMES)), "bbox": box}
-            annotations.append(entry | {"iscrowd": int(rng.random() < 0.1), "area": box[2] * box[3] / 2})
-    categories = [{"id": number, "name": name} for number, name in NAMES.items()]
-    path = folder / "coco.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    return Annotations.load(path)
+            more = {"iscrowd": int(rng.random() < 0.1), "area": box[2] * box[3] / 2}
+            boxes.append((10 * number + 7, rng.choice(list(NAMES)), box, more))
+    return Annotations.load(write_coco(folder / "coco.json", images, boxes, NAMES))
 
 
 def boxes_of(labels: Annotations) -> Boxes:
