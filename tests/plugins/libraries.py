@@ -11,24 +11,19 @@ with --noconftest.
 import ctypes
 import os
 import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.plugins.emulator.native import HERE, KERNELS, PLUGINS, Kernels, compile_for_cpu
+from tests.shared import once
 
 ROOT = Path(__file__).parents[2]
 BUILT = Path(os.environ.get("RETINASERVE_PLUGINS_BUILD", ROOT / "build" / "plugins"))
 DEVICES = ("cpu", pytest.param("gpu", marks=pytest.mark.gpu))
 TRITON = PLUGINS / "adapter" / "triton.cpp"
 ADAPTER = tuple(sorted(set((PLUGINS / "adapter").glob("*.cpp")) - {TRITON}))
-
-
-@cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="retinaserve-kernels-")  # removed when the interpreter ends
 
 
 def require_compiler() -> None:
@@ -63,7 +58,7 @@ def kernels_on(device: str) -> Kernels:
         require_gpu()
         return Kernels(built("libretinaserve_kernels.so"))
     require_compiler()
-    return Kernels(compile_for_cpu(Path(_folder().name, "libretinaserve_kernels.so")), guard=256)
+    return Kernels(once("libretinaserve_kernels.so", compile_for_cpu), guard=256)
 
 
 def tensorrt_headers() -> list[Path]:
@@ -101,17 +96,18 @@ def plugins_on(device: str) -> Path:
         require_gpu()
         return built("libretinaserve_plugins.so")
     flags = ["-fvisibility=hidden", *require_headers()]
-    return compile_for_cpu(Path(_folder().name, "libretinaserve_plugins.so"), (*KERNELS, *ADAPTER), flags)
+    sources = (*KERNELS, *ADAPTER)
+    return once("libretinaserve_plugins.so", lambda path: compile_for_cpu(path, sources, flags))
 
 
 @cache
 def triton_on(device: str) -> Path:
     """Return the library that registers the plugins of the library beside it."""
-    beside = plugins_on(device)
+    plugins_on(device)
     if device == "gpu":
         return built("libretinaserve_triton.so")
     flags = ["-fvisibility=hidden", *require_headers(), "-ldl"]
-    return compile_for_cpu(beside.with_name("libretinaserve_triton.so"), (TRITON,), flags)
+    return once("libretinaserve_triton.so", lambda path: compile_for_cpu(path, (TRITON,), flags))
 
 
 @cache
@@ -121,6 +117,5 @@ def harness_on(device: str) -> Path:
         require_gpu()
         return built("libretinaserve_harness.so")
     sources = (HERE / "harness.cpp", HERE / "memory.cpp")
-    return compile_for_cpu(
-        Path(_folder().name, "libretinaserve_harness.so"), sources, [*require_headers(), "-ldl"]
-    )
+    flags = [*require_headers(), "-ldl"]
+    return once("libretinaserve_harness.so", lambda path: compile_for_cpu(path, sources, flags))

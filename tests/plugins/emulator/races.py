@@ -22,31 +22,38 @@ from tests.plugins.emulator.native import HERE, PLUGINS, Kernels
 
 CLAMP = float(np.log(1000 / 16))
 LETTERBOX = np.array([[500, 700, 1000, 1000], [4000, 3000, 800, 900]], np.float32)
-DETECTOR = ("race_detector", "race_scheduler")
 SEEDS = 3  # of the order of everything; each interrupts more or less often
 SITE = re.compile(r"\b(__syncthreads|__syncthreads_or|__threadfence|atomic\w+)\(")
 FUNCTION = re.compile(r"__(?:device|global)__ .*?(\w+)\((?!k)")
 
 
 def compile_detector(library, kernels=PLUGINS / "kernels"):
-    """Compile the kernels, instrumented, with the detector, which is not; return the library.
-
-    Objects that lie beside the library already are taken as they are.
-    """
+    """Compile the kernels, instrumented, with the detector, which is not; return the library."""
     flags = (
         "-std=c++17", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off",
         "-U_FORTIFY_SOURCE", "-fPIC", '-DRETINASERVE_CUDA="cuda_with_races.h"', f"-I{PLUGINS / 'include'}",
         f"-I{HERE}", "-c", "-x", "c++",
     )  # fmt: skip
-    objects = []
     sources = [kernels / f"{name}.cu" for name in ("decode", "nms")]
-    for source in (*sources, *(HERE / f"{name}.cpp" for name in ("kernels", *DETECTOR))):
-        objects.append(library.with_name(f"{source.stem}.o"))
-        if not objects[-1].exists():
-            own = "-fsanitize=thread" if source.suffix == ".cu" else "-O2"
-            subprocess.run(["g++", *flags, own, str(source), "-o", str(objects[-1])], check=True)
+    sources += [HERE / f"{name}.cpp" for name in ("kernels", "race_detector", "race_scheduler")]
+    objects = [library.with_name(f"{source.stem}.o") for source in sources]
+    for source, target in zip(sources, objects, strict=True):
+        own = "-fsanitize=thread" if source.suffix == ".cu" else "-O2"
+        subprocess.run(["g++", *flags, own, str(source), "-o", str(target)], check=True)
     subprocess.run(["g++", "-shared", *map(str, objects), "-o", str(library)], check=True)
     return library
+
+
+def let_be_removed(kernels, statements):
+    """Let statements {name: (file, text, which of several)} be taken away as barriers are; return their places."""
+    found = {}
+    for name, (file, text, which) in statements.items():
+        lines = (kernels / file).read_text().splitlines(keepends=True)
+        place = [number for number, line in enumerate(lines) if text in line][which]
+        lines[place] = lines[place].replace(text, f"if (!detector::isRemoved(__FILE__, __LINE__)) {text}")
+        (kernels / file).write_text("".join(lines))
+        found[name] = file, place + 1
+    return found
 
 
 def sites():
