@@ -1,12 +1,18 @@
 """What many tests share: one toy detector, one repository, and one real tritonserver a session."""
 
+import functools
+import os
 import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import onnx
 import pytest
+import torch
 
 from retinaserve.build_tools.graph.graft import graft, save
 from retinaserve.build_tools.repository.builder import build_repository
@@ -15,6 +21,7 @@ from retinaserve.scripts.server.triton import Server, TritonServer
 from retinaserve.training.checkpoint import Checkpoint
 from retinaserve.training.checkpoint import save as save_checkpoint
 from retinaserve.training.export import export_heads
+from tests.shared import SHARED, digest, once
 from tests.toys import toy_model, toy_spec
 
 
@@ -32,10 +39,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Give all tests, and what they start, a folder for temporary files; pytest removes it some sessions later."""
-    folder = tmp_path_factory.mktemp("t")
+    folder, base = tmp_path_factory.mktemp("t"), tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
+        patch.setenv(SHARED, str(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base))
         patch.setattr(tempfile, "tempdir", None)  # what was asked for before
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exports_once(temporary_files: None) -> Iterator[None]:
+    """torch takes seconds to export a network: the same one, asked for alike, is exported once in a test run."""
+    export = torch.onnx.export
+
+    @functools.wraps(export)
+    def shared(model: Any, *inputs: Any, **options: Any) -> Any:
+        def make(path: Path) -> None:
+            path.write_bytes(export(model, *inputs, **options).model_proto.SerializeToString())
+
+        return SimpleNamespace(model_proto=onnx.load(once(f"{digest(model, inputs, repr(options))}.onnx", make)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", shared)
         yield
 
 
@@ -49,9 +74,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The raw heads of a detector; torch takes seconds to export them."""
-    folder = tmp_path_factory.mktemp("toy")
-    spec = toy_spec()
+    """The raw heads of a detector."""
+    folder, spec = tmp_path_factory.mktemp("toy"), toy_spec()
     export_heads(toy_model(spec), spec, folder / "heads.onnx")
     return folder / "heads.onnx"
 
