@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,10 +14,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageChops
 
 import retinaserve
-from retinaserve.scripts.server.triton import TritonServer
+from retinaserve.scripts.server.triton import Server, TritonServer
 from retinaserve.scripts.shapes.draw import draw_dataset
+from tests.cli import invoke
 from tests.images import checker, encode
 
 ROOT = Path(__file__).parent.parent
@@ -95,8 +99,9 @@ def test_the_wheel_carries_what_its_commands_need(dist: Path) -> None:
     assert {f"retinaserve/{name}" for name in CARRIED} <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"retinaserve"}  # one name in site-packages
     assert not [name for name in names if "/lab/" in name or "/tests/" in name]
-    python = {str(path.relative_to(ROOT)) for folder in DECOYS for path in (ROOT / folder).rglob("*.py")}
-    assert {f"retinaserve/{name}" for name in python if "/lab/" not in name} <= set(names)
+    files = [path for folder in DECOYS for kind in ("*.py", "static/*") for path in (ROOT / folder).rglob(kind)]
+    needed = {str(path.relative_to(ROOT)) for path in files if path.is_file()}
+    assert {f"retinaserve/{name}" for name in needed if "/lab/" not in name} <= set(names)
 
 
 def test_the_sdist_that_the_wheel_is_built_from_has_no_links(dist: Path) -> None:
@@ -137,11 +142,37 @@ def run(python: Path, *words: object, folder: Path) -> subprocess.CompletedProce
     return done
 
 
-def test_the_wheel_serves_boxes_from_a_folder_with_decoys(installed: Path, decoys: Path) -> None:
+@pytest.mark.server
+def test_the_wheel_serves_boxes_from_a_folder_with_decoys(
+    installed: Path, decoys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     where = run(installed, "-c", "import retinaserve; print(retinaserve.__file__)", folder=decoys).stdout
     assert Path(where.strip()).is_relative_to(installed.parent.parent)
-    run(installed, "-m", "retinaserve", "demo", "--quick", "--output", "out", folder=decoys)
-    assert len(list((decoys / "out" / "predictions").iterdir())) == 12
+    monkeypatch.chdir(decoys)
+    done, output = (
+        run(installed, "-m", "retinaserve", "demo", "--quick", "--output", "out", folder=decoys),
+        Path("out"),
+    )
+    assert done.stdout.splitlines()[-1] == str(output / "predictions") and "{" not in done.stdout
+    originals, changed = sorted((output / "data" / "val" / "images").iterdir()), 0
+    assert len(originals) == 12
+    for original in originals:
+        with Image.open(original) as before, Image.open(output / "predictions" / original.name) as after:
+            if before.size == after.size:  # not one that EXIF turns
+                difference = ImageChops.difference(before.convert("RGB"), after.convert("RGB"))
+                changed += max(high for _, high in difference.getextrema()) > 100
+    assert changed >= 6  # boxes are drawn on most of them; JPEG alone changes less
+    # The commands that it ends with, on free ports.
+    assert "next:" not in done.stderr, "a step would name a server that is gone"
+    lines = re.findall("retinaserve .*", done.stderr[done.stderr.index("then try") :])
+    commands = [shlex.split(line, comments=True)[1:] for line in lines]
+    assert [words[0] for words in commands] == ["serve", "predict", "web", "data", "train"]
+    (_, repository), predict, web, *helps = commands
+    with Server(Path(repository)) as server:
+        answered = invoke(*predict, "--server", server.grpc_url)
+        assert answered.exit_code == 0 and len(list((output / "annotated").iterdir())) == 12, answered.output
+    for words in ([*web, "--help"], *helps):
+        assert invoke(*words).exit_code == 0
 
 
 def test_torchrun_takes_ours(installed: Path, decoys: Path) -> None:

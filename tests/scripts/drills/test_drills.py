@@ -54,7 +54,7 @@ def slow(repository: Path, tmp_path: Path) -> Path:
 
 
 def test_an_overload_is_refused_early_and_leaves_nothing(slow: Path) -> None:
-    result = overload(slow, OverloadOptions(seconds=2, rounds=2, recovery=1), images=IMAGES)
+    result = overload(slow, OverloadOptions(seconds=2, rounds=1, recovery=1), images=IMAGES)
     found = figures(result)
     assert found["refused / offered"] > 0.3
     assert found["goodput / peak"] > 0.8
