@@ -1,7 +1,7 @@
 # The front door. Every target makes or updates .venv by itself, and does nothing twice.
 #   make demo PYTHON=python3.12      another interpreter for a new .venv; the first of 3.11, 3.12, 3.13 if not given
 #   make plugins TENSORRT_ROOT=/opt/tensorrt JOBS=16      where TensorRT's headers are
-#   make test TEST_PROCESSES=1      by one process, in the tests' own order
+#   make test TEST_PROCESSES=1      by one process, in the tests' own order; by three a machine of two cores is busy
 #   make demo PIP_ARGS="--no-index --find-links wheels"      further arguments of pip
 
 # The python backend of the embedded Triton has a stub for each of these, and for no newer Python.
@@ -16,7 +16,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARG
 RUNS ?= runs
 CMAKE_ARGS ?=
 JOBS ?= 2
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 3
 CXX_FILES = $(wildcard $(foreach suffix,h cpp cuh cu,$(addsuffix .$(suffix),plugins/*/* plugins/include/*/* tests/plugins/*/*)))
 
 .DEFAULT_GOAL := help
