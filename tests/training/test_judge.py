@@ -14,7 +14,7 @@ import pytest
 from retinaserve.training.judge import Found, Judge, Labels
 from retinaserve.training.scores import NUMBERS, at_maximum, numbers
 
-SETS = 300
+SETS = 120
 BORDERS = (32, 96)  # sides of boxes whose areas lie on COCO's borders
 
 
@@ -103,11 +103,11 @@ def pycocotools_numbers(judge: Judge, limits: Sequence[int] = (1, 10, 100)) -> A
     return evaluator
 
 
-@pytest.mark.parametrize("start", range(0, SETS, 50))
+@pytest.mark.parametrize("start", range(0, SETS, 40))
 def test_the_twelve_numbers_are_those_of_pycocotools(start: int) -> None:
     pytest.importorskip("hotcoco")
     seen = 0
-    for seed in range(start, start + 50):
+    for seed in range(start, start + 40):
         judge = random_judge(seed)
         if not len(judge.found):  # loadRes fails on an empty list
             assert all(value in (0.0, None) for value in numbers(judge, judge.curves()).values())
@@ -120,12 +120,12 @@ def test_the_twelve_numbers_are_those_of_pycocotools(start: int) -> None:
         wanted = [None if value < 0 else value for value in expected.stats]
         assert list(numbers(judge, curves).values()) == wanted, seed  # equal, not nearly
         seen += any(value not in (None, 0.0, 1.0) for value in wanted)
-    assert len(NUMBERS) == 12 and seen > 30
+    assert len(NUMBERS) == 12 and seen > 24
 
 
 def test_without_the_limit_of_100_the_numbers_are_those_of_pycocotools_with_another() -> None:
     dense = 0
-    for seed in range(0, SETS, 5):
+    for seed in range(0, SETS, 2):
         judge = random_judge(seed)
         most = judge.most()
         if most <= 100:

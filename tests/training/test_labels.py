@@ -32,7 +32,7 @@ from tests.coco import write_coco
 from tests.training.squares import QUICK, SPEC, draw
 
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes.pth"
-FILES = 300
+FILES = 150
 Coco = dict[str, Any]
 Change = Callable[[random.Random, Coco], object]
 

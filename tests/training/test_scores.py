@@ -7,7 +7,6 @@ import pytest
 
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
-from retinaserve.training.errors import UserError
 from retinaserve.training.scores import evaluate, match_classes, to_coco
 
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]  # neither contiguous nor sorted
@@ -143,12 +142,3 @@ def test_boxes_of_a_picture_are_corners_of_category_ids(tmp_path: Path) -> None:
     assert truth.boxes_of(10).boxes.tolist() == [[0, 0, 100, 100], [200, 200, 300, 300]]
     assert truth.boxes_of(11).classes.tolist() == [3]
     assert truth.boxes_of(12).boxes.shape == (0, 4)
-
-
-def test_numbers_in_text_are_taken_for_what_they_say(tmp_path: Path) -> None:
-    truth = load(tmp_path, [annotation("10", 3.0, ["1", 2, 3, 4])])  # type: ignore[arg-type]
-    assert [(box["image_id"], box["category_id"], box["bbox"]) for box in truth.boxes] == [(10, 3, [1, 2, 3, 4])]
-    with pytest.raises(UserError, match=r"truth\.json: .* annotation number 0: the bbox \['one', 2, 3, 4\]"):
-        load(tmp_path, [annotation(10, 3, ["one", 2, 3, 4])])  # type: ignore[list-item]
-    with pytest.raises(UserError, match="annotation number 0: image_id 5"):
-        load(tmp_path, [annotation(5, 3, [1, 2, 3, 4])])

@@ -18,7 +18,7 @@ from retinaserve.training.pixels.verdict import READERS, kind_of
 from tests.damage import damaged, good_images
 from tests.images import checker, encode
 
-PER_KIND = 3
+PER_KIND = 2
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def test_what_passes_the_gpu_profiles_admission_decodes(decoder: Preprocessor) -
         else:
             missed.append(name)
     assert missed == []
-    assert verdicts.total() > 800
-    assert verdicts["refused"] > 400 and verdicts["decoded"] > 150  # neither refuses all nor admits all
+    assert verdicts.total() > 550
+    assert verdicts["refused"] > 270 and verdicts["decoded"] > 100  # neither refuses all nor admits all
 
 
 def test_without_a_trial_only_formats_without_checksums_are_missed(decoder: Preprocessor) -> None:

@@ -1,6 +1,5 @@
 """The GPU profile's repository: what `build` makes of a plan, what it refuses, and its DALI pipeline."""
 
-import json
 import re
 import subprocess
 import sys
@@ -82,15 +81,6 @@ def test_clients_are_told_which_graph_and_plan_answer(gpu_repository: Path) -> N
     told = read_config(gpu_repository / "detector" / "config.pbtxt").parameters
     assert told["graph_sha256"].string_value == toy_manifest().onnx_sha256
     assert told["plan_sha256"].string_value == toy_manifest().plan_sha256
-
-
-def test_versions_follow_each_other(plan: Path, tmp_path: Path) -> None:
-    repository = tmp_path / "repository"
-    assert build_repository(plan, repository, profile="gpu").version == 1
-    assert build_repository(plan, repository, profile="gpu", options=BuildOptions(max_batch=4)).version == 2
-    for name in MODELS["gpu"]:
-        assert (repository / name / "2").is_dir()
-    assert json.loads((repository / "preprocess" / "2" / "pipeline.json").read_text())["max_batch"] == 4
 
 
 def test_the_profiles_do_not_mix(

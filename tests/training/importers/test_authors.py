@@ -101,7 +101,7 @@ def test_it_answers_what_its_author_answers(name: str) -> None:
         assert not missing(case, boxes[:count], scores[:count], classes[:count])
 
 
-@pytest.mark.parametrize("name", ["torchvision_own", "detectron2", "fizyr"])
+@pytest.mark.parametrize("name", ["torchvision_own", "fizyr"])
 @torch.no_grad()
 def test_so_does_the_graph_that_is_served(name: str) -> None:
     """Linear growth, other strides an axis, padding and clips: in standard nodes around the decode."""

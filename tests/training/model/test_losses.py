@@ -6,8 +6,6 @@ import torch
 
 from retinaserve.training.anchors import grid_anchors
 from retinaserve.training.model.losses import (
-    BACKGROUND,
-    IGNORED,
     Target,
     detection_loss,
     focal_loss,
@@ -213,7 +211,3 @@ def test_a_box_keeps_its_best_anchor_from_a_better_overlap() -> None:
     boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 9, 5]], dtype=torch.float32)
     matched = match(MATCHED_ANCHORS[:1], boxes, torch.zeros(2, dtype=torch.bool))
     assert matched.tolist() == [0]
-
-
-def test_codes() -> None:
-    assert BACKGROUND < 0 and IGNORED < 0 and BACKGROUND != IGNORED
