@@ -17,30 +17,35 @@ import click
 
 from retinaserve.training.errors import Exit, UserError
 
-# The verbs as they are typed, and their modules in this folder; the function in it has the module's name.
+# The verbs as they are typed, and where their functions are in this folder.
 SECTIONS = {
-    "To begin": {"demo": "demo", "doctor": "doctor"},
+    "To begin": {"demo": "demo.demo", "doctor": "doctor.doctor"},
     "From labelled images to a checkpoint": {
-        "data": "data",
-        "train": "train",
-        "import": "import_weights",
-        "profile": "profile",
+        "data": "learn.data.data",
+        "train": "learn.train.train",
+        "import": "learn.import_weights.import_weights",
+        "profile": "learn.profile.profile",
     },
-    "From a checkpoint to a server": {"export": "export", "build": "build", "serve": "serve", "models": "models"},
+    "From a checkpoint to a server": {
+        "export": "deploy.export.export",
+        "build": "deploy.build.build",
+        "serve": "deploy.serve.serve",
+        "models": "deploy.serve.models",
+    },
     "Ask it, and judge what it answers": {
-        "predict": "predict",
-        "batch": "batch",
-        "web": "web",
-        "eval": "evaluate",
-        "bench": "bench",
-        "infer": "infer",
-        "verify": "verify",
+        "predict": "ask.predict.predict",
+        "batch": "ask.batch.batch",
+        "web": "ask.web.web",
+        "eval": "ask.evaluate.evaluate",
+        "bench": "ask.bench.bench",
+        "infer": "ask.evaluate.infer",
+        "verify": "ask.verify.verify",
     },
     "Look closer": {
-        "precisions": "precisions",
-        "sensitivity": "sensitivity",
-        "admit": "admit",
-        "drill": "drill",
+        "precisions": "deploy.int8.precisions",
+        "sensitivity": "deploy.int8.sensitivity",
+        "admit": "ask.admit.admit",
+        "drill": "drill.drill",
     },
 }
 VERBS = {name: place for verbs in SECTIONS.values() for name, place in verbs.items()}
@@ -57,8 +62,8 @@ class Verbs(click.Group):
         """Import the verb's module; None for a name that is no verb."""
         if cmd_name not in VERBS:
             return super().get_command(ctx, cmd_name)
-        name = VERBS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(f"retinaserve.scripts.cli.{name}"), name)
+        module, _, function = VERBS[cmd_name].rpartition(".")
+        command: click.Command = getattr(importlib.import_module(f"{__package__}.{module}"), function)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

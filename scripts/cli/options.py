@@ -63,6 +63,41 @@ threads_option = click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 takes all cores."
 )
 json_option = click.option("--json", "json_file", type=FILE, help="Write the numbers to this JSON file.")
+also_json_option = click.option("--json", "json_path", type=PATH, help="Also write the result to this JSON file.")
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, help="The same seed gives the same result."
+)
+score_option = click.option("--score", type=click.FloatRange(0, 1), default=0.3, help="Leave weaker ones out.")
+
+
+def together(*options: Callable[[Verb], Verb]) -> Callable[[Verb], Verb]:
+    """Return what adds all of the options to a verb, in this order."""
+
+    def add(verb: Verb) -> Verb:
+        for option in reversed(options):
+            verb = option(verb)
+        return verb
+
+    return add
+
+
+labels_options = together(
+    click.option("--images", type=PATH, default=Path(), help="Folder that the labels' file names start from."),
+    click.option("--annotations", type=PATH, required=True, help=LABELS_HELP),
+)
+val_options = together(
+    click.option("--val-images", type=PATH, help="Folder of the validation images.  [default: that of --images]"),
+    click.option("--val-annotations", type=PATH, help="Labels to validate on."),
+)
+cut_options = together(  # besides --tile
+    click.option("--overlap", default=OVERLAP, help="Share of a tile's side that neighbours have in common."),
+    click.option(
+        "--visible", type=click.FloatRange(0, 1), default=0.5, help="Share of a box that a tile must show."
+    ),
+    click.option(
+        "--empty", type=click.FloatRange(min=0), default=0.1, help="Tiles without boxes to each with some."
+    ),
+)
 
 
 def decoding_options(verb: Callable[..., None]) -> Callable[..., None]:
@@ -71,7 +106,7 @@ def decoding_options(verb: Callable[..., None]) -> Callable[..., None]:
     @click.option("--max-image-bytes", type=COUNT, default=32 * 1024 * 1024, help="Largest encoded image.")
     @click.option("--max-image-pixels", type=COUNT, default=64_000_000, help="Largest image.")
     @click.option(
-        "--full-decode", is_flag=True, help="Decode all pixels of a JPEG, not only as many as can be seen."
+        "--full-decode", is_flag=True, help="Decode all pixels of a JPEG, not only those that can be seen."
     )
     @functools.wraps(verb)
     def with_decoding(*, max_image_bytes: int, max_image_pixels: int, full_decode: bool, **rest: Any) -> None:
@@ -86,7 +121,7 @@ def tls_options(verb: Callable[..., None]) -> Callable[..., None]:
     """Add the options of an encrypted connection; the verb takes them as `tls`, a TlsFiles or None."""
 
     @click.option(
-        "--ca", type=FILE, help="PEM authority of a grpcs:// or https:// server; the system's by default."
+        "--ca", type=FILE, help="PEM authority of a grpcs:// or https:// server.  [default: the system's]"
     )
     @click.option("--client-cert", type=FILE, help="PEM certificate to show to a server that asks for one.")
     @click.option("--client-key", type=FILE, help="PEM private key of --client-cert.")
@@ -97,6 +132,9 @@ def tls_options(verb: Callable[..., None]) -> Callable[..., None]:
         verb(tls=TlsFiles(ca, client_cert, client_key) if ca or client_cert or client_key else None, **rest)
 
     return with_tls
+
+
+client_options = together(server_option, protocol_option, model_option, timeout_option, wait_option, tls_options)
 
 
 class TileSize(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
@@ -114,30 +152,10 @@ class TileSize(click.ParamType):  # type: ignore[type-arg]  # generic since clic
         return int(sides[0]), int(sides[-1])
 
 
-def cut_options(verb: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of cutting a labelled set, besides --tile."""
-    share = click.FloatRange(0, 1)
-    options = (
-        click.option("--overlap", default=OVERLAP, help="Share of a tile's side that neighbours have in common."),
-        click.option("--visible", type=share, default=0.5, help="Share of a box that a tile must show."),
-        click.option(
-            "--empty", type=click.FloatRange(min=0), default=0.1, help="Tiles without boxes to each with some."
-        ),
-    )
-    for option in reversed(options):
-        verb = option(verb)
-    return verb
-
-
 def tile_options(verb: Callable[..., None]) -> Callable[..., None]:
     """Add the options of images larger than the detector's input; the verb takes them as `tiling`, or None."""
 
-    @click.option(
-        "--tile",
-        type=TileSize(),
-        metavar="auto|H,W",
-        help="Cut into tiles; auto: of the model's size.",
-    )
+    @click.option("--tile", type=TileSize(), metavar="auto|H,W", help="Cut into tiles; auto: of the model's size.")
     @click.option("--overlap", default=OVERLAP, metavar="SHARE", help="Of a tile's side that neighbours share.")
     @click.option("--whole", is_flag=True, help="With --tile: also ask for the whole image, for large objects.")
     @functools.wraps(verb)
@@ -161,51 +179,17 @@ def server_words(*servers: object, tls: "TlsFiles | None" = None) -> str:
     return shlex.join(words)
 
 
-def report_options(verb: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of the report on a labelled set; `output.ReportOptions.of` takes them."""
-    options = (
-        click.option("--report", "report_file", type=FILE, help="Write the report to this HTML file."),
-        click.option("--baseline", type=FILE, help="Compare with the --json FILE of an earlier report."),
-        click.option(
-            "--max-drop",
-            type=click.FloatRange(min=0),
-            help="With --baseline: exit with 1 if AP fell by more, such as 0.01. [default: only tell]",
-        ),
-        click.option(
-            "--resamples",
-            type=click.IntRange(min=10),
-            default=1000,
-            help="Bootstrap draws of the images behind each interval.",
-        ),
-        click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the bootstrap."),
-        click.option(
-            "--judge",
-            type=click.Choice(["hotcoco", "pycocotools"]),
-            show_default="hotcoco where it is installed",
-            help="What decides which box was found; the numbers are the same, pycocotools is slow on large sets.",
-        ),
-    )
-    for option in reversed(options):
-        verb = option(verb)
-    return verb
-
-
 def setting_options(
     record: type, *, names: tuple[str, ...] | None = None, **defaults: Any
 ) -> Callable[[Verb], Verb]:
     """Add an option for each setting of a dataclass, or for those of `names`; `defaults` are the verb's own."""
-    chosen = [
-        (each, known)
-        for each, known in settings_of(record)
-        if known.help and (names is None or known.name in names)
-    ]
-
-    def add(verb: Verb) -> Verb:
-        for each, known in reversed(chosen):
-            verb = _setting_option(each, known, defaults.get(known.name, each.default))(verb)
-        return verb
-
-    return add
+    return together(
+        *(
+            _setting_option(each, known, defaults.get(known.name, each.default))
+            for each, known in settings_of(record)
+            if known.help and (names is None or known.name in names)
+        )
+    )
 
 
 def _setting_option(each: Field[Any], known: Setting, default: Any) -> Callable[[Verb], Verb]:
@@ -218,13 +202,9 @@ def _setting_option(each: Field[Any], known: Setting, default: Any) -> Callable[
         number: Any = click.FloatRange if float in parts else click.IntRange
         allowed = number(known.low, known.high, min_open=known.open_low, max_open=known.open_high)
     many: dict[str, Any] = {"multiple": True} if Ellipsis in parts else {"nargs": len(parts)}
+    default = None if default == () else default
     return click.option(
-        *known.flags,
-        type=allowed,
-        default=None if default == () else default,
-        metavar=known.metavar,
-        help=known.help,
-        **many,
+        *known.flags, type=allowed, default=default, metavar=known.metavar, help=known.help, **many
     )
 
 

@@ -21,9 +21,8 @@ from typing import Any
 
 from retinaserve.build_tools.repository.configs import read_config
 from retinaserve.eval.client.transport import Transport
-from retinaserve.scripts.drills.fixture import Fixture, Log, fixture
+from retinaserve.scripts.drills.drill import Check, Fixture, Log, Result, fixture, none_failed
 from retinaserve.scripts.drills.load import closed_loop, percentile, send
-from retinaserve.scripts.drills.result import Check, Result, none_failed
 from retinaserve.scripts.drills.scarce import run_scarce
 from retinaserve.scripts.server.supervisor import RestartPolicy, Supervisor
 from retinaserve.scripts.server.triton import SHARED_MEMORY

@@ -19,7 +19,7 @@ from typing import Any
 
 from retinaserve.build_tools.repository.configs import read_config
 from retinaserve.eval.client.transport import Endpoint
-from retinaserve.scripts.drills.fixture import Fixture, Log, Usage, fixture
+from retinaserve.scripts.drills.drill import Check, Fixture, Log, Result, Usage, fixture
 from retinaserve.scripts.drills.load import (
     Request,
     closed_loop,
@@ -29,7 +29,6 @@ from retinaserve.scripts.drills.load import (
     percentile,
     rate_of,
 )
-from retinaserve.scripts.drills.result import Check, Result
 from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.training.spec import PREPROCESS
 

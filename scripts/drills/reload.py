@@ -19,9 +19,8 @@ import numpy as np
 
 from retinaserve.build_tools.repository.versions import CANARY, models_of, versions_of
 from retinaserve.eval.client.transport import Endpoint, Transport
-from retinaserve.scripts.drills.fixture import Fixture, Log, fixture
+from retinaserve.scripts.drills.drill import Check, Fixture, Log, Result, fixture, none_failed
 from retinaserve.scripts.drills.load import Request, closed_loop, good, milliseconds, send
-from retinaserve.scripts.drills.result import Check, Result, none_failed
 from retinaserve.scripts.server.rollout import Deployment
 from retinaserve.training.errors import UserError
 from retinaserve.training.spec import DETECTOR, NUM_DETECTIONS, RETINANET, SCORES

@@ -22,7 +22,7 @@ from PIL import Image
 from retinaserve.build_tools.repository.builder import build_repository
 from retinaserve.build_tools.repository.versions import versions_of
 from retinaserve.eval.client.transport import Endpoint
-from retinaserve.scripts.drills.fixture import fixture
+from retinaserve.scripts.drills.drill import fixture
 from retinaserve.scripts.drills.load import closed_loop
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.errors import UserError

@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image
 
-from retinaserve.scripts.drills.fixture import Fixture, Log, Usage, fixture
+from retinaserve.scripts.drills.drill import Check, Fixture, Log, Result, Usage, fixture, none_failed
 from retinaserve.scripts.drills.load import (
     Request,
     closed_loop,
@@ -29,7 +29,6 @@ from retinaserve.scripts.drills.load import (
     percentile,
     rate_of,
 )
-from retinaserve.scripts.drills.result import Check, Result, none_failed
 
 SMALLEST = 64 * 1024  # a process of 3 MB may grow by a page or two
 # malloc hands pages back and takes them again: the server's arenas swing by half a megabyte without growing.

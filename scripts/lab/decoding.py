@@ -28,7 +28,7 @@ from PIL import Image
 from retinaserve.eval.bench.bench import Bench
 from retinaserve.eval.bench.perf_analyzer import Demand
 from retinaserve.eval.client.transport import Endpoint
-from retinaserve.scripts.drills.fixture import usage
+from retinaserve.scripts.drills.drill import usage
 from retinaserve.scripts.lab import run
 from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer

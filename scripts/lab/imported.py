@@ -29,8 +29,8 @@ from retinaserve.build_tools.quantize.calibrate import Int8Options
 from retinaserve.build_tools.repository.builder import build
 from retinaserve.eval.client.client import Client
 from retinaserve.plugins.reference import iou_matrix
-from retinaserve.scripts.cli.import_weights import read_categories
-from retinaserve.scripts.drills.fixture import usage
+from retinaserve.scripts.cli.learn.import_weights import read_categories
+from retinaserve.scripts.drills.drill import usage
 from retinaserve.scripts.lab import run
 from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer

@@ -23,7 +23,7 @@ from retinaserve.eval.recorded import Recorded
 from retinaserve.eval.report.report import evaluate_detector
 from retinaserve.eval.runtimes.detector import open_detector
 from retinaserve.eval.sources import list_images, read_images
-from retinaserve.scripts.cli.batch import batch as verb
+from retinaserve.scripts.cli.ask.batch import batch as verb
 from retinaserve.scripts.server.triton import TritonServer, free_ports
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import ImageError

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from retinaserve.scripts.cli.data import data
-from retinaserve.scripts.cli.train import train
+from retinaserve.scripts.cli.learn.data import data
+from retinaserve.scripts.cli.learn.train import train
 from retinaserve.training.check.checks import check_content, check_data, preflight
 from retinaserve.training.check.findings import CODES, REFUSED, Report, refuse_errors
 from retinaserve.training.check.snapshot import ImageFile, Split, read_split

@@ -17,7 +17,7 @@ from retinaserve.eval.bench.perf_analyzer import Demand, Load, LoadError, PerfAn
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.server_info import ModelStatistics, ServedModel, by_model, whole
 from retinaserve.eval.client.transport import PORTS, Endpoint, Protocols
-from retinaserve.scripts.cli.bench import bench_endpoints
+from retinaserve.scripts.cli.ask.bench import bench_endpoints
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.errors import UserError
 from tests.images import checker, encode

@@ -18,7 +18,7 @@ import uvicorn
 from retinaserve.eval.web.app import create_app
 from retinaserve.eval.web.gateway import Gateway
 from retinaserve.eval.web.guard import UPLOAD
-from retinaserve.scripts.cli.web import listen
+from retinaserve.scripts.cli.ask.web import listen
 
 ROOT = Path(__file__).parents[3]
 

@@ -11,7 +11,7 @@ from retinaserve.build_tools.engine.gpu import find_gpus, tensorrt_version, this
 from retinaserve.build_tools.engine.manifest import check_plan
 from retinaserve.build_tools.graph.graft import graft, save
 from retinaserve.build_tools.graph.onnx_io import OnnxGraph
-from retinaserve.scripts.cli.export import _print_plan, export
+from retinaserve.scripts.cli.deploy.export import _print_plan, export
 from retinaserve.training.errors import UserError
 from tests.toys import toy_spec
 

@@ -6,8 +6,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from retinaserve.scripts.cli.learn.train import train
 from retinaserve.scripts.cli.options import PATH, config_option, load_config
-from retinaserve.scripts.cli.train import train
 from retinaserve.training.errors import UserError
 from retinaserve.training.trainer.record import RECIPES, save_record
 

@@ -12,8 +12,8 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from retinaserve.scripts.cli.train import train
-from retinaserve.scripts.cli.train_console import clock, crowded, describe
+from retinaserve.scripts.cli.learn.console import clock, crowded, describe
+from retinaserve.scripts.cli.learn.train import train
 from retinaserve.scripts.shapes.draw import DataSet, draw_dataset
 from retinaserve.training.checkpoint import load
 from retinaserve.training.errors import UserError

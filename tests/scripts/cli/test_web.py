@@ -8,7 +8,7 @@ import pytest
 
 from retinaserve.eval.client.transport import Endpoint
 from retinaserve.eval.web.gateway import Gateway, metrics_url, read_metrics, shown_metrics
-from retinaserve.scripts.cli.web import is_loopback, listen, page_url, usual_metrics
+from retinaserve.scripts.cli.ask.web import is_loopback, listen, page_url, usual_metrics
 from retinaserve.scripts.server.triton import TritonServer, free_ports
 from retinaserve.training.errors import UserError
 from tests.eval.web.web_server import ask, run_web

@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from retinaserve.scripts.cli.batch import batch
+from retinaserve.scripts.cli.ask.batch import batch
 from tests.scripts.deploy.promql import Scrape, problems
 
 ROOT = Path(__file__).parents[3]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from retinaserve.build_tools.repository.configs import triton_version
-from retinaserve.scripts.cli.build import build
+from retinaserve.scripts.cli.deploy.build import build
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "scripts" / "deploy"

@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 from retinaserve.eval.client.transport import Endpoint, Transport
+from retinaserve.scripts.drills.drill import Result, fixture
 from retinaserve.scripts.drills.faults import killed, never_loads, scarce_room
-from retinaserve.scripts.drills.fixture import fixture
 from retinaserve.scripts.drills.load import Request, send
 from retinaserve.scripts.drills.overload import OverloadOptions, overload
 from retinaserve.scripts.drills.reload import ReloadOptions, reload
-from retinaserve.scripts.drills.result import Result
 from retinaserve.scripts.drills.scarce import run_scarce
 from retinaserve.scripts.drills.soak import SoakOptions, soak
 from tests.damage import damaged, good_images

@@ -2,8 +2,8 @@
 
 import pytest
 
+from retinaserve.scripts.drills.drill import Check, Result
 from retinaserve.scripts.drills.load import Request, milliseconds, percentile, rate_of
-from retinaserve.scripts.drills.result import Check, Result
 
 
 def requests(ends: list[float], *, last_start: float) -> list[Request]:

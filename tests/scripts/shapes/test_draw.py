@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image, ImageOps
 
-from retinaserve.scripts.cli.data import data
+from retinaserve.scripts.cli.learn.data import data
 from retinaserve.scripts.shapes.draw import CATEGORIES, DataSet, Kind, draw_dataset, draw_shape, outline
 from retinaserve.training.errors import UserError
 

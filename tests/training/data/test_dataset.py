@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinaserve.scripts.cli.train_console import announce_labels
+from retinaserve.scripts.cli.learn.console import announce_labels
 from retinaserve.training.data.dataset import CocoDataset, describe_labels
 from retinaserve.training.errors import UserError
 from retinaserve.training.spec import DetectorSpec

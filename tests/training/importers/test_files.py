@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.optim.swa_utils import AveragedModel
 
-from retinaserve.scripts.cli.import_weights import import_weights
+from retinaserve.scripts.cli.learn.import_weights import import_weights
 from retinaserve.training.checkpoint import load
 from retinaserve.training.errors import UserError
 from retinaserve.training.importers import Choices, import_content

@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from retinaserve.scripts.cli.import_weights import import_weights
+from retinaserve.scripts.cli.learn.import_weights import import_weights
 from retinaserve.training.checkpoint import Backbone, Checkpoint, load, read
 from retinaserve.training.coco import COCO_NAMES
 from retinaserve.training.errors import UserError

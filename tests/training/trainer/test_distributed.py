@@ -12,7 +12,7 @@ import torch.distributed as dist
 from click.testing import CliRunner
 from torch import nn
 
-from retinaserve.scripts.cli.train import train
+from retinaserve.scripts.cli.learn.train import train
 from retinaserve.training.checkpoint import load
 from retinaserve.training.errors import UserError
 from retinaserve.training.model import build_model

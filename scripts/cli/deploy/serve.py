@@ -1,18 +1,25 @@
-"""`serve`: the embedded Triton over a repository, in the foreground, until Ctrl-C."""
+"""`serve`: the embedded Triton over a repository until Ctrl-C. `models`: which version it answers with."""
 
+import functools
+import json
+import shlex
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from retinaserve.scripts.cli.options import FILE, PATH
+from retinaserve.scripts.cli.options import COUNT, FILE, FOLDER, PATH
+from retinaserve.scripts.cli.output import caution, name_next, note
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
     from retinaserve.scripts.server.protection import Tls
+    from retinaserve.scripts.server.rollout import Deployment
     from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 
 READY = """\
@@ -123,10 +130,6 @@ def serve(
     repository: Path,
     host: str,
     expose: bool,
-    http_port: int,
-    grpc_port: int,
-    metrics_port: int,
-    threads: int,
     timeout: float,
     reload: bool,
     restart: bool,
@@ -134,9 +137,8 @@ def serve(
     tls_key: Path | None,
     tls_client_ca: Path | None,
     admin_token_file: Path | None,
-    trace: tuple[str, ...],
     log: Path | None,
-    verbose: bool,
+    **listening: Any,
 ) -> None:
     """Serve REPOSITORY with the embedded Triton until Ctrl-C."""
     from retinaserve.scripts.server.protection import LOOPBACK, check_exposure, read_token
@@ -144,24 +146,15 @@ def serve(
 
     check_exposure(host, expose=expose)
     if host not in LOOPBACK:
-        click.secho(
-            f"warning: {host} is open to others, and the embedded Triton 2.51 lacks later security fixes",
-            fg="yellow",
-            err=True,
-        )
+        caution(f"warning: {host} is open to others, and the embedded Triton 2.51 lacks later security fixes")
     if reload and not admin_token_file:
         raise click.UsageError("--reload needs --admin-token-file: who may load models may run code")
     options = ServerOptions(
         host,
-        http_port,
-        grpc_port,
-        metrics_port,
-        threads,
-        verbose,
-        reload,
+        reload=reload,
         tls=tls_of(tls_cert, tls_key, tls_client_ca),
         admin_token=read_token(admin_token_file) if admin_token_file else None,
-        trace=trace,
+        **listening,
     )
     asked = threading.Event()
     previous = {
@@ -178,21 +171,25 @@ def serve(
                 signal.signal(number, handler)
 
 
+def _say_ready(server: "TritonServer") -> None:
+    click.secho("ready", fg="green", err=True)
+    click.echo(ready_text(server))
+
+
 def _serve_once(
     repository: Path, options: "ServerOptions", log: Path | None, timeout: float, asked: threading.Event
 ) -> None:
     from retinaserve.scripts.server.triton import TritonServer
 
     with TritonServer(repository, options, log=log) as server:
-        click.echo(f"starting Triton on {repository} ...", err=True)
+        note(f"starting Triton on {repository} ...")
         server.wait_until_ready(timeout, cancelled=asked.is_set)
         if not asked.is_set():
-            click.secho("ready", fg="green", err=True)
-            click.echo(ready_text(server))
+            _say_ready(server)
         while not asked.wait(0.2):
             if server.process.poll() is not None:
                 raise UserError(*server.explain(), code=Exit.CHECK_FAILED)
-        click.echo("stopping: open requests have 5 seconds to finish", err=True)
+        note("stopping: open requests have 5 seconds to finish")
 
 
 def _supervise(
@@ -207,22 +204,110 @@ def _supervise(
     if not image.is_file():
         hint = "it is sent to see whether the server answers; without it, --no-restart serves"
         raise UserError(f"{image}: no such file", hint)
-
-    def warn(text: str) -> None:
-        click.secho(text, fg="yellow", err=True)
-
-    def started(server: "TritonServer") -> None:
-        click.secho("ready", fg="green", err=True)
-        click.echo(ready_text(server))
-
     options = with_ports(options)
-    click.echo(f"starting Triton on {repository} ...", err=True)
+    note(f"starting Triton on {repository} ...")
     supervisor = Supervisor(
         lambda: TritonServer(repository, options, log=log),
         image.read_bytes(),
         policy=RestartPolicy(ready=timeout, start_once=True),
-        log=warn,
-        started=started,
+        log=caution,
+        started=_say_ready,
     )
     supervisor.run(asked)
-    click.echo("stopped", err=True)
+    note("stopped")
+
+
+VERSION = click.argument("version", type=COUNT)
+
+
+def on_deployment(verb: Callable[..., list[str]]) -> Callable[..., None]:
+    """Give a verb what all of them take. It gets the Deployment, and returns the verb of `models` that follows."""
+
+    @click.argument("repository", type=FOLDER)
+    @click.option(
+        "--server",
+        metavar="HOST:PORT",
+        default="localhost:8001",
+        help="The server, started with `serve --reload`: HOST:PORT, grpc://HOST:PORT or http://HOST:PORT.",
+    )
+    @click.option("--admin-token-file", "token", type=FILE, help="The token that `serve` was given.")
+    @click.option("--json", "json_file", type=FILE, help="Write the state to this JSON file.")
+    @functools.wraps(verb)
+    def command(
+        *, repository: Path, server: str, token: Path | None, json_file: Path | None, **version: int
+    ) -> None:
+        from retinaserve.eval.client.transport import Endpoint
+        from retinaserve.scripts.server.protection import read_token
+        from retinaserve.scripts.server.rollout import Deployment
+
+        deployment = Deployment(repository, Endpoint.parse(server), read_token(token) if token else None)
+        following, *arguments = verb(deployment, **version)
+        _report(deployment, json_file)
+        words = ["retinaserve", "models", following, str(repository), *arguments, "--server", server]
+        words += ["--admin-token-file", str(token)] if token else []
+        name_next(shlex.join(words))
+
+    return command
+
+
+@click.group()
+def models() -> None:
+    """See and change which version of REPOSITORY a server answers with, while it answers.
+
+    `build` into an existing repository adds a version; `canary` tries it beside, `use` switches to it, `rollback`
+    goes back, `unload` frees its memory. The repository remembers it: a restarted server serves the same.
+    """
+
+
+@models.command()
+@on_deployment
+def status(_: "Deployment") -> list[str]:
+    """Print the versions on disk, in memory, and answering."""
+    return ["use", "VERSION"]
+
+
+@models.command()
+@on_deployment
+@VERSION
+def canary(deployment: "Deployment", version: int) -> list[str]:
+    """Serve VERSION beside the present one, under the name detector_canary."""
+    deployment.canary(version)
+    return ["use", str(version)]
+
+
+@models.command()
+@on_deployment
+@VERSION
+def use(deployment: "Deployment", version: int) -> list[str]:
+    """Answer with VERSION from now on; the one before stays in memory."""
+    deployment.use(version)
+    return ["rollback"]
+
+
+@models.command()
+@on_deployment
+def rollback(deployment: "Deployment") -> list[str]:
+    """Answer with the version that did before."""
+    deployment.rollback()
+    return ["status"]
+
+
+@models.command()
+@on_deployment
+@VERSION
+def unload(deployment: "Deployment", version: int) -> list[str]:
+    """Take VERSION out of the server's memory; its files stay."""
+    deployment.unload(version)
+    return ["status"]
+
+
+def _report(deployment: "Deployment", json_file: Path | None) -> None:
+    state: dict[str, Any] = deployment.status()
+    notes = {"served": "answers as detector", "canary": "answers as detector_canary", "previous": "served before"}
+    for version in state["on_disk"]:
+        notes_of = [words for key, words in notes.items() if state[key] == version]
+        if version in state["ready"].get("retinanet", []):
+            notes_of.append("in memory")
+        click.echo(f"version {version}: {', '.join(notes_of) or 'on disk'}")
+    if json_file:
+        write_json(json_file, json.loads(json.dumps(state)))

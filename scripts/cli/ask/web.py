@@ -11,25 +11,19 @@ from typing import TYPE_CHECKING
 import click
 
 from retinaserve.scripts.cli.options import SERVER_HELP, Protocol, protocol_option, timeout_option, tls_options
-from retinaserve.scripts.cli.output import name_next
+from retinaserve.scripts.cli.output import caution, name_next, note
 from retinaserve.training.errors import Exit, UserError
 
 if TYPE_CHECKING:
     from retinaserve.eval.client.transport import Endpoint, TlsFiles
     from retinaserve.eval.web.gateway import Gateway
 
-PIP_LINE = "pip install 'retinaserve[web]'"
 CLOSING_SECONDS = 2  # a page that is open must not hold up Ctrl-C
 MOST_CONNECTIONS = 64
 
 
 @click.command()
-@click.option(
-    "--server",
-    metavar="HOST:PORT",
-    default="localhost:8001",
-    help=f"{SERVER_HELP}.",
-)
+@click.option("--server", metavar="HOST:PORT", default="localhost:8001", help=f"{SERVER_HELP}.")
 @protocol_option
 @click.option(
     "--metrics",
@@ -57,13 +51,10 @@ def web(
 
     A server that is not there yet is waited for: the page says so and goes on when it answers.
     """
-    try:
-        import uvicorn
+    import uvicorn
 
-        from retinaserve.eval.web.app import create_app
-        from retinaserve.eval.web.gateway import Gateway, metrics_url
-    except ModuleNotFoundError as error:
-        raise UserError(f"the page needs the package {error.name!r}", PIP_LINE, code=Exit.USAGE) from None
+    from retinaserve.eval.web.app import create_app
+    from retinaserve.eval.web.gateway import Gateway, metrics_url
 
     gateway = Gateway(server, protocol=protocol, timeout=timeout, tls=tls)
     gateway.metrics = metrics_url(metrics) if metrics else usual_metrics(gateway.endpoint)
@@ -73,7 +64,7 @@ def web(
         address = page_url(host, listener.getsockname()[1])
         click.echo(f"page      {address}")
         click.echo(f"server    {gateway.endpoint}")
-        click.echo("Ctrl-C ends it; the server goes on.", err=True)
+        note("Ctrl-C ends it; the server goes on.")
         name_next(f"open {address} and drop an image on it")
         config = uvicorn.Config(
             create_app(gateway, hosts=frozenset(name.lower() for name in names)),
@@ -87,7 +78,7 @@ def web(
             click.launch(address)
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
-    click.echo("the page is closed", err=True)
+    note("the page is closed")
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -140,12 +131,11 @@ def _warn(gateway: "Gateway", host: str) -> None:
             await gateway.close()
 
     if not is_loopback(host):
-        text = f"warning: everybody who reaches {host} can use the page and the server behind it"
-        click.secho(text, fg="yellow", err=True)
+        caution(f"warning: everybody who reaches {host} can use the page and the server behind it")
     status = asyncio.run(look())
     if status["state"] != "ready":
-        click.secho(f"warning: {status['message']}", fg="yellow", err=True)
-        click.echo(f"         {status['hint']}; the page waits for it", err=True)
+        caution(f"warning: {status['message']}")
+        note(f"         {status['hint']}; the page waits for it")
 
 
 def is_loopback(host: str) -> bool:

@@ -13,14 +13,18 @@ from retinaserve.scripts.cli.options import (
     COUNT,
     FILE,
     FOLDER,
-    LABELS_HELP,
     PATH,
     POSITIVE,
     TileSize,
+    also_json_option,
     cut_options,
+    labels_options,
+    score_option,
+    seed_option,
     setting_options,
+    val_options,
 )
-from retinaserve.scripts.cli.output import name_next, warn
+from retinaserve.scripts.cli.output import bar, caution, name_next, note, warn
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
 from retinaserve.training.spec import STRIDES, Design
@@ -38,22 +42,20 @@ def data() -> None:
 @click.argument("directory", type=FOLDER)
 @click.option("--train", type=COUNT, default=600, help="Images to train on.")
 @click.option("--val", type=COUNT, default=120, help="Images held out.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed draws the same bytes.")
+@seed_option
 @click.option("--small", is_flag=True, help="Shapes of 12 to 28 pixels among others, images of 320 x 240.")
 @click.option("--force", is_flag=True, help="Draw into a directory that is not empty.")
 def shapes(directory: Path, train: int, val: int, seed: int, small: bool, force: bool) -> None:
     """Draw a synthetic COCO data set into DIRECTORY/train and DIRECTORY/val."""
-    from tqdm import tqdm
-
     from retinaserve.scripts.shapes.draw import draw_dataset
 
     if directory.is_dir() and any(directory.iterdir()) and not force:
         raise UserError(f"{directory} is not empty", "name a new directory, or draw into it with --force")
-    with tqdm(total=train + val, unit="image", desc="drawing", file=sys.stderr, disable=None) as bar:
+    with bar(train + val, "drawing") as shown:
         # Neighbouring seeds of the command share no image: one set has the even numbers, one the odd.
         parts = {
             name: draw_dataset(
-                directory / name, images=count, seed=2 * seed + odd, small=small, on_image=bar.update
+                directory / name, images=count, seed=2 * seed + odd, small=small, on_image=shown.update
             )
             for odd, (name, count) in enumerate((("train", train), ("val", val)))
         }
@@ -69,15 +71,13 @@ def shapes(directory: Path, train: int, val: int, seed: int, small: bool, force:
 @data.command()
 @click.argument("directory", type=FOLDER)
 @click.option("--side", type=click.IntRange(min=1000), default=20_000, help="Pixels of a side.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed draws the same pixels.")
+@seed_option
 def mosaic(directory: Path, side: int, seed: int) -> None:
     """Draw one large GeoTIFF with small shapes, and its annotations, into DIRECTORY: to try --tile with."""
-    from tqdm import tqdm
-
     from retinaserve.scripts.shapes.mosaic import BLOCK, draw_mosaic
 
-    with tqdm(total=(side // BLOCK) ** 2, unit="block", desc="drawing", file=sys.stderr, disable=None) as bar:
-        drawn = draw_mosaic(directory, side=side, seed=seed, on_block=bar.update)
+    with bar((side // BLOCK) ** 2, "drawing", unit="block") as shown:
+        drawn = draw_mosaic(directory, side=side, seed=seed, on_block=shown.update)
     click.echo(f"{drawn.annotations}: {drawn.box_count} boxes in {drawn.images / 'mosaic.tif'}")
     words = ["--tile", "auto", "--images", drawn.images, "--annotations", drawn.annotations]
     name_next(f"retinaserve eval {shlex.join(map(str, words))}")
@@ -88,19 +88,17 @@ def mosaic(directory: Path, side: int, seed: int) -> None:
 @click.option("--size", type=click.IntRange(min=64), nargs=2, default=(480, 640), help="Height and width, even.")
 @click.option("--seconds", type=POSITIVE, default=20.0, help="How long it is.")
 @click.option("--fps", type=POSITIVE, default=25.0, help="Frames a second.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed draws the same pixels.")
+@seed_option
 def film(directory: Path, size: tuple[int, int], seconds: float, fps: float, seed: int) -> None:
     """Draw a video of moving shapes, film.mp4, into DIRECTORY, and their identities, film.txt (MOTChallenge)."""
-    from tqdm import tqdm
-
     from retinaserve.scripts.shapes.film import MOST_FRAMES, draw_film
 
     size = (size[0] // 2 * 2, size[1] // 2 * 2)
     if not seconds * fps <= MOST_FRAMES:
         raise click.UsageError(f"{seconds:g} seconds of {fps:g} frames are more than {MOST_FRAMES} frames")
-    with tqdm(total=round(seconds * fps), unit="frame", desc="drawing", file=sys.stderr, disable=None) as bar:
+    with bar(round(seconds * fps), "drawing", unit="frame") as shown:
         video, truth, boxes = draw_film(
-            directory, size=size, seconds=seconds, fps=fps, seed=seed, on_frame=bar.update
+            directory, size=size, seconds=seconds, fps=fps, seed=seed, on_frame=shown.update
         )
     click.echo(f"{truth}: {boxes} boxes in {video}")
     name_next(f"retinaserve predict {shlex.quote(str(video))} --track --output boxes.mp4")
@@ -108,8 +106,7 @@ def film(directory: Path, size: tuple[int, int], seconds: float, fps: float, see
 
 @data.command()
 @click.argument("directory", type=FOLDER)
-@click.option("--images", type=PATH, default=Path(), help="Folder that the labels' file names start from.")
-@click.option("--annotations", type=PATH, required=True, help=LABELS_HELP)
+@labels_options
 @click.option(
     "--tile", type=TileSize(), default="auto", metavar="auto|H,W", help="auto: of the labels' sizes, for --size."
 )
@@ -122,22 +119,18 @@ def tile(
     tile: "tuple[int, int] | Literal['auto']",
     size: tuple[int, int],
     anchor_size: float,
-    overlap: float,
-    visible: float,
-    empty: float,
+    **cut: Any,
 ) -> None:
     """Cut a labelled set of large images into tiles, into DIRECTORY: PNGs, and boxes clipped to them."""
-    from tqdm import tqdm
-
     from retinaserve.training.data.dataset import CocoDataset
     from retinaserve.training.tiling import Cut, suitable_tile, tile_dataset
 
     dataset = CocoDataset(images, annotations)
     if tile == "auto":
         tile = suitable_tile(dataset, size=size, anchor=STRIDES[0] * anchor_size)
-    with tqdm(total=len(dataset), unit="image", desc="cutting", file=sys.stderr, disable=None) as bar:
-        cut = Cut(tile, overlap, visible, empty)
-        written = CocoDataset(directory / "images", tile_dataset(dataset, directory, cut, on_image=bar.update))
+    with bar(len(dataset), "cutting") as shown:
+        coco = tile_dataset(dataset, directory, Cut(tile, **cut), on_image=shown.update)
+    written = CocoDataset(directory / "images", coco)
     click.echo(
         f"{written.truth.path}: {len(written)} tiles of {tile[0]} x {tile[1]}, {written.box_count} boxes "
         f"of {dataset.box_count}"
@@ -146,11 +139,9 @@ def tile(
 
 
 @data.command()
-@click.option("--images", type=PATH, default=Path(), help="Folder that the labels' file names start from.")
-@click.option("--annotations", type=PATH, required=True, help=LABELS_HELP)
-@click.option("--val-images", type=PATH, help="Folder of the validation images; --images if not given.")
-@click.option("--val-annotations", type=PATH, help="Labels to validate on: also checked for leaks.")
-@click.option("--json", "json_path", type=PATH, help="Also write the findings to this file.")
+@labels_options
+@val_options
+@also_json_option
 def check(
     images: Path, annotations: Path, val_images: Path | None, val_annotations: Path | None, json_path: Path | None
 ) -> None:
@@ -158,17 +149,15 @@ def check(
 
     Every finding has a code that stays the same, a count, examples and a remedy: docs/data.md.
     """
-    from tqdm import tqdm
-
     from retinaserve.training.check.checks import check_data
     from retinaserve.training.check.snapshot import read_split
 
-    with tqdm(unit="image", desc="reading", file=sys.stderr, disable=None) as bar:
-        train = read_split("train", images, annotations, on_image=bar.update)
-        val = val_annotations and read_split(
-            "val", val_images or images, val_annotations, split="val", on_image=bar.update
-        )
-    report = check_data(train, val or None)
+    with bar(title="reading") as shown:
+        train, val = read_split("train", images, annotations, on_image=shown.update), None
+        if val_annotations:
+            where = val_images or images
+            val = read_split("val", where, val_annotations, split="val", on_image=shown.update)
+    report = check_data(train, val)
     if json_path:
         write_json(json_path, report.to_dict())
     show(report)
@@ -187,10 +176,7 @@ def check(
 @click.argument("output", type=FILE)
 @click.option("--images", type=FOLDER, help="Folder of the images; file names are written relative to it.")
 @click.option(
-    "--split",
-    type=click.Choice(["train", "val", "test"]),
-    default="train",
-    help="Of a YOLO data.yaml with several.",
+    "--split", type=click.Choice(["train", "val", "test"]), default="train", help="Part of a YOLO data.yaml."
 )
 def convert(labels: Path, output: Path, images: Path | None, split: str) -> None:
     """Write LABELS, in any format that docs/data.md names, to OUTPUT as a COCO JSON file.
@@ -222,13 +208,13 @@ def convert(labels: Path, output: Path, images: Path | None, split: str) -> None
     "--val", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.2, help="Share to hold out."
 )
 @click.option("--test", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Share of a third part.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed deals the same parts.")
+@seed_option
 @click.option(
     "--group",
     metavar="folder|REGEX",
     help="Also keep together: images of a folder, or of the same match in their names, such as 'patient\\d+'.",
 )
-@click.option("--json", "json_path", type=PATH, help="Also write what was dealt to this file.")
+@also_json_option
 def split_(
     labels: Path,
     output: Path,
@@ -244,8 +230,6 @@ def split_(
     A score on images that look like those learnt from is too good. Images of the same bytes, of almost the same
     looks and of one --group go to the same part; what is left that looks alike across parts is listed.
     """
-    from tqdm import tqdm
-
     from retinaserve.training.check.findings import describe, refuse_errors
     from retinaserve.training.check.snapshot import read_split
     from retinaserve.training.coco import coco_of
@@ -259,8 +243,8 @@ def split_(
     for target in targets.values():
         if target.exists() and labels.exists() and target.samefile(labels):
             raise UserError(f"{target} would be overwritten", "name another folder", code=Exit.USAGE)
-    with tqdm(unit="image", desc="reading", file=sys.stderr, disable=None) as bar:
-        read = read_split("all", images, labels, on_image=bar.update)
+    with bar(title="reading") as shown:
+        read = read_split("all", images, labels, on_image=shown.update)
     if read.problem:
         raise UserError(f"{labels}: {read.problem}", read.hint)
     refuse_errors(read.labels.findings, labels)
@@ -295,8 +279,8 @@ def split_(
 @click.option("--annotations", type=PATH, required=True, help="The labels that the report was made on.")
 @click.option("--output", type=FILE, default=Path("review.html"), help="The page.")
 @click.option("--count", type=COUNT, default=60, help="Places to show, at most.")
-@click.option("--score", type=click.FloatRange(0, 1), default=0.3, help="Leave weaker ones out.")
-@click.option("--json", "json_path", type=PATH, help="Also write them to this file.")
+@score_option
+@also_json_option
 def review(
     report: Path,
     images: Path,
@@ -310,8 +294,6 @@ def review(
 
     What a detector is sure of and nobody labelled, or labelled otherwise, is often a mistake of the labels.
     """
-    from tqdm import tqdm
-
     from retinaserve.eval.report.analysis import read_baseline
     from retinaserve.eval.report.review import KINDS, disagreements, write_review
     from retinaserve.training.check.checks import scored_labels
@@ -319,13 +301,13 @@ def review(
     truth = scored_labels(annotations, images, warn=warn)
     classified = read_baseline(report, truth).classified
     found = disagreements(classified, truth, count=count, least=score)
-    with tqdm(total=len(found), unit="place", file=sys.stderr, disable=None, leave=False) as bar:
-        write_review(found, classified, images, output, on_figure=bar.update)
+    with bar(len(found), unit="place", leave=False) as shown:
+        write_review(found, classified, images, output, on_figure=shown.update)
     if json_path:
         write_json(json_path, [asdict(each) for each in found])
     for kind, what in KINDS.items():
         click.echo(f"{sum(each.kind == kind for each in found):>5} {what}")
-    click.echo(f"{output}: open it in a browser", err=True)
+    note(f"{output}: open it in a browser")
 
 
 def _print_parts(report: Mapping[str, Any]) -> None:
@@ -348,16 +330,13 @@ def _print_parts(report: Mapping[str, Any]) -> None:
             f"the largest group has {len(alike['largest'])} images: {shown}{' ...' * (len(alike['largest']) > 3)}"
         )
     for pair in alike["closest"]:
-        click.secho(
-            f"parted, but look at them: {pair['one']} and {pair['other']} ({pair['differs']} of 512 signs differ)",
-            fg="yellow",
-            err=True,
-        )
+        differs = f"{pair['differs']} of 512 signs differ"
+        caution(f"parted, but look at them: {pair['one']} and {pair['other']} ({differs})")
     for place, part in enumerate(names):
         absent = [label for label, counts in classes.items() if any(counts) and not counts[place]]
         if absent:
             more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-            click.secho(f"warning: {part} does not show {', '.join(absent[:5])}{more}", fg="yellow", err=True)
+            caution(f"warning: {part} does not show {', '.join(absent[:5])}{more}")
 
 
 def _name_training(words: Sequence[object]) -> None:

@@ -6,7 +6,6 @@
 To stderr: one line that changes on a terminal, a line per report elsewhere.
 """
 
-import functools
 import json
 import os
 import sys
@@ -14,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import click
 import torch
 
+from retinaserve.scripts.cli.output import note
 from retinaserve.training.data.dataset import CocoDataset, LabelStatistics
 from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.trainer.config import BASE_RATES, REFERENCE_BATCH, TrainConfig
@@ -27,8 +26,6 @@ MOST_CLASSES = 6
 UNIMPORTANT = ("report_every", "save_every", "val_every", "workers", "loader")  # for what is learnt
 MANY = 500_000  # images to learn from, more than a CPU gets through in a working day
 FEW = 0.9  # share of boxes that fit an anchor, below which advice is given
-
-note = functools.partial(click.echo, err=True)
 
 
 def announce(
@@ -110,21 +107,18 @@ class Line:
         """Show a report."""
         text = describe(progress)
         # Erase to the end of the line: the one before may have been longer.
-        click.echo(f"\r{text}\x1b[K" if self.live else text, err=True, nl=not self.live)
+        note(f"\r{text}\x1b[K" if self.live else text, nl=not self.live)
 
     def score(self, iteration: int, scores: Scores) -> None:
         """Show a validation, on a line that stays."""
         self.end()
-        click.echo(
-            f"validation at {iteration}: AP {scores.ap:.3f}{give_or_take(scores.ap_margin)}  "
-            f"AP50 {scores.ap50:.3f}  AP75 {scores.ap75:.3f}",
-            err=True,
-        )
+        ap = f"AP {scores.ap:.3f}{give_or_take(scores.ap_margin)}  AP50 {scores.ap50:.3f}  AP75 {scores.ap75:.3f}"
+        note(f"validation at {iteration}: {ap}")
 
     def end(self) -> None:
         """Leave the live line."""
         if self.live and self.enabled:
-            click.echo(err=True)
+            note()
 
 
 def give_or_take(margin: float | None) -> str:

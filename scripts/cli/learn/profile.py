@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from retinaserve.scripts.cli.options import COUNT, LABELS_HELP, PATH, setting_options
+from retinaserve.scripts.cli.options import COUNT, also_json_option, labels_options, setting_options
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.files import write_json
 from retinaserve.training.spec import Design, Network
@@ -14,15 +14,14 @@ from retinaserve.training.trainer.config import TrainConfig
 
 
 @click.command()
-@click.option("--images", type=PATH, default=Path(), help="Folder that the annotation file's names start from.")
-@click.option("--annotations", type=PATH, required=True, help=LABELS_HELP)
+@labels_options
 @setting_options(Network, names=("backbone", "width", "fpn_channels"), backbone="resnet18")
 @setting_options(Design, names=("size",))
 @click.option("--batch", type=COUNT, multiple=True, default=(1, 8, 32), help="Batches of the loaders; repeat it.")
 @click.option("--train-batch", type=COUNT, default=8, help="Batch of the training steps.")
 @setting_options(TrainConfig, names=("augment", "workers"), augment="multiscale")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, help="Measured time per row.")
-@click.option("--json", "json_path", type=PATH, help="Also write the rows there.")
+@also_json_option
 def profile(
     images: Path,
     annotations: Path,

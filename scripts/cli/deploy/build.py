@@ -3,14 +3,14 @@
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from retinaserve.plugins.tiles import OVERLAP
-from retinaserve.scripts.cli.export import JSON, calibration_options, int8_options, print_calibration
-from retinaserve.scripts.cli.options import PATH, TileSize, decoding_options
-from retinaserve.scripts.cli.output import name_next, progress
+from retinaserve.scripts.cli.deploy.int8 import Calibration, calibration_options, print_calibration
+from retinaserve.scripts.cli.options import PATH, TileSize, also_json_option, decoding_options
+from retinaserve.scripts.cli.output import name_next, note, progress
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
 
@@ -86,24 +86,20 @@ class Arithmetic(click.Choice[str]):
     default=0,
     help="GPU profile: requests between two steps, at most; 0: no limit. From Triton 25.11 on.",
 )
-@JSON
+@also_json_option
 def build(
     model: Path,
     profile: "Profile",
     output: Path,
     precision: str,
-    max_batch: int | None,
-    max_queue: int | None,
-    tile: "tuple[int, int] | Literal['auto'] | None",
-    overlap: float,
+    int8: Calibration,
     decoding: "Decoding",
     triton_version: str,
     plugins: Path | None,
     tensorrt: str | None,
     compute_capability: str | None,
-    max_inflight: int,
     json_path: Path | None,
-    **calibration: Any,
+    **chosen: Any,
 ) -> None:
     """Make the Triton repository for MODEL.
 
@@ -113,23 +109,17 @@ def build(
     """
     from retinaserve.build_tools.repository import builder, configs
 
-    if max_queue and profile == "gpu":
+    if chosen["max_queue"] and profile == "gpu":
         raise UserError("--max-queue is of the CPU profile", "on a GPU: --max-inflight", code=Exit.USAGE)
+    source = click.get_current_context().get_parameter_source
+    may_change = ("max_image_bytes", "max_image_pixels", "max_inflight")
     options = configs.BuildOptions(
-        max_batch=max_batch,
+        **chosen,
         max_image_bytes=decoding.max_bytes,
         max_image_pixels=decoding.max_pixels,
         full_decode=decoding.full,
         triton=configs.triton_version(triton_version),
-        max_queue=max_queue,
-        tile=tile,
-        overlap=overlap,
-        max_inflight=max_inflight,
-        asked=frozenset(
-            name
-            for name in ("max_image_bytes", "max_image_pixels", "max_inflight")
-            if click.get_current_context().get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
-        ),
+        asked=frozenset(name for name in may_change if source(name) == click.core.ParameterSource.COMMANDLINE),
     )
     quantized_here = profile == "cpu" and precision == "int8" and model.suffix == ".pth"
     built = builder.build(
@@ -137,7 +127,7 @@ def build(
         output,
         profile=profile,
         precision=precision,
-        calibration_images=int8_options(decoding=decoding, **calibration) if quantized_here else None,
+        calibration_images=int8(decoding) if quantized_here else None,
         options=options,
         target=_target(plugins, tensorrt, compute_capability) if profile == "gpu" else None,
         progress=partial(progress, title="calibrating"),
@@ -150,7 +140,7 @@ def build(
         what = f"{profile}, {built.precision} graph, {arithmetic} where it is float"
     click.echo(f"{built.repository}: version {built.version} of {', '.join(built.models)} ({what})")
     for setting in built.kept:
-        click.echo(f"kept as the repository has it: {setting}", err=True)
+        note(f"kept as the repository has it: {setting}")
     report = {"repository": str(built.repository), "version": built.version, "profile": profile}
     if json_path:
         write_json(json_path, {**report, "graph": built.precision, "precision": arithmetic})

@@ -23,7 +23,7 @@ from retinaserve.scripts.cli.options import (
     timeout_option,
     tls_options,
 )
-from retinaserve.scripts.cli.output import name_next, progress, warn
+from retinaserve.scripts.cli.output import caution, failure, name_next, note, progress, warn
 from retinaserve.training.errors import Exit
 from retinaserve.training.files import write_json
 
@@ -77,14 +77,12 @@ def verify(
     precision: str | None,
     limits: tuple[str, ...],
     size: tuple[int, int] | None,
-    plugins: Path | None,
-    batch: int,
-    threads: int,
     timeout: float,
     tls: "TlsFiles | None",
     json_file: Path | None,
     output: Path | None,
     worst: int,
+    **settings: Any,
 ) -> None:
     """Compare OTHERS and servers with REFERENCE on the same images, tensor by tensor and box by box.
 
@@ -108,7 +106,7 @@ def verify(
     truth = scored_labels(annotations, images, warn=warn) if annotations else None
     files = annotated_files(truth, images) if truth else dict(enumerate(find_images([images]), 1))
     chosen = {image: files[image] for image in spread(list(files), count or len(files))}
-    settings: dict[str, Any] = {"threads": threads, "batch": batch, "plugins": plugins, "heads": True}
+    settings["heads"] = True
     with ExitStack() as stack:
         # Servers first: one that is not there is reported before a network is compiled.
         clients = [stack.enter_context(Client(each, timeout=timeout, tls=tls)) for each in servers]
@@ -159,12 +157,12 @@ def _print(result: "Verification", json_file: Path | None, output: Path | None, 
     from retinaserve.eval.verify.report import table, to_dict, write_sheets
 
     if result.warning:
-        click.secho(f"warning: {result.warning}", fg="yellow", err=True)
+        caution(f"warning: {result.warning}")
     for image, error in result.errors.items():
-        click.secho(f"{result.files[image]}: {error.message}", fg="red", err=True)
+        failure(f"{result.files[image]}: {error.message}")
     click.echo(table(result))
     if json_file:
         write_json(json_file, to_dict(result))
     if output:
         for path in write_sheets(result, output, count=worst):
-            click.echo(f"worst images: {path}", err=True)
+            note(f"worst images: {path}")

@@ -13,16 +13,17 @@ from click.core import ParameterSource
 
 from retinaserve.scripts.cli.options import (
     COUNT,
-    LABELS_HELP,
     PATH,
     POSITIVE,
     TileSize,
     config_option,
     cut_options,
+    labels_options,
     setting_options,
     use_config,
+    val_options,
 )
-from retinaserve.scripts.cli.output import name_next, warn
+from retinaserve.scripts.cli.output import bar, name_next, note, warn
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.spec import STRIDES, Design, Network
 from retinaserve.training.trainer.config import TrainConfig
@@ -67,10 +68,8 @@ class ManyMilestones(click.Command):
     callback=use_preset,
     help="A small network for CPUs, with all that fits it to the labels; flags override what it chooses.",
 )
-@click.option("--images", type=PATH, default=Path(), help="Folder that the labels' file names start from.")
-@click.option("--annotations", type=PATH, required=True, help=f"{LABELS_HELP[:-1]}; the classes are theirs.")
-@click.option("--val-images", type=PATH, help="Folder of the validation images.  [default: that of --images]")
-@click.option("--val-annotations", type=PATH, help="Labels to validate on while training.")
+@labels_options
+@val_options
 @click.option("--classes", type=COUNT, help="How many classes the annotation file should have, as a check.")
 @setting_options(Network)
 @setting_options(Design)
@@ -105,14 +104,13 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
     metrics.jsonl, results.png, labels.png and train_batch.jpg, and with a validation set val_predictions.jpg and
     the best checkpoint. To train on several GPUs or machines, start the same command with torchrun.
     """
-    from retinaserve.scripts.cli.train_console import (
+    from retinaserve.scripts.cli.learn.console import (
         Line,
         announce,
         announce_changes,
         announce_labels,
         clock,
         give_or_take,
-        note,
     )
     from retinaserve.training.check.checks import preflight
     from retinaserve.training.checkpoint import load
@@ -204,11 +202,11 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
     line.end()
     plotted = plot()
     if result.interrupted:
-        click.echo(f"{model}: stopped and saved at iteration {result.iteration} of {config.iterations}", err=True)
+        note(f"{model}: stopped and saved at iteration {result.iteration} of {config.iterations}")
         name_next("the same command goes on from there")
         sys.exit(130)
     if not result.trained:
-        click.echo(f"{model}: already trained for {result.iteration} iterations; more with --iters", err=True)
+        note(f"{model}: already trained for {result.iteration} iterations; more with --iters")
     else:
         margins = {line["iteration"]: line.get("ap_margin") for line in read_scores(metrics_path(model))}
         scored = ""
@@ -247,8 +245,6 @@ def _fit(context: click.Context, model: Path, options: dict[str, Any], dataset: 
 
 def _tiles(model: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Cut the sets beside the model; return the tile, and the options that name the sets instead."""
-    from tqdm import tqdm
-
     from retinaserve.training.data.dataset import CocoDataset
     from retinaserve.training.tiling import Cut, suitable_tile, tile_dataset
 
@@ -262,11 +258,11 @@ def _tiles(model: Path, options: dict[str, Any]) -> dict[str, Any]:
         folder = model.with_suffix(".tiles") / f"{prefix}set"
         tile = tile or suitable_tile(dataset, size=options["size"], anchor=STRIDES[0] * options["anchor_size"])
         cut = Cut(tile, options["overlap"], options["visible"], options["empty"])
-        with tqdm(total=len(dataset), unit="image", desc="cutting", file=sys.stderr, disable=None) as bar:
-            changed[f"{prefix}annotations"] = tile_dataset(dataset, folder, cut, on_image=bar.update)
+        with bar(len(dataset), "cutting") as shown:
+            changed[f"{prefix}annotations"] = tile_dataset(dataset, folder, cut, on_image=shown.update)
         changed[f"{prefix}images"] = folder / "images"
     assert tile  # of --annotations, which are required
-    click.echo(f"tiles of {tile[0]} x {tile[1]} pixels in {model.with_suffix('.tiles')}", err=True)
+    note(f"tiles of {tile[0]} x {tile[1]} pixels in {model.with_suffix('.tiles')}")
     return {**changed, "tile": tile}
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from retinaserve.scripts.cli.options import FILE, json_option, server_words, tls_options, wait_option
-from retinaserve.scripts.cli.output import name_next
+from retinaserve.scripts.cli.output import caution, name_next, note
 from retinaserve.training.errors import Exit
 from retinaserve.training.files import write_json
 
@@ -69,11 +69,9 @@ def bench(
     files = find_images(images)
     prepared = benchmark.Bench.prepare(endpoints, files, wait=wait)
     for file, message in prepared.refused.items():
-        click.secho(f"{file}: left out, {message}", fg="yellow", err=True)
+        caution(f"{file}: left out, {message}")
     total = len(endpoints) * len(demands)
-    click.echo(
-        f"warmed up with {len(prepared.images)} images; {total} measurements of {seconds:g} s follow", err=True
-    )
+    note(f"warmed up with {len(prepared.images)} images; {total} measurements of {seconds:g} s follow")
     click.echo(benchmark.header(prepared.steps))
     done = []
     for level in prepared.run(demands, seconds=seconds):
@@ -88,7 +86,7 @@ def bench(
     if plot_file:
         plot_file.parent.mkdir(parents=True, exist_ok=True)
         benchmark.plot(done, plot_file)
-        click.echo(f"plot: {plot_file}", err=True)
+        note(f"plot: {plot_file}")
     name_next(f"retinaserve eval {server_words(endpoints[0], tls=tls)} --images DIR --annotations FILE.json")
     if any(level.load is None for level in done):
         sys.exit(Exit.CHECK_FAILED)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from retinaserve.scripts.cli.options import PATH
+from retinaserve.scripts.cli.options import also_json_option
 from retinaserve.scripts.cli.output import name_next, warn
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
@@ -13,7 +13,7 @@ from retinaserve.training.files import write_json
 @click.command()
 @click.argument("images", nargs=-1)
 @click.option("--trial/--no-trial", default=True, help="Decode once what has no checksums.")
-@click.option("--json", "json_path", type=PATH, help="Also write the results to this file.")
+@also_json_option
 def admit(images: tuple[str, ...], trial: bool, json_path: Path | None) -> None:
     """Say which of IMAGES (files, folders, patterns) the server refuses without decoding them, and why.
 

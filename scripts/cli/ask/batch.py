@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from retinaserve.scripts.cli.options import COUNT, FILE, SERVER_HELP
-from retinaserve.scripts.cli.output import finish, progress
+from retinaserve.scripts.cli.output import finish, note, progress
 from retinaserve.training.errors import Exit, UserError
 
 
@@ -49,7 +49,7 @@ def batch(
     plan = Plan.make(source, output, part=part, model=identity)
     total = sum(len(plan.images_of(number)) for number in plan.waiting())
     if total < len(plan.images):
-        click.echo(f"{len(plan.images) - total} of {len(plan.images)} images are there already", err=True)
+        note(f"{len(plan.images) - total} of {len(plan.images)} images are there already")
     failed = 0
 
     def images() -> Iterator[int]:

@@ -1,0 +1,1 @@
+"""Ask a detector or its server, and judge what it answers."""
