@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from retinaserve.eval.client.client import Client
-from retinaserve.scripts.demo import RECIPE
+from retinaserve.scripts.cli.demo import RECIPE
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.scripts.shapes.draw import CATEGORIES, draw_dataset
 from retinaserve.training.checkpoint import load, load_model

@@ -7,9 +7,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from retinaserve.scripts import demo
+from retinaserve.scripts.cli import demo
 from retinaserve.scripts.cli.main import main
-from retinaserve.scripts.demo import run_quickstart
 from retinaserve.scripts.lab.images import checkpoint as example_checkpoint
 from retinaserve.training.checkpoint import Checkpoint, load, save
 from retinaserve.training.errors import Exit, UserError
@@ -64,7 +63,7 @@ def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path: Path) -> None:
 
 def test_without_the_checkpoint_it_says_where_one_comes_from(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such checkpoint"):
-        run_quickstart(tmp_path, print, print, checkpoint=tmp_path / "shapes.pth")
+        demo.Demo(tmp_path).quickstart(tmp_path / "shapes.pth")
 
 
 def test_the_example_has_no_optimizer(tmp_path: Path) -> None:
