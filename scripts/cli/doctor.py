@@ -1,19 +1,22 @@
 """`doctor`: what is installed, what is missing, what does not fit together."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from retinaserve.scripts.cli.options import PATH
-from retinaserve.scripts.cli.output import name_next
-from retinaserve.scripts.doctor.check import Check, Probe, Status, examine
+from retinaserve.scripts.cli.options import PATH, also_json_option
+from retinaserve.scripts.cli.output import name_next, note
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
 
-COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
+if TYPE_CHECKING:
+    from retinaserve.scripts.doctor.machine import Check
+
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 PORTS = (8000, 8001, 8002)
 
 
@@ -29,63 +32,57 @@ PORTS = (8000, 8001, 8002)
 )
 @click.option("--plan", type=PATH, help="A TensorRT plan that is to run here.")
 @click.option("--quick", is_flag=True, help="Start nothing: leave out server, perf_analyzer, DALI and OpenVINO.")
-@click.option("--json", "json_path", type=PATH, help="Also write the checks to this file.")
+@also_json_option
 def doctor(profile: str, plugins: Path, plan: Path | None, quick: bool, json_path: Path | None) -> None:
     """Look at this machine: what is installed, what is missing, what does not fit together.
 
     A line each, ok, warn or fail, with what to do about it. Exits with 1 if a line says fail.
     """
+    from retinaserve.scripts.doctor.machine import examine
+
     done: list[Check] = []
     for check in examine(_probes(profile, plugins, plan, quick=quick)):
         done.append(check)
         click.echo(f"{click.style(f'{check.status:<5}', fg=COLOURS[check.status])}{check.name:<17}{check.detail}")
-        if check.remedy and check.status is not Status.OK:
+        if check.remedy and check.status != "ok":
             click.echo(f"{'':<22}-> {check.remedy}")
-    counts = {status: sum(check.status is status for check in done) for status in Status}
+    counts = {status: sum(check.status == status for check in done) for status in COLOURS}
     if json_path:
         report = {"profile": profile, "checks": [asdict(check) for check in done], "counts": counts}
         write_json(json_path, report)
-    if counts[Status.FAIL]:
+    if counts["fail"]:
         raise UserError(
-            f"{counts[Status.FAIL]} of {len(done)} checks failed",
+            f"{counts['fail']} of {len(done)} checks failed",
             "the lines above say what to do",
             code=Exit.CHECK_FAILED,
         )
-    click.echo(f"checks: {len(done)}, warnings: {counts[Status.WARN]}", err=True)
+    note(f"checks: {len(done)}, warnings: {counts['warn']}")
     name_next("retinaserve demo" if profile == "cpu" else "retinaserve export MODEL.pth OUT.plan")
 
 
-def _probes(profile: str, library: Path, plan: Path | None, *, quick: bool) -> Iterator[Probe]:
-    from retinaserve.scripts.doctor import gpu, machine, packages, serving
+def _probes(profile: str, library: Path, plan: Path | None, *, quick: bool) -> "dict[str, Callable[[], Check]]":
+    from retinaserve.scripts.doctor import machine, packages, parts
 
     needed = profile == "gpu"
-    yield packages.python
-    yield _named("packages", partial(packages.packages, profile))
-    yield packages.pins
-    yield machine.cpu
-    yield machine.memory
-    yield machine.shared_memory
-    yield machine.disk
-    yield _named("ports", partial(machine.ports, *PORTS))
+    probes: dict[str, Callable[[], Check]] = {
+        "python": packages.python,
+        "packages": partial(packages.packages, profile),
+        "pins": packages.pins,
+        "cpu": machine.cpu,
+        "memory": machine.memory,
+        "shared memory": machine.shared_memory,
+        "disk": machine.disk,
+        "ports": partial(machine.ports, *PORTS),
+    }
     if not quick:
-        yield serving.dali
+        probes["DALI"] = parts.dali
         if not needed:
-            yield serving.openvino
-            yield serving.embedded_triton
-        yield serving.perf_analyzer
-    yield _named("CUDA driver", partial(gpu.driver, needed=needed))
-    yield _named("TensorRT", partial(gpu.tensorrt, needed=needed))
-    yield gpu.container
-    yield _named("plugins", partial(gpu.plugins, library, needed=needed))
-    if plan:
-        yield _named("plan", partial(gpu.plan, plan, library))
-
-
-def _named(name: str, probe: "partial[Check]") -> Probe:
-    """Give a probe with arguments the name that its failure is shown under."""
-
-    def run() -> Check:
-        return probe()
-
-    run.__name__ = name
-    return run
+            probes |= {"OpenVINO": parts.openvino, "embedded Triton": parts.embedded_triton}
+        probes["perf analyzer"] = parts.perf_analyzer
+    probes |= {
+        "CUDA driver": partial(parts.driver, needed=needed),
+        "TensorRT": partial(parts.tensorrt, needed=needed),
+        "container": parts.container,
+        "plugins": partial(parts.plugins, library, needed=needed),
+    }
+    return probes | ({"plan": partial(parts.plan, plan, library)} if plan else {})

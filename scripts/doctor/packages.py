@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from retinaserve.scripts.doctor.check import Check, Status
+from retinaserve.scripts.doctor.machine import Check
 
 PROJECT = "retinaserve"
 CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"  # in a checkout; an installed wheel has none
@@ -35,8 +35,8 @@ def python() -> Check:
     wanted = importlib.metadata.metadata(PROJECT)["Requires-Python"]
     found = platform.python_version()
     if not SpecifierSet(wanted).contains(found, prereleases=True):
-        return Check("python", Status.FAIL, f"{found}; {wanted} is needed", "make PYTHON=python3.11")
-    return Check("python", Status.OK, f"{found} ({platform.python_implementation()}, {platform.machine()})")
+        return Check.fail(f"{found}; {wanted} is needed", "make PYTHON=python3.11")
+    return Check.ok(f"{found} ({platform.python_implementation()}, {platform.machine()})")
 
 
 def packages(profile: str) -> Check:
@@ -45,10 +45,10 @@ def packages(profile: str) -> Check:
     wanted = requirements("", *named)
     problems = [f"{problem} [{extra}]" if extra else problem for extra, problem in unmet(wanted)]
     if problems:
-        return Check("packages", Status.FAIL, _some(problems), f"pip install 'retinaserve[{','.join(named)}]'")
+        return Check.fail(_some(problems), f"pip install 'retinaserve[{','.join(named)}]'")
     complete = [extra for extra in _extras() if not any(unmet(requirements(extra)))]
     detail = f"{len(wanted)} packages are in their ranges; extras installed: {', '.join(complete) or 'none'}"
-    return Check("packages", Status.OK, detail)
+    return Check.ok(detail)
 
 
 def requirements(*extras: str) -> dict[Requirement, str]:
@@ -95,7 +95,7 @@ def unmet(wanted: Mapping[Requirement, str]) -> Iterator[tuple[str, str]]:
 def pins(constraints: Path = CONSTRAINTS) -> Check:
     """Compare what is installed with the exact versions that the tests ran with."""
     if not constraints.is_file():
-        return Check("pins", Status.OK, "no constraints.txt here: installed from a wheel")
+        return Check.ok("no constraints.txt here: installed from a wheel")
     lines = re.findall(r"^[A-Za-z0-9].*", constraints.read_text(), re.MULTILINE)
     exact = [each for each in map(Requirement, lines) if each.marker is None or each.marker.evaluate()]
     tested = {each.name: str(each.specifier).removeprefix("==") for each in exact}
@@ -108,9 +108,9 @@ def pins(constraints: Path = CONSTRAINTS) -> Check:
     ]
     if other:
         remedy = "the ranges hold, the combination is untested; pip install -c constraints.txt -e '.[dev]'"
-        return Check("pins", Status.WARN, _some(other), remedy)
+        return Check.warn(_some(other), remedy)
     count = sum(found is not None for found in here.values())
-    return Check("pins", Status.OK, f"{count} packages are the versions that the tests ran with")
+    return Check.ok(f"{count} packages are the versions that the tests ran with")
 
 
 def installed(name: str) -> str | None:

@@ -9,10 +9,9 @@ from packaging.requirements import Requirement
 
 from retinaserve.build_tools.engine.manifest import write_plan
 from retinaserve.scripts.cli.doctor import doctor
-from retinaserve.scripts.doctor.check import Check, Status, examine
-from retinaserve.scripts.doctor.gpu import container, driver, plan, plugins
-from retinaserve.scripts.doctor.machine import cpu, memory, ports, shared_memory
+from retinaserve.scripts.doctor.machine import Check, Status, cpu, examine, memory, ports, shared_memory
 from retinaserve.scripts.doctor.packages import packages, pins, providing, requirements, unmet
+from retinaserve.scripts.doctor.parts import container, driver, plan, plugins
 from retinaserve.training.errors import UserError
 from tests.toys import PLAN, toy_manifest
 
@@ -46,12 +45,12 @@ def test_a_broken_installation_is_a_line_and_not_the_end() -> None:
         raise ImportError("libx.so: cannot open\n shared object")
 
     def fine() -> Check:
-        return Check("fine", Status.OK, "")
+        return Check.ok("")
 
-    first, second, third = examine([user, broken_library, fine])
+    first, second, third = examine({"user": user, "broken library": broken_library, "fine": fine})
     assert first == Check("user", Status.FAIL, "no stub", "install it")
     assert second.name == "broken library" and second.detail == "libx.so: cannot open shared object"
-    assert third.status is Status.OK
+    assert (third.name, third.status) == ("fine", Status.OK)
 
 
 @pytest.mark.parametrize(
