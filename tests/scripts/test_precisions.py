@@ -7,7 +7,7 @@ import pytest
 
 from retinaserve.build_tools.quantize.calibrate import Int8Options
 from retinaserve.build_tools.quantize.ranges import Calibrator
-from retinaserve.scripts.cli.deploy.export import CALIBRATORS
+from retinaserve.scripts.cli.deploy.int8 import CALIBRATORS
 from retinaserve.scripts.precisions import Options, Row, compare, flavours, markdown, ratio, to_dict
 from retinaserve.training.checkpoint import Checkpoint, save
 from tests.coco import write_coco
