@@ -5,25 +5,40 @@ export("model.pth", "model.onnx", precision="int8", calibration_images="train/")
 export("model.pth", "model.plan", precision="fp16", engine=EngineOptions(plugins=library))
 """
 
+import copy
 import json
+import logging
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import sha256, whole, write_json
-from retinaserve.training.spec import METADATA_CHECKPOINT, DetectorSpec
+from retinaserve.training.spec import (
+    METADATA_CHECKPOINT,
+    METADATA_CLASSES,
+    METADATA_SPEC,
+    NETWORK_INPUT,
+    DetectorSpec,
+)
 
 if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
     from retinaserve.build_tools.engine.builder import BuiltPlan, EngineOptions
-    from retinaserve.build_tools.engine.listeners import Progress as BuildProgress
+    from retinaserve.build_tools.engine.tensorrt import Progress as BuildProgress
     from retinaserve.build_tools.graph.graft import Flavour
     from retinaserve.build_tools.graph.onnx_io import Precision
     from retinaserve.build_tools.quantize.calibrate import Int8Options, Progress
     from retinaserve.training.model.retinanet import RetinaNet
 
+OPSET = 18  # torch's exporter's own; ONNX Runtime, OpenVINO and TensorRT 10 and later all parse it
+TRACED = (256, 384)  # where sides are dynamic: multiples of every rule's, and of more than one cell on every level
 CUTS = ("max_detections", "nms_iou", "score_threshold")  # what of the spec is decided after training
 
 __all__ = ["ExportOptions", "Exported", "export", "export_detector"]
@@ -37,9 +52,8 @@ class ExportOptions:
     flavour: "Flavour" = "standard"
     int8: "Int8Options | None" = None  # float if None
     half: bool = False  # what is in float otherwise, in FP16; on GPUs, INT8 too stands best among FP16
-    cuts: Mapping[str, Any] = field(
-        default_factory=dict, hash=False
-    )  # of CUTS; the checkpoint's own where one is missing
+    # Of CUTS; the checkpoint's own where one is missing.
+    cuts: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,7 @@ def export(
     "tensorrt" for a plan and "standard" for a graph if None.
     calibration_images: for int8, a folder or a COCO JSON; Int8Options says more than that.
     engine: how a plan is built. `model` can be an exported graph there, which has its size and precision already.
-    max_detections: of an image, at most; nms_iou: of two boxes of a class that overlap more, the weaker goes;
+    max_detections: of an image; nms_iou: of two boxes of a class that overlap more, the weaker goes;
     score_threshold: what scores less is left out. The checkpoint's own if None.
     progress, build_progress: pass calibration's images on; are called with a build's share and phase.
 
@@ -90,11 +104,15 @@ def export(
     if precision == "int8" and calibration_images is None:
         raise UserError("INT8 needs calibration_images", "a folder of images, or a COCO JSON", code=Exit.USAGE)
     flavour = flavour or ("tensorrt" if output.suffix == ".plan" else "standard")
-    int8 = _int8_options(calibration_images) if precision == "int8" and calibration_images else None
+    int8 = None
+    if precision == "int8" and calibration_images:
+        from retinaserve.build_tools.quantize.calibrate import Int8Options
+
+        images = calibration_images
+        int8 = images if isinstance(images, Int8Options) else Int8Options(Path(images))
     half = precision == "fp16" or (precision == "int8" and flavour == "tensorrt")
-    cuts = dict(zip(CUTS, (max_detections, nms_iou, score_threshold), strict=True))
-    given = {name: value for name, value in cuts.items() if value is not None}
-    options = ExportOptions(size, flavour, int8, half, given)
+    cuts = zip(CUTS, (max_detections, nms_iou, score_threshold), strict=True)
+    options = ExportOptions(size, flavour, int8, half, {name: cut for name, cut in cuts if cut is not None})
     if output.suffix == ".plan":
         return _export_plan(model, output, options, engine, progress, build_progress)
 
@@ -102,12 +120,6 @@ def export(
 
     record = export_detector(model, output, options, progress=progress)
     return Exported(output, OnnxGraph.read(output).spec, flavour, record)
-
-
-def _int8_options(images: "str | Path | Int8Options") -> "Int8Options":
-    from retinaserve.build_tools.quantize.calibrate import Int8Options
-
-    return images if isinstance(images, Int8Options) else Int8Options(Path(images))
 
 
 def _export_plan(
@@ -153,7 +165,6 @@ def export_detector(
     from retinaserve.build_tools.graph.float16 import to_float16
     from retinaserve.build_tools.graph.graft import graft
     from retinaserve.build_tools.quantize.calibrate import draw, to_int8
-    from retinaserve.training.export import heads_graph
 
     options = options or ExportOptions()
     record: dict[str, Any] = {}
@@ -175,6 +186,63 @@ def export_detector(
     if not record:
         stored.unlink(missing_ok=True)  # of an INT8 graph that was here before
     return record
+
+
+def heads_graph(
+    model: "nn.Module", spec: DetectorSpec, *, metadata: Mapping[str, str] | None = None
+) -> "onnx.ModelProto":
+    """Return the graph of a network's raw heads, which is where the graft begins; the model is left as it is.
+
+    Dynamic batch, names from the spec, batch norms folded into the convolutions; at the spec's size, or for all
+    canvases of its resize rule. The same model gives the same bytes on every machine.
+
+    model: FP32 (B, 3, H, W) to a pair (class logits, box deltas) a level, as spec.head_names describes them.
+    metadata: further metadata_props of the graph.
+    """
+    import onnx
+    import torch
+
+    model = copy.deepcopy(model).cpu().eval()
+    size, sides, multiple = spec.size, {}, spec.resizing.multiple
+    if not spec.resizing.fixed:
+        size = TRACED
+        sides = {2 + axis: multiple * torch.export.Dim(name) for axis, name in enumerate(("rows", "columns"))}
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            model,
+            (torch.zeros(2, 3, *size),),  # a batch of one would be taken for a constant
+            input_names=[NETWORK_INPUT],
+            output_names=[name for pair in spec.head_names for name in pair],
+            dynamic_shapes=({0: torch.export.Dim("batch"), **sides},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # only the exporter of TorchScript returns nothing
+    proto = program.model_proto
+    graph = proto.graph
+    # The exporter leaves stack traces and file names on every node.
+    for item in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+    described = {METADATA_SPEC: spec.to_json(), METADATA_CLASSES: json.dumps(spec.classes)}
+    onnx.helper.set_model_props(proto, {**(metadata or {}), **described})
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's remarks on packages it does without and on its own deprecated calls."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def load_network(checkpoint: Path, size: tuple[int, int] | None = None) -> tuple[DetectorSpec, "RetinaNet"]:

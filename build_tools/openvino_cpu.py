@@ -33,13 +33,10 @@ def _only(kind: Any) -> Any:
     return kind()
 
 
-def compile_for_cpu(
-    source: str | bytes, *, precision: str = "fp32", threads: int = 0, streams: int = 1, profile: bool = False
-) -> Any:
+def compile_for_cpu(source: str | bytes, *, precision: str = "fp32", threads: int = 0, streams: int = 1) -> Any:
     """Return OpenVINO's compiled model of an ONNX file or its content; `threads` 0 takes all cores.
 
-    More than one of `streams` share the threads, and each has an image of its own. With `profile` each request
-    tells how long every operator took, at some cost.
+    More than one of `streams` share the threads, and each has an image of its own.
 
     `precision` is a key of HINTS; fp32 where the processor has no bf16: OpenVINO would emulate it, many times
     slower. Where the products of an INT8 graph would overflow, its weights have 7 bits.
@@ -55,8 +52,6 @@ def compile_for_cpu(
     }
     if threads:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
-    if profile:
-        settings["PERF_COUNT"] = "YES"
     model = core.read_model(source)
     quantized = any(node.get_type_name() == "FakeQuantize" for node in model.get_ordered_ops())
     if quantized and int8_overflows():

@@ -3,6 +3,7 @@
     plan = Plan.make("s3://bucket/images", "s3://bucket/boxes", part=500, model="sha256 of it")
     for done in run(plan, model=Path("model.onnx"), workers=4):
         print(done)                                 # Part(number, images, failed)
+    evaluate_detector(Recorded.read("s3://bucket/boxes"), truth, Path("val/images"))     # scored like a server
 
 The inputs are listed once (sources.py) and written down beside the output; `part` of them after the other become
 one Parquet file, put in place whole. A run skips the parts that are there, so no image is written twice and a
@@ -17,19 +18,25 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from retinaserve.eval.recorded import CLASSES
+import numpy as np
+
 from retinaserve.eval.sources import bare, list_images, open_place, reached, read_images
-from retinaserve.training.detections import Detections, Detector, ImageError
+from retinaserve.training.detections import Detections, Detector, ImageError, answered
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import staging, write_bytes
 
 INPUTS, PARTS = "_inputs.parquet", "part-{:06d}.parquet"  # readers of Parquet skip names that begin with _
 STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss"})  # show an object when it is complete
+CLASSES = b"retinaserve"  # in the metadata of a part: the detector's class names and categories, as JSON
 LIVES = 4  # of a worker at one part: where a machine went or memory ran out, another one takes its place
+LONGEST_FOLDER = 30  # of temporary files: Ray's sockets lie 70 characters below, and Linux takes 107 in all
+CLUSTER = "--ray takes HOST:6379, where `ray start --head` ran, or auto"
 
 
 def schema() -> Any:
@@ -129,10 +136,6 @@ def write_part(source: str, output: str, number: int, images: Any, detector: Det
     with reached(output):
         _put(files, f"{folder}/{PARTS.format(number)}", table)
     return Part(number, len(rows), sum(row["error"] is not None for row in rows))
-
-
-CLUSTER = "--ray takes HOST:6379, where `ray start --head` ran, or auto"
-LONGEST_FOLDER = 30  # of temporary files: Ray's sockets lie 70 characters below, and Linux takes 107 in all
 
 
 def run(
@@ -270,8 +273,6 @@ def _put(files: Any, path: str, table: Any, *, first: bool = False) -> None:
         if files.exists(path):
             return
     if "file" in protocols and first:
-        from retinaserve.training.files import staging
-
         with staging(Path(path)) as scratch:
             partial = scratch / INPUTS
             partial.write_bytes(buffer.getvalue())
@@ -282,8 +283,6 @@ def _put(files: Any, path: str, table: Any, *, first: bool = False) -> None:
             except OSError:  # of a file system without links
                 partial.replace(path)
     elif "file" in protocols:
-        from retinaserve.training.files import write_bytes
-
         write_bytes(Path(path), buffer.getvalue())
     elif protocols & STORES:
         files.pipe_file(path, buffer.getvalue())
@@ -292,3 +291,62 @@ def _put(files: Any, path: str, table: Any, *, first: bool = False) -> None:
         beside = f"{folder}/_{name}.{os.getpid()}"
         files.pipe_file(beside, buffer.getvalue())
         files.mv(beside, path)
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """The rows of a Parquet file, or of a folder of them, as a Detector of files.
+
+    An image's row is the one whose uri ends with the file's path, or with as much of it as tells it from others.
+    """
+
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    table: Any
+    rows: dict[str, list[tuple[str, int]]]  # by file name: path, and number in the table
+    of_files = True  # answers paths; see tiled.answers_of
+
+    @classmethod
+    def read(cls, address: str) -> Self:
+        """Read an address. Raises UserError for what `batch` did not write."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        files, place = open_place(address)
+        try:
+            with reached(address):
+                table = pq.read_table(place, filesystem=files)
+            known = json.loads((table.schema.metadata or {})[CLASSES])
+        except (KeyError, pa.ArrowInvalid) as error:
+            raise UserError(f"{bare(address)}: no predictions of `retinaserve batch`: {error}") from None
+        rows = defaultdict[str, list[tuple[str, int]]](list)
+        for number, uri in enumerate(table["uri"].to_pylist()):
+            path = uri.split("::", 1)[0].split("://", 1)[-1]
+            rows[path.rsplit("/", 1)[-1]].append((path, number))
+        return cls(tuple(known["classes"]), tuple(known["category_ids"]), table, rows)
+
+    def predict(self, images: Sequence[Any]) -> list[Detections]:
+        """Return the boxes of each file. Raises UserError for the first without."""
+        return [answered(answer, number) for number, answer in enumerate(self.predict_many(images), 1)]
+
+    def predict_many(self, images: Iterable[Any]) -> Iterator[Detections | ImageError]:
+        """Yield what was recorded for each file (Path), in order."""
+        number = {name: index for index, name in enumerate(self.class_names)}
+        for file in images:
+            parts, row = self.rows.get(file.name, []), None
+            for depth in range(1, len(file.parts) + 1):
+                tail = "/".join(file.parts[-depth:])
+                left = [each for each in parts if each[0] == tail or each[0].endswith(f"/{tail}")]
+                if len(left) == 1:
+                    (row,) = self.table.slice(left[0][1], 1).to_pylist()
+                if len(left) <= 1:
+                    break
+            if row is None:
+                yield ImageError(f"{len(parts)} rows of the predictions could be this image, none is it for sure")
+            elif row["error"]:
+                yield ImageError(row["error"])
+            else:
+                classes = [number[name] for name in row["classes"]]
+                boxes = np.reshape(np.array(row["boxes"], np.float32), (-1, 4))
+                size = (row["height"], row["width"])
+                yield Detections.from_slots(len(boxes), boxes, row["scores"], classes, size=size)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from retinaserve.build_tools.export import load_network
+from retinaserve.build_tools.export import heads_graph, load_network
 from retinaserve.build_tools.graph.graft import graft
 from retinaserve.build_tools.openvino_cpu import compile_for_cpu
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor
@@ -26,7 +26,6 @@ from retinaserve.build_tools.quantize.qdq import layers_of
 from retinaserve.training.check.checks import scored_labels
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
-from retinaserve.training.export import heads_graph
 from retinaserve.training.images import annotated_files, spread
 from retinaserve.training.scores import evaluate, match_classes
 from retinaserve.training.spec import (

@@ -48,9 +48,8 @@ def open_place(address: str) -> tuple[Any, str]:
     # s3fs would ask for the size of each image before it, to fetch a large one in pieces.
     options: dict[str, Any] = {name: {"max_concurrency": 1} for name in ("s3", "s3a") if f"{name}://" in address}
     try:
-        if known := re.search(
-            r"(https?)://([^/@:]*):([^/@]*)@", address
-        ):  # not for the paths, which are written down
+        known = re.search(r"(https?)://([^/@:]*):([^/@]*)@", address)
+        if known:  # not for the paths, which are written down
             word = b64encode(unquote(f"{known[2]}:{known[3]}").encode()).decode()
             options[known[1]] = {"client_kwargs": {"headers": {"Authorization": f"Basic {word}"}}}
             address = address.replace(f"{known[2]}:{known[3]}@", "", 1)

@@ -143,9 +143,8 @@ class Video:
                 for decoded in container.decode(stream):
                     if self._ended.is_set():
                         return
-                    at = float(
-                        decoded.time if decoded.time is not None else self.decoded / (stream.average_rate or 25)
-                    )
+                    own = decoded.time
+                    at = float(self.decoded / (stream.average_rate or 25) if own is None else own)
                     start = at if start is None else start
                     shown = offset + at - start
                     if self.live and shown <= self._shown:  # clocks of cameras jump
@@ -231,11 +230,8 @@ class VideoWriter:
             self._stream.codec_context.color_range = LIMITED
             self._stream.time_base = self._stream.codec_context.time_base = Fraction(1, TICKS)
         size = (self._stream.width, self._stream.height)
-        image = (
-            image.crop((0, 0, *size))
-            if (image.width // 2 * 2, image.height // 2 * 2) == size
-            else image.resize(size)
-        )
+        even = (image.width // 2 * 2, image.height // 2 * 2) == size
+        image = image.crop((0, 0, *size)) if even else image.resize(size)
         frame = av.VideoFrame.from_image(image)
         frame = frame.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED)
         frame.time_base = Fraction(1, TICKS)

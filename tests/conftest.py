@@ -20,9 +20,8 @@ from retinaserve.build_tools.repository.configs import read_config, write_config
 from retinaserve.scripts.server.triton import Server, TritonServer
 from retinaserve.training.checkpoint import Checkpoint
 from retinaserve.training.checkpoint import save as save_checkpoint
-from retinaserve.training.export import export_heads
 from tests.shared import SHARED, digest, once
-from tests.toys import toy_model, toy_spec
+from tests.toys import export_heads, toy_model, toy_spec
 
 
 def pytest_configure() -> None:

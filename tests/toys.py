@@ -2,12 +2,15 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from retinaserve.build_tools.engine.manifest import Manifest
+from retinaserve.build_tools.export import heads_graph
+from retinaserve.build_tools.graph.graft import save
 from retinaserve.training.model import build_model
 from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import DetectorSpec
@@ -26,6 +29,11 @@ def toy_spec() -> DetectorSpec:
 def small_spec(classes: Sequence[str], **others: Any) -> DetectorSpec:
     """Return the spec of a network that computes in milliseconds."""
     return DetectorSpec.create(classes, **{**SMALL, **others})
+
+
+def export_heads(model: nn.Module, spec: DetectorSpec, path: Path) -> None:
+    """Write the raw heads of a network."""
+    save(heads_graph(model, spec), path)
 
 
 PLAN = b"ftrt, and what TensorRT alone can read"

@@ -22,7 +22,7 @@ from retinaserve.training.check.entries import Box, drop_copies, read_boxes, rea
 from retinaserve.training.check.findings import Finding, refuse_errors
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
-from retinaserve.training.formats.formats import KNOWN, read_format, read_json
+from retinaserve.training.formats import KNOWN, read_format, read_json
 from retinaserve.training.letterbox import upright_size
 
 LISTS = ("images", "annotations", "categories")

@@ -52,9 +52,7 @@ MOST_LABELS = 100  # boxes, above which labels would hide the image: colours alo
 def colour_of(index: int) -> Colour:
     """Return the colour of a class: the same in every image; 36 differ, then they come again."""
     base = PALETTE[index % len(PALETTE)]
-    target, share = ((None, 0.0), (LIGHT, 0.45), (DARK, 0.45))[index // len(PALETTE) % 3]
-    if target is None:
-        return base
+    target, share = ((base, 0.0), (LIGHT, 0.45), (DARK, 0.45))[index // len(PALETTE) % 3]
     red, green, blue = (round(c + share * (t - c)) for c, t in zip(base, target, strict=True))
     return red, green, blue
 
@@ -92,7 +90,10 @@ def draw(
     `within` (width, height) scales the copy to fit before anything is drawn, so that lines and letters keep
     their size; without it only an image too small for letters is scaled, by a whole number.
     """
-    scale = _scale(image.size, within)
+    if within:
+        scale = min(within[0] / image.width, within[1] / image.height)
+    else:
+        scale = float(math.ceil(SMALLEST_SIDE / max(image.size)))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     canvas = image.resize(size, Image.Resampling.LANCZOS) if size != image.size else image.copy()
     diagonal = math.hypot(*size)
@@ -140,12 +141,6 @@ def contact_sheet(
         text = _shortened(caption, font, tile[0])
         ink.text((left + tile[0] / 2, top + tile[1] + text_height / 2), text, CAPTION, font, anchor="mm")
     return sheet
-
-
-def _scale(size: tuple[int, int], within: tuple[int, int] | None) -> float:
-    if within:
-        return min(within[0] / size[0], within[1] / size[1])
-    return float(math.ceil(SMALLEST_SIDE / max(size)))
 
 
 def _inside(box: npt.NDArray[np.float32], size: tuple[int, int], least: int) -> Rectangle:

@@ -17,12 +17,12 @@ from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import SUFFIXES
 
 if TYPE_CHECKING:
-    from retinaserve.training.coco import (
-        Annotations,
-    )  # a client reads no labels, and need not wait for their readers
+    # A client reads no labels, and need not wait for their readers.
+    from retinaserve.training.coco import Annotations
 
 T = TypeVar("T")
 SHOWN = 4  # kinds of files that were left out
+NAMED = f"suffixes: {' '.join(sorted(SUFFIXES))}"
 
 
 def find_images(places: Sequence[str | Path], *, left_out: Callable[[str], object] = lambda _: None) -> list[Path]:
@@ -90,7 +90,7 @@ def _images_of(place: str, others: Counter[str]) -> Iterable[Path]:
     if path.is_dir():
         images = _images(path.rglob("*"), others)
         if not images:
-            raise UserError(f"{place}: no images in this directory", f"suffixes: {_suffixes()}")
+            raise UserError(f"{place}: no images in this directory", NAMED)
         return images
     if not has_magic(place):
         raise UserError(f"{place}: no such file or directory")
@@ -98,7 +98,7 @@ def _images_of(place: str, others: Counter[str]) -> Iterable[Path]:
     matches = glob(str(path), recursive=True)  # noqa: PTH207
     images = _images((Path(match) for match in matches), others)
     if not images:
-        raise UserError(f"{place}: the pattern matches no images", f"suffixes: {_suffixes()}")
+        raise UserError(f"{place}: the pattern matches no images", NAMED)
     return images
 
 
@@ -112,7 +112,3 @@ def _images(paths: Iterator[Path], others: Counter[str]) -> list[Path]:
         else:
             others[path.suffix.lower() or "without a suffix"] += 1
     return sorted(images, key=natural_key)
-
-
-def _suffixes() -> str:
-    return " ".join(sorted(SUFFIXES))

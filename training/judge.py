@@ -32,17 +32,15 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Labels:
-    """The labelled boxes, in the order of the file."""
+class Boxes:
+    """Boxes as columns."""
 
-    image: Ints  # (G,) places
-    category: Ints  # (G,) places
-    boxes: Floats  # (G, 4) x, y, width, height
-    area: Floats  # (G,)
-    crowd: Bools  # (G,)
+    image: Ints  # (N,) places
+    category: Ints  # (N,) places
+    boxes: Floats  # (N, 4) x, y, width, height
 
     def __len__(self) -> int:
-        return len(self.area)
+        return len(self.image)
 
     def at(self, places: Ints | Bools) -> Self:
         """Return some of them."""
@@ -50,20 +48,18 @@ class Labels:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class Labels(Boxes):
+    """The labelled boxes, in the order of the file."""
+
+    area: Floats  # (N,)
+    crowd: Bools  # (N,)
+
+
+@dataclass(frozen=True, eq=False)
+class Found(Boxes):
     """The detections, in the order of the result list."""
 
-    image: Ints  # (D,) places
-    category: Ints  # (D,) places
-    boxes: Floats  # (D, 4) x, y, width, height
-    score: Floats  # (D,)
-
-    def __len__(self) -> int:
-        return len(self.score)
-
-    def at(self, places: Ints | Bools) -> Self:
-        """Return some of them."""
-        return replace(self, **{item.name: getattr(self, item.name)[places] for item in fields(self)})
+    score: Floats  # (N,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +123,9 @@ class Judge:
         curves = self.curves(limits=MAX_DETECTIONS[-1:], ious=[0.5], areas=["all"])
         return self.mean(curves.precision[..., 0, 0])
 
-    def matches(self, limit: int = MAX_DETECTIONS[-1]) -> tuple[ClassMatches, ...]:
+    def matches(self) -> tuple[ClassMatches, ...]:
         """Return which detection found which box at COCO's ten IoUs, all areas, by category."""
+        limit = MAX_DETECTIONS[-1]
         found, labels = self.found, self.labels
         group, labelled = self._groups(found), self._groups(labels)
         counted = _ranks(group, found.score) < limit
@@ -154,9 +151,7 @@ class Judge:
         matches = []
         for category in range(len(self.category_ids)):
             rows = np.flatnonzero(counted & (found.category == category))
-            rows = rows[
-                np.lexsort((found.image[rows], -found.score[rows]))
-            ]  # as COCOeval, so that ties fall alike
+            rows = rows[np.lexsort((found.image[rows], -found.score[rows]))]  # as COCOeval: ties fall alike
             matched = (label[:, rows] >= 0) & ~ignored[:, rows]
             images_of = labels.image[objects & (labels.category == category)]
             matches.append(
@@ -176,7 +171,7 @@ class Judge:
         """Return how many detections a category has in an image, at most."""
         return int(np.unique(self._groups(self.found), return_counts=True)[1].max(initial=0))
 
-    def _groups(self, side: Labels | Found) -> Ints:
+    def _groups(self, side: Boxes) -> Ints:
         return side.image * len(self.category_ids) + side.category
 
     def _evaluator(self, labels: Labels, found: Found, images: range) -> Any:
@@ -213,7 +208,7 @@ def _pycocotools(labels: Labels, found: Found, images: list[int], categories: li
     from pycocotools.cocoeval import COCOeval
 
     found_area = found.boxes[:, 2] * found.boxes[:, 3]
-    sides: list[tuple[Labels | Found, dict[str, list[Any]]]] = [
+    sides: list[tuple[Boxes, dict[str, list[Any]]]] = [
         (labels, {"area": labels.area.tolist(), "iscrowd": labels.crowd.astype(int).tolist()}),
         (found, {"area": found_area.tolist(), "iscrowd": [0] * len(found), "score": found.score.tolist()}),
     ]

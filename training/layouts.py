@@ -1,6 +1,6 @@
 """The backbones that a network can have, as their papers' tables have them.
 
-BACKBONES["resnet18"].blocks    # (2, 2, 2, 2); model/backbones.py and model/efficient.py build them
+BACKBONES["resnet18"].blocks    # (2, 2, 2, 2); model/backbones.py builds them
 """
 
 from collections.abc import Mapping

@@ -33,6 +33,7 @@ from retinaserve.training.judge import (
 IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 AREA_ALL, BEST_100 = 0, 2  # places in AREAS and in MAX_DETECTIONS
 IOU_50, IOU_75 = 0, 5  # places in COCO's thresholds 0.50, 0.55 ... 0.95
+LISTED = 8  # classes in a warning
 # The 12 numbers, in the order COCOeval summarizes them, and what each one counts.
 NUMBERS: Mapping[str, str] = {
     "ap": "IoU 0.50:0.95, all areas, 100 detections",
@@ -173,22 +174,11 @@ def to_coco(results: Mapping[int, Detections], category_ids: Sequence[int | None
     """Return detections as a COCO result list: xywh boxes, category ids; unmatched classes are left out."""
     rows: list[dict[str, Any]] = []
     for image_id, found in results.items():
-        corners = found.boxes.astype(np.float64)
-        sizes = corners[:, 2:] - corners[:, :2]
-        for (x, y), (width, height), score, index in zip(
-            corners[:, :2], sizes, found.scores, found.classes, strict=True
-        ):
-            category_id = category_ids[index]
-            if category_id is None:
-                continue
-            rows.append(
-                {
-                    "image_id": image_id,
-                    "category_id": category_id,
-                    "bbox": [float(x), float(y), float(width), float(height)],
-                    "score": float(score),
-                }
-            )
+        boxes = found.boxes.astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        for box, score, index in zip(boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True):
+            if (category_id := category_ids[index]) is not None:
+                rows.append({"image_id": image_id, "category_id": category_id, "bbox": box, "score": score})
     return rows
 
 
@@ -291,7 +281,7 @@ def _key(name: str) -> str:
     return " ".join(name.replace("_", " ").casefold().split())
 
 
-def _listed(names: Any, most: int = 8) -> str:
+def _listed(names: Any) -> str:
     listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
+    more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
+    return ", ".join(listed[:LISTED]) + more

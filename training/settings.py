@@ -9,8 +9,8 @@ setting is one line. A field without help can't be set from outside.
 """
 
 import types
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
 from retinaserve.training.errors import Exit, UserError
@@ -20,15 +20,15 @@ from retinaserve.training.errors import Exit, UserError
 class Setting:
     """What is known of a setting beside its type and default."""
 
-    help: str
-    name: str  # of the flag, with underscores
-    aliases: tuple[str, ...]
-    low: float | None  # smallest allowed value, or, with `open_low`, the value it must exceed
-    high: float | None
-    open_low: bool
-    open_high: bool
-    choices: tuple[str, ...]
-    metavar: str | None
+    help: str = ""
+    name: str = ""  # of the flag, with underscores, where that is not the field's
+    aliases: tuple[str, ...] = ()
+    low: float | None = None  # smallest allowed value, or, with `open_low`, the value it must exceed
+    high: float | None = None
+    open_low: bool = False
+    open_high: bool = False
+    choices: tuple[str, ...] = ()
+    metavar: str | None = None
 
     @property
     def flags(self) -> list[str]:
@@ -57,22 +57,9 @@ class Setting:
         return bool(above and (value < high if self.open_high else value <= high))
 
 
-def setting(
-    default: Any,
-    help: str = "",
-    *,
-    flag: str = "",
-    aliases: Sequence[str] = (),
-    low: float | None = None,
-    high: float | None = None,
-    open_low: bool = False,
-    open_high: bool = False,
-    choices: Sequence[str] = (),
-    metavar: str | None = None,
-) -> Any:
-    """Return a dataclass field; `flag` names the flag where the field has another name."""
-    known = Setting(help, flag, tuple(aliases), low, high, open_low, open_high, tuple(choices), metavar)
-    return field(default=default, metadata={"setting": known})
+def setting(default: Any, help: str = "", **known: Any) -> Any:
+    """Return a dataclass field; what is known of it are further fields of a Setting."""
+    return field(default=default, metadata={"setting": Setting(help, **known)})
 
 
 def settings_of(record: Any) -> Iterator[tuple[Field[Any], Setting]]:
@@ -81,7 +68,7 @@ def settings_of(record: Any) -> Iterator[tuple[Field[Any], Setting]]:
         known = each.metadata.get("setting")
         if known is not None:
             choices = known.choices or (get_args(each.type) if get_origin(each.type) is Literal else ())
-            yield each, Setting(**{**vars(known), "name": known.name or each.name, "choices": choices})
+            yield each, replace(known, name=known.name or each.name, choices=choices)
 
 
 def check_settings(record: Any, what: str = "", *, code: Exit = Exit.USAGE) -> None:

@@ -199,9 +199,8 @@ class DetectorSpec:
         anchor_size: side of an anchor in strides, lower for small objects; settings: further fields of `Network`
         and of the spec.
         """
-        network = Network(
-            **{each.name: settings.pop(each.name) for each in fields(Network) if each.name in settings}
-        )
+        given = {each.name: settings.pop(each.name) for each in fields(Network) if each.name in settings}
+        network = Network(**given)
         strides = settings.pop("strides", STRIDES[: {"none": 3, "pool": 4}.get(network.p6_from, 5)])
         shapes = {"scales": (1.0,), "ratios": (1.0,)} if one_anchor else {}
         table = base_anchors(strides, base_size=anchor_size, **shapes)
@@ -296,10 +295,9 @@ class DetectorSpec:
     @property
     def outputs(self) -> dict[str, Tensor]:
         """The tensors that the deployed graph gives: OUTPUTS with as many slots as there are detections."""
+        slots = {SLOTS: self.max_detections}
         return {
-            name: replace(
-                tensor, shape=tuple(self.max_detections if side == SLOTS else side for side in tensor.shape)
-            )
+            name: replace(tensor, shape=tuple(slots.get(side, side) for side in tensor.shape))
             for name, tensor in OUTPUTS.items()
         }
 

@@ -83,9 +83,8 @@ def key_of(pattern: str | None) -> Callable[[str], str | None]:
     try:
         expression = re.compile(pattern or "")
     except re.error as error:
-        raise UserError(
-            f"--group {pattern}: {error}", "a regular expression, or folder", code=Exit.USAGE
-        ) from None
+        problem = f"--group {pattern}: {error}"
+        raise UserError(problem, "a regular expression, or folder", code=Exit.USAGE) from None
 
     def matched(name: str) -> str | None:
         found = expression.search(name) if pattern else None

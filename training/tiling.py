@@ -75,17 +75,15 @@ def tile_dataset(
             for number, pixels in zip(chosen, raster.windows(windows[chosen]), strict=True):
                 if pixels is None:
                     continue
-                name, (height, width) = _name(labels, windows[number]), pixels.shape[:2]
+                x, y = windows[number, :2]
+                name, (height, width) = f"{labels.image_id}_{labels.path.stem}_{x}_{y}.png", pixels.shape[:2]
                 images.append({"id": len(images) + 1, "file_name": name, "width": width, "height": height})
                 Image.fromarray(pixels).save(output / "images" / name, compress_level=1)
                 boxes += _rows(parts[number], labels, dataset.category_ids, len(images), len(boxes))
         on_image()
     categories = [{"id": number, "name": name} for number, name in dataset.truth.categories.items()]
-    write_json(
-        annotations,
-        {"info": record, "images": images, "annotations": boxes, "categories": categories},
-        indent=None,
-    )
+    content = {"info": record, "images": images, "annotations": boxes, "categories": categories}
+    write_json(annotations, content, indent=None)
     return annotations
 
 
@@ -107,10 +105,6 @@ def _chosen(parts: list[Part], empty: float, rng: np.random.Generator) -> npt.ND
     spare = np.flatnonzero(~filled)
     count = min(len(spare), round(empty * max(1, int(filled.sum()))))
     return np.sort(np.append(np.flatnonzero(filled), rng.permutation(spare)[:count]))
-
-
-def _name(labels: Labels, window: Windows) -> str:
-    return f"{labels.image_id}_{labels.path.stem}_{window[0]}_{window[1]}.png"
 
 
 def _rows(

@@ -22,11 +22,16 @@ from typing import Any
 
 import onnx
 
-from retinaserve.build_tools.engine.gpu import find_gpus, tensorrt_cuda
-from retinaserve.build_tools.engine.listeners import Progress, interruptible, message_log, progress_monitor, tidy
-from retinaserve.build_tools.engine.manifest import Manifest, write_plan
-from retinaserve.build_tools.engine.plugin_library import load_plugins
+from retinaserve.build_tools.engine.manifest import Manifest, find_gpus, tensorrt_cuda, write_plan
 from retinaserve.build_tools.engine.report import LayerReport, parse_inspector, parse_listing
+from retinaserve.build_tools.engine.tensorrt import (
+    Progress,
+    interruptible,
+    load_plugins,
+    message_log,
+    progress_monitor,
+    tidy,
+)
 from retinaserve.build_tools.graph.detection import DOMAIN
 from retinaserve.build_tools.graph.onnx_io import calibration_sha256, load_graph, precision_of, read_spec
 from retinaserve.training.errors import Exit, UserError
@@ -136,8 +141,11 @@ def build_engine(trt: Any, graph: Path, options: EngineOptions, *, progress: Pro
     log = message_log(trt)
     if options.plugins:
         load_plugins(trt, options.plugins)
-    builder = trt.Builder(log)
-    network = builder.create_network(_network_flags(trt))
+    builder, flags = trt.Builder(log), 0
+    if trt.__name__ == "tensorrt" and trt.__version__.startswith("10."):
+        # TensorRT 10 is told that types are the graph's; later they always are, and the flag is deprecated.
+        flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
         raise UserError(
@@ -179,16 +187,8 @@ def build_engine(trt: Any, graph: Path, options: EngineOptions, *, progress: Pro
     return Engine(data, report, seconds, tuple(log.remarks))
 
 
-def _network_flags(trt: Any) -> int:
-    """TensorRT 10 is told that types are the graph's; later they always are, and the flag is deprecated."""
-    if trt.__name__ == "tensorrt" and trt.__version__.startswith("10."):
-        return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    return 0
-
-
 def _check(model: onnx.ModelProto, graph: Path, options: EngineOptions, trt: Any) -> None:
     """Refuse what TensorRT would refuse without a reason, and TensorRT for RTX by ending the process."""
-    read_spec(model, str(graph))
     custom = sorted({node.op_type for node in model.graph.node if node.domain == DOMAIN})
     if custom and trt.__name__ == RTX:
         raise UserError(f"{graph} needs the plugins {' and '.join(custom)}, TensorRT for RTX takes none")

@@ -4,13 +4,16 @@
     read_manifest(Path("model.plan")).spec.classes
     check_plan(Path("model.plan"), Target(tensorrt="10.13.3", compute_capability="8.9", plugins_sha256=...))
 
-It needs neither TensorRT nor a GPU: what a target has is handed in (build_tools/engine/gpu.py looks at this one).
+It needs neither TensorRT nor a GPU: what a target has is handed in; `this_target` asks the driver of this machine.
 """
 
+import ctypes
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +23,8 @@ from retinaserve.training.spec import DetectorSpec
 
 FORMAT = 1
 VERSION_PARTS = 4  # a plan fits one major.minor.patch.build of TensorRT
+# CUdevice_attribute of cuda.h
+CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ def misfits(manifest: Manifest, target: Target) -> list[str]:
         reasons.append(f"it was built by {manifest.builder}, whose plans only {manifest.builder} runs")
     elif target.tensorrt and not _same_release(manifest.tensorrt, target.tensorrt):
         reasons.append(f"it was built by TensorRT {manifest.tensorrt}, the target has {target.tensorrt}")
-    if target.cuda and manifest.cuda and _major(manifest.cuda) != _major(target.cuda):
+    if target.cuda and manifest.cuda and manifest.cuda.split(".")[0] != target.cuda.split(".")[0]:
         reasons.append(f"it was built for CUDA {manifest.cuda}, the target has {target.cuda}")
     capability = target.compute_capability
     if capability and capability != manifest.compute_capability:
@@ -151,5 +156,85 @@ def _same_release(one: str, other: str) -> bool:
     return all(a == b for a, b in zip(*parts, strict=False))
 
 
-def _major(version: str) -> str:
-    return version.split(".")[0]
+@dataclass(frozen=True)
+class Gpu:
+    """A device as its driver describes it."""
+
+    name: str
+    compute_capability: str
+    memory: int  # bytes
+
+
+class Driver:
+    """NVIDIA's driver library. Raises OSError where there is none, or it does not start."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL("libcuda.so.1")
+        code = self._library.cuInit(0)
+        if code:
+            raise OSError(f"cuInit failed with error {code}")
+
+    @property
+    def cuda(self) -> str:
+        """The newest CUDA that the driver serves."""
+        version = ctypes.c_int()
+        self._library.cuDriverGetVersion(ctypes.byref(version))
+        return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+    def gpus(self) -> list[Gpu]:
+        """Return the devices, in CUDA's order."""
+        count, device, value, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
+        name, found = ctypes.create_string_buffer(256), []
+        self._library.cuDeviceGetCount(ctypes.byref(count))
+        for number in range(count.value):
+            self._library.cuDeviceGet(ctypes.byref(device), number)
+            self._library.cuDeviceGetName(name, len(name), device)
+            self._library.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+            parts = []
+            for attribute in (CAPABILITY_MAJOR, CAPABILITY_MINOR):
+                self._library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+                parts.append(str(value.value))
+            found.append(Gpu(name.value.decode(errors="replace"), ".".join(parts), memory.value))
+        return found
+
+
+def find_gpus() -> list[Gpu]:
+    """Return the GPUs that the driver sees; none without a driver."""
+    try:
+        return Driver().gpus()
+    except OSError:
+        return []
+
+
+def tensorrt_version() -> str:
+    """Return the version of the TensorRT that is installed for Python, or nothing."""
+    try:
+        return metadata.version("tensorrt")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def tensorrt_cuda() -> str:
+    """Return the CUDA that the installed TensorRT is made for, or nothing.
+
+    TensorRT does not say. Its wheels have it in their name (tensorrt_cu13), NVIDIA's containers in CUDA_VERSION.
+    """
+    for name in (each.metadata["Name"] or "" for each in metadata.distributions()):
+        package, _, cuda = name.lower().replace("-", "_").partition("_cu")
+        if package == "tensorrt" and cuda[:2].isdigit():
+            return cuda[:2]
+    return ".".join(os.environ.get("CUDA_VERSION", "").split(".")[:2])
+
+
+def this_target(plugins: Path | None = None) -> Target:
+    """Return what a plan meets on this machine; what can't be found out stays empty.
+
+    Raises UserError where the plugin library can't be read.
+    """
+    gpus = find_gpus()
+    return Target(
+        tensorrt=tensorrt_version(),
+        cuda=tensorrt_cuda(),
+        compute_capability=gpus[0].compute_capability if gpus else "",
+        plugins_sha256=sha256(plugins) if plugins else "",
+    )

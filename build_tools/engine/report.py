@@ -95,15 +95,13 @@ def stated_precisions(model: onnx.ModelProto) -> dict[str, str]:
 
 def parse_listing(text: str) -> list[Layer]:
     """Read the listing that a builder logs at detailed verbosity."""
-    lines = (line for line in text.splitlines() if LAYER.match(line))
-    return [_listed(line) for line in lines]
-
-
-def _listed(line: str) -> Layer:
-    match = LAYER.match(line)
-    assert match
-    kinds = DATATYPE.findall(match["inputs"]) or DATATYPE.findall(match["constants"] or "")
-    return Layer(match["name"], match["kind"], precision_of(kinds[0] if kinds else ""), _origins(line))
+    layers = []
+    for line in text.splitlines():
+        if match := LAYER.match(line):
+            kinds = DATATYPE.findall(match["inputs"]) or DATATYPE.findall(match["constants"] or "")
+            precision = precision_of(kinds[0] if kinds else "")
+            layers.append(Layer(match["name"], match["kind"], precision, _origins(line)))
+    return layers
 
 
 def parse_inspector(text: str) -> list[Layer]:

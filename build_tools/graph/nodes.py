@@ -61,20 +61,13 @@ def top_k(nodes: NodeBuilder, values: Any, *, total: int, count: int, floor: flo
     """
     length = run_length(total, count)
     if length == 1:
-        flat = nodes("Max", nodes("Reshape", values, [0, -1]), np.float32(floor))
-        best, index = nodes("TopK", flat, [count], axis=1, outputs=2)
+        best, index = _top(nodes, values, [count], floor)
         return best, index
     runs = total // length
     table = nodes("Reshape", values, [-1, length])  # (B*runs, length)
     peaks = nodes("Max", nodes("Reshape", _reduce_max(nodes, table), [-1, runs]), np.float32(floor))
-    _, chosen = nodes("TopK", peaks, [count], axis=1, outputs=2)
-    chosen, _ = nodes("TopK", chosen, [count], axis=1, largest=0, outputs=2)  # into their order
-    inside = _rows_of(nodes, table, chosen, runs)  # (B, count, length)
-    flat = nodes("Max", nodes("Reshape", inside, [0, -1]), np.float32(floor))
-    best, place = nodes("TopK", flat, [count], axis=1, outputs=2)
-    run, offset = divide(nodes, place, length)
-    index = nodes("Add", nodes("Mul", nodes("GatherElements", chosen, run, axis=1), length), offset)
-    return best, index
+    chosen, inside = _best_runs(nodes, table, peaks, runs, [count])
+    return _inside_runs(nodes, chosen, _top(nodes, inside, [count], floor), length)
 
 
 def open_top_k(
@@ -97,22 +90,32 @@ def open_top_k(
     peaks = nodes("Reshape", _reduce_max(nodes, table), nodes("Concat", [-1], runs, axis=0))
     peaks = nodes("Max", peaks, np.float32(floor))
     taken = nodes("Min", runs, [count])
-    _, chosen = nodes("TopK", peaks, taken, axis=1, outputs=2)
-    chosen, _ = nodes("TopK", chosen, taken, axis=1, largest=0, outputs=2)  # into their order
-    inside = _rows_of(nodes, table, chosen, runs)  # (B, taken, length)
+    chosen, inside = _best_runs(nodes, table, peaks, runs, taken)
     most = nodes("Min", nodes("Mul", taken, [length]), [count])
-    flat = nodes("Max", nodes("Reshape", inside, [0, -1]), np.float32(floor))
-    best, place = nodes("TopK", flat, most, axis=1, outputs=2)
-    run, offset = divide(nodes, place, length)
-    index = nodes("Add", nodes("Mul", nodes("GatherElements", chosen, run, axis=1), length), offset)
+    best, index = _inside_runs(nodes, chosen, _top(nodes, inside, most, floor), length)
     return _filled(nodes, best, -np.inf, count), _filled(nodes, index, 0, count)
 
 
-def _rows_of(nodes: NodeBuilder, table: Any, chosen: Any, runs: Any) -> Any:
-    """Return the chosen runs of each image (B, taken, length) of a table (B*runs, length)."""
+def _top(nodes: NodeBuilder, values: Any, count: Any, floor: float) -> Any:
+    """Return the best of (B, ...) values, raised to a floor, and their flat places."""
+    flat = nodes("Max", nodes("Reshape", values, [0, -1]), np.float32(floor))
+    return nodes("TopK", flat, count, axis=1, outputs=2)
+
+
+def _best_runs(nodes: NodeBuilder, table: Any, peaks: Any, runs: Any, taken: Any) -> tuple[Any, Any]:
+    """Return the runs with the highest peaks by number, in their order, and these rows of (B*runs, length)."""
+    _, chosen = nodes("TopK", peaks, taken, axis=1, outputs=2)
+    chosen, _ = nodes("TopK", chosen, taken, axis=1, largest=0, outputs=2)
     images = nodes("Range", 0, nodes("Gather", nodes("Shape", chosen), 0, axis=0), 1)
     rows = nodes("Add", chosen, nodes("Unsqueeze", nodes("Mul", images, runs), [1]))
-    return nodes("Gather", table, rows, axis=0)
+    return chosen, nodes("Gather", table, rows, axis=0)  # (B, taken, length)
+
+
+def _inside_runs(nodes: NodeBuilder, chosen: Any, found: Any, length: int) -> tuple[Any, Any]:
+    """Return values found inside the chosen runs, and their flat indices among all."""
+    best, place = found
+    run, offset = divide(nodes, place, length)
+    return best, nodes("Add", nodes("Mul", nodes("GatherElements", chosen, run, axis=1), length), offset)
 
 
 def _filled(nodes: NodeBuilder, values: Any, value: Any, count: int) -> Any:

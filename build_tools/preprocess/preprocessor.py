@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -80,19 +81,21 @@ class Preprocessor:
     def run(self, images: Sequence[Buffer]) -> list[Prepared | BadImage]:
         """Prepare encoded images, any number, in order; a bad one gives its BadImage, alone."""
         found = self._each(self._decoding.gate, images)  # some are decoded on the way
-        results: dict[int, Prepared | BadImage] = {
-            index: each for index, each in enumerate(found) if isinstance(each, BadImage)
-        }
+        bad = {index: each for index, each in enumerate(found) if isinstance(each, BadImage)}
         good = {index: each for index, each in enumerate(found) if not isinstance(each, BadImage)}
         known = {index: each for index, data in good.items() if (each := Jpeg.read(data) or Bmp.read(data))}
-        for start in range(0, len(known), self.max_batch):
-            chunk = list(known)[start : start + self.max_batch]
-            results.update(zip(chunk, self._decode([known[index] for index in chunk]), strict=True))
-        others = [index for index in good if index not in known]
-        for start in range(0, len(others), self.max_batch):
-            chunk = others[start : start + self.max_batch]
-            results.update(zip(chunk, self._let_decode([good[index] for index in chunk]), strict=True))
+        others = {index: data for index, data in good.items() if index not in known}
+        results = {**bad, **self._batches(self._decode, known), **self._batches(self._let_decode, others)}
         return [results[index] for index in range(len(images))]
+
+    def _batches(
+        self, work: Callable[[list[Given]], list[Prepared | BadImage]], items: dict[int, Given]
+    ) -> dict[int, Prepared | BadImage]:
+        results: dict[int, Prepared | BadImage] = {}
+        for start in range(0, len(items), self.max_batch):
+            chunk = dict(islice(items.items(), start, start + self.max_batch))
+            results.update(zip(chunk, work(list(chunk.values())), strict=True))
+        return results
 
     def _each(self, work: Callable[[Given], Made], items: Sequence[Given]) -> list[Made]:
         return list(map(work, items) if len(items) == 1 else self._threads.map(work, items))
@@ -123,10 +126,8 @@ class Preprocessor:
 
     def _scaled(self, jpeg: Jpeg | Bmp) -> Scaled | BadImage:
         # Without antialiasing the pixels themselves are picked: of a smaller decoding they would be averages.
-        resized = self._rule.resized(jpeg.size, self._size)
-        ratio = (
-            max(new / old for new, old in zip(resized, jpeg.size, strict=True)) if self._rule.antialias else 1.0
-        )
+        sides = zip(self._rule.resized(jpeg.size, self._size), jpeg.size, strict=True)
+        ratio = max(new / old for new, old in sides) if self._rule.antialias else 1.0
         try:
             return jpeg.decode(self._decoding.scale(ratio))
         except ValueError:

@@ -10,7 +10,7 @@ Files that can't be read are named and replaced by others of the set; a set with
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -127,9 +127,18 @@ def draw(spec: DetectorSpec, options: Int8Options) -> Drawn:
         chunk = list(islice(rest, min(DECODED_AT_ONCE, missing)))
         if not chunk:
             break
-        for name, sha256, prepared in _prepare(preprocessor, files, chunk, unreadable):
-            images.append(prepared)
-            drawn[name] = sha256
+        encoded: dict[str, bytes] = {}
+        for name in chunk:
+            try:
+                encoded[name] = files[name].read_bytes()
+            except OSError as error:
+                unreadable[name] = f"the file can't be read: {error.strerror}"
+        for (name, data), result in zip(encoded.items(), preprocessor.run(list(encoded.values())), strict=True):
+            if isinstance(result, BadImage):
+                unreadable[name] = result.message
+            else:
+                images.append(result.image)
+                drawn[name] = hashlib.sha256(data).hexdigest()
     if not drawn:
         first = [f"{name}: {reason}" for name, reason in islice(unreadable.items(), SHOWN)]
         raise UserError(
@@ -209,10 +218,9 @@ def to_int8(
     layers = layers_of(model, spec, options.exclude)
     quantized = calibrated.quantize(options.calibrator, layers)
     names = [layer.name for layer in layers]
-    how: dict[str, Any] = {"calibrator": options.calibrator}
-    if options.calibrator == "percentile":
-        how["percentile"] = PERCENTILE
-    how |= {
+    how: dict[str, Any] = {
+        "calibrator": options.calibrator,
+        **({"percentile": PERCENTILE} if options.calibrator == "percentile" else {}),
         "size": spec.size,
         "pictures": len(drawn.files),
         "pictures_sha256": drawn.digest,
@@ -222,20 +230,3 @@ def to_int8(
     stated = {METADATA_PRECISION: "int8", METADATA_CALIBRATION: json.dumps(how)}
     onnx.helper.set_model_props(quantized, metadata_of(quantized) | stated)
     return quantized, {**how, "layers": names, "pictures": drawn.record()}
-
-
-def _prepare(
-    preprocessor: Preprocessor, files: Mapping[str, Path], names: Iterable[str], unreadable: dict[str, str]
-) -> Iterator[tuple[str, str, Canvas]]:
-    """Yield name, hash and image of the readable ones, and add the others to `unreadable`."""
-    encoded: dict[str, bytes] = {}
-    for name in names:
-        try:
-            encoded[name] = files[name].read_bytes()
-        except OSError as error:
-            unreadable[name] = f"the file can't be read: {error.strerror}"
-    for (name, data), result in zip(encoded.items(), preprocessor.run(list(encoded.values())), strict=True):
-        if isinstance(result, BadImage):
-            unreadable[name] = result.message
-        else:
-            yield name, hashlib.sha256(data).hexdigest(), result.image

@@ -183,26 +183,24 @@ class _Activations:
 
     def quantized(self, tensor: gs.Variable) -> gs.Variable:
         """Return the tensor as it is after quantization, with a pair on both sides of a pool or an upsampling."""
-        if tensor.name not in self._pairs:
+        name = tensor.name
+        if name not in self._pairs:
             source = _source(tensor)
             if source is not tensor:
                 passing = tensor.inputs[0]
                 passing.inputs[0] = self.quantized(passing.inputs[0])
             scale = np.float32(max(self._thresholds[source.name] / LARGEST, SMALLEST_SCALE))
-            self._pairs[tensor.name] = self._pair(tensor, scale)
-        return self._pairs[tensor.name]
-
-    def _pair(self, tensor: gs.Variable, scale: np.float32) -> gs.Variable:
-        name = tensor.name
-        shared = [
-            gs.Constant(f"{name}/scale", np.asarray(scale)),
-            gs.Constant(f"{name}/zero", np.zeros((), np.int8)),
-        ]
-        quantized = gs.Variable(f"{name}/int8", np.int8, tensor.shape)
-        restored = gs.Variable(f"{name}/restored", np.float32, tensor.shape)
-        self._graph.nodes.append(gs.Node(QUANTIZE, f"{name}/q", {}, [tensor, *shared], [quantized]))
-        self._graph.nodes.append(gs.Node(DEQUANTIZE, f"{name}/dq", {}, [quantized, *shared], [restored]))
-        return restored
+            shared = [
+                gs.Constant(f"{name}/scale", np.asarray(scale)),
+                gs.Constant(f"{name}/zero", np.zeros((), np.int8)),
+            ]
+            quantized = gs.Variable(f"{name}/int8", np.int8, tensor.shape)
+            self._pairs[name] = gs.Variable(f"{name}/restored", np.float32, tensor.shape)
+            self._graph.nodes.append(gs.Node(QUANTIZE, f"{name}/q", {}, [tensor, *shared], [quantized]))
+            self._graph.nodes.append(
+                gs.Node(DEQUANTIZE, f"{name}/dq", {}, [quantized, *shared], [self._pairs[name]])
+            )
+        return self._pairs[name]
 
 
 def _fold(node: gs.Node) -> Array:
@@ -240,7 +238,12 @@ class _Weights:
         signs = np.where(factor < 0, -1, 1).astype(np.int8)  # a scale is positive
         key = name, signs.tobytes()
         if key not in self._stored:
-            self._stored[key] = self._store(f"{name}/int8_{len(self._stored)}", node.inputs[1].values, signs)
+            values = node.inputs[1].values
+            scale = np.abs(values).reshape(len(values), -1).max(axis=1) / LARGEST  # (O, I, h, w) -> (O,)
+            steps = np.maximum(scale, np.finfo(np.float32).tiny).reshape(-1, 1, 1, 1)
+            rounded = np.clip(np.round(values / steps), -LARGEST, LARGEST).astype(np.int8)
+            stored = gs.Constant(f"{name}/int8_{len(self._stored)}", rounded * signs.reshape(-1, 1, 1, 1))
+            self._stored[key] = stored, scale.astype(np.float32)
         stored, scale = self._stored[key]
         scales = np.maximum(scale * np.abs(factor), SMALLEST_SCALE).astype(np.float32)
         prefix = f"{name}/{node.name}"
@@ -266,9 +269,3 @@ class _Weights:
             name = f"{weight.name}/cast"
             self._graph.nodes.append(gs.Node("Cast", name, cast, [half], [self._halves[weight.name]]))
         return self._halves[weight.name]
-
-    def _store(self, name: str, values: Array, signs: npt.NDArray[np.int8]) -> tuple[gs.Constant, Array]:
-        scale = np.abs(values).reshape(len(values), -1).max(axis=1) / LARGEST  # (O, I, h, w) -> (O,)
-        steps = np.maximum(scale, np.finfo(np.float32).tiny).reshape(-1, 1, 1, 1)
-        rounded = np.clip(np.round(values / steps), -LARGEST, LARGEST).astype(np.int8)
-        return gs.Constant(name, rounded * signs.reshape(-1, 1, 1, 1)), scale.astype(np.float32)

@@ -9,7 +9,7 @@ so the network runs once for all three, and a cache of them serves every later c
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -34,14 +34,9 @@ FORMAT = 1  # of the cache; counts up when histograms are made otherwise
 class Histogram:
     """Absolute values of a tensor: `counts` (BINS,) of equal width over [0, top], and the largest value."""
 
-    counts: npt.NDArray[np.int64]
-    top: float
-    largest: float
-
-    @classmethod
-    def empty(cls) -> "Histogram":
-        """Return one that has seen nothing."""
-        return cls(np.zeros(BINS, np.int64), 0.0, 0.0)
+    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    top: float = 0.0
+    largest: float = 0.0
 
     def add(self, values: npt.NDArray[np.float32]) -> None:
         """Count the values; the range doubles, and bins merge in pairs, until the largest fits."""
@@ -103,15 +98,10 @@ def percentile(histogram: Histogram, share: float = PERCENTILE) -> float:
     return min(histogram.top * (place + 1) / BINS, histogram.largest)
 
 
-def minmax(histogram: Histogram) -> float:
-    """Return the largest value there was."""
-    return histogram.largest
-
-
 THRESHOLDS: Mapping[Calibrator, Callable[[Histogram], float]] = {
     "entropy": entropy,
     "percentile": percentile,
-    "minmax": minmax,
+    "minmax": lambda histogram: histogram.largest,
 }
 
 
@@ -140,7 +130,7 @@ def collect(
     inner = [name for name in tensors if name != NETWORK_INPUT]
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
     session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
-    histograms = {name: Histogram.empty() for name in tensors}
+    histograms = {name: Histogram() for name in tensors}
     for image in inputs:
         values = dict(zip(inner, session.run(inner, {NETWORK_INPUT: image[None]}), strict=True))
         for name in tensors:

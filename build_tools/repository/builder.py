@@ -21,8 +21,7 @@ import numpy as np
 from PIL import Image
 
 from retinaserve.build_tools import openvino_cpu
-from retinaserve.build_tools.engine.gpu import this_target
-from retinaserve.build_tools.engine.manifest import Manifest, Target, check_plan, manifest_path
+from retinaserve.build_tools.engine.manifest import Manifest, Target, check_plan, manifest_path, this_target
 from retinaserve.build_tools.export import export
 from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 from retinaserve.build_tools.openvino_cpu import HINTS
@@ -40,8 +39,7 @@ from retinaserve.build_tools.repository.configs import (
     template,
     write_config,
 )
-from retinaserve.build_tools.repository.kept import differences, keep_settings, kept_options
-from retinaserve.build_tools.repository.versions import keep_pins
+from retinaserve.build_tools.repository.versions import differences, keep_pins, keep_settings, kept_options
 from retinaserve.plugins import tiles
 from retinaserve.training import spec as contract
 from retinaserve.training.errors import Exit, UserError
@@ -54,30 +52,23 @@ if TYPE_CHECKING:
 __all__ = ["Built", "build", "build_repository"]
 
 CUDA_POOL = "cuda_memory_pool_bytes"  # beside the models of the GPU profile; start.sh gives it to the server
-PREPROCESS_PACKAGE = Path(__file__).parents[1] / "preprocess"
-PIXELS_PACKAGE = Path(contract.__file__).parent / "pixels"
-RESIZE_MODULE = Path(contract.__file__).parent / "resize.py"
+TRAINING, BUILD_TOOLS, PLUGINS = (
+    Path(contract.__file__).parent,
+    Path(__file__).parents[1],
+    Path(tiles.__file__).parent,
+)
+PIXELS = {"pixels": TRAINING / "pixels"}
 # What each model directory gets a copy of, and where: a Triton model imports nothing of ours.
-PREPROCESSING = {
-    "preprocess": PREPROCESS_PACKAGE,
-    "preprocess/pixels": PIXELS_PACKAGE,
-    "preprocess/resize.py": RESIZE_MODULE,
-}
-PLUGINS = Path(tiles.__file__).parent
-TILED = {"pixels": PIXELS_PACKAGE} | {
-    f"merging/{name}": PLUGINS / name for name in ("__init__.py", "reference.py", "tiles.py")
-}
-COPIED = {
-    "cpu": {
-        contract.DETECTOR_TILED: TILED,
-        contract.PREPROCESS: PREPROCESSING,
-        contract.RETINANET: {"openvino_cpu.py": Path(openvino_cpu.__file__)},
+COPIED: Mapping[str, Mapping[str, Path]] = {
+    contract.DETECTOR_TILED: PIXELS
+    | {f"merging/{name}": PLUGINS / name for name in ("__init__.py", "reference.py", "tiles.py")},
+    contract.PREPROCESS: {
+        "preprocess": BUILD_TOOLS / "preprocess",
+        "preprocess/pixels": TRAINING / "pixels",
+        "preprocess/resize.py": TRAINING / "resize.py",
     },
-    "gpu": {
-        contract.DETECTOR_TILED: TILED,
-        contract.PREPROCESS: PREPROCESSING,
-        contract.ADMISSION: {"pixels": PIXELS_PACKAGE},
-    },
+    contract.ADMISSION: PIXELS,
+    contract.RETINANET: {"openvino_cpu.py": Path(openvino_cpu.__file__)},  # on CPUs: a plan stands alone
 }
 
 
@@ -93,35 +84,18 @@ class Built:
     kept: tuple[str, ...] = ()  # settings of the repository's configs that it would not have if it were built anew
 
 
-@dataclass(frozen=True)
-class _Warmup:
-    """An image for `preprocess`, and what `preprocess` makes of it for `retinanet`: files by model."""
-
-    files: dict[str, dict[str, bytes]]
-
-    @classmethod
-    def draw(cls, spec: DetectorSpec) -> Self:
-        y, x = np.mgrid[: WARMUP[0], : WARMUP[1]]
-        waves = [127 + 127 * np.sin(x / 17 + shift) * np.cos(y / 23 - shift) for shift in (0.0, 1.0, 2.0)]
-        buffer = io.BytesIO()
-        Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8)).save(buffer, "JPEG", quality=90)
-        jpeg = buffer.getvalue()
-        (prepared,) = Preprocessor(**spec.preprocessing, threads=1, max_batch=1).run([jpeg])
-        assert isinstance(prepared, Prepared)
-        return cls(
-            {
-                contract.ADMISSION: {"picture.jpg": jpeg},
-                contract.PREPROCESS: {"picture.jpg": jpeg},
-                contract.RETINANET: {
-                    "image.raw": prepared.image.tobytes(),
-                    "letterbox.raw": prepared.letterbox.tobytes(),
-                },
-            }
-        )
-
-    @property
-    def image_bytes(self) -> int:
-        return len(self.files[contract.PREPROCESS]["picture.jpg"])
+def _warmup(spec: DetectorSpec) -> tuple[bytes, dict[str, dict[str, bytes]]]:
+    """Return an image for `preprocess`, and files by model: that, and what becomes of it for `retinanet`."""
+    y, x = np.mgrid[: WARMUP[0], : WARMUP[1]]
+    waves = [127 + 127 * np.sin(x / 17 + shift) * np.cos(y / 23 - shift) for shift in (0.0, 1.0, 2.0)]
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    jpeg = buffer.getvalue()
+    (prepared,) = Preprocessor(**spec.preprocessing, threads=1, max_batch=1).run([jpeg])
+    assert isinstance(prepared, Prepared)
+    tensors = {"image.raw": prepared.image.tobytes(), "letterbox.raw": prepared.letterbox.tobytes()}
+    encoded = {"picture.jpg": jpeg}
+    return jpeg, {contract.ADMISSION: encoded, contract.PREPROCESS: encoded, contract.RETINANET: tensors}
 
 
 @dataclass(frozen=True)
@@ -228,24 +202,22 @@ def build_repository(
     options = options or BuildOptions()
     served = _Model.read(model, profile, replace(target or Target(), max_batch=options.max_batch or 0))
     version = _next_version(repository, profile)
-    warmup = _Warmup.draw(served.spec)
+    image, warmup = _warmup(served.spec)
     made = partial(
         specialise,
         served.spec,
         profile,
-        image_bytes=warmup.image_bytes,
+        image_bytes=len(image),
         precision=served.precision,
         identity=served.identity,
         manifest=served.manifest,
     )
     configs, kept = made(options), tuple[str, ...]()
     if version > 1:
-        there = {
-            name: config for name, config in configs.items() if (repository / name / "config.pbtxt").is_file()
-        }
-        _check_same_contract(repository, there)
+        anew = {name: each for name, each in configs.items() if (repository / name / "config.pbtxt").is_file()}
+        _check_same_contract(repository, anew)
         options = kept_options(repository, options, served.manifest)
-        anew, configs = there, made(options)
+        configs = made(options)
         there = {name: configs[name] for name in anew}
         keep_settings(repository, there, options)
         kept = differences(anew, there)
@@ -258,10 +230,13 @@ def build_repository(
         if profile == "gpu":
             _write_pipeline(stage / contract.PREPROCESS / str(version), served.spec, configs)
             (stage / CUDA_POOL).write_text(f"{cuda_pool_bytes(configs)}\n")
-        if version == 1:
-            _appear(stage, repository)
-        else:
+        if version > 1:
             _merge(stage, repository, version, tuple(configs))
+        else:
+            try:
+                stage.rename(repository)
+            except OSError as error:
+                raise UserError(f"{repository} could not be put in place: {error.strerror}") from None
     return Built(repository, version, served.precision, tuple(configs), kept=kept)
 
 
@@ -315,7 +290,9 @@ def _check_same_contract(repository: Path, configs: dict[str, Any]) -> None:
             )
 
 
-def _stage(stage: Path, profile: Profile, configs: dict[str, Any], warmup: _Warmup, version: int) -> None:
+def _stage(
+    stage: Path, profile: Profile, configs: dict[str, Any], warmup: dict[str, dict[str, bytes]], version: int
+) -> None:
     for name, config in configs.items():
         source, folder = template(profile, name) / "1", stage / name / str(version)
         if source.is_dir():
@@ -323,24 +300,18 @@ def _stage(stage: Path, profile: Profile, configs: dict[str, Any], warmup: _Warm
         else:  # a plan stands alone
             folder.mkdir(parents=True)
         write_config(stage / name / "config.pbtxt", config)
-        for file, content in warmup.files.get(name, {}).items():
+        for file, content in warmup.get(name, {}).items():
             (stage / name / "warmup").mkdir(exist_ok=True)
             (stage / name / "warmup" / file).write_bytes(content)
-    for name, copies in COPIED[profile].items():
-        for place, source in copies.items() if name in configs else ():
+    for name in configs:
+        copies = COPIED.get(name, {}) if (profile, name) != ("gpu", contract.RETINANET) else {}
+        for place, source in copies.items():
             target = stage / name / str(version) / place
             target.parent.mkdir(exist_ok=True)
             if source.is_dir():
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "pixels.py"))
             else:
                 shutil.copyfile(source, target)
-
-
-def _appear(stage: Path, repository: Path) -> None:
-    try:
-        stage.rename(repository)
-    except OSError as error:
-        raise UserError(f"{repository} could not be put in place: {error.strerror}") from None
 
 
 def _merge(stage: Path, repository: Path, version: int, models: tuple[str, ...]) -> None:

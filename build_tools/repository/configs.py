@@ -39,9 +39,8 @@ TEMPLATES = Path(__file__).parents[2] / "model_repository"
 DEFAULT_BATCH = 4  # on CPUs: cores take images one by one, and more would only be decoded earlier
 # The output convolutions of an INT8 graph are float and, in fp32, take as long as all the others together.
 INT8_ARITHMETIC = "bf16"
-# Versions of Triton: that of the nvidia-pytriton wheel, and that of container 26.08.
+# Versions of Triton: that of the nvidia-pytriton wheel, the oldest that is built for, and that of container 26.08.
 EMBEDDED, PRODUCTION = (2, 51), (2, 72)
-OLDEST = EMBEDDED
 WARMUP = (480, 640)  # h, w of the image that models are warmed up with
 # Triton's version by container, from NVIDIA's release notes; a month in which it counted on by one is left out.
 CONTAINERS = {(24, 10): (2, 51), (25, 6): (2, 59), (25, 7): (2, 59), (25, 8): (2, 60)}
@@ -94,9 +93,8 @@ def write_config(path: Path, config: Any) -> None:
 def _with_comments(path: Path, config: Any, text: str) -> str:
     """Return the file with what changes in it changed; its comments and the new text where that is not enough."""
     lines = path.read_text().splitlines()
-    begins = [
-        STRING.sub(lambda match: " " * len(match[0]), line).find("#") for line in lines
-    ]  # of comments, or -1
+    # Where comments begin, or -1.
+    begins = [STRING.sub(lambda match: " " * len(match[0]), line).find("#") for line in lines]
     if max(begins, default=-1) < 0:
         return text
     bare = [(line if begin < 0 else line[:begin]).strip() for line, begin in zip(lines, begins, strict=True)]
@@ -104,9 +102,8 @@ def _with_comments(path: Path, config: Any, text: str) -> str:
     same = SequenceMatcher(None, [line.strip() for line in before], bare, autojunk=False).get_matching_blocks()
     place = {block.a + step: block.b + step for block in same for step in range(block.size)}
     edited = list(lines)
-    for kind, start, stop, first, last in reversed(
-        SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
-    ):
+    changes = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    for kind, start, stop, first, last in reversed(changes):
         if kind == "equal":
             continue
         if any(line not in place for line in range(max(0, start - 1), stop)):
@@ -193,7 +190,16 @@ def specialise(
     if options.tile:
         configs[contract.DETECTOR_TILED] = _tiled(spec, configs[contract.DETECTOR], options)
     if options.max_inflight:
-        _set_max_inflight(configs[contract.DETECTOR], options.max_inflight, profile, options)
+        release = EMBEDDED if profile == "cpu" else options.triton
+        if release < MAX_INFLIGHT_SINCE:
+            raise UserError(
+                f"{contract.DETECTOR}/config.pbtxt: Triton {version_text(release)} does not know "
+                "ensemble_scheduling.max_inflight_requests (known from Triton "
+                f"{version_text(MAX_INFLIGHT_SINCE)}, container 25.11, on)",
+                "leave it out, or build for a later server with --triton-version",
+                code=Exit.USAGE,
+            )
+        configs[contract.DETECTOR].ensemble_scheduling.max_inflight_requests = options.max_inflight
     return configs
 
 
@@ -247,10 +253,7 @@ def _parameters(
     spec: DetectorSpec, profile: Profile, options: BuildOptions, precision: str, manifest: Manifest | None
 ) -> dict[str, dict[str, str]]:
     """Return the parameters that depend on the detector, by model."""
-    limits = {
-        "max_image_bytes": str(options.max_image_bytes),
-        "max_image_pixels": str(options.max_image_pixels),
-    }
+    limits = {name: str(getattr(options, name)) for name in ("max_image_bytes", "max_image_pixels")}
     rule = {} if spec.resize == contract.Design.resize_rule else {"resize": spec.resize}
     preparation = {"size": json.dumps(spec.size), "fill": json.dumps(spec.pad_value), **rule}
     values = {"value_range": json.dumps(spec.value_range)} if spec.value_range else {}
@@ -265,15 +268,10 @@ def _parameters(
         **limits,
     }
     if profile == "cpu":
+        decode = {"decode": "full" if options.full_decode else "scaled"}
         return {
-            contract.PREPROCESS: preparation
-            | values
-            | limits
-            | {"decode": "full" if options.full_decode else "scaled"},
-            contract.RETINANET: {
-                "precision": HINTS[options.arithmetic],
-                "graph": precision,
-            },
+            contract.PREPROCESS: preparation | values | limits | decode,
+            contract.RETINANET: {"precision": HINTS[options.arithmetic], "graph": precision},
             contract.DETECTOR: detector,
         }
     if manifest is None:
@@ -327,19 +325,6 @@ def cuda_pool_bytes(configs: Mapping[str, Any]) -> int:
     return max(LEAST_POOL, int(images * sum(-(-size // POOL_STEP) * POOL_STEP for size in sizes)))
 
 
-def _set_max_inflight(detector: Any, requests: int, profile: Profile, options: BuildOptions) -> None:
-    release = EMBEDDED if profile == "cpu" else options.triton
-    if release < MAX_INFLIGHT_SINCE:
-        raise UserError(
-            f"{contract.DETECTOR}/config.pbtxt: Triton {version_text(release)} does not know "
-            f"ensemble_scheduling.max_inflight_requests (known from Triton {version_text(MAX_INFLIGHT_SINCE)}, "
-            "container 25.11, on)",
-            "leave it out, or build for a later server with --triton-version",
-            code=Exit.USAGE,
-        )
-    detector.ensemble_scheduling.max_inflight_requests = requests
-
-
 def triton_version(text: str) -> tuple[int, int]:
     """Read a version of Triton (2.69, 2.69.0) or of its container (26.05, 26.05-py3). Raises UserError."""
     match = re.fullmatch(r"v?(\d{1,2})\.(\d{1,2})(?:\.\d+|-.*)?", text.strip())
@@ -359,10 +344,10 @@ def triton_version(text: str) -> tuple[int, int]:
         known = max((each for each in CONTAINERS if each <= version), default=min(CONTAINERS))
         major, minor = CONTAINERS[known]
         version = major, minor + (year - known[0]) * 12 + month - known[1]
-    if version < OLDEST:
+    if version < EMBEDDED:
         raise UserError(
             f"Triton {text} is older than what repositories are built for",
-            f"{version_text(OLDEST)} (24.10) or later is expected",
+            f"{version_text(EMBEDDED)} (24.10) or later is expected",
             code=Exit.USAGE,
         )
     return version

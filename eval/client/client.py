@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from retinaserve.eval.client.server_info import ModelStatistics, ServedModel, by_model
+from retinaserve.eval.client.server_info import Identity, ModelStatistics, ServedModel, by_model, parameters_of
 from retinaserve.eval.client.servers import Replica, Replicas, Slots
 from retinaserve.eval.client.transport import (
     Endpoint,
@@ -36,7 +36,6 @@ from retinaserve.eval.client.transport import (
     image_error,
     no_server,
 )
-from retinaserve.eval.identity import Identity
 from retinaserve.eval.tiled import TiledDetector, Tiling
 from retinaserve.plugins.tiles import OVERLAP
 from retinaserve.training.detections import Detections, ImageError, answered
@@ -144,10 +143,8 @@ class AsyncClient(_Served):
 
     async def predict(self, images: Sequence[bytes]) -> list[Detections]:
         """Return the detections of each encoded image. Raises UserError for the first that has none."""
-        found: list[Detections] = []
-        async for answer in self.predict_many(images):
-            found.append(answered(answer, len(found) + 1))
-        return found
+        answers = [answer async for answer in self.predict_many(images)]
+        return [answered(answer, number) for number, answer in enumerate(answers, 1)]
 
     async def predict_many(
         self, images: Iterable[bytes | ImageError], *, concurrency: int | None = None
@@ -205,8 +202,7 @@ class AsyncClient(_Served):
     async def parameters(self, model: str) -> dict[str, str]:
         """Return what the config of another model, such as a step of the ensemble, has as parameters."""
         with self._asking(self._replicas.first()) as transport:
-            config = await transport.config(model, timeout=CONTROL_TIMEOUT)
-        return {key: item.get("string_value", "") for key, item in config.get("parameters", {}).items()}
+            return parameters_of(await transport.config(model, timeout=CONTROL_TIMEOUT))
 
     @contextmanager
     def _asking(self, replica: Replica) -> Iterator[Transport]:

@@ -1,21 +1,28 @@
-"""What a server says of itself: the detector it serves, and what it counted for each model.
+"""What a server says of itself: the detector it serves, which files it was made from, and what it counted.
 
     ServedModel.from_config(config).classes     # `retinaserve build` writes them into the ensemble's parameters
     before = client.statistics()
     ...
     spent = client.statistics()["preprocess"] - before["preprocess"]
     spent.mean_batch, spent.queue_ms
+    Identity.of_file(Path("model.onnx"), runtime="OpenVINO 2026.4.1")       # client.identity() of a server's
 
-Times are means for one request and are what the server itself measured; the network is not in them.
+Times are means for one request and are what the server itself measured; the network is not in them. The hashes are
+those that `retinaserve build` wrote into a config; that is the newest version's, so after a rollback they are of
+the version that was built last. What nobody told is an empty string, never a guess.
 """
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, replace
-from typing import Any
+from dataclasses import asdict, astuple, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
 
 from retinaserve.training.errors import UserError
-from retinaserve.training.spec import PREPROCESS
+from retinaserve.training.files import sha256
+from retinaserve.training.spec import METADATA_CHECKPOINT, PREPROCESS
+
+SCALED, FULLY = "scaled", "full"  # what `build` writes of decoding; a server that does not tell decodes in full
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class ServedModel:
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, source: str = "the server") -> "ServedModel":
         """Read a config as either protocol returns it. Raises UserError for a model that is no detector."""
-        values = {key: item.get("string_value", "") for key, item in config.get("parameters", {}).items()}
+        values = parameters_of(config)
         name = str(config.get("name", ""))
         try:
             classes = tuple(str(item) for item in json.loads(values["classes"]))
@@ -64,6 +71,14 @@ class ServedModel:
                 f"model {name!r} at {source} has {len(classes)} classes and {len(model.category_ids)} ids"
             )
         return model
+
+
+def _mean_ms(*names: str) -> Any:
+    def mean(statistics: "ModelStatistics") -> float:
+        nanoseconds = sum(getattr(statistics, name) for name in names)
+        return nanoseconds / statistics.requests / 1e6 if statistics.requests else 0.0
+
+    return property(mean)
 
 
 @dataclass(frozen=True)
@@ -118,38 +133,18 @@ class ModelStatistics:
         """Images per execution."""
         return self.inferences / self.executions if self.executions else 0.0
 
-    @property
-    def queue_ms(self) -> float:
-        """Mean wait of a request in the model's queue."""
-        return self._mean_ms(self.queue_ns)
+    # Means of a request, in milliseconds.
+    queue_ms = _mean_ms("queue_ns")  # waiting in the model's queue
+    input_ms = _mean_ms("input_ns")  # until its input tensors were gathered
+    infer_ms = _mean_ms("infer_ns")  # in the execution that it was part of
+    output_ms = _mean_ms("output_ns")  # until its outputs were handed on
+    compute_ms = _mean_ms("input_ns", "infer_ns", "output_ns")
+    total_ms = _mean_ms("total_ns")
 
-    @property
-    def input_ms(self) -> float:
-        """Mean time to gather a request's input tensors."""
-        return self._mean_ms(self.input_ns)
 
-    @property
-    def infer_ms(self) -> float:
-        """Mean time of the execution a request was part of."""
-        return self._mean_ms(self.infer_ns)
-
-    @property
-    def output_ms(self) -> float:
-        """Mean time to hand a request's outputs on."""
-        return self._mean_ms(self.output_ns)
-
-    @property
-    def compute_ms(self) -> float:
-        """Mean time a request was worked on, its tensors moved included."""
-        return self._mean_ms(self.input_ns + self.infer_ns + self.output_ns)
-
-    @property
-    def total_ms(self) -> float:
-        """Mean time from a request's arrival to its answer."""
-        return self._mean_ms(self.total_ns)
-
-    def _mean_ms(self, nanoseconds: int) -> float:
-        return nanoseconds / self.requests / 1e6 if self.requests else 0.0
+def parameters_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the parameters of a config."""
+    return {key: item.get("string_value", "") for key, item in config.get("parameters", {}).items()}
 
 
 def by_model(entries: Iterable[Mapping[str, Any]]) -> dict[str, ModelStatistics]:
@@ -174,3 +169,62 @@ def whole(spent: Mapping[str, ModelStatistics], served: ServedModel) -> dict[str
     first = spent[PREPROCESS]
     rest = max(0, spent[served.name].total_ns - counted)
     return {**spent, PREPROCESS: replace(first, infer_ns=first.infer_ns + rest)}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A model where it runs."""
+
+    where: str  # an address, or a file
+    runtime: str  # "triton 2.51.0", "OpenVINO 2026.4.1"
+    precision: str = ""
+    decode: str = ""  # of JPEGs: no finer than is seen, or all pixels
+    graph_sha256: str = ""
+    checkpoint_sha256: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)  # those served, by model
+    instances: Mapping[str, int] = field(default_factory=dict)  # that execute at the same time, by model
+
+    @classmethod
+    def of_server(
+        cls,
+        configs: Mapping[str, Mapping[str, Any]],
+        statistics: Iterable[Mapping[str, Any]],
+        *,
+        server: str,
+        address: str,
+    ) -> Self:
+        """Read it from the configs of the ensemble and its steps, and the server's statistics."""
+        told: dict[str, str] = {}
+        for config in configs.values():
+            told |= parameters_of(config)
+        versions: dict[str, list[str]] = {}
+        for entry in statistics:
+            if entry.get("name") in configs:
+                versions.setdefault(str(entry["name"]), []).append(str(entry.get("version", "")))
+        return cls(
+            where=address,
+            runtime=server,
+            **{name: told.get(name, "") for name in ("precision", "decode", "graph_sha256", "checkpoint_sha256")},
+            versions={name: ", ".join(sorted(served)) for name, served in versions.items()},
+            instances={name: _instances(config) for name, config in configs.items()},
+        )
+
+    @classmethod
+    def of_file(cls, path: Path, *, runtime: str, precision: str = "", decode: str = "") -> Self:
+        """Hash a model file; an ONNX file also says which checkpoint it was made from."""
+        graph, checkpoint = ("", sha256(path)) if path.suffix == ".pth" else (sha256(path), "")
+        if path.suffix == ".onnx":
+            import onnx
+
+            properties = onnx.load(str(path), load_external_data=False).metadata_props
+            checkpoint = next((item.value for item in properties if item.key == METADATA_CHECKPOINT), "")
+        return cls(str(path), runtime, precision, decode, graph, checkpoint)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything for JSON."""
+        return asdict(self)
+
+
+def _instances(config: Mapping[str, Any]) -> int:
+    groups = config.get("instance_group", [])
+    return sum(int(group.get("count", 1)) * max(1, len(group.get("gpus", []))) for group in groups) or 1

@@ -244,9 +244,8 @@ class Transport:
 
 
 class _Grpc:
-    admin_header = (
-        f"triton-grpc-protocol-{ADMIN_HEADER}"  # Triton puts a prefix before the name that was configured
-    )
+    # Triton puts a prefix before the name that was configured.
+    admin_header = f"triton-grpc-protocol-{ADMIN_HEADER}"
 
     def __init__(self, endpoint: Endpoint) -> None:
         from tritonclient.grpc import aio

@@ -143,8 +143,7 @@ class Analysis:
             step = int(steps(np.array([best]))[0])
             point: dict[str, Any] = {"class": None if pooled else names[place], "threshold": best}
             for name, curve in zip(("precision", "recall", "f1"), curves, strict=True):
-                value = float(curve[place, step])
-                point[name] = round(value, 4) if np.isfinite(value) else None
+                point[name] = _known(float(curve[place, step]))
             points.append(point)
         return points
 
@@ -163,7 +162,7 @@ class Analysis:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON file: numbers first, the detections that a later comparison needs last."""
         names = ("precision", "recall", "f1")
-        thresholds = {name: _list(curve) for name, curve in zip(names, self.table.curves(), strict=True)}
+        curves = ([[_known(value) for value in row] for row in curve.tolist()] for curve in self.table.curves())
         *of_class, pooled = self.operating_points()
         return {
             "format": FORMAT,
@@ -171,7 +170,7 @@ class Analysis:
             "ap_interval": self.interval and self.interval.to_dict(),
             "operating_point": pooled,
             "operating_points": of_class,
-            "thresholds": thresholds,
+            "thresholds": dict(zip(names, curves, strict=True)),
             "errors": self.table.errors(self.threshold),
             "ap50_gains": self.gains,
             "confusion": {
@@ -238,8 +237,8 @@ def _compare(
     )
 
 
-def _list(curve: Floats) -> list[list[float | None]]:
-    return [[value if np.isfinite(value) else None for value in row] for row in curve.round(4).tolist()]
+def _known(value: float) -> float | None:
+    return round(value, 4) if np.isfinite(value) else None
 
 
 def _packed(classified: ClassifiedBoxes) -> dict[str, list[list[float]]]:

@@ -9,14 +9,17 @@ without detections, so that failures lower the scores instead of hiding in them.
 """
 
 import time
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 
+from retinaserve.eval.client.client import Client
+from retinaserve.eval.client.server_info import ModelStatistics
 from retinaserve.eval.tiled import answers_of
 from retinaserve.training.bootstrap import margin
 from retinaserve.training.coco import Annotations
@@ -39,6 +42,7 @@ Answers = Iterator[Detections | ImageError]
 SHEET_IMAGES, SHEET_COLUMNS, TILE = 12, 4, (400, 300)  # half of the columns are the truth
 SHEET_SCORE = 0.5
 MOST_CLASSES = 25  # bars of the plot
+PERCENTILES = {"p50": 50, "p90": 90, "p95": 95, "p99": 99, "max": 100}
 
 
 @dataclass(frozen=True)
@@ -212,3 +216,40 @@ def _renumbered(found: Detections, places: Mapping[int, int]) -> Detections:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The seconds of each answer of a server as they come, and what it had counted before.
+
+    A step of the ensemble is busy while one of its instances executes a batch, by the server's own statistics; the
+    share of the run that the busiest one was says how far the server was the limit: 1.0 is a server that never
+    waited for its client. Work of other clients of the same server counts as well.
+    """
+
+    client: Client
+    instances: Mapping[str, int]
+    before: Mapping[str, ModelStatistics]
+    seconds: "array[float]" = field(default_factory=lambda: array("d"))
+
+    @classmethod
+    def watch(cls, client: Client) -> Self:
+        """Start: from now on every answer of the client is timed."""
+        traffic = cls(client, client.identity().instances, client.statistics())
+        client.on_answer(traffic.seconds.append)
+        return traffic
+
+    def latency(self) -> dict[str, float]:
+        """Return percentiles of the answers, in milliseconds; nothing when there were none."""
+        if not self.seconds:
+            return {}
+        values = np.percentile(self.seconds, list(PERCENTILES.values())) * 1000
+        return {name: round(float(value), 3) for name, value in zip(PERCENTILES, values, strict=True)}
+
+    def busy(self, wall_seconds: float) -> dict[str, float]:
+        """Return the share of the time that each step's instances executed, by the server's statistics."""
+        after = self.client.statistics()
+        return {
+            step: round((after[step] - self.before[step]).busy_ns / 1e9 / wall_seconds / self.instances[step], 4)
+            for step in self.client.served.steps
+        }

@@ -148,18 +148,13 @@ def _figure(each: Disagreement, classified: ClassifiedBoxes, images: Path) -> st
     except OSError as error:
         return f"<figure>{caption}<p>{escape(str(error))}</p></figure>"
     crop = _crop(each, image.size)
-    mine = classified.truth_image == place
-    theirs = (classified.image == place) & (classified.score >= min(SHOWN_SCORE, each.weight))
-    count = int(mine.sum())
-    labels = Detections.from_slots(
-        count, classified.truth_boxes[mine], np.ones(count), classified.truth_category[mine]
-    )
-    detections = Detections.from_slots(
-        int(theirs.sum()), classified.boxes[theirs], classified.score[theirs], classified.category[theirs]
-    )
+    mine = np.flatnonzero(classified.truth_image == place)
+    theirs = np.flatnonzero((classified.image == place) & (classified.score >= min(SHOWN_SCORE, each.weight)))
+    labels = classified.truth_boxes[mine], np.ones(len(mine)), classified.truth_category[mine]
+    found = classified.boxes[theirs], classified.score[theirs], classified.category[theirs]
     pair = (
-        draw(image.crop(crop), _within(side, crop), names, within=WITHIN, scores=scores)
-        for side, scores in ((labels, False), (detections, True))
+        draw(image.crop(crop), _within(Detections.from_slots(len(side[1]), *side), crop), names, **how)
+        for side, how in ((labels, {"within": WITHIN, "scores": False}), (found, {"within": WITHIN}))
     )
     return f"<figure>{caption}{' '.join(map(_embedded, pair))}</figure>"
 

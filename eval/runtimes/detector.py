@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from retinaserve.eval.identity import FULLY, SCALED, Identity
+from retinaserve.eval.client.server_info import FULLY, SCALED, Identity
 from retinaserve.plugins import reference
 from retinaserve.training.detections import Detections, ImageError, answered
 from retinaserve.training.errors import Exit, UserError
@@ -77,8 +77,6 @@ def open_detector(
         raise UserError(f"{path}: no such file", "a checkpoint (.pth) or an exported model (.onnx) is expected")
     runtime: Runtime
     if path.suffix == ".pth":
-        from retinaserve.eval.runtimes.torch import TorchRuntime
-
         runtime = TorchRuntime(path, threads=threads)
     elif path.suffix == ".onnx":
         from retinaserve.eval.runtimes.onnx import OnnxRuntime
@@ -93,6 +91,38 @@ def open_detector(
     if size and size != runtime.spec.size and path.suffix != ".pth":
         raise UserError(f"{path}: its size is fixed", "--size is for a checkpoint (.pth)", code=Exit.USAGE)
     return OfflineDetector(runtime, threads=threads, batch=batch, size=size, decoding=decoding)
+
+
+class TorchRuntime:
+    """A checkpoint run by torch, on the GPU where there is one; answers the raw heads."""
+
+    name, precision, note = "torch", "fp32", ""
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        """Load a checkpoint. Raises UserError for a file that is none."""
+        import torch
+
+        from retinaserve.training.checkpoint import load_model
+
+        if threads:
+            torch.set_num_threads(threads)
+        self.path, self._torch = path, torch
+        self.spec, model = load_model(path)
+        self.output_names = tuple(name for pair in self.spec.head_names for name in pair)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = model.to(self._device).eval()
+        # (3, 1, 1)
+        self._mean, self._std = (
+            torch.tensor(each, device=self._device)[:, None, None] for each in (self.spec.mean, self.spec.std)
+        )
+
+    def run(self, batch: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Return the heads of a batch of any size."""
+        with self._torch.inference_mode():
+            pixels = self._torch.from_numpy(batch[IMAGE]).to(self._device)
+            heads = self._model((pixels / 255 - self._mean) / self._std)
+            tensors = [tensor.cpu().numpy() for pair in heads for tensor in pair]
+        return dict(zip(self.output_names, tensors, strict=True))
 
 
 class OfflineDetector:
@@ -201,13 +231,7 @@ class OfflineDetector:
 
 def decode_heads(spec: DetectorSpec, heads: Arrays, letterboxes: npt.NDArray[np.float32]) -> Arrays:
     """Return the outputs that a graph with decode and NMS has, of raw heads by the names of the spec."""
-    logits, boxes, classes = reference.decode(
-        [heads[name] for name, _ in spec.head_names],
-        [heads[name] for _, name in spec.head_names],
-        letterboxes,
-        **spec.decoding,
-    )
-    slots = reference.nms(
-        logits, boxes, classes, letterboxes, iou=spec.nms_iou, max_detections=spec.max_detections
-    )
+    logits, deltas = ([heads[name] for name in side] for side in zip(*spec.head_names, strict=True))
+    candidates = reference.decode(logits, deltas, letterboxes, **spec.decoding)
+    slots = reference.nms(*candidates, letterboxes, iou=spec.nms_iou, max_detections=spec.max_detections)
     return dict(zip((NUM_DETECTIONS, BOXES, SCORES, CLASSES), slots, strict=True))

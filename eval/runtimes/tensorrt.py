@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retinaserve.build_tools.engine.manifest import read_manifest
-from retinaserve.build_tools.engine.plugin_library import load_plugins
+from retinaserve.build_tools.engine.tensorrt import load_plugins, message_log
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.spec import IMAGE, LETTERBOX, OUTPUTS
 
@@ -96,19 +96,7 @@ def _packages() -> tuple[Any, Any]:
 
 def _deserialize(trt: Any, path: Path, content: bytes, plugins: Path | None) -> tuple[Any, tuple[Any, ...]]:
     """Return the engine, and what has to live as long as it."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        """Keeps TensorRT's first error, which says why a plan is refused; the rest follow from it."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.error = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR:
-                self.error = self.error or message
-
-    log = Log()
+    log = message_log(trt)
     if plugins:
         load_plugins(trt, plugins)
     runtime = trt.Runtime(log)
@@ -116,7 +104,7 @@ def _deserialize(trt: Any, path: Path, content: bytes, plugins: Path | None) -> 
     if engine is None:
         without = "" if plugins else "; if it has this project's plugins, name the library with --plugins"
         raise UserError(
-            f"{path}: TensorRT {trt.__version__} refuses the plan: {log.error or 'it does not say why'}",
+            f"{path}: TensorRT {trt.__version__} refuses the plan: {log.first_error()}",
             f"a plan fits one GPU and one TensorRT: build it on this machine{without}",
         )
     return engine, (runtime, log)

@@ -23,8 +23,7 @@ import numpy.typing as npt
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.server_info import ServedModel
 from retinaserve.eval.runtimes.detector import Arrays, OfflineDetector
-from retinaserve.eval.verify.matching import Cuts, Matching, match
-from retinaserve.eval.verify.tolerances import AT_LEAST, limits_for, loosest, precision_named
+from retinaserve.eval.verify.matching import AT_LEAST, Cuts, Matching, limits_for, loosest, match, precision_named
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import UserError
@@ -273,9 +272,8 @@ def compare(
     errors: dict[int, ImageError] = {}
     source = zip(files, progress(read_files(files.values()), len(files)), strict=True)
     while chunk := list(islice(source, reference.batch)):
-        results = dict(
-            zip((image for image, _ in chunk), reference.prepare([data for _, data in chunk]), strict=True)
-        )
+        images, contents = zip(*chunk, strict=True)
+        results = dict(zip(images, reference.prepare(contents), strict=True))
         errors |= {image: item for image, item in results.items() if isinstance(item, ImageError)}
         prepared = {image: item for image, item in results.items() if not isinstance(item, ImageError)}
         encoded = [data for image, data in chunk if image in prepared and isinstance(data, bytes)]

@@ -16,8 +16,7 @@ import numpy as np
 from PIL import Image
 
 from retinaserve.eval.verify.compare import Comparison, Verification
-from retinaserve.eval.verify.matching import Side
-from retinaserve.eval.verify.tolerances import AT_LEAST, TABLE
+from retinaserve.eval.verify.matching import AT_LEAST, TABLE, Side
 from retinaserve.training.draw import contact_sheet, draw, open_image
 
 LISTED = 8  # boxes without a counterpart that are printed, the strongest
@@ -30,10 +29,7 @@ HEAD_COLUMNS = ("head-max", "head-mean", "head-cosine")
 def table(result: Verification) -> str:
     """Return a block a candidate and the verdict."""
     blocks = ["\n".join(_block(result, comparison)) for comparison in result.comparisons]
-    verdicts = [
-        f"{'PASS' if comparison.passed else 'FAIL'}  {comparison.candidate.title}"
-        for comparison in result.comparisons
-    ]
+    verdicts = [f"{'PASS' if each.passed else 'FAIL'}  {each.candidate.title}" for each in result.comparisons]
     return "\n\n".join([*blocks, "\n".join(verdicts)])
 
 
@@ -90,7 +86,8 @@ def write_sheets(result: Verification, folder: Path, *, count: int = 6) -> list[
     for number, comparison in enumerate(result.comparisons, 1):
         tiles = [tile for image in comparison.worst(count) for tile in _tiles(result, comparison, image)]
         if tiles:
-            path = folder / f"{number}-{_slug(comparison.candidate.title)}.jpg"
+            name = comparison.candidate.title.rsplit("/", 1)[-1].lower()
+            path = folder / f"{number}-{re.sub(r'[^a-z0-9._]+', '-', name).strip('-')}.jpg"
             contact_sheet(tiles, columns=2, tile=TILE).save(path, quality=90)
             written.append(path)
     return written
@@ -122,7 +119,7 @@ def _heads_table(comparison: Comparison) -> Iterator[str]:
     for tensor, apart in comparison.heads.items():
         failed = [check.name for check in comparison.failed if check.subject == tensor]
         marks = f"   FAIL {' '.join(failed)}" if failed else ""
-        yield f"  {tensor:<16}{_number(apart.max):>10}{_number(apart.mean):>10}{_cosine(apart.cosine):>12}{marks}"
+        yield f"  {tensor:<16}{_number(apart.max):>10}{_number(apart.mean):>10}{apart.cosine:>12.6f}{marks}"
     limits = [f"{comparison.limits[name]:g}" for name in HEAD_COLUMNS]
     yield f"  {'limit':<16}{limits[0]:>10}{limits[1]:>10}{'>= ' + limits[2]:>12}"
     yield ""
@@ -167,7 +164,7 @@ def _comparison_dict(result: Verification, comparison: Comparison) -> dict[str, 
         "passed": comparison.passed,
         "advice": advice(result, comparison),
         "heads": {
-            name: {"max": _json(apart.max), "mean": _json(apart.mean), "cosine": _json(apart.cosine)}
+            name: {key: _json(getattr(apart, key)) for key in ("max", "mean", "cosine")}
             for name, apart in comparison.heads.items()
         },
         "boxes": {
@@ -246,16 +243,8 @@ def _tiles(result: Verification, comparison: Comparison, image: int) -> Iterator
         yield draw(open_image(file), chosen, labels, within=TILE), caption
 
 
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9._]+", "-", text.rsplit("/", 1)[-1].lower()).strip("-")
-
-
 def _number(value: float) -> str:
     return f"{value:.2e}" if 0 < abs(value) < 0.0001 else f"{value:.4f}"
-
-
-def _cosine(value: float) -> str:
-    return f"{value:.6f}"
 
 
 def _json(value: float) -> float | None:

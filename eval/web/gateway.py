@@ -23,13 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from retinaserve.eval.client.client import CONTROL_TIMEOUT, AsyncClient, Client
 from retinaserve.eval.client.server_info import ModelStatistics, ServedModel, by_model, whole
-from retinaserve.eval.client.transport import (
-    Endpoint,
-    Protocols,
-    ServerError,
-    TlsFiles,
-    Transport,
-)
+from retinaserve.eval.client.transport import Endpoint, Protocols, ServerError, TlsFiles, Transport
 from retinaserve.eval.tiled import TiledDetector, Tiling
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import Exit, UserError
@@ -209,9 +203,8 @@ class Gateway:
             self._forget()
             await self.client()  # says in words what is the matter
             raise UserError(f"{self.endpoint} gives no statistics") from None
-        if any(
-            counted.get(name, ModelStatistics()).requests < was.requests for name, was in self._counted.items()
-        ):
+        before = self._counted.items()
+        if any(counted.get(name, ModelStatistics()).requests < was.requests for name, was in before):
             self._forget()  # it was started again, perhaps with other classes
         self._counted = counted
         return counted

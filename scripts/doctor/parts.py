@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retinaserve.build_tools.engine.gpu import Driver, this_target
-from retinaserve.build_tools.engine.manifest import check_plan
+from retinaserve.build_tools.engine.manifest import Driver, check_plan, this_target
 from retinaserve.scripts.doctor.machine import Check
 from retinaserve.scripts.doctor.packages import installed
 

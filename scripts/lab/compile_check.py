@@ -28,8 +28,8 @@ from retinaserve.build_tools.engine.builder import (
     load_tensorrt,
     profiles,
 )
-from retinaserve.build_tools.engine.listeners import message_log
 from retinaserve.build_tools.engine.report import LayerReport
+from retinaserve.build_tools.engine.tensorrt import message_log
 from retinaserve.build_tools.export import ExportOptions, export_detector
 from retinaserve.build_tools.graph.detection import DECODE, DOMAIN
 from retinaserve.build_tools.graph.graft import save

@@ -48,7 +48,7 @@ from itertools import islice
 from pathlib import Path
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.data.loaders import training_batches
-from retinaserve.training.data.stream import StreamSettings
+from retinaserve.training.data.augment import StreamSettings
 from retinaserve.training.spec import DetectorSpec
 folder, loader, side, workers, batches = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 data = CocoDataset(Path(folder), Path(folder) / "annotations.json")

@@ -87,8 +87,8 @@ def networks(rng: Random, seed: int) -> tuple[float, list[str], list[Difference]
     """One random detector in every runtime."""
     from retinaserve.build_tools.graph.onnx_io import OnnxGraph
     from retinaserve.build_tools.openvino_cpu import compile_for_cpu
+    from retinaserve.eval.runtimes.detector import TorchRuntime
     from retinaserve.eval.runtimes.onnx import OnnxRuntime
-    from retinaserve.eval.runtimes.torch import TorchRuntime
 
     spec = random_detector(rng)
     height, width = spec.size

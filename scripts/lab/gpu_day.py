@@ -209,8 +209,8 @@ import sys
 from pathlib import Path
 try:
     from retinaserve.build_tools.engine.builder import load_tensorrt
-    from retinaserve.build_tools.engine.gpu import find_gpus
-    from retinaserve.build_tools.engine.plugin_library import load_plugins
+    from retinaserve.build_tools.engine.manifest import find_gpus
+    from retinaserve.build_tools.engine.tensorrt import load_plugins
     from retinaserve.training.errors import UserError
 except ImportError as error:
     sys.exit(f"{sys.executable}: {error}; this project is needed with its packages: pip install '.[train,gpu]'")

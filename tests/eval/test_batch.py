@@ -18,8 +18,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from retinaserve.eval.batch import INPUTS, Plan, _put, write_part
-from retinaserve.eval.recorded import Recorded
+from retinaserve.eval.batch import INPUTS, Plan, Recorded, _put, write_part
 from retinaserve.eval.report.report import evaluate_detector
 from retinaserve.eval.runtimes.detector import open_detector
 from retinaserve.eval.sources import list_images, read_images

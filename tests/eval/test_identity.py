@@ -6,7 +6,7 @@ import pytest
 
 from retinaserve.build_tools.repository.configs import read_config
 from retinaserve.eval.client.client import Client
-from retinaserve.eval.identity import Identity
+from retinaserve.eval.client.server_info import Identity
 from retinaserve.eval.runtimes.detector import open_detector
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.spec import METADATA_CHECKPOINT

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retinaserve.eval.predictions import json_line
-from retinaserve.eval.prelabels import Prelabels, csv_text
+from retinaserve.eval.predictions import Prelabels, csv_text, json_line
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from tests.images import checker, encode

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from retinaserve.training.boxes import area, decode, encode, intersection, iou_matrix
+from retinaserve.training.model.losses import area, decode, encode, intersection, iou_matrix
 
 
 def boxes(*rows: tuple[float, float, float, float]) -> torch.Tensor:

@@ -88,12 +88,10 @@ def read_categories(entries: Iterable[Any], finds: Finds) -> dict[int, str]:
         ids[number] += 1
         names[clean] += 1
         categories.setdefault(number, clean)
-    for number, count in ids.items():
-        if count > 1:
-            finds.add("category-repeated", "id {}: {} times", number, count)
-    for name, count in names.items():
-        if count > 1:
-            finds.add("category-repeated", "{!r}: {} times", name, count)
+    for what, counts in (("id {!r}", ids), ("{!r}", names)):
+        for each, count in counts.items():
+            if count > 1:
+                finds.add("category-repeated", f"{what}: {{}} times", each, count)
     return categories
 
 
@@ -125,12 +123,11 @@ def read_boxes(
         else:
             _note_text(finds, name, fields, ("image_id", "category_id", "iscrowd", "area"))
         bbox = _rectangle(fields, name, finds)
-        if bbox is None or image_id not in images or category_id not in categories or crowd is None:
+        if bbox is None or crowd is None or image_id is None or category_id is None:
             continue
-        assert image_id is not None and category_id is not None
+        if not (images.get(image_id) and categories.get(category_id)):
+            continue
         area = number_of(fields.get("area"))
-        if not (images[image_id] and categories[category_id]):
-            continue
         boxes.append(
             {
                 "id": len(boxes) + 1,
@@ -153,7 +150,8 @@ def drop_copies(names: dict[int, str], boxes: list[Box], finds: Finds) -> list[B
     """Take entries of the same file with the same boxes out of `names`; return the boxes of those that stay."""
     ids = defaultdict[str, list[int]](list)
     for number, name in names.items():
-        ids[_path(name)].append(number)
+        # Without what leads nowhere: ./a.jpg is a.jpg.
+        ids["/".join(part for part in name.split("/") if part not in ("", "."))].append(number)
     several = {number: path for path, same in ids.items() if len(same) > 1 for number in same}
     if not several:
         return boxes
@@ -192,6 +190,12 @@ def number_of(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def numbers_of(values: Iterable[Any]) -> list[float] | None:
+    """Return finite numbers, or None where one of them is none."""
+    numbers = [number_of(value) for value in values]
+    return None if None in numbers else [number for number in numbers if number is not None]
+
+
 def flag(value: Any) -> int | None:
     """Return 0 or 1: absent, null and empty are 0, and any other number than 0 is 1, as pycocotools has it."""
     if value is None or isinstance(value, bool):
@@ -215,10 +219,10 @@ def _rectangle(fields: Mapping[str, Any], name: str, finds: Finds) -> Xywh | Non
     found = fields.get("bbox")
     drawn = _four(found)
     if drawn is None or not (drawn[2] and drawn[3]):
-        hull = around(fields.get("segmentation")) if not found or drawn else None
-        if hull is not None and hull[2] and hull[3]:
-            finds.add("box-derived", "{}: {}", name, [round(value, 2) for value in hull])
-            return hull
+        shape = around(fields.get("segmentation")) if not found or drawn else None
+        if shape is not None and shape[2] and shape[3]:
+            finds.add("box-derived", "{}: {}", name, [round(value, 2) for value in shape])
+            return shape
     if drawn is None:
         finds.add("box-malformed", "{}: the bbox {!r}", name, found)
         return None
@@ -242,10 +246,10 @@ def _rectangle(fields: Mapping[str, Any], name: str, finds: Finds) -> Xywh | Non
 def _four(found: Any) -> Xywh | None:
     if not isinstance(found, list | tuple) or len(found) != 4:
         return None
-    values = [number_of(value) for value in found]
-    if any(value is None or abs(value) > LARGEST for value in values):
+    values = numbers_of(found)
+    if values is None or max(map(abs, values)) > LARGEST:
         return None
-    x, y, w, h = (value or 0.0 for value in values)
+    x, y, w, h = values
     return x, y, w, h
 
 
@@ -267,13 +271,18 @@ def around(segmentation: Any) -> Xywh | None:
     if not isinstance(segmentation, list):
         return None
     polygons = segmentation if all(isinstance(each, list) for each in segmentation) else [segmentation]
-    values = [[number_of(value) for value in polygon] for polygon in polygons]
-    if not any(values) or any(len(each) % 2 or None in each for each in values):
+    if any(len(each) % 2 for each in polygons):
         return None
-    xs = [value for each in values for value in each[::2] if value is not None]
-    ys = [value for each in values for value in each[1::2] if value is not None]
-    hull = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
-    return hull if max(map(abs, hull)) <= LARGEST else None
+    box = hull(*([value for each in polygons for value in each[axis::2]] for axis in (0, 1)))
+    return box if box and max(map(abs, box)) <= LARGEST else None
+
+
+def hull(xs: Iterable[Any], ys: Iterable[Any]) -> Xywh | None:
+    """Return the box (x, y, w, h) around points, None where a coordinate is no number or there is none."""
+    across, down = numbers_of(xs), numbers_of(ys)
+    if not across or not down:
+        return None
+    return min(across), min(down), max(across) - min(across), max(down) - min(down)
 
 
 def _around_runs(runs: Mapping[str, Any]) -> Xywh | None:
@@ -308,8 +317,3 @@ def _correct_areas(boxes: Sequence[Box], finds: Finds) -> None:
         if box["area"] != w * h and (constant or not possible):
             finds.add("area-contradicts", "{}: {:g} in {:g} x {:g}", box["entry"], box["area"], w, h)
             box["area"] = w * h
-
-
-def _path(name: str) -> str:
-    """Return a name without what leads nowhere, so that ./a.jpg is a.jpg."""
-    return "/".join(part for part in name.split("/") if part not in ("", "."))

@@ -1,5 +1,6 @@
-"""What training does to an image on its way into the network: flips, zooms, crops, and changes of colour.
+"""Which images training looks at, and how: a seeded stream of batches, and flips, zooms, crops, changes of colour.
 
+    for keys in Stream(len(dataset), settings, first=iteration): ...     # [(epoch, index), ...] a batch
     view = random_view("photometric", rng, boxes=boxes)         # View() does nothing: exactly what is served
     placement = place(view, (480, 640), Frame(size=(512, 512)))
     target = place_labels(labels, placement)
@@ -7,19 +8,29 @@
 A view is drawn first; its placement, in whole pixels, is the same for every loader.
 The presets are a ladder: each does what those before it do, and one thing more. "basic" stands beside it: zooms
 without crops and changes of brightness and contrast, for small sets of images that are all alike.
+
+The stream is endless, and can be entered at any iteration. It is one shuffled epoch after the other, cut into
+batches without regard to where an epoch ends, so a batch may be larger than the set. Everything random is a
+function of (seed, epoch, image): a resumed run, one with other workers, another loader or more processes sees what
+an uninterrupted one would have seen.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from retinaserve.training.data.dataset import FloatArray, Labels
+from retinaserve.training.pixels import Decoding
 from retinaserve.training.resize import RESIZES, Resize, scaled
+from retinaserve.training.spec import DetectorSpec
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the command's options name MODES, and need not wait for torch
+    from torch import Tensor
+
     from retinaserve.training.model.losses import Target
 
 LADDER = ("none", "flip", "multiscale", "crop", "photometric")
@@ -27,6 +38,7 @@ MODES = (*LADDER, "basic")
 CROPPING = ("crop", "photometric")
 ZOOM = (0.7, 1.35)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.2, 0.2, 0.4, 10.0  # hue in degrees
+Loader = Literal["torch", "dali"]
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 CROP_AREA, CROP_ASPECT, CROP_TRIES = (0.3, 1.0), 1.5, 20
 # Luma and two colour axes of NTSC: what hue turns and saturation stretches leaves the luma as it was.
@@ -159,7 +171,7 @@ def place(view: View, original: tuple[int, int], frame: Frame) -> Placement:
 
 def place_labels(labels: Labels, placement: Placement) -> "Target":
     """Return an image's boxes in the canvas, without those that are mostly cut off."""
-    import torch  # here, because the command's options name MODES
+    import torch
 
     from retinaserve.training.model.losses import Target
 
@@ -186,3 +198,66 @@ def _worth_learning(boxes: FloatArray, whole: FloatArray) -> npt.NDArray[np.bool
         sizes.prod(axis=1) >= KEPT_AREA * before.prod(axis=1)
     )
     return kept
+
+
+class Batch(NamedTuple):
+    """Images and what is in them."""
+
+    images: "Tensor"  # (B, 3, H, W) of the spec's `pixels`, channels last in memory
+    targets: "list[Target]"
+    image_ids: list[int]
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """What the stream depends on. `batch` is all processes' together; each takes its own part of every batch."""
+
+    batch: int
+    seed: int = 0
+    augment: str = "basic"
+    workers: int = 0
+    loader: Loader = "torch"
+    shorter: int | None = None  # see augment.Frame
+    longest: int = 1333
+    jitter: tuple[int, int] | None = None  # the range of the shorter side, in pixels
+    full_decode: bool = False  # all pixels of a JPEG
+    rank: int = 0
+    world: int = 1
+
+    def decoding(self, spec: DetectorSpec) -> Decoding:
+        """Return how images are decoded."""
+        return Decoding(full=self.full_decode, value_range=spec.value_range)
+
+    def frame(self, spec: DetectorSpec) -> Frame:
+        """Return how large images are trained on."""
+        return Frame(spec.size, self.shorter, self.longest, spec.resizing)
+
+    def view(self, key: tuple[int, int], labels: Labels, original: tuple[int, int], spec: DetectorSpec) -> View:
+        """Draw how the image at (epoch, index) is looked at."""
+        rng = np.random.default_rng((self.seed, *key))
+        base = self.frame(spec).base
+        zoom = ZOOM if self.jitter is None else (self.jitter[0] / base, self.jitter[1] / base)
+        height, width = original
+        return random_view(self.augment, rng, boxes=labels.boxes / ((width, height) * 2), zoom=zoom)
+
+
+class Stream:
+    """The endless sampler: lists of (epoch, index), a process's part of a batch each, from batch `first` on."""
+
+    def __init__(self, count: int, settings: StreamSettings, first: int = 0) -> None:
+        self.count, self.settings, self.first = count, settings, first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share = self.settings.batch // self.settings.world
+        own = slice(self.settings.rank * share, (self.settings.rank + 1) * share)
+        position = self.first * self.settings.batch
+        batch: list[tuple[int, int]] = []
+        while True:
+            epoch, start = divmod(position, self.count)
+            order = np.random.default_rng((self.settings.seed, epoch)).permutation(self.count)
+            for index in order[start:]:
+                batch.append((epoch, int(index)))
+                if len(batch) == self.settings.batch:
+                    yield batch[own]
+                    batch = []
+            position = (epoch + 1) * self.count

@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from retinaserve.training.data.augment import Placement, View, place, place_labels
+from retinaserve.training.data.augment import Batch, Placement, Stream, StreamSettings, View, place, place_labels
 from retinaserve.training.data.dataset import CocoDataset
-from retinaserve.training.data.stream import Batch, Stream, StreamSettings
 from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import upright_size
 from retinaserve.training.model.losses import Target

@@ -111,9 +111,11 @@ def describe_labels(dataset: CocoDataset, spec: DetectorSpec) -> LabelStatistics
     counts = np.zeros(len(dataset.classes), np.int64)
     for labels in dataset.labels:
         np.add.at(counts, labels.classes[~labels.crowd], 1)
-    sizes = np.concatenate(
-        [_seen(*each, spec) for each in sample_sizes(dataset)] or [np.empty((0, 2), np.float32)]
-    )
+    seen = [np.empty((0, 2), np.float32)]  # sizes in the network's pixels
+    for original, boxes in sample_sizes(dataset):
+        height, width = spec.resizing.resized(original, spec.size)
+        seen.append(boxes * np.array((width / original[1], height / original[0]), np.float32))
+    sizes = np.concatenate(seen)
     return LabelStatistics(
         dict(zip(dataset.classes, counts.tolist(), strict=True)),
         sum(not len(labels.boxes) for labels in dataset.labels),
@@ -131,13 +133,6 @@ def sample_sizes(dataset: CocoDataset) -> Iterator[tuple[tuple[int, int], FloatA
     for labels in dataset.labels[:: -(-len(dataset) // SAMPLE)]:
         with contextlib.suppress(UserError):
             yield upright_size(labels.path), (labels.boxes[:, 2:] - labels.boxes[:, :2])[~labels.crowd]
-
-
-def _seen(original: tuple[int, int], sizes: FloatArray, spec: DetectorSpec) -> FloatArray:
-    """Return sizes in the network's pixels."""
-    height, width = spec.resizing.resized(original, spec.size)
-    seen: FloatArray = sizes * np.array((width / original[1], height / original[0]), np.float32)
-    return seen
 
 
 def best_overlaps(sizes: FloatArray, table: FloatArray) -> FloatArray:

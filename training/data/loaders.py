@@ -7,16 +7,24 @@ Images travel as the spec's `pixels`, mostly bytes: the network's own mean and d
 
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
-from retinaserve.training.data.augment import WHOLE, Placement, View, place, place_labels
+from retinaserve.training.data.augment import (
+    WHOLE,
+    Batch,
+    Placement,
+    Stream,
+    StreamSettings,
+    View,
+    place,
+    place_labels,
+)
 from retinaserve.training.data.dataset import CocoDataset
-from retinaserve.training.data.stream import Batch, Stream, StreamSettings
 from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import Canvas, Source
 from retinaserve.training.model.losses import Target
@@ -114,7 +122,7 @@ def training_batches(
     loader: DataLoader[Sample | UserError] = DataLoader(
         Views(dataset, spec, settings),
         batch_sampler=Stream(len(dataset), settings, first),
-        collate_fn=Collate(spec.pad_value),
+        collate_fn=partial(collate, spec.pad_value),
         num_workers=settings.workers,
         worker_init_fn=_leave_interrupts_to_the_parent,
         pin_memory=torch.cuda.is_available(),
@@ -128,28 +136,22 @@ def training_batches(
         yield batch
 
 
-@dataclass(frozen=True)
-class Collate:
-    """Stacks samples into a batch as large as its largest image, or passes on the first error among them."""
-
-    fill: tuple[float, float, float]
-
-    def __call__(self, samples: Sequence[Sample | UserError]) -> Batch | UserError:
-        """Return the batch."""
-        good: list[Sample] = []
-        for sample in samples:
-            if isinstance(sample, UserError):
-                return sample
-            good.append(sample)
-        height, width = (max(pixels.shape[axis] for pixels, _, _ in good) for axis in (0, 1))
-        canvas = np.empty((len(good), height, width, 3), good[0][0].dtype)
-        for row, (pixels, _, _) in zip(canvas, good, strict=True):
-            if pixels.shape != row.shape:
-                row[:] = self.fill
-            row[: pixels.shape[0], : pixels.shape[1]] = pixels
-        # (B, H, W, 3) -> (B, 3, H, W) without moving a byte
-        images = torch.from_numpy(canvas).permute(0, 3, 1, 2)
-        return Batch(images, [target for _, target, _ in good], [number for _, _, number in good])
+def collate(fill: tuple[float, float, float], samples: Sequence[Sample | UserError]) -> Batch | UserError:
+    """Stack samples into a batch as large as its largest image, or pass on the first error among them."""
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+        good.append(sample)
+    height, width = (max(pixels.shape[axis] for pixels, _, _ in good) for axis in (0, 1))
+    canvas = np.empty((len(good), height, width, 3), good[0][0].dtype)
+    for row, (pixels, _, _) in zip(canvas, good, strict=True):
+        if pixels.shape != row.shape:
+            row[:] = fill
+        row[: pixels.shape[0], : pixels.shape[1]] = pixels
+    # (B, H, W, 3) -> (B, 3, H, W) without moving a byte
+    images = torch.from_numpy(canvas).permute(0, 3, 1, 2)
+    return Batch(images, [target for _, target, _ in good], [number for _, _, number in good])
 
 
 def _leave_interrupts_to_the_parent(_: int) -> None:

@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from retinaserve.training.check.entries import Xywh, integer, number_of
+from retinaserve.training.check.entries import Xywh, hull, integer, number_of, numbers_of
 from retinaserve.training.errors import UserError
-from retinaserve.training.formats.scene import Scene, hull
+from retinaserve.training.formats.scene import Scene
 from retinaserve.training.letterbox import SUFFIXES
 
 CLASS_KEYS = ("class", "label", "name", "type", "category")
@@ -111,14 +111,14 @@ def _of_shares(value: Mapping[str, Any], size: tuple[Any, Any] | None) -> tuple[
             return None
         x, y, w, h = around
         return (x * width, y * height, w * width, h * height), (0.0, 0.0)
-    numbers = {key: number_of(value.get(key)) for key in ("x", "y", "width", "height", "radiusX", "radiusY")}
-    x, y = (numbers["x"] or 0.0) * width, (numbers["y"] or 0.0) * height
-    if numbers["radiusX"] is not None and numbers["radiusY"] is not None:
-        rx, ry = numbers["radiusX"] * width, numbers["radiusY"] * height
+    x, y = ((number_of(value.get(key)) or 0.0) * side for key, side in (("x", width), ("y", height)))
+    if radii := numbers_of(value.get(key) for key in ("radiusX", "radiusY")):
+        rx, ry = radii[0] * width, radii[1] * height
         return (x - rx, y - ry, 2 * rx, 2 * ry), (x, y)
-    if None in (numbers["x"], numbers["y"], numbers["width"], numbers["height"]) or "keypointlabels" in value:
+    sides = numbers_of(value.get(key) for key in ("width", "height", "x", "y"))
+    if sides is None or "keypointlabels" in value:
         return None
-    return (x, y, (numbers["width"] or 0.0) * width, (numbers["height"] or 0.0) * height), (x, y)
+    return (x, y, sides[0] * width, sides[1] * height), (x, y)
 
 
 def _file_of(fields: Mapping[str, Any]) -> str | None:
@@ -140,11 +140,8 @@ def read_labelme(files: Iterable[Path], scene: Scene) -> None:
             raise UserError(f"{path}: not JSON [file-unreadable]", "labelme's files are expected") from None
         if not _is(content) or not isinstance(content.get("shapes"), list):
             raise UserError(f"{path}: no list of shapes [file-unreadable]", "labelme's files are expected")
-        name = str(content.get("imagePath") or "").replace("\\", "/")
-        found = scene.resolve(name) if name else ""
-        if scene.folder and not (found and (scene.folder / found).is_file()):
-            found = scene.of_stem(path.stem) or found
-        image = scene.image(found or f"{path.stem}.jpg", (content.get("imageWidth"), content.get("imageHeight")))
+        found = scene.named_or_called(str(content.get("imagePath") or "").replace("\\", "/"), path.stem)
+        image = scene.image(found, (content.get("imageWidth"), content.get("imageHeight")))
         grouped: dict[tuple[str, Any], tuple[str, list[Xywh]]] = {}
         for number, shape in enumerate(content["shapes"], 1):
             entry = f"{path.name}, shape {number}"
@@ -223,10 +220,10 @@ def _via_box(shape: Any) -> Xywh | None:
         "circle": ("cx", "cy", "r", "r"),
         "ellipse": ("cx", "cy", "rx", "ry"),
     }
-    values = [number_of(shape.get(key)) for key in keys.get(shape.get("name"), ())]
-    if not values or None in values or (shape.get("name") == "ellipse" and number_of(shape.get("theta"))):
+    values = numbers_of(shape.get(key) for key in keys.get(shape.get("name"), ()))
+    if not values or (shape.get("name") == "ellipse" and number_of(shape.get("theta"))):
         return None
-    x, y, w, h = (value or 0.0 for value in values)
+    x, y, w, h = values
     return (x, y, w, h) if shape["name"] == "rect" else (x - w, y - h, 2 * w, 2 * h)
 
 
@@ -242,13 +239,13 @@ def read_createml(content: list[dict[str, Any]], scene: Scene) -> None:
         image = scene.image(name)
         for number, entry in enumerate(_createml(each) or [], 1):
             which = f"{name}, annotation {number}"
-            place = entry.get("coordinates") if _is(entry) else None
-            values = [number_of(place.get(key)) if _is(place) else None for key in ("x", "y", "width", "height")]
-            label = entry.get("label") if _is(entry) else None
-            if None in values or not label:
+            fields = entry if _is(entry) else {}
+            place, label = fields.get("coordinates"), fields.get("label")
+            values = numbers_of(place.get(key) for key in ("x", "y", "width", "height")) if _is(place) else None
+            if values is None or not label:
                 scene.finds.add("label-line", "{}: {!r}", which, entry)
                 continue
-            x, y, w, h = (value or 0.0 for value in values)
+            x, y, w, h = values
             scene.box(image, str(label), (x - w / 2, y - h / 2, w, h), which)
     scene.note_unlabelled()
 

@@ -1,4 +1,4 @@
-"""Formats of a text file an image: YOLO, and KITTI's object detection.
+"""Formats in plain text: YOLO and KITTI's object detection, a file an image, and Open Images' CSV.
 
     read_yolo(Path("data.yaml"), scene, "train")        # or a folder of text files
     read_kitti(Path("label_2"), scene)
@@ -8,19 +8,25 @@ looked at. Seven numbers or more are an outline, and the box around it is taken,
 `kpt_shape` in the YAML they are keypoints behind a box. An image without a text file is background.
 
 KITTI: `type truncated occluded alpha x1 y1 x2 y2 ...`, corners in pixels. DontCare is a crowd of every class.
+
+Open Images: corners as shares of the image; IsGroupOf is a crowd. Rows of images that are not in the folder are
+left out, for the file lists millions. Names come from a CSV of two columns beside it, such as
+class-descriptions-boxable.csv.
 """
 
+import csv
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from retinaserve.training.check.entries import number_of
+from retinaserve.training.check.entries import hull, number_of, numbers_of
 from retinaserve.training.errors import UserError
-from retinaserve.training.formats.scene import Scene, hull
+from retinaserve.training.formats.scene import Scene
 
 LISTS_OF_NAMES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
+COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax")  # of Open Images
 LEVELS = 3  # folders above the labels in which their names are looked for
 NOT_LABELS = frozenset({*LISTS_OF_NAMES, "train.txt", "val.txt", "test.txt", "readme.txt"})
 
@@ -123,12 +129,11 @@ def read_kitti(path: Path, scene: Scene) -> None:
             continue
         image = scene.image(name)
         for number, line in enumerate(_lines(labels), 1):
-            corners = [number_of(value) for value in line[4:8]]
-            x1, y1, x2, y2 = (value or 0.0 for value in (*corners, *[None] * (4 - len(corners))))
-            entry = f"{labels.name}, line {number}"
-            if len(line) not in (15, 16) or None in corners:
+            corners, entry = numbers_of(line[4:8]), f"{labels.name}, line {number}"
+            if len(line) not in (15, 16) or corners is None:
                 scene.finds.add("label-line", "{}: {}", entry, " ".join(line)[:60])
                 continue
+            x1, y1, x2, y2 = corners
             dont_care = line[0] == "DontCare"
             box = [round(value, 4) for value in (x1, y1, x2 - x1, y2 - y1)]
             scene.box(image, None if dont_care else line[0], box, entry, crowd=dont_care)
@@ -215,3 +220,53 @@ def _names_in(settings: dict[str, Any], path: Path) -> dict[int, str]:
     if not isinstance(names, dict) or not names or not all(str(number).isdecimal() for number in names):
         raise UserError(f"{path}: no names of classes [file-unreadable]", "YOLO's data.yaml has `names`, a list")
     return {int(number): " ".join(str(name).split()) for number, name in names.items()}
+
+
+def read_open_images(path: Path, scene: Scene) -> None:
+    """Read a CSV. Raises UserError where it has not Open Images' columns."""
+    if scene.folder is None:
+        raise UserError(f"{path}: Open Images' boxes need the folder of their images", "--images names it")
+    names = _names(path.parent)
+    images: dict[str, int | None] = {}
+    sizes: dict[int, tuple[int, int] | None] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
+            if missing:
+                raise UserError(
+                    f"{path}: no column {', '.join(missing)} [file-unreadable]", "Open Images' CSV is expected"
+                )
+            for number, row in enumerate(rows, 2):
+                stem = row["ImageID"] or ""
+                if stem not in images:
+                    name = scene.of_stem(stem) or scene.of_stem(Path(stem).stem)  # some tools write the suffix
+                    images[stem] = scene.image(name) if name else None
+                    if name is None:
+                        scene.finds.add("label-unused", "{}", stem)
+                image = images[stem]
+                if image is None:
+                    continue
+                if image not in sizes:
+                    sizes[image] = scene.size(image)
+                size, entry = sizes[image], f"line {number}"
+                corners = numbers_of(row[column] for column in COLUMNS[2:])
+                if corners is None or not row["LabelName"]:
+                    scene.finds.add("label-line", "{}: {}", entry, [number_of(row[each]) for each in COLUMNS[2:]])
+                elif size is not None:
+                    x1, x2, y1, y2 = corners
+                    box = x1 * size[0], y1 * size[1], (x2 - x1) * size[0], (y2 - y1) * size[1]
+                    label = names.get(row["LabelName"], row["LabelName"])
+                    scene.box(image, label, box, entry, crowd=row.get("IsGroupOf") == "1")  # -1 is unknown
+    except (OSError, ValueError, csv.Error):
+        raise UserError(f"{path}: no CSV that can be read [file-unreadable]", "Open Images' is expected") from None
+    scene.note_unlabelled()
+
+
+def _names(folder: Path) -> dict[str, str]:
+    """Return the classes' names by their codes (/m/0cmf2), as far as a table beside the labels has them."""
+    names: dict[str, str] = {}
+    for path in sorted(folder.glob("*class*descriptions*.csv")):
+        with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+            names |= {row[0]: row[1] for row in csv.reader(file) if len(row) >= 2 and row[0].startswith("/")}
+    return names

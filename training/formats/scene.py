@@ -8,13 +8,13 @@ scene.box(image, "cat", (10, 20, 30, 40), "a.xml, object 1")
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from retinaserve.training.check.entries import Xywh, number_of, rotated
+from retinaserve.training.check.entries import Xywh, rotated
 from retinaserve.training.check.findings import Finds
 from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import SUFFIXES, upright_size
@@ -131,22 +131,21 @@ class Scene:
         """The images by their names without the suffix."""
         return {name.rsplit(".", 1)[0]: name for name in reversed(self.names)}
 
+    def named_or_called(self, name: str, stem: str) -> str:
+        """Return the image that a label file names, or is called like.
+
+        Renamed images keep the names of their files: the stem is the better witness.
+        """
+        found = self.resolve(name) if name else ""
+        if self.folder and not (found and (self.folder / found).is_file()):
+            found = self.of_stem(stem) or found
+        return found or f"{stem}.jpg"
+
     def note_unlabelled(self) -> None:
         """Tell of the images of the folder that no label file is about: nobody said that they are empty."""
-        if self.folder is not None:
-            for name in self.names:
-                if name not in self.used:
-                    self.finds.add("image-unlabelled", "{}", name)
-
-
-def hull(xs: Iterable[Any], ys: Iterable[Any]) -> Xywh | None:
-    """Return the box (x, y, w, h) around points, None where a coordinate is no number or there is none."""
-    points = [[number_of(value) for value in values] for values in (xs, ys)]
-    columns = [[value for value in values if value is not None] for values in points]
-    if [len(values) for values in columns] != [len(values) for values in points] or not all(columns):
-        return None
-    (left, top), (right, bottom) = (min(columns[0]), min(columns[1])), (max(columns[0]), max(columns[1]))
-    return left, top, right - left, bottom - top
+        for name in self.names if self.folder is not None else ():
+            if name not in self.used:
+                self.finds.add("image-unlabelled", "{}", name)
 
 
 def _shared(name: str, parts: list[str]) -> int:

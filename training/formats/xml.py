@@ -17,9 +17,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
-from retinaserve.training.check.entries import Xywh, flag, integer, number_of
+from retinaserve.training.check.entries import Xywh, flag, hull, integer, number_of, numbers_of
 from retinaserve.training.errors import UserError
-from retinaserve.training.formats.scene import Scene, hull
+from retinaserve.training.formats.scene import Scene
 
 Element = ElementTree.Element
 FROM_ONE = re.compile(r"\bvoc ?20(0[5-9]|1[0-2])\b|\broboflow\b", re.IGNORECASE)
@@ -43,23 +43,20 @@ def read_voc(files: Iterable[Path], scene: Scene) -> None:
     """Read Pascal VOC's files; the image of each is named in it, or called like it."""
     for path in files:
         root = parse(path)
-        name = (root.findtext("filename") or "").strip()
-        found = scene.resolve(name) if name else ""
-        if scene.folder and not (found and (scene.folder / found).is_file()):
-            # Renamed images keep the names of their files: the stem is the better witness.
-            found = scene.of_stem(path.stem) or found
-        size = root.findtext("size/width"), root.findtext("size/height")
-        image = scene.image(found or f"{path.stem}.jpg", (integer(size[0]), integer(size[1])))
+        found = scene.named_or_called((root.findtext("filename") or "").strip(), path.stem)
+        width, height = (integer(root.findtext(f"size/{side}")) for side in ("width", "height"))
+        image = scene.image(found, (width, height))
         said = " ".join(root.findtext(key) or "" for key in ("source/database", "source/annotation"))
         rim = 1 if FROM_ONE.search(said) else 0
         for number, element in enumerate(root.iter("object"), 1):
             entry = f"{path.name}, object {number}"
             name = (element.findtext("name") or "").strip()
-            corners = [number_of(element.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
-            if not name or None in corners:
-                scene.finds.add("label-line", "{}: name {!r}, bndbox {}", entry, name, corners)
+            texts = [element.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
+            corners = numbers_of(texts)
+            if not name or corners is None:
+                scene.finds.add("label-line", "{}: name {!r}, bndbox {}", entry, name, list(map(number_of, texts)))
                 continue
-            x1, y1, x2, y2 = (value or 0.0 for value in corners)
+            x1, y1, x2, y2 = corners
             box = x1 - rim, y1 - rim, x2 - x1 + rim, y2 - y1 + rim
             scene.box(image, name, box, entry, crowd=bool(flag(element.findtext("difficult"))))
     scene.note_unlabelled()
@@ -115,8 +112,8 @@ def _box(shape: Element) -> Xywh | None:
         points = [point.split(",") for point in (shape.get("points") or "").split(";") if point]
         return hull((point[0] for point in points), (point[-1] for point in points))
     keys = {"mask": ("left", "top", "width", "height"), "ellipse": ("cx", "cy", "rx", "ry")}.get(shape.tag, ())
-    values = [value for value in (number_of(shape.get(key)) for key in keys) if value is not None]
-    if len(values) < 4:
+    values = numbers_of(shape.get(key) for key in keys)
+    if not values:
         return None
     x, y, w, h = values
     return (x, y, w, h) if shape.tag == "mask" else (x - w, y - h, 2 * w, 2 * h)

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,36 +38,29 @@ from retinaserve.training.spec import Design, Network
 
 __all__ = ["SOURCES", "Choices", "Imported", "import_weights"]
 
+
+class Family(NamedTuple):
+    """What a family is called, the tensors by which it is known, and its importer."""
+
+    what: str
+    marks: tuple[str, ...]  # the first is a name that no other family has
+    load: Callable[[Found, Choices], Imported] | None = None
+
+
 BACKBONE = "torchvision-backbone"
-# Tensors by which a family is known; the first is a name that no other family has.
-MARKS: Mapping[str, tuple[str, ...]] = {
-    "torchvision": torchvision.NEEDS,
-    "detectron2": detectron2.NEEDS,
-    "mmdetection": mmdetection.NEEDS,
-    "yhenon": yhenon.NEEDS,
-    "fizyr": fizyr.NEEDS,
-    "odtk": ("cls_head.8.weight", "box_head.8.weight"),
-    BACKBONE: ("layer1.0.conv1.weight", "conv1.weight"),
-}
-IMPORTERS: Mapping[str, Callable[[Found, Choices], Imported]] = {
-    "torchvision": torchvision.import_torchvision,
-    "detectron2": detectron2.import_detectron2,
-    "mmdetection": mmdetection.import_mmdetection,
-    "yhenon": yhenon.import_yhenon,
-    "fizyr": fizyr.import_fizyr,
-    "odtk": odtk.import_odtk,
-}
-WHAT = {
-    "torchvision": "a RetinaNet of torchvision",
-    "detectron2": "a RetinaNet of Detectron2",
-    "mmdetection": "a RetinaNet of mmdetection",
-    "yhenon": "yhenon's RetinaNet",
-    "fizyr": "fizyr's RetinaNet",
-    "odtk": "a checkpoint of the predecessor (odtk)",
-    BACKBONE: "a ResNet, ResNeXt, MobileNet or EfficientNet-B0 of torchvision",
+FAMILIES: Mapping[str, Family] = {
+    "torchvision": Family("a RetinaNet of torchvision", torchvision.NEEDS, torchvision.import_torchvision),
+    "detectron2": Family("a RetinaNet of Detectron2", detectron2.NEEDS, detectron2.import_detectron2),
+    "mmdetection": Family("a RetinaNet of mmdetection", mmdetection.NEEDS, mmdetection.import_mmdetection),
+    "yhenon": Family("yhenon's RetinaNet", yhenon.NEEDS, yhenon.import_yhenon),
+    "fizyr": Family("fizyr's RetinaNet", fizyr.NEEDS, fizyr.import_fizyr),
+    "odtk": Family("a checkpoint of the predecessor (odtk)", odtk.NEEDS, odtk.import_odtk),
+    BACKBONE: Family(
+        "a ResNet, ResNeXt, MobileNet or EfficientNet-B0 of torchvision", ("layer1.0.conv1.weight", "conv1.weight")
+    ),
 }
 NUMBERED = ("features.1.conv.0.0.weight", "features.1.block.0.0.weight", "features.1.0.block.0.0.weight")
-SOURCES = tuple(MARKS)
+SOURCES = tuple(FAMILIES)
 UNUSED = ("fc.", "classifier.")  # what a backbone has behind its last stage
 MOST_CSV = 1 << 20
 
@@ -99,7 +92,7 @@ def import_content(
     beside: Mapping[str, Any] | None = None,
 ) -> Any:
     """Do what `import_weights` does with what a file holds."""
-    candidates = find(content, MARKS) or [
+    candidates = find(content, {name: family.marks for name, family in FAMILIES.items()}) or [
         replace(each, family=BACKBONE)
         for mark in NUMBERED
         for each in find(content, {BACKBONE: (mark, "features.0.0.weight")})
@@ -109,18 +102,20 @@ def import_content(
     if source:
         candidates = [each for each in candidates if each.family == source]
         if not candidates:
-            error = unknown(WHAT[source], content)
-            seen = f"; it looks like {' and '.join(WHAT[each] for each in sorted(families))}" if families else ""
+            error = unknown(FAMILIES[source].what, content)
+            seen = " and ".join(FAMILIES[each].what for each in sorted(families))
+            seen = f"; it looks like {seen}" if seen else ""
             raise UserError(error.message + seen, "leave out --from" if families else error.hint)
     elif detectors:
         candidates = detectors
     if not candidates:
         raise unknown("a RetinaNet that is known", content)
     chosen, notes = choose(candidates, key)
-    if chosen.family == BACKBONE:
+    load = FAMILIES[chosen.family].load
+    if load is None:
         return _backbone(chosen, notes)
     found = Found(chosen.state, content, chosen.module, beside or {}, name)
-    result = IMPORTERS[chosen.family](found, replace(choices, size=choices.size or Design.size))
+    result = load(found, replace(choices, size=choices.size or Design.size))
     result = _with_rule(result, chosen.family, choices)
     return replace(result, notes=(*notes, *result.notes))
 
@@ -149,17 +144,14 @@ def _backbone(chosen: Candidate, notes: list[str]) -> Backbone:
         **{each: torch.tensor(0) for each in expected if each.endswith("num_batches_tracked")},
         **with_eps(state, MOBILENET_EPS if name == "mobilenet_v3_large" else EPS),
     }
-    for each in (*expected, *state):
-        if each not in state or each not in expected or state[each].shape != expected[each].shape:
-            problem = (
-                "lack" if each not in state else "have an unexpected" if each not in expected else "have another"
-            )
-            raise UserError(
-                f"the weights {problem} {each!r}", f"those of a plain {name} and nothing else are expected"
-            )
-    return Backbone(
-        name, width, {each: state[each].float() if "num" not in each else state[each] for each in expected}
-    )
+    shapes, wanted = ({each: value.shape for each, value in some.items()} for some in (state, expected))
+    for each in (*wanted, *shapes):
+        if shapes.get(each) != wanted.get(each):
+            other = "have another" if each in wanted else "have an unexpected"
+            problem = f"the weights {other if each in shapes else 'lack'} {each!r}"
+            raise UserError(problem, f"those of a plain {name} and nothing else are expected")
+    kept = {each: state[each].float() if "num" not in each else state[each] for each in expected}
+    return Backbone(name, width, kept)
 
 
 def _beside(path: Path) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from retinaserve.training.errors import UserError
 from retinaserve.training.importers.parts import (
+    RATIOS,
+    SIZES,
     Choices,
     Found,
     Imported,
@@ -22,7 +24,6 @@ from retinaserve.training.importers.parts import (
     shape_of,
     spec_of,
 )
-from retinaserve.training.importers.tables import RATIOS, SIZES
 
 NEEDS = ("head.cls_score.weight", "head.bbox_pred.weight")
 PIXEL_MEAN, PIXEL_STD = (103.53, 116.28, 123.675), (1.0, 1.0, 1.0)  # in BGR, of 0..255

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from retinaserve.training.importers.parts import (
+    RATIOS,
+    SIZES,
     UNLIMITED,
     Categories,
     Choices,
@@ -29,7 +31,6 @@ from retinaserve.training.importers.parts import (
     shape_of,
     spec_of,
 )
-from retinaserve.training.importers.tables import RATIOS, SIZES
 
 NEEDS = (
     "classification_submodel/pyramid_classification/kernel:0",

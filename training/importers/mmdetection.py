@@ -13,6 +13,7 @@ from typing import Any
 
 from retinaserve.training.errors import UserError
 from retinaserve.training.importers.parts import (
+    RATIOS,
     Categories,
     Choices,
     Found,
@@ -25,8 +26,7 @@ from retinaserve.training.importers.parts import (
     shape_of,
     spec_of,
 )
-from retinaserve.training.importers.reader import Inert
-from retinaserve.training.importers.tables import RATIOS
+from retinaserve.training.importers.reader import mapping_of as _mapping
 from retinaserve.training.spec import IMAGENET_MEAN, IMAGENET_STD, STRIDES
 
 NEEDS = ("bbox_head.retina_cls.weight", "bbox_head.retina_reg.weight")
@@ -231,10 +231,3 @@ def _check_numbers(part: Mapping[str, Any], *names: str) -> None:
         values = part[name] if isinstance(part[name], list | tuple) else [part[name]]
         if not all(isinstance(value, int | float) for value in values):
             raise UserError(f"the config has no plain numbers in {name}", "what it computes is not run")
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if isinstance(value, Inert):
-        value = value.items or value.attributes().get("_cfg_dict") or value.attributes()
-        return _mapping(value)
-    return value if isinstance(value, Mapping) else {}

@@ -3,8 +3,11 @@
 detector = import_odtk(found, Choices(convention="legacy"))
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
+
+from retinaserve.training.anchors import FloatArray
 from retinaserve.training.errors import UserError
 from retinaserve.training.importers.parts import (
     UNLIMITED,
@@ -16,8 +19,7 @@ from retinaserve.training.importers.parts import (
     recognise_backbone,
     renamed,
 )
-from retinaserve.training.importers.tables import odtk_anchors
-from retinaserve.training.spec import DetectorSpec, Network, anchor_rows
+from retinaserve.training.spec import STRIDES, DetectorSpec, Network, anchor_rows
 
 BACKBONES: Mapping[str, str] = {
     "ResNet18FPN": "resnet18",
@@ -35,6 +37,8 @@ PYRAMID: Mapping[str, str] = {
     "pyramid6": "fpn.p6",
     "pyramid7": "fpn.p7",
 }
+NEEDS = ("cls_head.8.weight", "box_head.8.weight")
+CONVENTIONS = ("current", "legacy")
 # what a backbone has behind its last stage
 UNUSED = ("features.fc.", "features.classifier.", "features.features.18.")
 
@@ -94,3 +98,26 @@ def _our_name(name: str) -> str | None:
     if first == "features":
         return f"backbone.{rest}"
     return f"{PYRAMID[first]}.{rest}"
+
+
+def odtk_anchors(convention: str, *, ratios: Sequence[float], scales: Sequence[float]) -> FloatArray:
+    """Return the predecessor's anchors, scale-major, as half-open boxes.
+
+    It counts a box's last pixel as inside: its x2 is one less, its widths are x2 - x1 + 1. So the
+    current anchors measure a pixel more than their nominal size, and the legacy ones, rounded, exactly it.
+    """
+    if convention not in CONVENTIONS:
+        raise UserError(f"anchors {convention!r} are not known", f"one of: {', '.join(CONVENTIONS)}")
+    legacy = convention == "legacy"
+    scale = torch.tensor(list(scales)).repeat_interleave(len(ratios))
+    ratio = torch.tensor(list(ratios)).repeat(len(scales))
+    levels = []
+    for stride in STRIDES:
+        w = (stride * stride / ratio).sqrt()
+        w = w.round() if legacy else w
+        h = (w * ratio).round() if legacy else w * ratio
+        size = torch.stack((w, h), dim=1) * scale[:, None]
+        last = (stride + size) / 2 - (1 if legacy else 0)  # the last pixel
+        levels.append(torch.cat(((stride - size) / 2, last + 1), dim=1))
+    table: FloatArray = torch.stack(levels).numpy()
+    return table

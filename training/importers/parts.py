@@ -1,34 +1,61 @@
 """What the importers of all families share: what the user said, what is decided, and the check that all fits.
 
-    network = ...
-    return assemble(found, weights, network, anchors=table, ...)
+    table, line = anchors_of(choices, SIZES, RATIOS, "assumed", order="scale", centre=0.0)
+    return assemble(spec, weights, choices, notes)
 
-Nothing is guessed here in silence: whatever neither the file nor the user says becomes a note.
+Nothing is guessed here in silence: whatever neither the file nor the user says becomes a note. Anchor tables are
+(levels, A, 4) offsets from a cell's top left corner, in pixels; ratios are height / width everywhere.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from retinaserve.training.anchors import FloatArray
 from retinaserve.training.coco import COCO_NAMES
 from retinaserve.training.errors import UserError
-from retinaserve.training.importers.tables import Sizes, described, plain_anchors
 from retinaserve.training.layouts import BACKBONES, PUBLISHED_WIDTH, EfficientLayout, ResNetLayout
 from retinaserve.training.model import build_model
 from retinaserve.training.resize import PixelType
-from retinaserve.training.spec import DetectorSpec, Network, anchor_rows
+from retinaserve.training.spec import STRIDES, DetectorSpec, Network, anchor_rows
 
 Weights = dict[str, Tensor]
 Categories = Mapping[int, str]  # id: name, in the order of the annotation file
+Sizes = Sequence[Sequence[float]]
 
 EPS = 1e-5  # of every norm in torch and here
 MOBILENET_EPS = 1e-3  # of MobileNetV3's where torchvision makes them
 SMALL_CHANGE = 1e-3  # of a norm's scale, below which its epsilon decides nothing
 UNLIMITED = 20.0  # a delta clamp that no box inside an image reaches: e^20 anchors
+RATIOS = (0.5, 1.0, 2.0)
+OCTAVES = tuple(2 ** (third / 3) for third in range(3))
+SIZES = tuple(tuple(4 * stride * scale for scale in OCTAVES) for stride in STRIDES)  # 32 to 512, three an octave
+
+
+def plain_anchors(sizes: Sizes, ratios: Sequence[float], *, order: str, centre: float) -> FloatArray:
+    """Return anchors that are not rounded.
+
+    sizes: the square roots of the areas, a level each; order: what changes slower, "scale" or "ratio"; centre: of
+    the anchors in the cell, in strides.
+    """
+    levels = []
+    for stride, level in zip(STRIDES, sizes, strict=True):
+        side, ratio = np.meshgrid(np.array(level, np.float64), ratios, indexing="ij" if order == "scale" else "xy")
+        side, ratio = side.ravel(), ratio.ravel()
+        half = np.stack((side / np.sqrt(ratio), side * np.sqrt(ratio)), axis=1) / 2
+        levels.append(np.concatenate((centre * stride - half, centre * stride + half), axis=1))
+    table: FloatArray = np.stack(levels).astype(np.float32)
+    return table
+
+
+def described(sizes: Sizes, ratios: Sequence[float], source: str) -> str:
+    """Return the line that tells of a table."""
+    shown = " ".join(",".join(f"{size:.4g}" for size in level) for level in sizes)
+    return f"anchors: sizes {shown}, ratios {','.join(f'{ratio:g}' for ratio in ratios)} ({source})"
 
 
 @dataclass(frozen=True)

@@ -343,16 +343,6 @@ def _tensor(storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Te
     return torch.empty(0, dtype=dtype).set_(untyped, offset, shape, steps)
 
 
-def _tensor_of_type(
-    storage: Any, offset: int, size: Any, stride: Any, grad: Any, hooks: Any, dtype: torch.dtype, *rest: Any
-) -> Tensor:
-    return _tensor((storage[0], dtype), offset, size, stride)
-
-
-def _rebuilt(function: Any, kind: Any, args: tuple[Any, ...], state: Any) -> Any:
-    return function(*args)
-
-
 def _array(data: Any, dtype: Any, shape: Any, order: str) -> Any:
     if isinstance(dtype, _DType) and not NUMBERS.fullmatch(str(dtype.args[0])):
         return None  # text
@@ -366,10 +356,6 @@ def _scalar(dtype: Any, data: Any = b"") -> Any:
     if not isinstance(dtype, _DType) or not NUMBERS.fullmatch(str(dtype.args[0])):
         return None
     return _array(data, dtype, (), "C").item()
-
-
-def _reconstruct(kind: Any, *args: Any) -> Inert:
-    return _Array(*args)
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
@@ -393,12 +379,16 @@ KNOWN: Mapping[tuple[str, str], Any] = {
     ("_codecs", "encode"): _Maker(_encode),
     ("torch._utils", "_rebuild_tensor"): _Maker(_tensor),
     ("torch._utils", "_rebuild_tensor_v2"): _Maker(_tensor),
-    ("torch._utils", "_rebuild_tensor_v3"): _Maker(_tensor_of_type),
+    ("torch._utils", "_rebuild_tensor_v3"): _Maker(
+        lambda storage, offset, size, stride, grad, hooks, dtype, *rest: _tensor(
+            (storage[0], dtype), offset, size, stride
+        )
+    ),
     ("torch._utils", "_rebuild_parameter"): _Maker(lambda data, *rest: data),
     ("torch._utils", "_rebuild_parameter_with_state"): _Maker(lambda data, *rest: data),
-    ("torch._tensor", "_rebuild_from_type_v2"): _Maker(_rebuilt),
+    ("torch._tensor", "_rebuild_from_type_v2"): _Maker(lambda function, kind, args, state: function(*args)),
     ("torch.storage", "_load_from_bytes"): _Maker(_nested),
-    **{(f"{name}.multiarray", "_reconstruct"): _Maker(_reconstruct) for name in NUMPY},
+    **{(f"{name}.multiarray", "_reconstruct"): _Maker(lambda kind, *args: _Array(*args)) for name in NUMPY},
     **{(f"{name}.multiarray", "scalar"): _Maker(_scalar) for name in NUMPY},
     **{(f"{name}.numeric", "_frombuffer"): _Maker(_array) for name in NUMPY},
 }
@@ -414,6 +404,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
     return value
+
+
+def mapping_of(value: Any) -> Mapping[Any, Any]:
+    """Return what an object or a mapping held by names; nothing of anything else."""
+    if isinstance(value, Inert):
+        return mapping_of(value.items or value.attributes().get("_cfg_dict") or value.attributes())
+    return value if isinstance(value, Mapping) else {}
 
 
 def _hashable(key: Any) -> Any:

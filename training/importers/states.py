@@ -15,7 +15,7 @@ from torch import Tensor
 
 from retinaserve.training.errors import UserError
 from retinaserve.training.importers.parts import Weights
-from retinaserve.training.importers.reader import Inert, plain
+from retinaserve.training.importers.reader import Inert, mapping_of, plain
 
 DEPTH = 6  # dicts in dicts
 AVERAGE = re.compile(r"(^|[._/])(\w*ema|\w*averaged?|swa|shadow|teacher)(_\w+)?([._/]|$)")
@@ -90,7 +90,7 @@ def _states(content: object, path: tuple[str, ...], depth: int) -> Iterator[tupl
         if "_modules" in content.attributes():
             yield path, dict(_module_tensors(content, "", 0)), content
             return
-        content = content.items or content.attributes()
+        content = mapping_of(content)
     if not isinstance(content, Mapping):
         return
     tensors = {str(name): plain(value) for name, value in content.items()}
@@ -104,10 +104,8 @@ def _states(content: object, path: tuple[str, ...], depth: int) -> Iterator[tupl
 
 def children(module: object) -> dict[str, Any]:
     """Return the modules inside an inert one, by their names."""
-    found = module.attributes().get("_modules") if isinstance(module, Inert) else None
-    if isinstance(found, Inert):
-        found = found.items
-    return {str(name): value for name, value in found.items()} if isinstance(found, Mapping) else {}
+    found = mapping_of(module.attributes().get("_modules")) if isinstance(module, Inert) else {}
+    return {str(name): value for name, value in found.items()}
 
 
 def _module_tensors(module: Inert, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:

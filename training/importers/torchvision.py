@@ -13,18 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retinaserve.training.anchors import FloatArray
 from retinaserve.training.coco import COCO_NAMES
 from retinaserve.training.errors import UserError
 from retinaserve.training.importers.parts import (
     EPS,
     MOBILENET_EPS,
+    OCTAVES,
+    RATIOS,
     SMALL_CHANGE,
     Categories,
     Choices,
     Found,
     Imported,
+    Sizes,
     Weights,
     assemble,
+    described,
     eps_matters,
     numbered,
     recognise_backbone,
@@ -32,11 +37,10 @@ from retinaserve.training.importers.parts import (
     unknown,
     with_eps,
 )
-from retinaserve.training.importers.reader import Inert
+from retinaserve.training.importers.reader import Inert, mapping_of
 from retinaserve.training.importers.states import children
-from retinaserve.training.importers.tables import RATIOS, TORCHVISION_SIZES, Sizes, described, torchvision_anchors
 from retinaserve.training.layouts import BACKBONES, EfficientLayout, ResNetLayout
-from retinaserve.training.model.efficient import EfficientNet
+from retinaserve.training.model.backbones import EfficientNet
 from retinaserve.training.spec import STRIDES, Design, DetectorSpec, Network, anchor_rows
 
 # torchvision's COCO_V1 was trained with norms without an epsilon (torchvision sets it to 0 when it loads them).
@@ -47,6 +51,7 @@ DETECTIONS = 300
 NEEDS = ("head.classification_head.cls_logits.weight", "head.regression_head.bbox_reg.weight")
 DEEPFOREST_SCORE, DEEPFOREST_NMS = 0.1, 0.05  # deepforest 2.1.0, conf/config.yaml
 ACROSS = "NMS is of each class, as in DeepForest's predict_file; its predict_image then drops boxes across classes"
+SIZES = tuple((side, int(side * OCTAVES[1]), int(side * OCTAVES[2])) for side in (32, 64, 128, 256, 512))
 ATTRIBUTES = {
     "score_thresh": "score_threshold",
     "nms_thresh": "nms_iou",
@@ -105,24 +110,18 @@ def import_torchvision(found: Found, choices: Choices) -> Imported:
     spec = replace(spec, **said)
     family = "DeepForest" if forest else "MLPerf's RetinaNet" if mlperf else "torchvision RetinaNet"
     version = "v2: group norms in the heads" if network.norm == "group" else "v1"
-    return assemble(
-        spec,
-        weights,
-        choices,
-        [
-            f"{family} with {network.backbone}, {version}, P6 from {network.p6_from.upper()}, "
-            f"epsilon of the norms {eps:g} ({told})",
-            *notes,
-            named,
-            described(sizes, ratios, source),
-            *([ACROSS] * (forest is not None and len(categories) > 1)),
-            *(
-                ["boxes are right only if the anchors are: compare with your own model on a few images"]
-                * (not facts)
-            ),
-        ],
-        said=tuple(said),
-    )
+    lines = [
+        f"{family} with {network.backbone}, {version}, P6 from {network.p6_from.upper()}, "
+        f"epsilon of the norms {eps:g} ({told})",
+        *notes,
+        named,
+        described(sizes, ratios, source),
+    ]
+    if forest is not None and len(categories) > 1:
+        lines.append(ACROSS)
+    if not facts:
+        lines.append("boxes are right only if the anchors are: compare with your own model on a few images")
+    return assemble(spec, weights, choices, lines, said=tuple(said))
 
 
 def _network(state: Mapping[str, Tensor], body: Weights) -> tuple[Network, list[str]]:
@@ -191,7 +190,7 @@ def _taps(backbone: str, width: int, state: Mapping[str, Tensor], body: Mapping[
 
 
 def _anchors(choices: Choices, facts: Mapping[str, Any], levels: int) -> tuple[Sizes, Sequence[float], str]:
-    sizes: Sizes = TORCHVISION_SIZES[:levels]
+    sizes: Sizes = SIZES[:levels]
     if "sizes" in facts:
         sizes, ratios = facts["sizes"], facts["ratios"]
         return sizes, ratios, "from the file"
@@ -214,10 +213,8 @@ def _categories(choices: Choices, count: int, labels: Categories | None, mlperf:
                 f"category {beyond[0]} ({categories[beyond[0]]}) has no output: the weights have {count}",
                 "torchvision's labels are the category ids, and 0 is the background",
             )
-        return (
-            categories,
-            f"classes: {len(categories)} of {count} outputs, those whose numbers are ids of --annotations",
-        )
+        line = f"classes: {len(categories)} of {count} outputs, those whose numbers are ids of --annotations"
+        return categories, line
     if labels is not None:
         return labels, f"classes: {count}, named by the file, counted from 0"
     first = choices.first_class
@@ -233,9 +230,8 @@ def _categories(choices: Choices, count: int, labels: Categories | None, mlperf:
             f"classes: {count - 1} of {count} outputs: output 0 is dropped, guessed to be the background as in "
             "torchvision; if your labels count from 0: --first-class 0 (--annotations FILE.json names them)",
         )
-    return numbered(
-        count - first, first
-    ), f"classes: {count - first} of {count} outputs, counted from {first} as you said"
+    line = f"classes: {count - first} of {count} outputs, counted from {first} as you said"
+    return numbered(count - first, first), line
 
 
 def _epsilon(
@@ -289,13 +285,8 @@ def _of_deepforest(found: Found) -> tuple[Categories | None, dict[str, Any]] | N
     content = found.content if isinstance(found.content, Mapping) else {}
     config = dict(found.beside.get("config.json", {})) if found.beside else {}
     labels = content.get("label_dict") or config.get("label_dict")
-    held = content.get("hyper_parameters") or content.get("hparams") or {}
-    if isinstance(held, Inert):
-        held = held.items or held.attributes()
-    held = held.get("config", held) if isinstance(held, Mapping) else {}
-    if isinstance(held, Inert):
-        held = held.items or held.attributes()
-    config = {**(held if isinstance(held, Mapping) else {}), **config}
+    held = mapping_of(content.get("hyper_parameters") or content.get("hparams"))
+    config = {**mapping_of(held.get("config", held)), **config}
     if not isinstance(labels, Mapping):
         labels = None
     if labels is None and "deepforest" not in str(config.get("architectures", "")).lower():
@@ -340,3 +331,16 @@ def _our_name(name: str) -> str:
 def _select_classes(value: Tensor, classes: int, kept: Sequence[int]) -> Tensor:
     # (A*C, ...) -> (A, C, ...) -> (A*kept, ...)
     return value.reshape(-1, classes, *value.shape[1:])[:, list(kept)].flatten(0, 1)
+
+
+def torchvision_anchors(sizes: Sizes = SIZES, ratios: Sequence[float] = RATIOS) -> FloatArray:
+    """Return torchvision's anchors: centred on the cell's corner, rounded, ratio-major."""
+    levels = []
+    for level in sizes:
+        sides = torch.tensor(level, dtype=torch.float32)
+        heights = torch.tensor(ratios, dtype=torch.float32).sqrt()
+        w = ((1 / heights)[:, None] * sides[None, :]).flatten()
+        h = (heights[:, None] * sides[None, :]).flatten()
+        levels.append((torch.stack((-w, -h, w, h), dim=1) / 2).round())
+    table: FloatArray = torch.stack(levels).numpy()
+    return table

@@ -8,6 +8,8 @@ Its decode multiplies deltas by 0.1, 0.1, 0.2, 0.2; that is folded into the box 
 from dataclasses import replace
 
 from retinaserve.training.importers.parts import (
+    RATIOS,
+    SIZES,
     UNLIMITED,
     Choices,
     Found,
@@ -19,7 +21,6 @@ from retinaserve.training.importers.parts import (
     shape_of,
     spec_of,
 )
-from retinaserve.training.importers.tables import RATIOS, SIZES
 
 NEEDS = ("classificationModel.output.weight", "regressionModel.output.weight")
 DEVIATION = (0.1, 0.1, 0.2, 0.2)

@@ -1,15 +1,23 @@
-"""Which anchor learns which box, and RetinaNet's two losses, in float32 whatever the network computes in.
+"""Which anchor learns which box, and what it costs, in float32 whatever the network computes in.
 
     losses = detection_loss(model(images), targets, anchors)
+    losses = aligned_loss(model(images), targets, anchors, strides)     # of one anchor a cell
     (losses.cls + losses.box).backward()
 
-Both losses are sums divided by the number of foreground anchors of the whole batch, so that an image full of boxes
-weighs more than one with a single box; a batch without a box divides by one. The box loss is smooth L1 of the
-deltas, or the generalised IoU of the decoded boxes (https://arxiv.org/abs/1902.09630).
+Boxes are xyxy pixels, half-open: a box's width is x2 - x1. The served graph does the same arithmetic. Both losses
+of RetinaNet are sums divided by the number of foreground anchors of the whole batch, so that an image full of
+boxes weighs more than one with a single box; a batch without a box divides by one. The box loss is smooth L1 of
+the deltas, or the generalised IoU of the decoded boxes (https://arxiv.org/abs/1902.09630).
 
 An anchor that overlaps a box by half is foreground, by less than 0.4 background, and between the two ignored.
 Every box keeps the anchor that overlaps it most, however little, so that none goes unlearnt. Nothing is matched to
 crowd boxes, and anchors inside them are ignored.
+
+The aligned loss lets cells learn the boxes that they are best at already: task-aligned assignment and its quality
+focal loss, https://arxiv.org/abs/2108.07755. A cell's fitness for a box is its score for the box's class times its
+predicted box's IoU to the sixth power; the fittest cells inside a box learn it, and the score they learn is that
+IoU, so that it ranks boxes by how well they lie. At the start, when scores are all alike and predicted boxes are
+the anchors, the fittest are those whose anchors overlap the box most.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from retinaserve.training.boxes import area, decode, encode, intersection, iou_matrix
+from retinaserve.training.spec import DELTA_CLAMP
 
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.4
 CROWD_SHARE = 0.5  # of an anchor's area inside a crowd region
@@ -27,6 +35,47 @@ BACKGROUND, IGNORED = -1, -2
 ALPHA, GAMMA = 0.25, 2.0  # https://arxiv.org/abs/1708.02002, table 1b
 EPSILON = 1e-7
 BETA = 0.11  # where smooth L1 turns from square to straight; Detectron's value for RetinaNet
+SHARPNESS = 6  # the power of the IoU; the score's is 1
+MOST_CELLS = 13  # that learn a box
+REACH = 1.0  # a box is at least so many strides to each side of its centre: small ones have cells too
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Return the areas (...) of boxes (..., 4)."""
+    return (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
+
+
+def intersection(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return the areas that boxes share; (..., 4) and (..., 4) are broadcast."""
+    low = torch.maximum(boxes[..., :2], others[..., :2])
+    high = torch.minimum(boxes[..., 2:], others[..., 2:])
+    return (high - low).clamp(min=0).prod(dim=-1)
+
+
+def iou_matrix(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return the IoU (N, M) of boxes (N, 4) with others (M, 4), in 0..1; boxes without an area overlap nothing."""
+    shared = intersection(boxes[:, None], others[None])
+    union = area(boxes)[:, None] + area(others)[None] - shared
+    return torch.where(union > 0, shared / union, 0.0)
+
+
+def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Return dx, dy, dw, dh (N, 4) of boxes with respect to as many anchors: Faster R-CNN's coding, unscaled."""
+    centres, sizes = _centres(boxes)
+    anchor_centres, anchor_sizes = _centres(anchors)
+    return torch.cat(((centres - anchor_centres) / anchor_sizes, (sizes / anchor_sizes).log()), dim=1)
+
+
+def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Return the boxes (N, 4) of deltas; dw and dh are clamped from above, so that no box explodes."""
+    anchor_centres, anchor_sizes = _centres(anchors)
+    centres = deltas[:, :2] * anchor_sizes + anchor_centres
+    halves = deltas[:, 2:].clamp(max=DELTA_CLAMP).exp() * anchor_sizes / 2
+    return torch.cat((centres - halves, centres + halves), dim=1)
+
+
+def _centres(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    return (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
 
 
 class Target(NamedTuple):
@@ -51,8 +100,7 @@ def match(anchors: Tensor, gt_boxes: Tensor, crowd: Tensor) -> Tensor:
     """
     matched = torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
     if crowd.any():
-        inside = intersection(anchors[:, None], gt_boxes[crowd][None]).amax(dim=1) / area(anchors)
-        matched[inside >= CROWD_SHARE] = IGNORED
+        matched[_inside(anchors, gt_boxes[crowd])] = IGNORED
     real = (~crowd).nonzero().flatten()
     if not len(real):
         return matched
@@ -69,18 +117,23 @@ def match(anchors: Tensor, gt_boxes: Tensor, crowd: Tensor) -> Tensor:
     return matched
 
 
-def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = ALPHA, gamma: float = GAMMA) -> Tensor:
+def _inside(anchors: Tensor, crowds: Tensor) -> Tensor:
+    """Return which anchors (N,) lie in one of the crowd regions (M, 4)."""
+    return intersection(anchors[:, None], crowds[None]).amax(dim=1) / area(anchors) >= CROWD_SHARE
+
+
+def focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the sum of the sigmoid focal loss; `targets` are 0 or 1, of the logits' shape."""
     logits = logits.float()
     entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     wrong = (logits.sigmoid() - targets).abs()  # 1 - p_t
-    weight = alpha * targets + (1 - alpha) * (1 - targets)
-    return (weight * wrong**gamma * entropy).sum()
+    weight = ALPHA * targets + (1 - ALPHA) * (1 - targets)
+    return (weight * wrong**GAMMA * entropy).sum()
 
 
-def smooth_l1(predicted: Tensor, targets: Tensor, *, beta: float = BETA) -> Tensor:
-    """Return the sum of smooth L1: d^2 / (2 beta) up to a distance of beta, d - beta / 2 beyond."""
-    return functional.smooth_l1_loss(predicted.float(), targets, beta=beta, reduction="sum")
+def smooth_l1(predicted: Tensor, targets: Tensor) -> Tensor:
+    """Return the sum of smooth L1: d^2 / (2 BETA) up to a distance of BETA, d - BETA / 2 beyond."""
+    return functional.smooth_l1_loss(predicted.float(), targets, beta=BETA, reduction="sum")
 
 
 def giou_loss(predicted: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -110,9 +163,7 @@ def detection_loss(
     heads: the model's output; anchors: (N, 4) of all levels, each in the order of a flattened (A, h, w) map;
     divisor: makes of the batch's number of foreground anchors what both sums are divided by.
     """
-    anchors_per_cell = heads[0][1].shape[1] // 4
-    logits = torch.cat([rows(cls, anchors_per_cell) for cls, _ in heads], dim=1)  # (B, N, C)
-    deltas = torch.cat([rows(box, anchors_per_cell) for _, box in heads], dim=1)  # (B, N, 4)
+    logits, deltas = _rows(heads)
     matched = torch.stack([match(anchors, target.boxes, target.crowd) for target in targets])  # (B, N)
 
     foreground, valid = matched >= 0, matched != IGNORED
@@ -135,8 +186,82 @@ def detection_loss(
     return Losses(cls, box / count)
 
 
-def rows(maps: Tensor, anchors_per_cell: int) -> Tensor:
-    """Return a level's maps (B, A*C, h, w) with a row an anchor: (B, A*h*w, C)."""
-    batch, channels, height, width = maps.shape
-    split = maps.reshape(batch, anchors_per_cell, channels // anchors_per_cell, height, width)
-    return split.permute(0, 1, 3, 4, 2).flatten(1, 3)  # (B, A, C, h, w) -> (B, A*h*w, C)
+def _rows(heads: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return logits (B, N, C) and deltas (B, N, 4) of all levels' maps (B, A*C, h, w), with a row an anchor."""
+    anchors = heads[0][1].shape[1] // 4
+    # (B, A*C, h, w) -> (B, A, C, h, w) -> (B, A, h, w, C) -> (B, A*h*w, C)
+    logits, deltas = (
+        torch.cat([maps.unflatten(1, (anchors, -1)).permute(0, 1, 3, 4, 2).flatten(1, 3) for maps in side], dim=1)
+        for side in zip(*heads, strict=True)
+    )
+    return logits, deltas
+
+
+def aligned_loss(
+    heads: Sequence[tuple[Tensor, Tensor]],
+    targets: Sequence[Target],
+    anchors: Tensor,
+    strides: Tensor,
+    *,
+    divisor: Callable[[Tensor], Tensor] = lambda count: count.clamp(min=1),
+) -> Losses:
+    """Return the losses of a batch, each divided by the sum of the scores to be learnt.
+
+    heads: the model's output; anchors: (N, 4) of all levels, each in the order of a flattened (A, h, w) map;
+    strides: (N,) of the anchors' levels; divisor: makes of the batch's sum what is divided by.
+    """
+    logits, deltas = (values.float() for values in _rows(heads))
+    boxes = decode(deltas.flatten(0, 1), anchors.repeat(len(targets), 1)).view_as(deltas)
+    wanted = torch.zeros_like(logits)
+    ignored = torch.zeros_like(logits[..., 0], dtype=torch.bool)
+    chosen, gt_boxes, weights = [], [], []
+    with torch.no_grad():
+        for image, target in enumerate(targets):
+            if target.crowd.any():
+                ignored[image] = _inside(anchors, target.boxes[target.crowd])
+            real, classes = target.boxes[~target.crowd], target.classes[~target.crowd]
+            cells, box, quality = assign(logits[image].sigmoid(), boxes[image], anchors, strides, real, classes)
+            wanted[image, cells, classes[box]] = quality
+            ignored[image, cells] = False
+            chosen.append(image * len(anchors) + cells)
+            gt_boxes.append(real[box])
+            weights.append(quality)
+    weight = torch.cat(weights)
+    total = divisor(weight.sum())
+    scores = logits.sigmoid()
+    entropy = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    focal = (scores - wanted).abs() ** GAMMA * entropy
+    cls = focal.masked_fill(ignored[..., None], 0.0).sum() / total
+    box = giou_loss(boxes.flatten(0, 1)[torch.cat(chosen)], torch.cat(gt_boxes), weight) / total
+    return Losses(cls, box)
+
+
+def assign(
+    scores: Tensor, boxes: Tensor, anchors: Tensor, strides: Tensor, gt_boxes: Tensor, gt_classes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which cells learn (F,), the box that each learns (F,), and the score that it learns (F,).
+
+    scores: (N, C) of 0 to 1; boxes: (N, 4) predicted; anchors: (N, 4); strides: (N,); gt_boxes: (M, 4);
+    gt_classes: (M,).
+    """
+    if not len(gt_boxes):
+        nothing = torch.zeros(0, dtype=torch.int64, device=boxes.device)
+        return nothing, nothing, scores.new_zeros(0)
+    overlap = intersection(gt_boxes[:, None], boxes[None])  # (M, N)
+    iou = overlap / (area(gt_boxes)[:, None] + area(boxes)[None] - overlap).clamp(min=EPSILON)
+    fitness = scores[:, gt_classes].T * iou**SHARPNESS
+    centres, middles = (anchors[:, :2] + anchors[:, 2:]) / 2, (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
+    half = torch.maximum((gt_boxes[:, 2:] - gt_boxes[:, :2])[:, None] / 2, REACH * strides[None, :, None])
+    inside = ((centres[None] - middles[:, None]).abs() < half).all(dim=2)  # (M, N)
+    fitness = torch.where(inside, fitness + EPSILON * iou, 0.0)
+    best, cells = fitness.topk(min(MOST_CELLS, fitness.shape[1]), dim=1)
+    taken = torch.zeros_like(inside).scatter_(1, cells, best > 0)
+    # A cell that several boxes chose learns the one that it overlaps most.
+    most, box = torch.where(taken, iou, -1.0).max(dim=0)
+    found = (most >= 0).nonzero().flatten()
+    box = box[found]
+    # Of the cells that a box is left with, the fittest learns the highest IoU.
+    own = torch.zeros_like(inside).index_put_((box, found), torch.ones_like(found, dtype=torch.bool))
+    fittest = (fitness * own).amax(dim=1).clamp(min=1e-12)
+    quality = fitness[box, found] / fittest[box] * (iou * own).amax(dim=1)[box]
+    return found, box, quality

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .container import heif
-from .formats import Header
+from .formats import Header, heif
 from .orientation import TURNS
 from .verdict import MAX_BYTES, MAX_PIXELS, READERS, BadImage, Buffer, examine, kind_of
 

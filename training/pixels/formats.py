@@ -1,17 +1,20 @@
-"""Reads the structure of PNG, WebP and BMP: what their headers say, and whether everything is there.
+"""Reads the structure of PNG, WebP and BMP, and by Pillow the headers of GIF, AVIF and HEIC.
 
     read_png(memoryview(data))    # Header(640, 480)
 
 Nothing is inflated or decoded. A PNG's checksums, at a sixth of a millisecond a megabyte, tell of every flipped
 bit: one that passes is one that was written like this. WebP has none: what is damaged behind its headers is seen
-by decoding alone, or never.
+by decoding alone, or never. What turns a GIF, AVIF or HEIC is in the container, so Pillow says how it lies; of
+several frames the first is meant.
 """
 
+import io
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass, replace
 
-from .orientation import UPRIGHT, Orientation, Record, exif_record, settle
+from .orientation import ORIENTATION, UPRIGHT, VALUES, Orientation, Record, exif_record, settle
 
 # PNG
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -27,6 +30,7 @@ BMP_HEADERS = (CORE, 40, 52, 56, 64, 108, 124)
 PLAIN, RUNS, MASKED = 0, 1, 3
 # Bits a pixel and compression that the decoder takes; others exist.
 BMP_LAYOUTS = {(bits, PLAIN) for bits in (1, 4, 8, 24, 32)} | {(8, RUNS), (16, MASKED), (32, MASKED)}
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 @dataclass(frozen=True)
@@ -217,3 +221,48 @@ def read_bmp(data: memoryview) -> Header:
     if compression != RUNS:  # rows have a known length
         need(data, pixels + (width * bits + 31) // 32 * 4 * abs(height))  # a negative height: rows from the top
     return Header(width, abs(height))
+
+
+def read_gif(data: memoryview) -> Header:
+    """Return the header of a GIF. Raises Damaged."""
+    return _opened(data, "GIF", "it is a GIF")
+
+
+def read_avif(data: memoryview) -> Header:
+    """Return the header of an AVIF. Raises Damaged, or Unsupported where Pillow was built without it."""
+    from PIL import features
+
+    if not features.check("avif"):
+        raise Unsupported("reading it takes Pillow 11.3 or later")
+    return _opened(data, "AVIF", "it is an AVIF")
+
+
+def read_heic(data: memoryview) -> Header:
+    """Return the header of a HEIC. Raises Damaged, or Unsupported without pillow-heif."""
+    if not heif():
+        raise Unsupported("reading it takes pillow-heif: pip install 'retinaserve[heif]'")
+    return _opened(data, "HEIF", "it is a HEIC")
+
+
+def heif() -> bool:
+    """Let Pillow read HEIC, and say whether it can."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _opened(data: memoryview, kind: str, detour: str) -> Header:
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata, and Pillow's own limit of pixels
+            with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+                image.info.pop("xmp", None)  # see orientation.py
+                value = image.getexif().get(ORIENTATION, 1)
+                return Header(*image.size, Orientation(value if value in VALUES else 1), detour=detour)
+    except Exception:  # a decoder raises nearly anything
+        raise Damaged("its header can't be read") from None

@@ -13,8 +13,20 @@ import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from .container import HEIC_BRANDS, read_avif, read_gif, read_heic
-from .formats import BMP_HEADERS, Damaged, Header, Truncated, Unsupported, read_bmp, read_png, read_webp
+from .formats import (
+    BMP_HEADERS,
+    HEIC_BRANDS,
+    Damaged,
+    Header,
+    Truncated,
+    Unsupported,
+    read_avif,
+    read_bmp,
+    read_gif,
+    read_heic,
+    read_png,
+    read_webp,
+)
 from .jpeg import read_jpeg
 from .tiff import read_tiff
 

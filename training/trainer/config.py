@@ -24,7 +24,7 @@ DECAYS = {"adamw": 0.01, "sgd": 1e-4, "muon": 0.01}
 class TrainConfig:
     """How to train; what to train is the spec's. `lr` and `weight_decay` follow the optimizer where not given."""
 
-    iterations: int = setting(90000, "Iterations, counted from the first run.", flag="iters", low=1)
+    iterations: int = setting(90000, "Iterations, counted from the first run.", name="iters", low=1)
     batch: int = setting(16, "Images of an iteration, of all processes together.", low=1)
     optimizer: Literal["adamw", "sgd", "muon"] = setting(
         "adamw", "What takes the steps; muon is for a start from nothing."
@@ -52,13 +52,13 @@ class TrainConfig:
     giou: bool = setting(False, "Generalised IoU for boxes, instead of smooth L1 of their deltas.")
     ema: float = setting(0.0, "Decay of the weights' average.", low=0, high=1, open_high=True)
     batch_norms: Literal["local", "sync", "frozen"] = setting(
-        "sync", "Batch norms: each process's, all processes', or the backbone's as they are.", flag="batch_norm"
+        "sync", "Batch norms: each process's, all processes', or the backbone's as they are.", name="batch_norm"
     )
     freeze: int = setting(0, "Stages of the backbone that don't learn, from the stem.", low=0, high=5)
     shorter: int | None = setting(
-        None, "Train at this shorter side instead of letterboxed into --size.", flag="resize", low=1
+        None, "Train at this shorter side instead of letterboxed into --size.", name="resize", low=1
     )
-    longest: int = setting(1333, "The longest side, with --resize.", flag="max_size", low=1)
+    longest: int = setting(1333, "The longest side, with --resize.", name="max_size", low=1)
     jitter: tuple[int, int] | None = setting(
         None, "Range of the shorter side, from multiscale on.", low=1, metavar="MIN MAX"
     )
@@ -72,7 +72,7 @@ class TrainConfig:
     )
     compile: bool = setting(False, "Compile the network with torch.compile.")
     report_every: int = setting(20, low=1)
-    val_every: int = setting(1000, "Iterations between validations.", flag="val_iters", low=1)
+    val_every: int = setting(1000, "Iterations between validations.", name="val_iters", low=1)
     patience: int = setting(0, "Validations without a better AP that end the run; 0: none do.", low=0)
     save_every: int = setting(1000, "Iterations between checkpoints.", low=1)
 

@@ -1,30 +1,39 @@
-"""How a run is going: means between reports, the file they are kept in, and what else a run leaves behind.
+"""How a run is going: means between reports, the file they are kept in, checkpoints, curves and images.
 
 meter = Meter(iterations, batch, first)
 with meter.waiting(): batch = next(batches)
 meter.add(losses)
 recorder.progress(meter.report(iteration, lr))
+plot_results(reports, scores, Path("model.results.png"))
 """
 
 import json
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from retinaserve.training.checkpoint import Checkpoint, save
-from retinaserve.training.data.dataset import CocoDataset
-from retinaserve.training.data.stream import Batch
+from retinaserve.training.data.augment import Batch
+from retinaserve.training.data.dataset import CocoDataset, LabelStatistics
 from retinaserve.training.detections import Detections
+from retinaserve.training.draw import contact_sheet, draw
 from retinaserve.training.files import remove_leftovers, write_text
 from retinaserve.training.model.losses import Losses
 from retinaserve.training.spec import DetectorSpec
-from retinaserve.training.trainer.plots import draw_batch, draw_predictions
 from retinaserve.training.trainer.validate import Scores
+
+MOST_CLASSES = 30  # of the plot of labels
+MOST_IMAGES, TILE = 16, (360, 360)  # of the sheets
+SHOWN_SCORE = 0.3
 
 
 @dataclass(frozen=True)
@@ -193,3 +202,80 @@ def _lines(path: Path) -> list[dict[str, float]]:
         except ValueError:
             break
     return lines
+
+
+def plot_results(
+    reports: Sequence[Mapping[str, float]], scores: Sequence[Mapping[str, float]], output: Path
+) -> bool:
+    """Draw the curves of a metrics file's reports and validations; return whether there was anything to draw."""
+    if not reports:
+        return False
+    figure, (losses, *rest) = _figure(columns=2 if scores else 1)
+    iterations = [report["iteration"] for report in reports]
+    for key, label, colour in (("cls_loss", "class loss", "tab:blue"), ("box_loss", "box loss", "tab:orange")):
+        losses.plot(iterations, [report[key] for report in reports], label=label, color=colour)
+    losses.set(xlabel="iteration", ylabel="loss", yscale="log")
+    losses.grid(alpha=0.3, which="both")
+    rate = losses.twinx()
+    rate.plot(iterations, [report["lr"] for report in reports], color="0.7", linestyle="--", label="learning rate")
+    rate.set(ylabel="learning rate", ylim=(0, None))
+    lines = [*losses.get_lines(), *rate.get_lines()]
+    losses.legend(lines, [str(line.get_label()) for line in lines], loc="upper right")
+    for axes in rest:
+        places = [line["iteration"] for line in scores]
+        for key, label in (("ap50", "AP50"), ("ap75", "AP75"), ("ap", "AP")):
+            axes.plot(places, [line[key] for line in scores], label=label, marker="o", markersize=3)
+        axes.set(xlabel="iteration", ylabel="validation", ylim=(0, 1))
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right")
+    figure.savefig(output, dpi=110)
+    return True
+
+
+def plot_labels(statistics: LabelStatistics, spec: DetectorSpec, output: Path) -> None:
+    """Draw how many labels each class has, and the boxes' sizes among the anchors'."""
+    figure, (classes, axes) = _figure(columns=2)
+    counts = sorted(statistics.per_class.items(), key=lambda item: -item[1])[:MOST_CLASSES]
+    classes.barh([name for name, _ in counts][::-1], [count for _, count in counts][::-1], color="tab:blue")
+    classes.set(xlabel="boxes" if len(counts) == len(statistics.per_class) else f"boxes, {MOST_CLASSES} classes")
+    axes.scatter(statistics.sizes[:, 0], statistics.sizes[:, 1], s=4, alpha=0.4, label="boxes")
+    anchors = spec.anchor_table.reshape(-1, 4)
+    sides = anchors[:, 2:] - anchors[:, :2]
+    axes.scatter(sides[:, 0], sides[:, 1], marker="+", color="tab:orange", label="anchors")
+    axes.set(xlabel="width, network's pixels", ylabel="height", xscale="log", yscale="log")
+    axes.set_title(f"{statistics.covered:.0%} of boxes fit an anchor")
+    axes.legend(loc="upper left")
+    figure.savefig(output, dpi=110)
+
+
+def draw_batch(batch: Batch, classes: Sequence[str]) -> Image.Image:
+    """Draw the first images of a training batch with their boxes; crowd regions are thin and white."""
+    tiles = []
+    rows = zip(batch.images, batch.targets, batch.image_ids, strict=True)
+    for pixels, target, image_id in islice(rows, MOST_IMAGES):
+        # (3, H, W) -> (H, W, 3)
+        image = Image.fromarray(np.ascontiguousarray(pixels.byte().permute(1, 2, 0).cpu().numpy()))
+        boxes, crowd = target.boxes.numpy(), target.crowd.numpy()
+        classes_of = target.classes.numpy()[~crowd].astype(np.int32)
+        labelled = Detections(boxes[~crowd], np.ones(len(classes_of), np.float32), classes_of)
+        drawn = draw(image, labelled, classes, within=TILE, scores=False, outlines=boxes[crowd])
+        tiles.append((drawn, f"image {image_id}"))
+    return contact_sheet(tiles, tile=TILE)
+
+
+def draw_predictions(dataset: CocoDataset, spec: DetectorSpec, found: Mapping[int, Detections]) -> Image.Image:
+    """Draw what was found, above a score, on the first images; the annotations' boxes are thin and white."""
+    tiles = []
+    rows = ((index, labels) for index, labels in enumerate(dataset.labels) if labels.image_id in found)
+    for index, labels in islice(rows, MOST_IMAGES):
+        shown = found[labels.image_id].above(SHOWN_SCORE)
+        drawn = draw(dataset.load(index), shown, spec.classes, within=TILE, outlines=labels.boxes)
+        tiles.append((drawn, labels.path.name))
+    return contact_sheet(tiles, tile=TILE)
+
+
+def _figure(*, columns: int) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5 * columns, 4.5), layout="constrained")
+    return figure, figure.subplots(1, columns, squeeze=False)[0]

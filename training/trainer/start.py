@@ -7,6 +7,7 @@ A class head that fits by its shape alone is not kept: outputs are matched by th
 not kept stays as the fresh model has it.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -47,7 +48,8 @@ def detector_to_train(
     if path.exists():
         spec = _resumed(path, dataset, {**network, **design})
         if settings.get("value_range") and tuple(settings["value_range"]) != spec.value_range:
-            raise UserError(f"{path} was trained with --value-range {_shown(spec.value_range)}", AFRESH)
+            shown = " ".join(map(str, spec.value_range)) if spec.value_range else "of the format"
+            raise UserError(f"{path} was trained with --value-range {shown}", AFRESH)
         return spec
     if settings.get("resize") and "size" not in design:
         longest = max(settings.get("max_size", TrainConfig.longest), settings["resize"])
@@ -87,10 +89,6 @@ def detector_to_train(
     )
 
 
-def _shown(value_range: tuple[int, int] | None) -> str:
-    return " ".join(map(str, value_range)) if value_range else "of the format"
-
-
 def _resumed(path: Path, dataset: CocoDataset, chosen: Mapping[str, Any]) -> DetectorSpec:
     spec = load(path).spec
     if dataset.classes != spec.classes:  # ids may differ: the checkpoint keeps its own
@@ -120,14 +118,11 @@ def _difference(spec: DetectorSpec, dataset: CocoDataset) -> str:
     gone = [name for name in spec.classes if name not in dataset.classes]
     new = [name for name in dataset.classes if name not in spec.classes]
     if gone or new:
-        return "; ".join(
-            f"{what} {', '.join(names)}" for what, names in (("without", gone), ("with", new)) if names
-        )
-    pairs = zip(spec.classes, dataset.classes, dataset.category_ids, strict=True)
-    place, *moved = next((place, *pair) for place, pair in enumerate(pairs) if pair[0] != pair[1])
-    return (
-        f"the ids put them in another order: class {place} was {moved[0]}, and id {moved[2]} makes it {moved[1]}"
-    )
+        parts = (("without", gone), ("with", new))
+        return "; ".join(f"{what} {', '.join(names)}" for what, names in parts if names)
+    pairs = enumerate(zip(spec.classes, dataset.classes, dataset.category_ids, strict=True))
+    place, (was, now, number) = next((place, pair) for place, pair in pairs if pair[0] != pair[1])
+    return f"the ids put them in another order: class {place} was {was}, and id {number} makes it {now}"
 
 
 @dataclass(frozen=True)
@@ -145,9 +140,8 @@ class Transfer:
         if self.replaced:
             lines.append(f"  start afresh: {_grouped(self.replaced)}")
         if self.classes:
-            lines.append(
-                f"  outputs kept of: {', '.join(self.classes[:12])}{', ...' if len(self.classes) > 12 else ''}"
-            )
+            more = ", ..." if len(self.classes) > 12 else ""
+            lines.append(f"  outputs kept of: {', '.join(self.classes[:12])}{more}")
         if self.dropped:
             lines.append(f"  without a use: {_grouped(self.dropped)}")
         return "\n".join(lines)
@@ -211,8 +205,5 @@ def _copy_classes(target: Tensor, source: Tensor, classes: tuple[str, ...], know
 
 def _grouped(names: Iterable[str]) -> str:
     """Return names as few: those of a part of the network by that part and their number."""
-    groups: dict[str, int] = {}
-    for name in names:
-        part = ".".join(name.split(".")[:2])
-        groups[part] = groups.get(part, 0) + 1
+    groups = Counter(".".join(name.split(".")[:2]) for name in names)
     return ", ".join(f"{part} ({count})" for part, count in groups.items())

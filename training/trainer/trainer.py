@@ -23,28 +23,21 @@ from torch import Tensor, nn
 
 from retinaserve.training.check.checks import preflight
 from retinaserve.training.checkpoint import Checkpoint, load
+from retinaserve.training.data.augment import Batch, StreamSettings
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.data.loaders import training_batches
-from retinaserve.training.data.stream import Batch, StreamSettings
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.model import build_model
-from retinaserve.training.model.alignment import aligned_loss
-from retinaserve.training.model.losses import Losses, Target, detection_loss
+from retinaserve.training.model.losses import Losses, Target, aligned_loss, detection_loss
 from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.trainer.config import TrainConfig
 from retinaserve.training.trainer.distributed import ALONE, ProcessGroup, process_group
-from retinaserve.training.trainer.ema import Ema
-from retinaserve.training.trainer.muon import Muon
 from retinaserve.training.trainer.norms import replace_batch_norms
+from retinaserve.training.trainer.optimizer import Ema, build_optimizer
 from retinaserve.training.trainer.progress import Meter, Progress, Recorder
 from retinaserve.training.trainer.start import detector_to_train, find_start, initialise
 from retinaserve.training.trainer.validate import Scores, check, predict, score
-
-# The gradients of the first steps, which learn that nearly everything is background, are many times larger than
-# those that tell classes apart later. AdamW's usual 0.999 would remember them for a thousand iterations.
-BETAS = (0.9, 0.97)
-MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
@@ -365,49 +358,10 @@ def takes_channels_last(network: nn.Module) -> bool:
     )
 
 
-def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimizer of what a network learns; norms and biases don't decay.
-
-    Muon turns what is a matrix between features: no convolution of pixels, of groups, or to outputs.
-    """
-    learnt = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    turned = {
-        id(module.weight)
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d) and module.in_channels > 3 and module.groups == 1
-        if config.optimizer == "muon" and not name.endswith("output")
-    }
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [each for each in learnt if each.ndim > 1 and id(each) not in turned],
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [each for each in learnt if each.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, config.lr, MOMENTUM)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, config.lr, BETAS, fused=True)
-    matrices = [each for each in learnt if id(each) in turned]
-    groups.append({"params": matrices, "weight_decay": config.weight_decay, "orthogonal": True})
-    return Muon(groups, config.lr, BETAS, fused=True)
-
-
 def stream_settings(config: TrainConfig, group: ProcessGroup = ALONE) -> StreamSettings:
     """Return what a process's batches depend on."""
-    return StreamSettings(
-        config.batch,
-        config.seed,
-        config.augment,
-        config.workers,
-        config.loader,
-        config.shorter,
-        config.longest,
-        config.jitter,
-        config.full_decode,
-        group.rank,
-        group.world_size,
-    )
+    values = {"rank": group.rank, "world": group.world_size, **vars(config)}
+    return StreamSettings(**{each.name: values[each.name] for each in fields(StreamSettings)})
 
 
 @contextmanager

@@ -10,20 +10,51 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from retinaserve.plugins import reference
 from retinaserve.training.bootstrap import margin
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import letterbox
-from retinaserve.training.model.postprocess import detect
 from retinaserve.training.pixels import Decoding
 from retinaserve.training.scores import evaluate, match_classes
 from retinaserve.training.spec import DetectorSpec
 
 BATCH = 8
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int32]
+
+
+def detect(
+    spec: DetectorSpec, heads: Sequence[tuple[Tensor, Tensor]], letterbox: FloatArray
+) -> tuple[IntArray, FloatArray, FloatArray, IntArray]:
+    """Return num_detections (B, 1), boxes (B, K, 4), scores (B, K) and classes (B, K), zeros behind the last.
+
+    heads: (logits, deltas) per level, as spec.head_names describes them; letterbox: (B, 4) original h, w, resized
+    h, w. Boxes are in pixels of the original image.
+    """
+    threshold, topk = spec.score_threshold_logit, spec.topk_candidates
+    best = [_best(logits.detach().float(), threshold, topk) for logits, _ in heads]
+    deltas = [deltas.detach().float().cpu().numpy() for _, deltas in heads]
+    candidates = reference.decode(best, deltas, letterbox, **spec.decoding)
+    return reference.nms(*candidates, letterbox, iou=spec.nms_iou, max_detections=spec.max_detections)
+
+
+def _best(logits: Tensor, threshold: float, topk: int) -> FloatArray:
+    """Return a level's logits on the host, with -inf for what can't be a candidate: few are copied and sorted."""
+    host = np.full(tuple(logits.shape), -np.inf, np.float32)
+    for row, flat in zip(logits.flatten(1), host.reshape(len(host), -1), strict=True):
+        index = (row >= threshold).nonzero()[:, 0]
+        values = row[index]
+        if len(values) > topk:  # equal ones all stay: the reference decides which are taken
+            kept = values >= values.topk(topk).values[-1]
+            index, values = index[kept], values[kept]
+        flat[index.cpu().numpy()] = values.cpu().numpy()
+    return host
 
 
 @dataclass(frozen=True)
@@ -39,9 +70,8 @@ class Scores:
 def check(dataset: CocoDataset, spec: DetectorSpec) -> None:
     """Raise UserError if a data set can't score a detector."""
     if not dataset.box_count:
-        raise UserError(
-            "the validation set has no boxes to find [no-boxes]", "annotations with iscrowd 0 are expected"
-        )
+        problem = "the validation set has no boxes to find [no-boxes]"
+        raise UserError(problem, "annotations with iscrowd 0 are expected")
     if not set(dataset.classes) & set(spec.classes):
         raise UserError(
             f"no class of the validation set is trained [split-disjoint]: {', '.join(dataset.classes)}",

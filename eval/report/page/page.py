@@ -39,6 +39,9 @@ def page(analysis: Analysis) -> str:
     thumbnails = Thumbnails(analysis.report.files)
     comparison = _comparison(analysis, thumbnails)  # first, so that its images are not the ones without room
     report = analysis.report
+    data = json.dumps(_data(analysis), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":  # so that it can't end its script element
+        data = data.replace(character, f"\\u{ord(character):04x}")
     title = f"{Path(report.truth.path).name}: AP {_number(report.scores.ap)}"
     values = {
         "policy": "; ".join(f"{key} {value}" for key, value in policy.items()),
@@ -59,7 +62,7 @@ def page(analysis: Analysis) -> str:
         ),
         "run": _run(analysis),
         "failed": _failed(analysis),
-        "data": _json(_data(analysis)),
+        "data": data,
     }
     template = RESOURCES.joinpath("template.html").read_text(encoding="utf-8")
     # One pass: braces in what is filled in stay what they are.
@@ -219,12 +222,6 @@ def _signed(value: float | None) -> str:
 
 def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
-
-
-def _json(value: Any) -> str:
-    """Return JSON that can't end its script element."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _hash(text: str) -> str:

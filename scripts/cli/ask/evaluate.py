@@ -103,15 +103,14 @@ def evaluate(
     server refuses counts as one without detections; the exit code is then 3.
     """
     from retinaserve.eval.client.client import Client
-    from retinaserve.eval.client.traffic import Traffic
-    from retinaserve.eval.report.report import evaluate_detector
+    from retinaserve.eval.report.report import Traffic, evaluate_detector
     from retinaserve.training.check.checks import scored_labels
 
     options = ReportOptions(**report_choices)
     truth = scored_labels(annotations, images, warn=warn)
     options.read_baseline(truth)
     if predictions:
-        from retinaserve.eval.recorded import Recorded
+        from retinaserve.eval.batch import Recorded
 
         report = evaluate_detector(Recorded.read(predictions), truth, images, judge=options.judge)
     else:

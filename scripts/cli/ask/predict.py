@@ -133,8 +133,15 @@ def print_predictions(
     """Print every answer as it comes, or write it into `labels`, draw it into `output`, report the bad; return how
     many were bad.
     """
-    from retinaserve.eval.predictions import annotated_paths, coco_results, geojson, json_line
-    from retinaserve.eval.prelabels import Prelabels, csv_text, label_studio
+    from retinaserve.eval.predictions import (
+        Prelabels,
+        annotated_paths,
+        coco_results,
+        csv_text,
+        geojson,
+        json_line,
+        label_studio,
+    )
     from retinaserve.eval.tiled import answers_of
     from retinaserve.training.detections import ImageError
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from retinaserve.eval.verify.tolerances import PRECISIONS
+from retinaserve.eval.verify.matching import PRECISIONS
 from retinaserve.scripts.cli.options import (
     COUNT,
     FILE,
@@ -90,10 +90,10 @@ def verify(
     number is beyond its limit, 3 when they are not the same detector or images can't be read.
     """
     from retinaserve.eval.client.client import Client
-    from retinaserve.eval.identity import SCALED
+    from retinaserve.eval.client.server_info import SCALED
     from retinaserve.eval.runtimes.detector import open_detector
     from retinaserve.eval.verify.compare import Candidate, check_same, compare
-    from retinaserve.eval.verify.tolerances import parse_overrides
+    from retinaserve.eval.verify.matching import parse_overrides
     from retinaserve.training.check.checks import scored_labels
     from retinaserve.training.images import annotated_files, find_images, spread
     from retinaserve.training.pixels import Decoding

@@ -152,8 +152,7 @@ def build(
 
 def _target(plugins: Path | None, tensorrt: str | None, compute_capability: str | None) -> "Target":
     """Return where the plan will run: this machine, or what the options say of another."""
-    from retinaserve.build_tools.engine.gpu import this_target
-    from retinaserve.build_tools.engine.manifest import Target
+    from retinaserve.build_tools.engine.manifest import Target, this_target
 
     here = this_target(plugins)
     if not tensorrt and not compute_capability:

@@ -116,8 +116,13 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
     from retinaserve.training.checkpoint import load
     from retinaserve.training.data.dataset import CocoDataset, describe_labels
     from retinaserve.training.trainer.distributed import process_group
-    from retinaserve.training.trainer.plots import plot_labels, plot_results
-    from retinaserve.training.trainer.progress import metrics_path, read_metrics, read_scores
+    from retinaserve.training.trainer.progress import (
+        metrics_path,
+        plot_labels,
+        plot_results,
+        read_metrics,
+        read_scores,
+    )
     from retinaserve.training.trainer.record import save_record
     from retinaserve.training.trainer.start import detector_to_train, find_start, initialise
     from retinaserve.training.trainer.trainer import Trainer

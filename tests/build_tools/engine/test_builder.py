@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 import pytest
 
-from retinaserve.build_tools.engine import listeners
+from retinaserve.build_tools.engine import tensorrt
 from retinaserve.build_tools.engine.builder import (
     RTX,
     EngineOptions,
@@ -20,10 +20,8 @@ from retinaserve.build_tools.engine.builder import (
     build_plan,
     load_tensorrt,
 )
-from retinaserve.build_tools.engine.gpu import Driver, find_gpus, this_target
-from retinaserve.build_tools.engine.listeners import message_log, progress_monitor, tidy
-from retinaserve.build_tools.engine.manifest import check_plan, read_manifest
-from retinaserve.build_tools.engine.plugin_library import load_plugins
+from retinaserve.build_tools.engine.manifest import Driver, check_plan, find_gpus, read_manifest, this_target
+from retinaserve.build_tools.engine.tensorrt import load_plugins, message_log, progress_monitor, tidy
 from retinaserve.build_tools.graph.detection import DECODE, NMS
 from retinaserve.build_tools.graph.float16 import to_float16
 from retinaserve.build_tools.graph.graft import graft, save
@@ -302,7 +300,7 @@ def test_a_plan_is_written_with_its_manifest(trt: Any, candidates: Path, tmp_pat
 def test_a_plan_is_kept_where_its_layers_can_t_be_read(
     trt: Any, candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listeners, "LISTING", "a word of another version")
+    monkeypatch.setattr(tensorrt, "LISTING", "a word of another version")
     built = build_plan(candidates, tmp_path / "model.plan", L4, trt=trt)
     assert (tmp_path / "model.plan").read_bytes() == built.engine.data
     assert len(built.engine.report.unnamed) == TOY_CONVOLUTIONS and not built.engine.report.convolutions

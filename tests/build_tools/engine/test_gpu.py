@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retinaserve.build_tools.engine.gpu import find_gpus, tensorrt_cuda, tensorrt_version, this_target
+from retinaserve.build_tools.engine.manifest import find_gpus, tensorrt_cuda, tensorrt_version, this_target
 from retinaserve.training.errors import UserError
 
 NAMES = {(each.metadata["Name"] or "").lower().replace("-", "_") for each in metadata.distributions()}

@@ -8,12 +8,12 @@ import onnxruntime
 import pytest
 import torch
 
+from retinaserve.build_tools.export import heads_graph
 from retinaserve.build_tools.graph.graft import graft
 from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 from retinaserve.build_tools.openvino_cpu import compile_for_cpu
-from retinaserve.training.export import heads_graph
-from retinaserve.training.model.postprocess import detect
 from retinaserve.training.spec import OUTPUTS
+from retinaserve.training.trainer.validate import detect
 from tests.toys import small_spec, toy_model
 
 SIZES = [(200, 266), (266, 200), (333, 180), (12, 333), (333, 1)]  # of resized images

@@ -11,8 +11,7 @@ from PIL import Image
 
 from retinaserve.build_tools.preprocess import BadImage, Prepared, Preprocessor, admit
 from retinaserve.training.pixels import gate, trial
-from retinaserve.training.pixels.container import heif
-from retinaserve.training.pixels.formats import Damaged, Header
+from retinaserve.training.pixels.formats import Damaged, Header, heif
 from retinaserve.training.pixels.jpeg import read_jpeg
 from retinaserve.training.pixels.verdict import READERS, kind_of
 from tests.damage import damaged, good_images

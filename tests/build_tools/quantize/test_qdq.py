@@ -10,13 +10,13 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
+from retinaserve.build_tools.export import heads_graph
 from retinaserve.build_tools.graph.graft import graft
 from retinaserve.build_tools.graph.onnx_io import metadata_of, precision_of
 from retinaserve.build_tools.quantize.calibrate import Calibrated, Int8Options, calibrate, draw, to_int8
 from retinaserve.build_tools.quantize.qdq import Layer, find_layers, layers_of, quantize, tensors_of, without
 from retinaserve.eval.sensitivity import noise
 from retinaserve.training.errors import Exit, UserError
-from retinaserve.training.export import heads_graph
 from retinaserve.training.spec import METADATA_CALIBRATION, METADATA_PRECISION, NETWORK_INPUT, DetectorSpec
 from tests.images import checker, encode
 from tests.toys import small_spec, toy_model

@@ -12,7 +12,6 @@ from retinaserve.build_tools.quantize.ranges import (
     cached,
     collect,
     entropy,
-    minmax,
     normalise,
     percentile,
 )
@@ -23,7 +22,7 @@ RNG = np.random.default_rng(0)
 
 
 def histogram_of(*batches):
-    histogram = Histogram.empty()
+    histogram = Histogram()
     for batch in batches:
         histogram.add(np.asarray(batch, np.float32))
     return histogram
@@ -47,7 +46,7 @@ def test_counts_are_those_of_numpy_however_the_range_grew() -> None:
 
 
 def test_minmax_is_the_largest() -> None:
-    assert minmax(histogram_of([0.5, -7.25], [3.0])) == 7.25
+    assert THRESHOLDS["minmax"](histogram_of([0.5, -7.25], [3.0])) == 7.25
 
 
 @pytest.mark.parametrize("share", [50.0, 99.0, 99.9])
@@ -65,7 +64,7 @@ def test_entropy_cuts_an_outlier_off_and_keeps_what_is_even() -> None:
     assert 3 < entropy(histogram_of(np.append(normal, 60.0))) < 8
     even = RNG.uniform(0, 10, 400_000)
     assert entropy(histogram_of(even)) > 9.5
-    assert entropy(histogram_of(np.append(normal, 60.0))) < minmax(histogram_of([60.0]))
+    assert entropy(histogram_of(np.append(normal, 60.0))) < THRESHOLDS["minmax"](histogram_of([60.0]))
 
 
 def test_entropy_does_not_mind_how_many_zeros_a_relu_left() -> None:

@@ -11,8 +11,7 @@ from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 from retinaserve.build_tools.repository.builder import build_repository
 from retinaserve.build_tools.repository.configs import BuildOptions
 from retinaserve.training.errors import UserError
-from retinaserve.training.export import export_heads
-from tests.toys import small_spec, toy_model
+from tests.toys import export_heads, small_spec, toy_model
 
 
 def test_versions_follow_each_other(toy_onnx: Path, tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from retinaserve.build_tools.engine.gpu import find_gpus
-from retinaserve.build_tools.engine.manifest import Target, read_manifest, write_plan
+from retinaserve.build_tools.engine.manifest import Target, find_gpus, read_manifest, write_plan
 from retinaserve.build_tools.preprocess import Decoding, Prepared, Preprocessor, preprocess_pipeline
 from retinaserve.build_tools.preprocess.pipeline import OUTPUTS, serialise
 from retinaserve.build_tools.repository.builder import CUDA_POOL, build_repository

@@ -4,7 +4,7 @@ import pytest
 
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.server_info import ModelStatistics
-from retinaserve.eval.client.traffic import Traffic
+from retinaserve.eval.report.report import Traffic
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.detections import ImageError
 from tests.images import checker, encode

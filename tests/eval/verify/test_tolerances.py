@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from retinaserve.eval.verify.tolerances import (
+from retinaserve.eval.verify.matching import (
     AT_LEAST,
     PRECISIONS,
     TABLE,

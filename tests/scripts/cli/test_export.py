@@ -7,8 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from retinaserve.build_tools.engine.builder import RTX, EngineOptions, build_plan, load_tensorrt
-from retinaserve.build_tools.engine.gpu import find_gpus, tensorrt_version, this_target
-from retinaserve.build_tools.engine.manifest import check_plan
+from retinaserve.build_tools.engine.manifest import check_plan, find_gpus, tensorrt_version, this_target
 from retinaserve.build_tools.graph.graft import graft, save
 from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 from retinaserve.scripts.cli.deploy.export import _print_plan, export

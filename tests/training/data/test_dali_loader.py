@@ -9,10 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from retinaserve.training.data.augment import LADDER
+from retinaserve.training.data.augment import LADDER, Batch, StreamSettings
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.data.loaders import training_batches
-from retinaserve.training.data.stream import Batch, StreamSettings
 from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import letterbox
 from retinaserve.training.spec import DetectorSpec

@@ -9,10 +9,20 @@ import torch
 from PIL import Image
 
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor
-from retinaserve.training.data.augment import LADDER, Frame, View, place, place_labels, random_view
+from retinaserve.training.data.augment import (
+    LADDER,
+    Batch,
+    Frame,
+    Loader,
+    Stream,
+    StreamSettings,
+    View,
+    place,
+    place_labels,
+    random_view,
+)
 from retinaserve.training.data.dataset import CocoDataset, Labels
 from retinaserve.training.data.loaders import Views, paint, training_batches
-from retinaserve.training.data.stream import Batch, Loader, Stream, StreamSettings
 from retinaserve.training.errors import UserError
 from retinaserve.training.letterbox import Source, letterbox
 from retinaserve.training.resize import RESIZES, PixelType

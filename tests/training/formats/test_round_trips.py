@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinaserve.eval.prelabels import Prelabels, label_studio
+from retinaserve.eval.predictions import Prelabels, label_studio
 from retinaserve.training.coco import Annotations, coco_of, read_labels
 from retinaserve.training.detections import Detections
 from tests.coco import write_coco

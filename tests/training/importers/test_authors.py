@@ -10,15 +10,15 @@ import onnxruntime
 import pytest
 import torch
 
+from retinaserve.build_tools.export import heads_graph
 from retinaserve.build_tools.graph.graft import graft
 from retinaserve.plugins.reference import iou_matrix
 from retinaserve.scripts.lab.authors_inside import OWN_SIZES, image_of, seeded
 from retinaserve.training.errors import UserError
-from retinaserve.training.export import heads_graph
 from retinaserve.training.importers import Choices, Imported, import_content
 from retinaserve.training.model import build_model
-from retinaserve.training.model.postprocess import detect
 from retinaserve.training.spec import DetectorSpec
+from retinaserve.training.trainer.validate import detect
 
 ANSWERS = Path(__file__).parent / "answers"
 OWN = Choices(

@@ -13,11 +13,11 @@ from retinaserve.training.checkpoint import Backbone, Checkpoint, load, read
 from retinaserve.training.coco import COCO_NAMES
 from retinaserve.training.errors import UserError
 from retinaserve.training.importers import Choices, import_content
+from retinaserve.training.importers.odtk import odtk_anchors
 from retinaserve.training.importers.parts import Imported
-from retinaserve.training.importers.tables import odtk_anchors
 from retinaserve.training.model.backbones import build_backbone
-from retinaserve.training.model.postprocess import detect
 from retinaserve.training.spec import Network
+from retinaserve.training.trainer.validate import detect
 from tests import torchvision_layout
 
 UNUSED_IDS = sorted(set(range(91)) - set(COCO_NAMES))

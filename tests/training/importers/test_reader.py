@@ -171,7 +171,7 @@ def test_tensors_stay_inside_the_file(
 
 
 BAD: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "not weights"),
+    "empty": (b"", "empty file"),
     "text": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "not weights"),
     "memo of 2^31": (b"\x80\x02}r\xff\xff\xff\x7f.", "memo"),
     "extension": (b"\x80\x02\x82\x01.", "opcode EXT1"),

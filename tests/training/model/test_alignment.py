@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from retinaserve.training.model import build_model
-from retinaserve.training.model.alignment import MOST_CELLS, aligned_loss, assign
-from retinaserve.training.model.losses import Target
+from retinaserve.training.model.losses import MOST_CELLS, Target, aligned_loss, assign
 from retinaserve.training.spec import DetectorSpec
 from tests.toys import small_spec
 

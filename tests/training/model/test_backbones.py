@@ -5,12 +5,11 @@ import pytest
 import torch
 from onnxruntime import InferenceSession
 
-from retinaserve.training.export import export_heads
 from retinaserve.training.layouts import BACKBONES
 from retinaserve.training.model import build_model
 from retinaserve.training.model.backbones import build_backbone
 from retinaserve.training.spec import NETWORK_INPUT, Network
-from tests.toys import small_spec
+from tests.toys import export_heads, small_spec
 
 # The fast ones' stem is of 3 x 3 and half as wide, and their first stage has a convolution in its shortcut.
 FAST = 3 * (64 * 49 - 32 * 9) + 2 * 32 + 9 * 32 * 64 - (32 * 64 + 2 * 64)

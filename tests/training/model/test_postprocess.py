@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from retinaserve.training.model.postprocess import detect
+from retinaserve.training.trainer.validate import detect
 from tests.heads import SPECS, assert_equal_detections, random_heads, reference_detections
 
 

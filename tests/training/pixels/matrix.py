@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from retinaserve.training.pixels.container import heif
+from retinaserve.training.pixels.formats import heif
 from tests.training.pixels.known import (
     EXACT,
     HEIGHT,

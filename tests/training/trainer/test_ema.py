@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from retinaserve.training.trainer.ema import Ema
+from retinaserve.training.trainer.optimizer import Ema
 
 
 def test_an_average_by_hand() -> None:

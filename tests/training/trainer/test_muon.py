@@ -1,6 +1,6 @@
 import torch
 
-from retinaserve.training.trainer.muon import Muon
+from retinaserve.training.trainer.optimizer import Muon
 
 
 def drawn(*shape: int) -> torch.nn.Parameter:

@@ -14,11 +14,11 @@ from retinaserve.training.checkpoint import Checkpoint, load, load_model, save
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.errors import UserError
 from retinaserve.training.model import build_model
-from retinaserve.training.model.postprocess import detect
 from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.trainer.config import TrainConfig
 from retinaserve.training.trainer.progress import Progress, metrics_path, read_metrics
 from retinaserve.training.trainer.trainer import Trainer, TrainResult, train
+from retinaserve.training.trainer.validate import detect
 from tests.training.squares import QUICK, SPEC, draw
 
 

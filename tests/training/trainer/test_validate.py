@@ -7,7 +7,7 @@ import torch
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.errors import UserError
 from retinaserve.training.model import build_model
-from retinaserve.training.trainer.plots import draw_predictions
+from retinaserve.training.trainer.progress import draw_predictions
 from retinaserve.training.trainer.validate import check, predict
 from tests.training.squares import SPEC, draw
 

@@ -11,12 +11,11 @@ from torch import nn
 from retinaserve.build_tools.graph.graft import graft
 from retinaserve.build_tools.graph.onnx_io import read_spec
 from retinaserve.build_tools.openvino_cpu import shared_core
-from retinaserve.training.export import export_heads
 from retinaserve.training.model import build_model
-from retinaserve.training.model.postprocess import detect
 from retinaserve.training.spec import METADATA_CLASSES, NETWORK_INPUT, DetectorSpec
+from retinaserve.training.trainer.validate import detect
 from tests.heads import Heads, assert_equal_detections, reference_detections
-from tests.toys import small_spec
+from tests.toys import export_heads, small_spec
 
 SPEC = small_spec(["a", "b", "ü"], size=(64, 96))
 SMALL = DetectorSpec.create(["a"], size=(16, 16), strides=(8,))
