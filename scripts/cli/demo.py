@@ -43,9 +43,7 @@ QUICK_SCORE = 0.5
 
 
 @click.command()
-@click.option(
-    "--output", type=FOLDER, help="Where it writes.  [default: runs/demo, or runs/quickstart with --quick]"
-)
+@click.option("--output", type=FOLDER, help="Where it writes.  [default: runs/demo or runs/quickstart]")
 @click.option("--quick", is_flag=True, help="Train nothing: serve the small checkpoint that comes along.")
 def demo(output: Path | None, quick: bool) -> None:
     """Do all of it on synthetic data, in minutes: draw, train, export, build, serve, predict, eval, bench."""

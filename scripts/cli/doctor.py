@@ -21,9 +21,7 @@ PORTS = (8000, 8001, 8002)
 
 
 @click.command()
-@click.option(
-    "--profile", type=click.Choice(["cpu", "gpu"]), default="cpu", help="What this machine is meant to run."
-)
+@click.option("--profile", type=click.Choice(["cpu", "gpu"]), default="cpu", help="What is to run here.")
 @click.option(
     "--plugins",
     type=PATH,

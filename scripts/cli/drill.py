@@ -87,9 +87,7 @@ def faults(repository: Path, how: Mapping[str, Any]) -> "Result":
 @drill.command()
 @on_repository
 @click.option("--minutes", type=click.FloatRange(min=0.1), default=30.0, help="How long.")
-@click.option(
-    "--share", type=click.FloatRange(0.01, 0.95), default=0.7, help="Of the peak rate found at the start."
-)
+@click.option("--share", type=click.FloatRange(0.01, 0.95), default=0.7, help="Of the peak found at the start.")
 @click.option("--rate", type=click.FloatRange(min=0.01), help="Requests a second, instead of a share of the peak.")
 def soak(repository: Path, how: Mapping[str, Any], **options: Any) -> "Result":
     """Load it steadily for a long time: memory, descriptors and latency have to stay flat."""

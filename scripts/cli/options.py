@@ -91,12 +91,8 @@ val_options = together(
 )
 cut_options = together(  # besides --tile
     click.option("--overlap", default=OVERLAP, help="Share of a tile's side that neighbours have in common."),
-    click.option(
-        "--visible", type=click.FloatRange(0, 1), default=0.5, help="Share of a box that a tile must show."
-    ),
-    click.option(
-        "--empty", type=click.FloatRange(min=0), default=0.1, help="Tiles without boxes to each with some."
-    ),
+    click.option("--visible", type=click.FloatRange(0, 1), default=0.5, help="Share of a box that a tile shows."),
+    click.option("--empty", type=click.FloatRange(min=0), default=0.1, help="Empty tiles to each with boxes."),
 )
 
 
@@ -105,9 +101,7 @@ def decoding_options(verb: Callable[..., None]) -> Callable[..., None]:
 
     @click.option("--max-image-bytes", type=COUNT, default=32 * 1024 * 1024, help="Largest encoded image.")
     @click.option("--max-image-pixels", type=COUNT, default=64_000_000, help="Largest image.")
-    @click.option(
-        "--full-decode", is_flag=True, help="Decode all pixels of a JPEG, not only those that can be seen."
-    )
+    @click.option("--full-decode", is_flag=True, help="Decode all of a JPEG, not only what can be seen.")
     @functools.wraps(verb)
     def with_decoding(*, max_image_bytes: int, max_image_pixels: int, full_decode: bool, **rest: Any) -> None:
         from retinaserve.training.pixels import Decoding
@@ -120,9 +114,7 @@ def decoding_options(verb: Callable[..., None]) -> Callable[..., None]:
 def tls_options(verb: Callable[..., None]) -> Callable[..., None]:
     """Add the options of an encrypted connection; the verb takes them as `tls`, a TlsFiles or None."""
 
-    @click.option(
-        "--ca", type=FILE, help="PEM authority of a grpcs:// or https:// server.  [default: the system's]"
-    )
+    @click.option("--ca", type=FILE, help="PEM authority of the server.  [default: the system's]")
     @click.option("--client-cert", type=FILE, help="PEM certificate to show to a server that asks for one.")
     @click.option("--client-key", type=FILE, help="PEM private key of --client-cert.")
     @functools.wraps(verb)

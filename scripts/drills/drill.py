@@ -228,20 +228,9 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything for JSON."""
-        checks = [
-            {
-                "promise": check.promise,
-                "figure": round(check.figure, 4),
-                "bound": check.bound,
-                "held": check.held,
-                **({"note": check.note} if check.note else {}),
-            }
-            for check in self.checks
-        ]
-        return {
-            "drill": self.drill,
-            "passed": self.passed,
-            "checks": checks,
-            "figures": self.figures,
-            "machine": machine(),
-        }
+        checks = []
+        for each in self.checks:
+            held = {"figure": round(each.figure, 4), "bound": each.bound, "held": each.held}
+            checks.append({"promise": each.promise, **held} | ({"note": each.note} if each.note else {}))
+        about = {"drill": self.drill, "passed": self.passed}
+        return {**about, "checks": checks, "figures": self.figures, "machine": machine()}

@@ -36,12 +36,7 @@ SERVER = "tritonserver"
 DISK_MEGABYTES = 0.5
 
 
-def faults(
-    repository: Path,
-    *,
-    images: list[bytes] | None = None,
-    log: Log = lambda _: None,
-) -> Result:
+def faults(repository: Path, *, images: list[bytes] | None = None, log: Log = lambda _: None) -> Result:
     """Run all of them: one to two minutes with a small model."""
     figures: dict[str, Any] = {}
     checks = [
@@ -106,10 +101,7 @@ def clients(repository: Path, figures: dict[str, Any], images: list[bytes] | Non
     with fixture(repository, images=images) as fix:
         calm = asyncio.run(closed_loop(fix.http, fix.images, in_flight=1, seconds=2))
         before = fix.usage()
-        for name, act in (
-            ("half a request", leave_in_the_middle),
-            ("before the answer", leave_before_the_answer),
-        ):
+        for name, act in (("half a request", leave_in_the_middle), ("before the answer", leave_before_the_answer)):
             act(fix)
             away, refused = asyncio.run(busy(fix))
             requests = asyncio.run(closed_loop(fix.http, fix.images, in_flight=2, seconds=1))
@@ -140,7 +132,7 @@ def cancelled(repository: Path, figures: dict[str, Any], images: list[bytes] | N
     died: list[str] = []
     with fixture(repository, images=images, start=False) as fix, supervised(fix, died.append):
         for _ in range(5):
-            cancel(fix)
+            asyncio.run(cancel(fix))
         away, refused = asyncio.run(busy(fix))
     log(
         f"{5 * CONNECTIONS} gRPC requests cancelled: the server died {len(died)} times; answers after {away:.1f} s"
@@ -253,12 +245,8 @@ def leave_before_the_answer(fix: Fixture) -> None:
             connection.sendall((HEAD % len(whole))[:-2] + length + whole)
 
 
-def cancel(fix: Fixture) -> None:
+async def cancel(fix: Fixture) -> None:
     """Give up on gRPC requests right after they were sent."""
-    asyncio.run(_cancel(fix))
-
-
-async def _cancel(fix: Fixture) -> None:
     transport = Transport(fix.endpoint, concurrency=CONNECTIONS)
     try:
         tasks = [asyncio.create_task(send(transport, fix.images[0])) for _ in range(CONNECTIONS)]

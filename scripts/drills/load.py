@@ -63,12 +63,7 @@ def version_of(result: Any) -> str:
 
 
 async def closed_loop(
-    target: Endpoint,
-    images: Sequence[bytes],
-    *,
-    in_flight: int,
-    seconds: float,
-    keep: Keep | None = None,
+    target: Endpoint, images: Sequence[bytes], *, in_flight: int, seconds: float, keep: Keep | None = None
 ) -> list[Request]:
     """Keep `in_flight` requests under way for a time; return them all."""
     transport = Transport(target, concurrency=in_flight)
@@ -95,19 +90,17 @@ async def open_loop(
     rate: float,
     seconds: float,
     timeout: float = 60.0,
-    seed: int = 0,
-    keep: Keep | None = None,
 ) -> list[Request]:
     """Send `rate` requests a second at Poisson times; return them all when the last is answered."""
     transport = Transport(target, concurrency=CONNECTIONS)
-    chance = random.Random(seed)
+    chance = random.Random(0)
     tasks: list[asyncio.Task[Request]] = []
     begin = due = time.monotonic()
     try:
         while due < begin + seconds:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             image = images[len(tasks) % len(images)]
-            tasks.append(asyncio.create_task(send(transport, image, timeout=timeout, keep=keep)))
+            tasks.append(asyncio.create_task(send(transport, image, timeout=timeout)))
             due += chance.expovariate(rate)
         return list(await asyncio.gather(*tasks))
     finally:

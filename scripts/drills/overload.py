@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from retinaserve.build_tools.repository.configs import read_config
 from retinaserve.eval.client.transport import Endpoint
@@ -56,11 +55,7 @@ class Load:
 
 
 def overload(
-    repository: Path,
-    options: OverloadOptions,
-    *,
-    images: list[bytes] | None = None,
-    log: Log = lambda _: None,
+    repository: Path, options: OverloadOptions, *, images: list[bytes] | None = None, log: Log = lambda _: None
 ) -> Result:
     """Run the drill; a round takes three times `seconds` and the time of the last answers."""
     with fixture(repository, images=images) as fix:
@@ -92,26 +87,21 @@ async def _drill(fix: Fixture, endpoint: Endpoint, options: OverloadOptions, log
         await asyncio.sleep(max(0.0, over + options.recovery - time.monotonic()))
         calms.append(await calm())
         peaks.append(await peak())
+    return _result(floods, peaks, calms, options, capacity=_capacity(fix))
+
+
+def _result(
+    floods: Sequence[Load],
+    peaks: Sequence[Load],
+    calms: Sequence[Sequence[Request]],
+    options: OverloadOptions,
+    *,
+    capacity: int,
+) -> Result:
     goodputs = [
         each.rate / ((before.rate + after.rate) / 2)
         for each, (before, after) in zip(floods, pairwise(peaks), strict=True)
     ]
-    return Result(
-        "overload",
-        _checks(floods, peaks, calms, goodputs, options, capacity=_capacity(fix)),
-        _figures(floods, peaks, calms, goodputs, options),
-    )
-
-
-def _checks(
-    floods: Sequence[Load],
-    peaks: Sequence[Load],
-    calms: Sequence[Sequence[Request]],
-    goodputs: Sequence[float],
-    options: OverloadOptions,
-    *,
-    capacity: int,
-) -> list[Check]:
     requests = [request for each in floods for request in each.requests]
     accepted, refused = good(requests), [request for request in requests if request.status == "unavailable"]
     goodput = statistics.median(goodputs)
@@ -119,25 +109,25 @@ def _checks(
     left = goodput * (1 - share_at_peak) / (1 - share)
     peak = statistics.fmean(each.rate for each in peaks)
     memory = max(use.memory_bytes for each in floods for use in each.seen) / peaks[0].seen[-1].memory_bytes
-    slower = [_p50(after) / _p50(before) for before, after in pairwise(calms)]
+    medians = [milliseconds(good(each))["p50"] for each in calms]
     failed = [request for each in calms[1:] for request in each if request.status != "ok"]
     late = sum(request.seconds > 1 for request in refused)
-    return [
+    by_round = f"by round {', '.join(f'{each:.3f}' for each in goodputs)}; " if len(goodputs) > 1 else ""
+    takes = f"it takes {share:.1%} of them, and {share_at_peak:.1%} at the peak"
+    waited = f"; {late} had waited too long: build --max-queue makes the queue shorter" if late else ""
+    checks = [
         Check("refused / offered", len(refused) / len(requests), at_least=0.2, note="or it was no overload"),
         Check(
             "goodput / peak",
             goodput,
             at_least=0.95,
-            note=(f"by round {', '.join(f'{each:.3f}' for each in goodputs)}; " if len(goodputs) > 1 else "")
-            + f"{left:.3f} on the cores that the load leaves: it takes {share:.1%} of them, and "
-            f"{share_at_peak:.1%} at the peak",
+            note=f"{by_round}{left:.3f} on the cores that the load leaves: {takes}",
         ),
         Check(
             "refused within, ms (p99)",
             percentile((1000 * request.seconds for request in refused), 0.99),
             at_most=50,
-            note=f"{len(refused)} of {len(requests)}"
-            + (f"; {late} had waited too long: build --max-queue makes the queue shorter" if late else ""),
+            note=f"{len(refused)} of {len(requests)}{waited}",
         ),
         Check("neither answered nor UNAVAILABLE", len(requests) - len(accepted) - len(refused), at_most=0),
         Check(
@@ -147,20 +137,14 @@ def _checks(
             note=f"bound: 1.5 x {capacity} waiting or under way / peak",
         ),
         Check("memory / at the peak", memory, at_most=1.25),
-        Check(f"calm p50 / before, {options.recovery:g} s later", statistics.median(slower), at_most=1.5),
+        Check(
+            f"calm p50 / before, {options.recovery:g} s later",
+            statistics.median(after / before for before, after in pairwise(medians)),
+            at_most=1.5,
+        ),
         Check("failed afterwards", len(failed), at_most=0),
     ]
-
-
-def _figures(
-    floods: Sequence[Load],
-    peaks: Sequence[Load],
-    calms: Sequence[Sequence[Request]],
-    goodputs: Sequence[float],
-    options: OverloadOptions,
-) -> dict[str, Any]:
-    requests = [request for each in floods for request in each.requests]
-    return {
+    figures = {
         "options": asdict(options),
         "peak_ips": [round(each.rate, 2) for each in peaks],
         "flood_ips": [round(each.rate, 2) for each in floods],
@@ -170,14 +154,11 @@ def _figures(
             "peaks": [round(each.share, 4) for each in peaks],
         },
         "answers": dict(Counter(request.status for request in requests)),
-        "accepted_ms": milliseconds(good(requests)),
-        "refused_ms": milliseconds(request for request in requests if request.status == "unavailable"),
+        "accepted_ms": milliseconds(accepted),
+        "refused_ms": milliseconds(refused),
         "calm_ms": [milliseconds(good(each)) for each in calms],
     }
-
-
-def _p50(requests: Sequence[Request]) -> float:
-    return milliseconds(good(requests))["p50"]
+    return Result("overload", checks, figures)
 
 
 async def _watched(fix: Fixture, load: "asyncio.Task[list[Request]]", *, skip: float) -> Load:

@@ -37,11 +37,7 @@ class ReloadOptions:
 
 
 def reload(
-    repository: Path,
-    options: ReloadOptions,
-    *,
-    images: list[bytes] | None = None,
-    log: Log = lambda _: None,
+    repository: Path, options: ReloadOptions, *, images: list[bytes] | None = None, log: Log = lambda _: None
 ) -> Result:
     """Run the drill: under a minute with a small model."""
     with fixture(repository, images=images, reload=True) as fix:

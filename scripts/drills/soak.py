@@ -49,11 +49,7 @@ class SoakOptions:
 
 
 def soak(
-    repository: Path,
-    options: SoakOptions,
-    *,
-    images: list[bytes] | None = None,
-    log: Log = lambda _: None,
+    repository: Path, options: SoakOptions, *, images: list[bytes] | None = None, log: Log = lambda _: None
 ) -> Result:
     """Run the drill for `minutes` and a little."""
     with fixture(repository, images=images) as fix:
@@ -86,30 +82,22 @@ async def _drill(fix: Fixture, options: SoakOptions, log: Log) -> Result:
     late = [usage for at, usage in seen if 0.75 * seconds <= at <= seconds]
     first = [request for request in requests if 0.25 <= (request.start - begin) / seconds < 0.5]
     last = [request for request in requests if (request.start - begin) / seconds >= 0.75]
-    checks = [
-        none_failed("failed requests", requests),
-        *(
-            check
-            for name in sorted(seen[-1][1].processes)
-            for check in memory_checks(
-                name,
-                [(at, usage.processes[name].own_bytes) for at, usage in seen],
-                seconds=seconds,
-                requests=len(requests),
-                options=options,
-            )
-        ),
-        *(_descriptors(name, early, late) for name in sorted(seen[-1][1].processes)),
-        Check(
-            "shared memory, growth in bytes",
-            _median(late, lambda usage: usage.shared_bytes) - _median(early, lambda usage: usage.shared_bytes),
-            at_most=SMALLEST,
-        ),
-        Check(
-            "files in /dev/shm, growth",
-            _median(late, lambda usage: usage.shared_files) - _median(early, lambda usage: usage.shared_files),
-            at_most=0,
-        ),
+    names = sorted(seen[-1][1].processes)
+
+    def grown(value: Callable[[Usage], float]) -> tuple[float, float]:
+        before, after = (statistics.median(map(value, usages)) for usages in (early, late))
+        return after - before, after
+
+    checks = [none_failed("failed requests", requests)]
+    for name in names:
+        samples = [(at, usage.processes[name].own_bytes) for at, usage in seen]
+        checks += memory_checks(name, samples, seconds=seconds, requests=len(requests), options=options)
+    for name in names:
+        growth, after = grown(lambda usage, name=name: usage.processes[name].descriptors)  # type: ignore[misc]
+        checks.append(Check(f"{name}: descriptors, growth", growth, at_most=0, note=f"{after:.0f} open"))
+    checks += [
+        Check("shared memory, growth in bytes", grown(lambda usage: usage.shared_bytes)[0], at_most=SMALLEST),
+        Check("files in /dev/shm, growth", grown(lambda usage: usage.shared_files)[0], at_most=0),
         Check("p50, last / second quarter", _p50(last) / _p50(first), at_most=1 + options.drift),
     ]
     figures: dict[str, Any] = {
@@ -155,15 +143,6 @@ def _slope(samples: Sequence[tuple[float, int]]) -> float:
 def _pixels(image: bytes) -> int:
     width, height = Image.open(io.BytesIO(image)).size
     return width * height
-
-
-def _descriptors(name: str, early: Sequence[Usage], late: Sequence[Usage]) -> Check:
-    before, after = (_median(each, lambda usage: usage.processes[name].descriptors) for each in (early, late))
-    return Check(f"{name}: descriptors, growth", after - before, at_most=0, note=f"{after:.0f} open")
-
-
-def _median(usages: Sequence[Usage], value: Callable[[Usage], float]) -> float:
-    return statistics.median(value(usage) for usage in usages)
 
 
 def _p50(requests: Sequence[Request]) -> float:

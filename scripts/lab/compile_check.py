@@ -12,9 +12,8 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -82,30 +81,8 @@ class Compiled:
         if self.report is None:
             return [self.graph.name, gpu, "refused"]
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.report.convolutions.items()))
-        megabytes, seconds = f"{self.engine_bytes / 1e6:.1f}", f"{self.seconds:.1f}"
-        fallen = str(len(self.report.fallen))
-        return [self.graph.name, gpu, str(self.report.layers), counts, fallen, megabytes, seconds]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
-        record: dict[str, Any] = {
-            "graph": str(self.graph),
-            "compute_capability": self.compute_capability,
-            "cut_before": self.cut,
-            "problem": self.problem,
-        }
-        if self.report:
-            record |= {
-                "layers": self.report.layers,
-                "convolutions": dict(self.report.convolutions),
-                "convolutions_stated": dict(self.report.asked),
-                "fallen": list(self.report.fallen),
-                "other_layers": dict(self.report.other),
-                "onnx_bytes": self.graph.stat().st_size,
-                "engine_bytes": self.engine_bytes,
-                "build_seconds": round(self.seconds, 2),
-            }
-        return record
+        sizes = [str(len(self.report.fallen)), f"{self.engine_bytes / 1e6:.1f}", f"{self.seconds:.1f}"]
+        return [self.graph.name, gpu, str(self.report.layers), counts, *sizes]
 
 
 def compile_check(
@@ -209,13 +186,9 @@ def make_graphs(folder: Path, backbone: str, *, size: tuple[int, int] = SIZE) ->
         random_checkpoint(backbone, checkpoint, size)
         draw_dataset(drawn, images=IMAGES, seed=0)
         int8 = Int8Options(drawn / "images", count=IMAGES, calibrator="minmax")
-        options = {
-            "fp32": ExportOptions(),
-            "fp16": ExportOptions(half=True),
-            "int8": ExportOptions(half=True, int8=int8),
-        }
-        files = [folder / f"{backbone}_{precision}.onnx" for precision in options]
-        for file, option in zip(files, options.values(), strict=True):
+        half, quantized = ExportOptions(half=True), ExportOptions(half=True, int8=int8)
+        files = [folder / f"{backbone}_{precision}.onnx" for precision in ("fp32", "fp16", "int8")]
+        for file, option in zip(files, (ExportOptions(), half, quantized), strict=True):
             export_detector(checkpoint, file, option)
     return files
 
@@ -243,7 +216,8 @@ def main(words: Sequence[str] | None = None) -> None:
         done.append(compiled)
         _print_row(compiled.row())
     if given.json:
-        write_json(given.json, {"batch": given.batch, "results": [each.to_dict() for each in done]})
+        results = [{**asdict(each), "graph": str(each.graph), "problem": each.problem} for each in done]
+        write_json(given.json, {"batch": given.batch, "results": results})
     problems = [each for each in done if each.problem]
     for each in problems:
         print(f"{each.graph} on {each.compute_capability}: {each.problem}", file=sys.stderr)

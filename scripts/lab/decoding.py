@@ -1,28 +1,22 @@
-"""What decoding JPEGs no finer than they are seen is worth: two repositories in turns, memory, loaders, pixels.
+"""What decoding JPEGs no finer than they are seen is worth: two repositories in turns, memory, loaders.
 
     python -m retinaserve.scripts.lab.decoding photos runs/photos --count 12
     python -m retinaserve.scripts.lab.decoding serve full/ scaled/ --images runs/photos
     python -m retinaserve.scripts.lab.decoding loader runs/photos --python OLD/bin/python --python .venv/bin/python
-    python -m retinaserve.scripts.lab.decoding pixels runs/photos --size 192 192
 
 A repository holds the code of the install that built it, so `serve` also compares two installs.
 """
 
 import argparse
 import json
-import math
-import shutil
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from retinaserve.eval.bench.bench import Bench
@@ -34,11 +28,8 @@ from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.images import find_images
-from retinaserve.training.pixels import FULL, Jpeg, eighths
-from retinaserve.training.resize import RESIZES
 from retinaserve.training.spec import PREPROCESS
 
-Array = npt.NDArray[np.int_]
 LOADS = (1, 4)  # requests in flight
 QUALITY = 92
 # What both installs understand; prints images a second of the batches after the first.
@@ -147,53 +138,6 @@ def loader(options: argparse.Namespace) -> None:
         print(f"{kind}: " + ", ".join(f"{rate:.1f} images/s ({rate / middle[0]:.2f})" for rate in middle))
 
 
-def pixels(options: argparse.Namespace) -> None:
-    """Compare what is seen of JPEGs at several margins with the full decode; time each, and entropy decoding."""
-    jpegs = [jpeg for path in find_images([options.folder]) if (jpeg := Jpeg.read(path.read_bytes()))]
-    whole, seconds = timed(lambda jpeg: seen(jpeg, FULL, options.size), jpegs)
-    print("| decoded | mean difference | 99.9 % within | largest | ms an image, one thread |")
-    print("|---|---:|---:|---:|---:|")
-    print(f"| in full | | | | {1000 * seconds:.1f} |")
-    for margin in options.margins:
-
-        def at_margin(jpeg: Jpeg, margin: float = margin) -> Array:
-            ratio = min(options.size[0] / jpeg.size[0], options.size[1] / jpeg.size[1])
-            return seen(jpeg, eighths(ratio, margin), options.size)
-
-        scaled, seconds = timed(at_margin, jpegs)
-        apart = np.concatenate([np.abs(a - b).ravel() for a, b in zip(whole, scaled, strict=True)])
-        print(
-            f"| at {margin:g} pixels a pixel seen | {apart.mean():.3f} | {np.quantile(apart, 0.999):.0f} | "
-            f"{apart.max()} | {1000 * seconds:.1f} |"
-        )
-    if djpeg := shutil.which("djpeg"):
-        # Of each block one coefficient is used; what takes the time is to read all of them.
-        words = [djpeg, "-scale", "1/8", "-grayscale", "-dct", "fast", "-outfile", "/dev/null"]
-        _, seconds = timed(lambda jpeg: subprocess.run(words, input=jpeg.data, check=True), jpegs)
-        print(f"| entropy decoding: djpeg -scale 1/8 -grayscale | | | | {1000 * seconds:.1f} |")
-
-
-def seen(jpeg: Jpeg, scale: int, size: tuple[int, int]) -> Array:
-    """Return an image as the network sees it, decoded at a scale."""
-    scaled = jpeg.decode(scale)
-    top, left, bottom, right = scaled.area
-    rows, columns = RESIZES["letterbox"].resized(jpeg.size, size)
-    box = (left, top, right, bottom)
-    return np.asarray(
-        Image.fromarray(scaled.pixels).resize((columns, rows), Image.Resampling.BILINEAR, box=box), int
-    )
-
-
-def timed(work: Callable[[Jpeg], Any], jpegs: Sequence[Jpeg]) -> tuple[list[Any], float]:
-    """Return the results, and the seconds an image: the least of three rounds."""
-    best = math.inf
-    for _ in range(3):
-        start = time.perf_counter()
-        results = [work(jpeg) for jpeg in jpegs]
-        best = min(best, (time.perf_counter() - start) / len(jpegs))
-    return results, best
-
-
 def main() -> None:
     """Measure one thing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -221,10 +165,6 @@ def main() -> None:
     loading.add_argument("--workers", type=int, default=2)
     loading.add_argument("--batches", type=int, default=6)
     loading.add_argument("--rounds", type=int, default=2)
-    looking = verb(pixels)
-    looking.add_argument("folder", type=Path)
-    looking.add_argument("--size", type=int, nargs=2, default=(192, 192), metavar=("H", "W"))
-    looking.add_argument("--margins", type=float, nargs="*", default=[1.0, 1.5, 2.0, 3.0])
     given = parser.parse_args()
     given.work(given)
 

@@ -67,7 +67,7 @@ class Report:
     def add(self, done: Done) -> None:
         """Add a step, and write the report anew."""
         self.done.append(done)
-        lines = [
+        head = [
             f"# {self.title}",
             "",
             "| | |",
@@ -75,21 +75,14 @@ class Report:
             *(f"| {k} | {v} |" for k, v in self.facts.items()),
             "",
         ]
-        lines += ["| step | proves | outcome | seconds |", "|---|---|---|---:|"]
-        lines += [f"| {d.step.name} | {d.step.proves} | {d.outcome} | {d.seconds:.0f} |" for d in self.done]
+        head += ["| step | proves | outcome | seconds |", "|---|---|---|---:|"]
+        head += [f"| {d.step.name} | {d.step.proves} | {d.outcome} | {d.seconds:.0f} |" for d in self.done]
+        parts = ["\n".join(head)]
         for each in self.done:
             command = " ".join("..." if "\n" in str(word) else str(word) for word in each.step.command)
-            lines += [
-                "",
-                f"## {each.step.name}",
-                "",
-                f"`{command}`",
-                "",
-                "```",
-                each.output[-TAIL:].strip(),
-                "```",
-            ]
-        self.path.write_text("\n".join(lines) + "\n")
+            output = each.output[-TAIL:].strip()
+            parts.append(f"\n## {each.step.name}\n\n`{command}`\n\n```\n{output}\n```")
+        self.path.write_text("\n".join(parts) + "\n")
 
     @property
     def is_good(self) -> bool:
@@ -162,9 +155,9 @@ def facts(capability: str) -> dict[str, str]:
 
 def said(*command: str) -> str:
     """Return what a program prints; nothing where there is none."""
-    return (
-        subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which(command[0]) else ""
-    )
+    if not shutil.which(command[0]):
+        return ""
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 FIRST_CALL = """

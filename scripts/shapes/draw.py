@@ -11,7 +11,7 @@ shapes of 12 to 28 pixels among as small ones that are none of their classes.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,30 +128,26 @@ def draw_dataset(
         else:
             image, shapes = draw_image(rng)
         name = _save(image, folder / f"{index:05d}", rng)
-        coco["images"].append(
-            {
-                "id": index + 1,
-                "file_name": name,
-                "width": image.width,
-                "height": image.height,
-                "license": 1,
-            }
-        )
-        coco["annotations"] += [
-            {
-                "id": len(coco["annotations"]) + offset,
-                "image_id": index + 1,
-                "category_id": CATEGORIES[shape.category],
-                "bbox": list(shape.box),
-                "area": shape.area,
-                "iscrowd": 0,
-            }
-            for offset, shape in enumerate(shapes, start=1)
-        ]
+        entry = {"id": index + 1, "file_name": name, "width": image.width, "height": image.height, "license": 1}
+        coco["images"].append(entry)
+        coco["annotations"] += coco_rows(shapes, index + 1, after=len(coco["annotations"]))
         on_image()
     annotations = directory / "annotations.json"
     write_json(annotations, coco, indent=None)
     return DataSet(folder, annotations, images, len(coco["annotations"]))
+
+
+def coco_rows(
+    shapes: Iterable[Shape], image: int, *, after: int, place: tuple[int, int] = (0, 0)
+) -> list[dict[str, Any]]:
+    """Return the annotations of an image's shapes, with ids after `after`; `place` is where it lies in another."""
+    rows: list[dict[str, Any]] = []
+    for number, shape in enumerate(shapes, after + 1):
+        x, y, width, height = shape.box
+        box = [round(x + place[0], 2), round(y + place[1], 2), width, height]
+        row = {"id": number, "image_id": image, "category_id": CATEGORIES[shape.category]}
+        rows.append({**row, "bbox": box, "area": shape.area, "iscrowd": 0})
+    return rows
 
 
 def draw_image(rng: Rng) -> tuple[Image.Image, list[Shape]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from retinaserve.scripts.shapes.draw import CATEGORIES, DataSet, Kind, draw_scene
+from retinaserve.scripts.shapes.draw import CATEGORIES, DataSet, Kind, coco_rows, draw_scene
 from retinaserve.training.files import make_place, write_json
 
 BLOCK = 1000  # px
@@ -38,27 +38,16 @@ def draw_mosaic(
         "crs": SYSTEM,
     }
     profile |= {"height": blocks * BLOCK, "width": blocks * BLOCK, "tiled": True, "BIGTIFF": "IF_SAFER"}
-    profile["crs"], profile["transform"] = SYSTEM, rasterio.Affine(METRES, 0, EAST, 0, -METRES, NORTH)
+    profile["transform"] = rasterio.Affine(METRES, 0, EAST, 0, -METRES, NORTH)
     boxes: list[dict[str, Any]] = []
     with rasterio.Env(GDAL_CACHEMAX=256), rasterio.open(path, "w", **profile) as file:
         for row in range(blocks):
             for column in range(blocks):
                 rng = np.random.default_rng((seed, row, column))
                 image, shapes = draw_scene((BLOCK, BLOCK), rng, count=SHAPES, kind=KIND)
-                place = rasterio.windows.Window(column * BLOCK, row * BLOCK, BLOCK, BLOCK)
-                file.write(np.moveaxis(np.asarray(image), -1, 0), window=place)
-                for shape in shapes:
-                    x, y, width, height = shape.box
-                    boxes.append(
-                        {
-                            "id": len(boxes) + 1,
-                            "image_id": 1,
-                            "category_id": CATEGORIES[shape.category],
-                            "bbox": [round(x + column * BLOCK, 2), round(y + row * BLOCK, 2), width, height],
-                            "area": shape.area,
-                            "iscrowd": 0,
-                        }
-                    )
+                window = rasterio.windows.Window(column * BLOCK, row * BLOCK, BLOCK, BLOCK)
+                file.write(np.moveaxis(np.asarray(image), -1, 0), window=window)
+                boxes += coco_rows(shapes, 1, after=len(boxes), place=(column * BLOCK, row * BLOCK))
                 on_block()
     annotations = directory / "annotations.json"
     images = [{"id": 1, "file_name": path.name, "width": blocks * BLOCK, "height": blocks * BLOCK}]

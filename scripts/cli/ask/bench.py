@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 )
 @click.option("--images", multiple=True, required=True, help="Images to send: files, directories, patterns.")
 @click.option("--protocol", "protocols", help="grpc, http or grpc,http; those that --server names by default.")
-@click.option(
-    "--concurrency", default="1:8", help="Requests in flight: 4, 1:8 (1 2 4 8), 1:8:2 (1 3 5 7) or 1,6,16."
-)
+@click.option("--concurrency", default="1:8", help="In flight: 4, 1:8 (1 2 4 8), 1:8:2 (1 3 5 7) or 1,6,16.")
 @click.option(
     "--rate",
     "rates",

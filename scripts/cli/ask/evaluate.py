@@ -79,9 +79,7 @@ report_options = together(  # `ReportOptions` takes them
 @tile_options
 @json_option
 @report_options
-@click.option(
-    "--output", type=FOLDER, help="Write curves, a contact sheet and all detections into this directory."
-)
+@click.option("--output", type=FOLDER, help="Write curves, a contact sheet and all detections into this folder.")
 def evaluate(
     server: str,
     ensemble: str,

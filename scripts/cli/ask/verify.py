@@ -35,9 +35,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("reference", type=FILE)
 @click.argument("others", type=FILE, nargs=-1)
-@click.option(
-    "--server", "servers", metavar="HOST:PORT", multiple=True, help="A Triton server to compare as well."
-)
+@click.option("--server", "servers", metavar="HOST:PORT", multiple=True, help="A Triton server to compare, too.")
 @images_option
 @click.option("--annotations", type=PATH, help=f"{LABELS_HELP[:-1]}; with them it compares AP too.")
 @click.option("--count", type=click.IntRange(min=0), default=0, help="Images, evenly spread; 0 takes all.")
@@ -52,9 +50,7 @@ if TYPE_CHECKING:
     type=click.Choice(PRECISIONS),
     help="Apply the limits of this precision, rather than of that of the files and the server.",
 )
-@click.option(
-    "--limit", "limits", metavar="NAME=VALUE", multiple=True, help="Another limit, by its name in the table."
-)
+@click.option("--limit", "limits", metavar="NAME=VALUE", multiple=True, help="Another limit, by its name.")
 @click.option(
     "--size", type=click.IntRange(min=32), nargs=2, metavar="H W", help="Input size of a reference that is a .pth."
 )

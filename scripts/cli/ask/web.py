@@ -28,7 +28,7 @@ MOST_CONNECTIONS = 64
 @click.option(
     "--metrics",
     metavar="HOST:PORT",
-    help="The server's metrics; by default port 8002 beside a server at its usual port.",
+    help="The server's metrics.  [default: port 8002 beside its usual one]",
 )
 @click.option("--host", default="127.0.0.1", help="Address the page listens on; it has no password.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, help="Port of the page; 0 takes a free one.")

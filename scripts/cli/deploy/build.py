@@ -30,9 +30,7 @@ class Arithmetic(click.Choice[str]):
 
 @click.command()
 @click.argument("model", type=PATH)
-@click.option(
-    "--profile", type=click.Choice(["cpu", "gpu"]), default="cpu", help="Which server the repository is for."
-)
+@click.option("--profile", type=click.Choice(["cpu", "gpu"]), default="cpu", help="The server that it is for.")
 @click.option("--output", type=PATH, required=True, help="The repository; an existing one gets the next version.")
 @click.option(
     "--precision",
@@ -45,7 +43,7 @@ class Arithmetic(click.Choice[str]):
 @click.option(
     "--max-batch",
     type=click.IntRange(1, 256),
-    help="Images of one execution, at most; 4, or what the plan was built for.",
+    help="Images of one execution.  [default: 4, or the plan's]",
 )
 @click.option(
     "--max-queue",
@@ -67,18 +65,14 @@ class Arithmetic(click.Choice[str]):
     default="26.08",
     help="GPU profile: the server it is for, as its container's version or its own (2.72).",
 )
+@click.option("--plugins", type=PATH, help="GPU profile: the server's plugin library, compared with the plan's.")
 @click.option(
-    "--plugins",
-    type=PATH,
-    help="GPU profile: the plugin library the server will load, compared with the plan's.",
-)
-@click.option(
-    "--tensorrt", metavar="VERSION", help="GPU profile: the server's TensorRT; this machine's if not given."
+    "--tensorrt", metavar="VERSION", help="GPU profile: the server's TensorRT.  [default: this machine's]"
 )
 @click.option(
     "--compute-capability",
     metavar="N.N",
-    help="GPU profile: that of the GPU which will serve, such as 8.9; this machine's if not given.",
+    help="GPU profile: of the GPU that serves, such as 8.9.  [default: this one's]",
 )
 @click.option(
     "--max-inflight",

@@ -77,9 +77,7 @@ PLUGINS = Path("build/plugins/libretinaserve_plugins.so")
     default=(1, 8, 16),
     help="Plan: batch sizes it takes, and the one it is fastest at.",
 )
-@click.option(
-    "--timing-cache", type=PATH, metavar="FILE", help="Plan: keep timings here, for quicker builds to come."
-)
+@click.option("--timing-cache", type=PATH, metavar="FILE", help="Plan: keep timings here, for quicker builds.")
 @click.option("--plugins", type=PATH, default=PLUGINS, help="Plan: the library of our TensorRT plugins.")
 @also_json_option
 def export(

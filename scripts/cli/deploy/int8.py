@@ -51,13 +51,13 @@ def calibration_options(verb: Callable[..., None]) -> Callable[..., None]:
         "--calibration-count",
         type=click.IntRange(1),
         default=300,
-        help="INT8: images to draw; all where there are fewer.",
+        help="INT8: images to draw, at most.",
     )
     @click.option(
         "--calibrator",
         type=click.Choice(CALIBRATORS),
         default=CALIBRATORS[0],
-        help="INT8: where ranges are cut off: docs/export.md.",
+        help="INT8: where ranges end: docs/export.md.",
     )
     @click.option("--seed", type=click.IntRange(0), default=0, help="INT8: of the draw.")
     @click.option(
@@ -66,9 +66,7 @@ def calibration_options(verb: Callable[..., None]) -> Callable[..., None]:
         metavar="LAYER",
         help="INT8: a layer to leave in float, or the beginning of several names; can be repeated.",
     )
-    @click.option(
-        "--calibration-cache", type=PATH, metavar="DIR", help="INT8: keep ranges here, and take them from here."
-    )
+    @click.option("--calibration-cache", type=PATH, metavar="DIR", help="INT8: keep ranges here, and take them.")
     @functools.wraps(verb)
     def with_calibration(
         *,

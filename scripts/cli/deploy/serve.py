@@ -90,34 +90,26 @@ def tls_of(certificate: Path | None, key: Path | None, client_ca: Path | None) -
 @click.command()
 @click.argument("repository", type=PATH)
 @click.option("--host", default="127.0.0.1", help="Address to listen on; another than loopback needs --expose.")
-@click.option(
-    "--expose", is_flag=True, help="Allow others in, although the embedded Triton 2.51 lacks later fixes."
-)
+@click.option("--expose", is_flag=True, help="Allow others in, although Triton 2.51 lacks later fixes.")
 @click.option("--http-port", type=click.IntRange(0, 65535), default=8000, help="HTTP port; 0 takes a free one.")
 @click.option("--grpc-port", type=click.IntRange(0, 65535), default=8001, help="gRPC port; 0 takes a free one.")
 @click.option(
     "--metrics-port", type=click.IntRange(0, 65535), default=8002, help="Metrics port; 0 takes a free one."
 )
 @click.option(
-    "--threads", type=click.IntRange(0, 1024), default=0, help="Threads for decoding and inference; 0: all cores."
+    "--threads", type=click.IntRange(0, 1024), default=0, help="Of decoding and inference; 0: all cores."
 )
-@click.option(
-    "--timeout", type=click.FloatRange(min=1), default=120.0, help="Seconds to wait until the models are ready."
-)
+@click.option("--timeout", type=click.FloatRange(min=1), default=120.0, help="Seconds until the models are ready.")
 @click.option("--reload", is_flag=True, help="Let `retinaserve models` change versions; needs --admin-token-file.")
 @click.option(
     "--restart/--no-restart",
     default=True,
     help="Start the server again when it, or one of its processes, dies or answers no image: docs/operations.md.",
 )
-@click.option(
-    "--tls-cert", type=FILE, help="PEM certificate: gRPC is encrypted, HTTP and metrics stay on loopback."
-)
+@click.option("--tls-cert", type=FILE, help="PEM certificate of gRPC; HTTP and metrics stay on loopback.")
 @click.option("--tls-key", type=FILE, help="PEM private key of --tls-cert.")
 @click.option("--tls-client-ca", type=FILE, help="PEM authority: only clients with its certificate are served.")
-@click.option(
-    "--admin-token-file", type=FILE, help="Token that opens the administrative calls; without it they are closed."
-)
+@click.option("--admin-token-file", type=FILE, help="Token that opens the administrative calls, else closed.")
 @click.option(
     "--trace",
     multiple=True,

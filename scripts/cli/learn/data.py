@@ -107,9 +107,7 @@ def film(directory: Path, size: tuple[int, int], seconds: float, fps: float, see
 @data.command()
 @click.argument("directory", type=FOLDER)
 @labels_options
-@click.option(
-    "--tile", type=TileSize(), default="auto", metavar="auto|H,W", help="auto: of the labels' sizes, for --size."
-)
+@click.option("--tile", type=TileSize(), default="auto", metavar="auto|H,W", help="auto: by the labels' sizes.")
 @setting_options(Design, names=("size", "anchor_size"))
 @cut_options
 def tile(
@@ -175,9 +173,7 @@ def check(
 @click.argument("labels", type=PATH)
 @click.argument("output", type=FILE)
 @click.option("--images", type=FOLDER, help="Folder of the images; file names are written relative to it.")
-@click.option(
-    "--split", type=click.Choice(["train", "val", "test"]), default="train", help="Part of a YOLO data.yaml."
-)
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="train", help="Of a data.yaml.")
 def convert(labels: Path, output: Path, images: Path | None, split: str) -> None:
     """Write LABELS, in any format that docs/data.md names, to OUTPUT as a COCO JSON file.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from retinaserve.scripts.lab.census import census, cycles, import_graph
+from retinaserve.scripts.lab.census import census, cycle, import_graph
 
 TREE = {
     "training/__init__.py": '"""No module: it has no code."""\n',
@@ -27,11 +27,13 @@ def test_a_tree(tmp_path: Path, package: str) -> None:
     (tmp_path / "src" / "retinaserve").mkdir(parents=True)
     (tmp_path / "src" / "retinaserve" / "training").symlink_to(tmp_path / "training")
     found = census(tmp_path)
-    assert found.totals == (4, 7) and found.modules["training"] == 3 and found.modules["src"] == 0
-    assert (found.cuda_lines, found.test_modules, found.test_lines, found.docs_words) == (2, 1, 1, 4)
-    assert found.click_outside_cli == ["training/spec.py"]
-    assert found.cycles == [["training.dali_loader", "training.loaders"]]
-    assert found.widest_folder == ("training", 3) and next(iter(found.largest)) == "training/spec.py"
+    assert found["Python of the product"] == "4 modules, 7 lines" and found["src"] == "0 modules, 0 lines"
+    assert found["training"] == "3 modules, 6 lines" and found["tests"] == "1 modules, 1 lines"
+    assert found["lines of C++ and CUDA"] == 2 and found["words of README, CONTRIBUTING, docs"] == 4
+    assert found["click outside scripts/cli"] == "training/spec.py"
+    assert found["an import cycle"] == "training.dali_loader, training.loaders"
+    assert found["most modules in a folder"] == "3 in training"
+    assert found["largest"].startswith("training/spec.py 3")
 
 
 @pytest.mark.parametrize(
@@ -39,10 +41,10 @@ def test_a_tree(tmp_path: Path, package: str) -> None:
     [
         ({}, []),
         ({"a": "import b", "b": "import c", "c": ""}, []),
-        ({"a": "import b", "b": "import c", "c": "import a"}, [["a", "b", "c"]]),
+        ({"a": "import b", "b": "import c", "c": "import a"}, ["a", "b", "c"]),
         ({"a": "if TYPE_CHECKING:\n    import b", "b": "import a"}, []),
-        ({"a.b": "from a import c", "a.c": "def f():\n    from a.b import x"}, [["a.b", "a.c"]]),
+        ({"a.b": "from a import c", "a.c": "def f():\n    from a.b import x"}, ["a.b", "a.c"]),
     ],
 )
-def test_cycles(sources: dict[str, str], expected: list[list[str]]) -> None:
-    assert cycles(import_graph({name: ast.parse(text) for name, text in sources.items()})) == expected
+def test_a_cycle(sources: dict[str, str], expected: list[str]) -> None:
+    assert cycle(import_graph({name: ast.parse(text) for name, text in sources.items()})) == expected

@@ -21,8 +21,8 @@ def test_a_table_and_its_numbers(toy_onnx: Path, tmp_path: Path, capsys: pytest.
     assert written["batch"] == [1, 2, 4]
     (t4, l4) = written["results"]
     assert (t4["compute_capability"], l4["compute_capability"]) == ("7.5", "8.9")
-    assert t4["convolutions"] == t4["convolutions_stated"] == {"fp32": 48}
-    assert t4["cut_before"] == "NonMaxSuppression" and t4["engine_bytes"] > 100_000 and not t4["problem"]
+    assert t4["report"]["convolutions"] == t4["report"]["asked"] == {"fp32": 48}
+    assert t4["cut"] == "NonMaxSuppression" and t4["engine_bytes"] > 100_000 and not t4["problem"]
 
 
 def truncated(good: Path, bad: Path) -> None:
