@@ -59,13 +59,13 @@ def doctor(profile: str, plugins: Path, plan: Path | None, quick: bool, json_pat
 
 
 def _probes(profile: str, library: Path, plan: Path | None, *, quick: bool) -> "dict[str, Callable[[], Check]]":
-    from retinaserve.scripts.doctor import machine, packages, parts
+    from retinaserve.scripts.doctor import machine, parts
 
     needed = profile == "gpu"
     probes: dict[str, Callable[[], Check]] = {
-        "python": packages.python,
-        "packages": partial(packages.packages, profile),
-        "pins": packages.pins,
+        "python": machine.python,
+        "packages": partial(machine.packages, profile),
+        "pins": machine.pins,
         "cpu": machine.cpu,
         "memory": machine.memory,
         "shared memory": machine.shared_memory,

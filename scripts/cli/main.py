@@ -93,7 +93,7 @@ class Verbs(click.Group):
 
 def _not_installed(error: ModuleNotFoundError, verb: str | None) -> UserError:
     """Say which extra brings the missing package; raise the error again where none of ours does."""
-    from retinaserve.scripts.doctor.packages import providing
+    from retinaserve.scripts.doctor.machine import providing
 
     package, extra = providing(error.name or "")
     if package is None:

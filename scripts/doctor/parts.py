@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from retinaserve.build_tools.engine.manifest import Driver, check_plan, this_target
-from retinaserve.scripts.doctor.machine import Check
-from retinaserve.scripts.doctor.packages import installed
+from retinaserve.scripts.doctor.machine import Check, installed
 
 VERSIONS = Path(__file__).parents[1] / "deploy" / "versions.toml"
 OLDEST_TENSORRT = (10, 12)  # the first whose strongly typed networks take all of our graphs

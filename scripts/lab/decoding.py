@@ -1,8 +1,7 @@
-"""What decoding JPEGs no finer than they are seen is worth: two repositories in turns, memory, loaders.
+"""What decoding JPEGs no finer than they are seen is worth: two repositories in turns, and memory.
 
     python -m retinaserve.scripts.lab.decoding photos runs/photos --count 12
     python -m retinaserve.scripts.lab.decoding serve full/ scaled/ --images runs/photos
-    python -m retinaserve.scripts.lab.decoding loader runs/photos --python OLD/bin/python --python .venv/bin/python
 
 A repository holds the code of the install that built it, so `serve` also compares two installs.
 """
@@ -10,7 +9,6 @@ A repository holds the code of the install that built it, so `serve` also compar
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -32,25 +30,6 @@ from retinaserve.training.spec import PREPROCESS
 
 LOADS = (1, 4)  # requests in flight
 QUALITY = 92
-# What both installs understand; prints images a second of the batches after the first.
-LOADER = """
-import sys, time
-from itertools import islice
-from pathlib import Path
-from retinaserve.training.data.dataset import CocoDataset
-from retinaserve.training.data.loaders import training_batches
-from retinaserve.training.data.augment import StreamSettings
-from retinaserve.training.spec import DetectorSpec
-folder, loader, side, workers, batches = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
-data = CocoDataset(Path(folder), Path(folder) / "annotations.json")
-spec = DetectorSpec.create(list(data.classes), size=(side, side))
-settings = StreamSettings(batch=4, augment="multiscale", workers=workers, loader=loader)
-stream = training_batches(data, spec, settings)
-list(islice(stream, 3))
-start = time.perf_counter()
-list(islice(stream, batches))
-print(4 * batches / (time.perf_counter() - start))
-"""
 
 
 def photos(options: argparse.Namespace) -> None:
@@ -122,22 +101,6 @@ def decoder_bytes(server: TritonServer) -> int:
     return sum(process.own_bytes for name, process in found.items() if name.startswith(PREPROCESS))
 
 
-def loader(options: argparse.Namespace) -> None:
-    """Run the training loaders of some installs in turns; print images a second, the first against the others."""
-    for kind in ("torch", "dali"):
-        rates: list[list[float]] = [[] for _ in options.python]
-        for _ in range(options.rounds):
-            for found, python in zip(rates, options.python, strict=True):
-                words = [python, "-c", LOADER, str(options.folder), kind]
-                words += [str(number) for number in (options.side, options.workers, options.batches)]
-                done = subprocess.run(words, capture_output=True, text=True)
-                if done.returncode:
-                    raise UserError(f"{python}: {done.stderr.strip().splitlines()[-1]}", code=Exit.CHECK_FAILED)
-                found.append(float(done.stdout.split()[-1]))
-        middle = [statistics.median(each) for each in rates]
-        print(f"{kind}: " + ", ".join(f"{rate:.1f} images/s ({rate / middle[0]:.2f})" for rate in middle))
-
-
 def main() -> None:
     """Measure one thing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -158,13 +121,6 @@ def main() -> None:
     serving.add_argument("--images", type=Path, required=True)
     serving.add_argument("--rounds", type=int, default=3)
     serving.add_argument("--seconds", type=float, default=6.0)
-    loading = verb(loader)
-    loading.add_argument("folder", type=Path, help="What `photos` drew.")
-    loading.add_argument("--python", action="append", required=True, help="An install's; the first is 1.")
-    loading.add_argument("--side", type=int, default=512)
-    loading.add_argument("--workers", type=int, default=2)
-    loading.add_argument("--batches", type=int, default=6)
-    loading.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
     given.work(given)
 

@@ -81,7 +81,7 @@ def test_tracks_of_a_drawn_video(tmp_path: Path) -> None:
     pytest.importorskip("trackeval", reason="pip install --no-deps trackeval; pip install scipy tabulate")
     pytest.importorskip("av", reason="the extra [video] is not installed")
     from retinaserve.scripts.shapes.draw import CATEGORIES
-    from retinaserve.scripts.shapes.film import draw_film
+    from retinaserve.scripts.shapes.scenes import draw_film
 
     _, path, boxes = draw_film(tmp_path, size=(240, 320), seconds=12, fps=25, seed=3)
     truth = read_truth(path, list(CATEGORIES.values()), 300)

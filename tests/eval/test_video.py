@@ -26,7 +26,7 @@ from retinaserve.plugins.tiles import encode_bmp
 from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.server.triton import TritonServer, free_ports
 from retinaserve.scripts.shapes.draw import draw_scene
-from retinaserve.scripts.shapes.film import draw_film
+from retinaserve.scripts.shapes.scenes import draw_film
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from tests.eval.test_tiled import Thresholding

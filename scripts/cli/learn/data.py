@@ -74,7 +74,7 @@ def shapes(directory: Path, train: int, val: int, seed: int, small: bool, force:
 @seed_option
 def mosaic(directory: Path, side: int, seed: int) -> None:
     """Draw one large GeoTIFF with small shapes, and its annotations, into DIRECTORY: to try --tile with."""
-    from retinaserve.scripts.shapes.mosaic import BLOCK, draw_mosaic
+    from retinaserve.scripts.shapes.scenes import BLOCK, draw_mosaic
 
     with bar((side // BLOCK) ** 2, "drawing", unit="block") as shown:
         drawn = draw_mosaic(directory, side=side, seed=seed, on_block=shown.update)
@@ -91,7 +91,7 @@ def mosaic(directory: Path, side: int, seed: int) -> None:
 @seed_option
 def film(directory: Path, size: tuple[int, int], seconds: float, fps: float, seed: int) -> None:
     """Draw a video of moving shapes, film.mp4, into DIRECTORY, and their identities, film.txt (MOTChallenge)."""
-    from retinaserve.scripts.shapes.film import MOST_FRAMES, draw_film
+    from retinaserve.scripts.shapes.scenes import MOST_FRAMES, draw_film
 
     size = (size[0] // 2 * 2, size[1] // 2 * 2)
     if not seconds * fps <= MOST_FRAMES:

@@ -9,8 +9,20 @@ from packaging.requirements import Requirement
 
 from retinaserve.build_tools.engine.manifest import write_plan
 from retinaserve.scripts.cli.doctor import doctor
-from retinaserve.scripts.doctor.machine import Check, Status, cpu, examine, memory, ports, shared_memory
-from retinaserve.scripts.doctor.packages import packages, pins, providing, requirements, unmet
+from retinaserve.scripts.doctor.machine import (
+    Check,
+    Status,
+    cpu,
+    examine,
+    memory,
+    packages,
+    pins,
+    ports,
+    providing,
+    requirements,
+    shared_memory,
+    unmet,
+)
 from retinaserve.scripts.doctor.parts import container, driver, plan, plugins
 from retinaserve.training.errors import UserError
 from tests.toys import PLAN, toy_manifest

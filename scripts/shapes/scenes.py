@@ -1,23 +1,38 @@
-"""A synthetic video of shapes that move, cross and pass behind posts, with the identity of each box.
+"""What is larger than an image: a video of shapes with the identity of each box, and a survey as one GeoTIFF.
 
     draw_film(Path("film"), size=(480, 640), seconds=20, fps=25, seed=0)    # film.mp4 and film.txt
+    draw_mosaic(Path("mosaic"), side=20_000, seed=0)        # mosaic.tif and annotations.json
 
-film.txt is MOTChallenge's: frame from 1, identity, left, top, width, height, 1, category id, visible share. As in
-the images, a shape has a box around its whole outline while VISIBLE of its pixels are seen.
+Shapes of a film move, cross and pass behind posts. film.txt is MOTChallenge's: frame from 1, identity, left, top,
+width, height, 1, category id, visible share. As in the images, a shape has a box around its whole outline while
+VISIBLE of its pixels are seen.
+
+A survey is drawn and written a block at a time, so its size is the disk's matter. A shape lies within one block of
+BLOCK pixels; blocks are independent of how anybody cuts the image later.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from retinaserve.eval.video import VideoWriter
-from retinaserve.scripts.shapes.draw import CATEGORIES, VISIBLE, Kind, Rng, draw_scene, draw_shape
+from retinaserve.scripts.shapes.draw import (
+    CATEGORIES,
+    VISIBLE,
+    DataSet,
+    Kind,
+    Rng,
+    coco_rows,
+    draw_scene,
+    draw_shape,
+)
 from retinaserve.scripts.shapes.textures import contrasting
-from retinaserve.training.files import make_place, write_text
+from retinaserve.training.files import make_place, write_json, write_text
 
 SHAPES = 10
 EXTENT = (0.1, 0.2)  # of the longer side
@@ -26,6 +41,12 @@ SPEED = (0.05, 0.25)  # of the longer side in a second
 TURN = 0.8  # radians in the square root of a second
 POSTS = ((0.3, 0.36), (0.66, 0.72))  # of the width
 POST = 255  # whose pixels are a post's
+
+BLOCK = 1000  # px
+BLOCK_SHAPES = 30
+KIND = Kind(categories=("ellipse", "rectangle", "star"), extent=(24, 40), pixels=True, cut=0)
+METRES = 0.1  # a pixel
+EAST, NORTH, SYSTEM = 400_000.0, 5_000_000.0, "EPSG:32633"
 
 
 @dataclass(eq=False)
@@ -115,3 +136,37 @@ def _move(sprite: _Sprite, size: tuple[int, int], seconds: float, rng: Rng) -> N
     beyond = (sprite.place < 0) | (sprite.place > most)
     sprite.velocity = np.where(beyond, -np.abs(sprite.velocity) * np.sign(sprite.place), sprite.velocity)
     sprite.place = np.clip(sprite.place, 0, most)
+
+
+def draw_mosaic(
+    directory: Path, *, side: int, seed: int, on_block: Callable[[], object] = lambda: None
+) -> DataSet:
+    """Write a square survey of `side` pixels, rounded down to blocks, and its COCO annotations."""
+    import rasterio
+
+    path, blocks = directory / "mosaic.tif", max(1, side // BLOCK)
+    make_place(path)
+    profile: dict[str, Any] = {
+        "driver": "GTiff",
+        "count": 3,
+        "dtype": "uint8",
+        "photometric": "RGB",
+        "crs": SYSTEM,
+    }
+    profile |= {"height": blocks * BLOCK, "width": blocks * BLOCK, "tiled": True, "BIGTIFF": "IF_SAFER"}
+    profile["transform"] = rasterio.Affine(METRES, 0, EAST, 0, -METRES, NORTH)
+    boxes: list[dict[str, Any]] = []
+    with rasterio.Env(GDAL_CACHEMAX=256), rasterio.open(path, "w", **profile) as file:
+        for row in range(blocks):
+            for column in range(blocks):
+                rng = np.random.default_rng((seed, row, column))
+                image, shapes = draw_scene((BLOCK, BLOCK), rng, count=BLOCK_SHAPES, kind=KIND)
+                window = rasterio.windows.Window(column * BLOCK, row * BLOCK, BLOCK, BLOCK)
+                file.write(np.moveaxis(np.asarray(image), -1, 0), window=window)
+                boxes += coco_rows(shapes, 1, after=len(boxes), place=(column * BLOCK, row * BLOCK))
+                on_block()
+    annotations = directory / "annotations.json"
+    images = [{"id": 1, "file_name": path.name, "width": blocks * BLOCK, "height": blocks * BLOCK}]
+    categories = [{"id": CATEGORIES[name], "name": name} for name in KIND.categories]
+    write_json(annotations, {"images": images, "annotations": boxes, "categories": categories}, indent=None)
+    return DataSet(directory, annotations, 1, len(boxes))
