@@ -24,7 +24,7 @@ SECTIONS = {
         "data": "learn.data.data",
         "train": "learn.train.train",
         "import": "learn.import_weights.import_weights",
-        "profile": "learn.profile.profile",
+        "profile": "learn.train.profile",
     },
     "From a checkpoint to a server": {
         "export": "deploy.export.export",

@@ -11,15 +11,18 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from retinaserve.scripts.cli.output import note
 from retinaserve.training.data.dataset import CocoDataset, LabelStatistics
 from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.trainer.config import BASE_RATES, REFERENCE_BATCH, TrainConfig
-from retinaserve.training.trainer.progress import Progress
+from retinaserve.training.trainer.progress import Progress, metrics_path, read_scores
+from retinaserve.training.trainer.trainer import TrainResult
 from retinaserve.training.trainer.validate import Scores
 
 MOST_CLASSES = 6
@@ -119,6 +122,25 @@ class Line:
         """Leave the live line."""
         if self.live and self.enabled:
             note()
+
+
+def announce_result(model: Path, result: TrainResult, config: TrainConfig, *, validated: int) -> None:
+    """Print what came of a training that was not interrupted; `validated` images were scored."""
+    if not result.trained:
+        note(f"{model}: already trained for {result.iteration} iterations; more with --iters")
+        return
+    scored = ""
+    if validated and result.scores:
+        spread = give_or_take(result.scores.ap_margin)
+        scored = f", AP {result.scores.ap:.3f}{spread}, AP50 {result.scores.ap50:.3f}"
+        scored += f" (±: 95 %, bootstrap over {validated} images)" if spread else ""
+    ended = f", no better AP in {config.patience} validations" if result.stalled else ""
+    click.echo(f"{model}: {result.iteration} iterations in {clock(result.seconds)}{ended}{scored}")
+    if result.best and result.best[1] < result.iteration:
+        ap, iteration = result.best
+        margins = {line["iteration"]: line.get("ap_margin") for line in read_scores(metrics_path(model))}
+        spread = give_or_take(margins.get(iteration))
+        click.echo(f"{model.with_suffix('.best.pth')}: AP {ap:.3f}{spread}, the best, of iteration {iteration}")
 
 
 def give_or_take(margin: float | None) -> str:

@@ -1,4 +1,4 @@
-"""`train`: from a COCO data set to a checkpoint. The flags of the predecessor keep their names."""
+"""`train`: from labelled images to a checkpoint, by the predecessor's flags. `profile`: where its time goes."""
 
 import json
 import shlex
@@ -16,6 +16,7 @@ from retinaserve.scripts.cli.options import (
     PATH,
     POSITIVE,
     TileSize,
+    also_json_option,
     config_option,
     cut_options,
     labels_options,
@@ -25,6 +26,7 @@ from retinaserve.scripts.cli.options import (
 )
 from retinaserve.scripts.cli.output import bar, name_next, note, warn
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import write_json
 from retinaserve.training.spec import STRIDES, Design, Network
 from retinaserve.training.trainer.config import TrainConfig
 
@@ -109,8 +111,7 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
         announce,
         announce_changes,
         announce_labels,
-        clock,
-        give_or_take,
+        announce_result,
     )
     from retinaserve.training.check.checks import preflight
     from retinaserve.training.checkpoint import load
@@ -210,21 +211,7 @@ def train(context: click.Context, /, model: Path, **options: Any) -> None:
         note(f"{model}: stopped and saved at iteration {result.iteration} of {config.iterations}")
         name_next("the same command goes on from there")
         sys.exit(130)
-    if not result.trained:
-        note(f"{model}: already trained for {result.iteration} iterations; more with --iters")
-    else:
-        margins = {line["iteration"]: line.get("ap_margin") for line in read_scores(metrics_path(model))}
-        scored = ""
-        if validation and result.scores:
-            spread = give_or_take(result.scores.ap_margin)
-            scored = f", AP {result.scores.ap:.3f}{spread}, AP50 {result.scores.ap50:.3f}"
-            scored += f" (±: 95 %, bootstrap over {len(validation)} images)" if spread else ""
-        ended = f", no better AP in {config.patience} validations" if result.stalled else ""
-        click.echo(f"{model}: {result.iteration} iterations in {clock(result.seconds)}{ended}{scored}")
-        if result.best and result.best[1] < result.iteration:
-            best_model = model.with_suffix(".best.pth")
-            spread = give_or_take(margins.get(result.best[1]))
-            click.echo(f"{best_model}: AP {result.best[0]:.3f}{spread}, the best, of iteration {result.best[1]}")
+    announce_result(model, result, config, validated=len(validation) if validation else 0)
     if plotted:
         click.echo(f"{results}: losses and scores")
     name_next(shlex.join(["retinaserve", "export", str(model), str(model.with_suffix(".onnx"))]))
@@ -306,3 +293,44 @@ def _board(folder: Path | None) -> Callable[[int, dict[str, float]], None] | Non
         writer.flush()
 
     return write
+
+
+@click.command()
+@labels_options
+@setting_options(Network, names=("backbone", "width", "fpn_channels"), backbone="resnet18")
+@setting_options(Design, names=("size",))
+@click.option("--batch", type=COUNT, multiple=True, default=(1, 8, 32), help="Batches of the loaders; repeat it.")
+@click.option("--train-batch", type=COUNT, default=8, help="Batch of the training steps.")
+@setting_options(TrainConfig, names=("augment", "workers"), augment="multiscale")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, help="Measured time per row.")
+@also_json_option
+def profile(
+    images: Path,
+    annotations: Path,
+    batch: tuple[int, ...],
+    train_batch: int,
+    augment: str,
+    workers: int,
+    seconds: float,
+    json_path: Path | None,
+    **design: Any,
+) -> None:
+    """Compare loaders and precisions: images per second, and the share of time spent waiting for data."""
+    from retinaserve.training.data.dataset import CocoDataset
+    from retinaserve.training.spec import DetectorSpec
+    from retinaserve.training.trainer.profile import profile as measure
+
+    dataset = CocoDataset(images, annotations)
+    spec = DetectorSpec.create(dataset.classes, **design)
+    config = TrainConfig(1, augment=augment, workers=workers)
+    rows = []
+    click.echo("what     loader  batch  precision    img/s  data wait")
+    for row in measure(dataset, spec, config, batches=batch, train_batch=train_batch, seconds=seconds):
+        rows.append(asdict(row))
+        click.echo(
+            f"{row.what:<9}{row.loader:<7}{row.batch:>5}  {row.precision or '-':<10}"
+            f"{row.images_per_second:>9.1f}{row.data_wait:>11.0%}"
+        )
+    if json_path:
+        write_json(json_path, rows)
+    name_next("retinaserve train MODEL.pth --loader ... --precision ...")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from retinaserve.scripts.cli.learn.profile import profile
+from retinaserve.scripts.cli.learn.train import profile
 from retinaserve.scripts.shapes.draw import draw_dataset
 
 
