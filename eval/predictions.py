@@ -6,9 +6,9 @@
     csv_text(answers, class_names), label_studio(answers, class_names)
 
 The COCO file is a data set, images and categories included, so that labelling tools open it; a bare result list
-for pycocotools is training/scores.py's. What is lost: by yolo scores, and digits beyond a millionth of the side;
-by voc scores and parts of pixels; by csv images without a box. Label Studio's tasks lose nothing: the boxes are
-predictions, for a person to accept.
+for pycocotools is training/scoring/scores.py's. What is lost: by yolo scores, and digits beyond a millionth of
+the side; by voc scores and parts of pixels; by csv images without a box. Label Studio's tasks lose nothing: the
+boxes are predictions, for a person to accept.
 """
 
 import csv
@@ -25,8 +25,8 @@ from xml.etree import ElementTree
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_text
-from retinaserve.training.letterbox import upright_size
-from retinaserve.training.raster import open_raster
+from retinaserve.training.images.letterbox import upright_size
+from retinaserve.training.images.raster import open_raster
 
 Answers = Iterable[tuple[Path, Detections]]
 KEPT_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})  # other images become JPEG when annotated

@@ -26,8 +26,8 @@ from retinaserve.build_tools.quantize.qdq import layers_of
 from retinaserve.training.check.checks import scored_labels
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
-from retinaserve.training.images import annotated_files, spread
-from retinaserve.training.scores import evaluate, match_classes
+from retinaserve.training.images.sources import annotated_files, spread
+from retinaserve.training.scoring.scores import evaluate, match_classes
 from retinaserve.training.spec import (
     BOXES,
     CLASSES,

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import Exit, UserError
-from retinaserve.training.letterbox import SUFFIXES
+from retinaserve.training.images.letterbox import SUFFIXES
 
 TOGETHER = 16  # images that are fetched at a time, while as many are worked on
 LISTED_AT_A_TIME = 8  # tars and Parquet files

@@ -19,8 +19,8 @@ import numpy as np
 from retinaserve.plugins.tiles import OVERLAP, encode_bmp, merge_tiles, tile_windows
 from retinaserve.training.detections import Detections, Detector, ImageError, answered
 from retinaserve.training.errors import Exit, UserError
-from retinaserve.training.images import read_files
-from retinaserve.training.raster import Windows, open_raster
+from retinaserve.training.images.raster import Windows, open_raster
+from retinaserve.training.images.sources import read_files
 
 __all__ = ["TiledDetector", "Tiling"]
 

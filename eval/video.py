@@ -27,7 +27,7 @@ from retinaserve.plugins.tiles import encode_bmp
 from retinaserve.training.detections import Detections, Detector, ImageError
 from retinaserve.training.errors import UserError
 from retinaserve.training.files import make_place
-from retinaserve.training.letterbox import Pixels
+from retinaserve.training.images.letterbox import Pixels
 
 SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".mpg", ".mpeg", ".wmv", ".flv"}

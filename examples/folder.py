@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from retinaserve import Client, ImageError, UserError
-from retinaserve.training.images import find_images
+from retinaserve.training.images.sources import find_images
 
 
 def main(folder: Path, table: Path, server: str = "localhost:8001") -> int:

@@ -28,7 +28,7 @@ from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer, ask_to_stop
 from retinaserve.training.check.checks import scored_labels
 from retinaserve.training.errors import UserError
-from retinaserve.training.images import annotated_files, read_files, spread
+from retinaserve.training.images.sources import annotated_files, read_files, spread
 from retinaserve.training.machine import machine
 from retinaserve.training.spec import DETECTOR, DetectorSpec
 
@@ -223,7 +223,7 @@ def _images(options: Options) -> list[bytes]:
     if options.annotations:
         files = list(annotated_files(scored_labels(options.annotations, options.images), options.images).values())
     else:
-        from retinaserve.training.images import find_images
+        from retinaserve.training.images.sources import find_images
 
         files = find_images([options.images])
     return [data for data in read_files(spread(files, MOST_IMAGES)) if isinstance(data, bytes)]

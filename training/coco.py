@@ -23,7 +23,7 @@ from retinaserve.training.check.findings import Finding, refuse_errors
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from retinaserve.training.formats import KNOWN, read_format, read_json
-from retinaserve.training.letterbox import upright_size
+from retinaserve.training.images.letterbox import upright_size
 
 LISTS = ("images", "annotations", "categories")
 OTHERS = (".xml", ".csv", ".yaml", ".yml", ".zip", ".txt")

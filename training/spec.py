@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from retinaserve.training.anchors import base_anchors, grid_anchors
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.images.resize import RESIZES, PixelType, Resize
 from retinaserve.training.layouts import BACKBONES
-from retinaserve.training.resize import RESIZES, PixelType, Resize
 from retinaserve.training.settings import check_settings, setting
 
 __all__ = ["DetectorSpec", "Network"]

@@ -35,7 +35,7 @@ from retinaserve.build_tools.quantize.ranges import (
 from retinaserve.training.check.findings import refuse_errors
 from retinaserve.training.coco import read_labels
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import SUFFIXES, Canvas
+from retinaserve.training.images.letterbox import SUFFIXES, Canvas
 from retinaserve.training.spec import METADATA_CALIBRATION, METADATA_PRECISION, DetectorSpec
 
 Inputs = Iterator[npt.NDArray[np.float32]]

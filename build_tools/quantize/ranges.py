@@ -19,7 +19,7 @@ import onnx
 
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import whole
-from retinaserve.training.letterbox import Canvas
+from retinaserve.training.images.letterbox import Canvas
 from retinaserve.training.spec import NETWORK_INPUT, DetectorSpec
 
 Calibrator = Literal["minmax", "percentile", "entropy"]

@@ -20,7 +20,7 @@ from retinaserve.eval.client.server_info import ModelStatistics, whole
 from retinaserve.eval.client.transport import Endpoint
 from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import UserError
-from retinaserve.training.images import read_files, spread
+from retinaserve.training.images.sources import read_files, spread
 from retinaserve.training.machine import machine
 from retinaserve.training.spec import DETECTOR
 

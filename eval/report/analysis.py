@@ -22,12 +22,12 @@ import numpy.typing as npt
 from retinaserve.eval.report.error_types import ClassifiedBoxes, ap50_gains, classify_boxes
 from retinaserve.eval.report.report import Report
 from retinaserve.eval.report.thresholds import ThresholdTable, calibrate, image_errors, steps
-from retinaserve.training.bootstrap import Floats, Interval, draw, interval, resampled_ap
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
-from retinaserve.training.judge import JudgeName
-from retinaserve.training.scores import IOU_50, IOU_75, CocoScores, evaluate
+from retinaserve.training.scoring.bootstrap import Floats, Interval, draw, interval, resampled_ap
+from retinaserve.training.scoring.judge import JudgeName
+from retinaserve.training.scoring.scores import IOU_50, IOU_75, CocoScores, evaluate
 
 FORMAT = 1  # of the JSON file
 RESAMPLES, SEED = 1000, 0

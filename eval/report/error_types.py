@@ -26,8 +26,8 @@ import numpy.typing as npt
 
 from retinaserve.plugins.reference import iou_matrix
 from retinaserve.training.coco import Annotations
-from retinaserve.training.judge import Found, Judge, Labels
-from retinaserve.training.scores import CocoScores
+from retinaserve.training.scoring.judge import Found, Judge, Labels
+from retinaserve.training.scoring.scores import CocoScores
 
 CORRECT, LOCALISATION, CLASS, BOTH, DUPLICATE, BACKGROUND = range(6)
 KINDS = ("correct", "localisation", "class", "both", "duplicate", "background")

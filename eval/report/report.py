@@ -21,14 +21,14 @@ from PIL import Image
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.server_info import ModelStatistics
 from retinaserve.eval.tiled import answers_of
-from retinaserve.training.bootstrap import margin
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections, Detector, ImageError
-from retinaserve.training.draw import contact_sheet, draw, open_image
 from retinaserve.training.files import write_json
-from retinaserve.training.images import annotated_files
-from retinaserve.training.judge import JudgeName
-from retinaserve.training.scores import (
+from retinaserve.training.images.draw import contact_sheet, draw, open_image
+from retinaserve.training.images.sources import annotated_files
+from retinaserve.training.scoring.bootstrap import margin
+from retinaserve.training.scoring.judge import JudgeName
+from retinaserve.training.scoring.scores import (
     IOU_50,
     IOU_75,
     NUMBERS,

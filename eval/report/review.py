@@ -31,8 +31,8 @@ from retinaserve.eval.report.error_types import (
 from retinaserve.plugins.reference import iou_matrix
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
-from retinaserve.training.draw import draw, open_image
 from retinaserve.training.files import write_text
+from retinaserve.training.images.draw import draw, open_image
 
 KINDS = {
     "unlabelled": "found, but not labelled",

@@ -27,8 +27,8 @@ from retinaserve.eval.verify.matching import AT_LEAST, Cuts, Matching, limits_fo
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections, ImageError
 from retinaserve.training.errors import UserError
-from retinaserve.training.images import read_files
-from retinaserve.training.scores import evaluate, match_classes
+from retinaserve.training.images.sources import read_files
+from retinaserve.training.scoring.scores import evaluate, match_classes
 from retinaserve.training.spec import RETINANET, DetectorSpec
 
 # Below it, two matched boxes come from different anchors: near the limit of NMS, another of two rivals won. They

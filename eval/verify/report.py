@@ -17,7 +17,7 @@ from PIL import Image
 
 from retinaserve.eval.verify.compare import Comparison, Verification
 from retinaserve.eval.verify.matching import AT_LEAST, TABLE, Side
-from retinaserve.training.draw import contact_sheet, draw, open_image
+from retinaserve.training.images.draw import contact_sheet, draw, open_image
 
 LISTED = 8  # boxes without a counterpart that are printed, the strongest
 TILE = (640, 480)

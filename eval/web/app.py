@@ -32,10 +32,10 @@ from retinaserve.eval.tiled import Tiling
 from retinaserve.eval.web.gateway import Answer, Gateway, served_json
 from retinaserve.eval.web.guard import BODY_SECONDS, Guard, Slow, TooLarge, save_body
 from retinaserve.training.detections import ErrorKind, ImageError
-from retinaserve.training.draw import Colour, colour_of, open_image, text_colour
 from retinaserve.training.errors import UserError
+from retinaserve.training.images.draw import Colour, colour_of, open_image, text_colour
+from retinaserve.training.images.raster import open_raster
 from retinaserve.training.pixels import admit
-from retinaserve.training.raster import open_raster
 
 STATIC = Path(__file__).parent / "static"
 MOST_BYTES = 32 * 1024 * 1024  # of an image, where the server does not tell

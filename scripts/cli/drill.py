@@ -35,7 +35,7 @@ def on_repository(verb: Callable[..., "Result"]) -> Callable[..., None]:
     @click.option("--json", "json_file", type=FILE, help="Write every figure to this JSON file.")
     @functools.wraps(verb)
     def command(*, repository: Path, images: tuple[str, ...], json_file: Path | None, **options: Any) -> None:
-        from retinaserve.training.images import find_images
+        from retinaserve.training.images.sources import find_images
 
         sent = [path.read_bytes() for path in find_images(images)] if images else None
         result = verb(repository, {"images": sent, "log": note}, **options)

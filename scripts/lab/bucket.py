@@ -27,7 +27,7 @@ from retinaserve.scripts.lab import run
 from retinaserve.scripts.server.triton import free_ports
 from retinaserve.scripts.shapes.draw import draw_image
 from retinaserve.training.files import write_json
-from retinaserve.training.images import read_files
+from retinaserve.training.images.sources import read_files
 
 WORKERS, PART, SEED = 2, 500, 11
 BATCH = 8  # of the detector, so that small parts have no small batches

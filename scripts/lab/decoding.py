@@ -25,7 +25,7 @@ from retinaserve.scripts.lab import run
 from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.errors import Exit, UserError
-from retinaserve.training.images import find_images
+from retinaserve.training.images.sources import find_images
 from retinaserve.training.spec import PREPROCESS
 
 LOADS = (1, 4)  # requests in flight

@@ -90,7 +90,7 @@ def random_image(rng: Random) -> tuple[str, bytes]:
 def images(rng: Random, _: int) -> tuple[float, list[str], list[Difference]]:
     """One random image, as it is served and as training reads it."""
     from retinaserve.build_tools.preprocess import Prepared
-    from retinaserve.training.letterbox import Source, letterbox
+    from retinaserve.training.images.letterbox import Source, letterbox
 
     name, data = random_image(rng)
     size = (160, 224)
@@ -145,7 +145,7 @@ def _preprocessor(size: tuple[int, int]) -> Any:
 def scores(rng: Random, _: int) -> tuple[float, list[str], list[Difference]]:
     """One random set of labels and detections by both judges."""
     from retinaserve.training.coco import Annotations
-    from retinaserve.training.scores import NUMBERS, evaluate
+    from retinaserve.training.scoring.scores import NUMBERS, evaluate
 
     count, classes = int(rng.integers(1, 12)), int(rng.integers(1, 5))
     sides = np.array([1, 8, 31.9, 32, 32.1, 95.9, 96, 96.1, 200])  # around the borders of COCO's areas

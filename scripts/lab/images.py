@@ -24,8 +24,8 @@ from retinaserve.eval.client.client import Client
 from retinaserve.scripts.lab import run
 from retinaserve.scripts.server.triton import Server
 from retinaserve.training.checkpoint import Checkpoint, load, save
-from retinaserve.training.draw import contact_sheet, draw, open_image
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.images.draw import contact_sheet, draw, open_image
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 COLUMNS, TILE, SCORE, DETECTIONS = 4, (400, 300), 0.5, 8  # of the README's

@@ -40,7 +40,7 @@ from retinaserve.training.detections import Detections
 from retinaserve.training.files import write_json
 from retinaserve.training.importers import Choices, import_weights
 from retinaserve.training.machine import machine
-from retinaserve.training.scores import evaluate
+from retinaserve.training.scoring.scores import evaluate
 
 INSIDE = Path(__file__).with_name("imported_inside.py")
 FAMILIES, PRECISIONS, WAYS = ("torchvision", "yhenon"), ("fp32", "bf16", "int8"), ("eager", "compiled")

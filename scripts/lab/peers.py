@@ -27,7 +27,7 @@ from retinaserve.build_tools.graph.onnx_io import OnnxGraph
 from retinaserve.build_tools.openvino_cpu import compile_for_cpu
 from retinaserve.scripts.lab import run
 from retinaserve.training.files import write_json
-from retinaserve.training.letterbox import letterbox
+from retinaserve.training.images.letterbox import letterbox
 from retinaserve.training.machine import machine
 
 INSIDE = Path(__file__).with_name("peers_inside.py")
@@ -59,7 +59,7 @@ class Trained:
         """Train; `points` and `seconds` are of this run."""
         from retinaserve.scripts.cli.main import main as retinaserve
         from retinaserve.training.data.dataset import CocoDataset
-        from retinaserve.training.scores import evaluate
+        from retinaserve.training.scoring.scores import evaluate
         from retinaserve.training.trainer import trainer, validate
         from retinaserve.training.trainer.progress import Recorder
         from retinaserve.training.trainer.validate import Scores

@@ -10,7 +10,7 @@ from retinaserve.eval.report.error_types import ClassifiedBoxes, classify_boxes
 from retinaserve.eval.report.report import Report
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
-from retinaserve.training.scores import evaluate
+from retinaserve.training.scoring.scores import evaluate
 from tests.coco import write_coco
 
 Row = tuple[float, float, float, float, float, int]

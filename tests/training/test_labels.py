@@ -24,7 +24,7 @@ from retinaserve.training.coco import Annotations, read_labels
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
-from retinaserve.training.scores import evaluate, match_classes
+from retinaserve.training.scoring.scores import evaluate, match_classes
 from retinaserve.training.trainer.start import detector_to_train
 from retinaserve.training.trainer.trainer import Trainer
 from retinaserve.training.trainer.validate import check, score

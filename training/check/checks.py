@@ -28,7 +28,7 @@ from retinaserve.training.check.findings import (
 from retinaserve.training.check.snapshot import Split, read_split
 from retinaserve.training.coco import Annotations
 from retinaserve.training.errors import UserError
-from retinaserve.training.judge import MAX_DETECTIONS
+from retinaserve.training.scoring.judge import MAX_DETECTIONS
 
 Find = tuple[Any, ...]  # code, format of an example, its values
 

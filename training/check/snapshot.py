@@ -21,7 +21,7 @@ from PIL import Image
 from retinaserve.training import pixels
 from retinaserve.training.coco import Annotations, read_labels
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import SIDEWAYS, read_header
+from retinaserve.training.images.letterbox import SIDEWAYS, read_header
 
 # Images are compared by the signs of their horizontal and vertical gradients, 16 x 16 of each.
 LOOK = 16

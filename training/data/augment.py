@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from retinaserve.training.data.dataset import FloatArray, Labels
+from retinaserve.training.images.resize import RESIZES, Resize, scaled
 from retinaserve.training.pixels import Decoding
-from retinaserve.training.resize import RESIZES, Resize, scaled
 from retinaserve.training.spec import DetectorSpec
 
 if TYPE_CHECKING:  # the command's options name MODES, and need not wait for torch

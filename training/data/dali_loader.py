@@ -24,7 +24,7 @@ import torch
 from retinaserve.training.data.augment import Batch, Placement, Stream, StreamSettings, View, place, place_labels
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import upright_size
+from retinaserve.training.images.letterbox import upright_size
 from retinaserve.training.model.losses import Target
 from retinaserve.training.pixels import BadImage, gate
 from retinaserve.training.spec import DetectorSpec

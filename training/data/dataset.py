@@ -20,7 +20,7 @@ from PIL import Image
 from retinaserve.plugins.reference import iou_matrix
 from retinaserve.training.coco import Annotations
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import Source, load_image, upright_size
+from retinaserve.training.images.letterbox import Source, load_image, upright_size
 from retinaserve.training.pixels import Decoding
 from retinaserve.training.spec import DetectorSpec
 

@@ -26,7 +26,7 @@ from retinaserve.training.data.augment import (
 )
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import Canvas, Source
+from retinaserve.training.images.letterbox import Canvas, Source
 from retinaserve.training.model.losses import Target
 from retinaserve.training.spec import DetectorSpec
 

@@ -22,7 +22,7 @@ from typing import Any, TypeGuard
 from retinaserve.training.check.entries import Xywh, hull, integer, number_of, numbers_of
 from retinaserve.training.errors import UserError
 from retinaserve.training.formats.scene import Scene
-from retinaserve.training.letterbox import SUFFIXES
+from retinaserve.training.images.letterbox import SUFFIXES
 
 CLASS_KEYS = ("class", "label", "name", "type", "category")
 

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from retinaserve.training.check.entries import Xywh, rotated
 from retinaserve.training.check.findings import Finds
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import SUFFIXES, upright_size
+from retinaserve.training.images.letterbox import SUFFIXES, upright_size
 
 UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the names of uploaded files
 

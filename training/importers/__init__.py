@@ -19,6 +19,7 @@ import torch
 
 from retinaserve.training.checkpoint import Backbone
 from retinaserve.training.errors import UserError
+from retinaserve.training.images.resize import RESIZES
 from retinaserve.training.importers import detectron2, fizyr, mmdetection, odtk, torchvision, yhenon
 from retinaserve.training.importers.parts import (
     EPS,
@@ -33,7 +34,6 @@ from retinaserve.training.importers.parts import (
 from retinaserve.training.importers.reader import read_weights
 from retinaserve.training.importers.states import Candidate, choose, find
 from retinaserve.training.model.backbones import build_backbone
-from retinaserve.training.resize import RESIZES
 from retinaserve.training.spec import Design, Network
 
 __all__ = ["SOURCES", "Choices", "Imported", "import_weights"]

@@ -18,9 +18,9 @@ from torch import Tensor
 from retinaserve.training.anchors import FloatArray
 from retinaserve.training.coco import COCO_NAMES
 from retinaserve.training.errors import UserError
+from retinaserve.training.images.resize import PixelType
 from retinaserve.training.layouts import BACKBONES, PUBLISHED_WIDTH, EfficientLayout, ResNetLayout
 from retinaserve.training.model import build_model
-from retinaserve.training.resize import PixelType
 from retinaserve.training.spec import STRIDES, DetectorSpec, Network, anchor_rows
 
 Weights = dict[str, Tensor]

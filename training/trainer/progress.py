@@ -25,8 +25,8 @@ from retinaserve.training.checkpoint import Checkpoint, save
 from retinaserve.training.data.augment import Batch
 from retinaserve.training.data.dataset import CocoDataset, LabelStatistics
 from retinaserve.training.detections import Detections
-from retinaserve.training.draw import contact_sheet, draw
 from retinaserve.training.files import remove_leftovers, write_text
+from retinaserve.training.images.draw import contact_sheet, draw
 from retinaserve.training.model.losses import Losses
 from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.trainer.validate import Scores

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from retinaserve.plugins import reference
-from retinaserve.training.bootstrap import margin
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import letterbox
+from retinaserve.training.images.letterbox import letterbox
 from retinaserve.training.pixels import Decoding
-from retinaserve.training.scores import evaluate, match_classes
+from retinaserve.training.scoring.bootstrap import margin
+from retinaserve.training.scoring.scores import evaluate, match_classes
 from retinaserve.training.spec import DetectorSpec
 
 BATCH = 8

@@ -21,7 +21,7 @@ from PIL import Image
 from retinaserve.eval.report.analysis import Analysis, ImageChange
 from retinaserve.eval.report.error_types import CORRECT, KINDS, ClassifiedBoxes
 from retinaserve.eval.report.thresholds import steps
-from retinaserve.training.draw import open_image
+from retinaserve.training.images.draw import open_image
 
 WORST, CHANGED = 24, 8
 LOWEST_SHOWN = 0.1  # weaker detections are not drawn

@@ -21,7 +21,7 @@ from typing import Any
 from retinaserve.eval.report.analysis import Analysis
 from retinaserve.eval.report.page.images import Thumbnails, changed, worst
 from retinaserve.training.files import write_text
-from retinaserve.training.scores import NUMBERS
+from retinaserve.training.scoring.scores import NUMBERS
 
 RESOURCES = files(__package__)
 

@@ -20,7 +20,7 @@ def admit(images: tuple[str, ...], trial: bool, json_path: Path | None) -> None:
     Exits with 1 if any is refused.
     """
     from retinaserve.training import pixels
-    from retinaserve.training.images import find_images
+    from retinaserve.training.images.sources import find_images
 
     if not images:
         raise UserError("no images are given", "files, folders, patterns", code=Exit.USAGE)

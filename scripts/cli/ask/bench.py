@@ -60,7 +60,7 @@ def bench(
     Every image is sent once before, to warm the server up and to leave out what it refuses.
     """
     from retinaserve.eval.bench import bench as benchmark
-    from retinaserve.training.images import find_images
+    from retinaserve.training.images.sources import find_images
 
     endpoints = bench_endpoints(servers, protocols, tls)
     demands = _demands(concurrency, rates) * repeat

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from retinaserve.eval.report.report import Report
     from retinaserve.eval.tiled import Tiling
     from retinaserve.training.coco import Annotations
-    from retinaserve.training.judge import JudgeName
     from retinaserve.training.pixels import Decoding
+    from retinaserve.training.scoring.judge import JudgeName
 
 MOST_CLASSES = 10  # of those that changed, on the terminal
 
@@ -161,7 +161,7 @@ def infer(
     from retinaserve.eval.report.report import evaluate_detector
     from retinaserve.eval.runtimes.detector import open_detector
     from retinaserve.training.check.checks import scored_labels
-    from retinaserve.training.images import find_images
+    from retinaserve.training.images.sources import find_images
 
     options = ReportOptions(**report_choices)
     if not annotations and (options.wanted or output):

@@ -81,7 +81,7 @@ def predict(
     """
     from retinaserve.eval.client.client import Client
     from retinaserve.eval.video import is_live, is_video
-    from retinaserve.training.images import find_images
+    from retinaserve.training.images.sources import find_images
 
     if (labels is not None) != (style in ("yolo", "voc")):
         raise click.UsageError(
@@ -182,8 +182,8 @@ def _draw(
     target: Path,
     value_range: tuple[int, int] | None,
 ) -> None:
-    from retinaserve.training.draw import draw, open_image
-    from retinaserve.training.raster import MOST_DECODED, open_raster
+    from retinaserve.training.images.draw import draw, open_image
+    from retinaserve.training.images.raster import MOST_DECODED, open_raster
 
     target.parent.mkdir(parents=True, exist_ok=True)
     height, width = found.size or (0, 0)
@@ -217,7 +217,7 @@ def print_video(
     from retinaserve.eval.tracks import Tracker
     from retinaserve.eval.video import Video, VideoWriter, detect_frames
     from retinaserve.training.detections import ImageError
-    from retinaserve.training.draw import draw
+    from retinaserve.training.images.draw import draw
 
     delays: deque[float] = deque(maxlen=RECENT)
     tracker = Tracker(score=score) if track else None

@@ -91,7 +91,7 @@ def verify(
     from retinaserve.eval.verify.compare import Candidate, check_same, compare
     from retinaserve.eval.verify.matching import parse_overrides
     from retinaserve.training.check.checks import scored_labels
-    from retinaserve.training.images import annotated_files, find_images, spread
+    from retinaserve.training.images.sources import annotated_files, find_images, spread
     from retinaserve.training.pixels import Decoding
 
     if not others and not servers:

@@ -121,7 +121,7 @@ def tile(
 ) -> None:
     """Cut a labelled set of large images into tiles, into DIRECTORY: PNGs, and boxes clipped to them."""
     from retinaserve.training.data.dataset import CocoDataset
-    from retinaserve.training.tiling import Cut, suitable_tile, tile_dataset
+    from retinaserve.training.data.tiling import Cut, suitable_tile, tile_dataset
 
     dataset = CocoDataset(images, annotations)
     if tile == "auto":
@@ -229,7 +229,7 @@ def split_(
     from retinaserve.training.check.findings import describe, refuse_errors
     from retinaserve.training.check.snapshot import read_split
     from retinaserve.training.coco import coco_of
-    from retinaserve.training.split import key_of, split
+    from retinaserve.training.data.split import key_of, split
 
     if val + test >= 1:
         raise click.UsageError("--val and --test leave nothing to learn from")

@@ -9,7 +9,7 @@ import click
 from retinaserve.scripts.cli.options import PATH
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
-from retinaserve.training.resize import RESIZES, PixelType
+from retinaserve.training.images.resize import RESIZES, PixelType
 
 SOURCES = ("torchvision", "torchvision-backbone", "detectron2", "mmdetection", "yhenon", "fizyr", "odtk")
 

@@ -238,7 +238,7 @@ def _fit(context: click.Context, model: Path, options: dict[str, Any], dataset: 
 def _tiles(model: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Cut the sets beside the model; return the tile, and the options that name the sets instead."""
     from retinaserve.training.data.dataset import CocoDataset
-    from retinaserve.training.tiling import Cut, suitable_tile, tile_dataset
+    from retinaserve.training.data.tiling import Cut, suitable_tile, tile_dataset
 
     tile: tuple[int, int] | None = None if options["tile"] == "auto" else options["tile"]
     changed: dict[str, Any] = {}

@@ -13,8 +13,8 @@ from PIL import Image
 
 from retinaserve.build_tools.preprocess import BadImage, Prepared, Preprocessor, admit
 from retinaserve.plugins.tiles import encode_bmp
-from retinaserve.training.letterbox import letterbox
-from retinaserve.training.resize import RESIZES, PixelType
+from retinaserve.training.images.letterbox import letterbox
+from retinaserve.training.images.resize import RESIZES, PixelType
 from retinaserve.training.spec import DetectorSpec
 from tests.images import bad_images, checker, encode
 

@@ -121,7 +121,7 @@ def test_pictures_are_written(tmp_path: Path, images: dict[str, int], count: int
 
 
 def test_truth_and_detection_of_a_class_have_one_colour(tmp_path: Path, images: dict[str, int]) -> None:
-    from retinaserve.training.draw import colour_of
+    from retinaserve.training.images.draw import colour_of
 
     answers = perfect(images)
     answers[images["empty.png"]] = box(2)  # a dragon, which the file does not know: a colour of its own

@@ -17,7 +17,7 @@ from retinaserve.eval.web.app import MOST_UPLOADS
 from retinaserve.eval.web.gateway import Gateway
 from retinaserve.eval.web.guard import UPLOAD
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer, free_ports
-from retinaserve.training.draw import PALETTE
+from retinaserve.training.images.draw import PALETTE
 from tests.counted import counted
 from tests.eval.web.web_server import Reply, ask, page_of, stuck_uploads
 from tests.images import bad_images, checker, encode

@@ -13,7 +13,7 @@ from retinaserve.training.data.augment import LADDER, Batch, StreamSettings
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.data.loaders import training_batches
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import letterbox
+from retinaserve.training.images.letterbox import letterbox
 from retinaserve.training.spec import DetectorSpec
 from tests.coco import write_coco
 from tests.images import checker, encode

@@ -24,8 +24,8 @@ from retinaserve.training.data.augment import (
 from retinaserve.training.data.dataset import CocoDataset, Labels
 from retinaserve.training.data.loaders import Views, paint, training_batches
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import Source, letterbox
-from retinaserve.training.resize import RESIZES, PixelType
+from retinaserve.training.images.letterbox import Source, letterbox
+from retinaserve.training.images.resize import RESIZES, PixelType
 from retinaserve.training.spec import DetectorSpec
 from tests.coco import write_coco
 

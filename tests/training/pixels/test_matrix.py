@@ -14,8 +14,8 @@ from retinaserve.build_tools.preprocess import Preprocessor
 from retinaserve.eval.web.app import preview_jpeg
 from retinaserve.training import pixels
 from retinaserve.training.check.snapshot import read_image
-from retinaserve.training.draw import open_image
-from retinaserve.training.letterbox import load_image, upright_size
+from retinaserve.training.images.draw import open_image
+from retinaserve.training.images.letterbox import load_image, upright_size
 from retinaserve.training.pixels import BadImage, Decoding
 from tests.training.pixels.known import LOSSY, Case
 from tests.training.pixels.matrix import cases

@@ -81,7 +81,7 @@ class TritonPythonModel:
 
 
 def decode(data: bytes) -> np.ndarray | BadImage:
-    """Return the upright image (h, w, 3), as the client's training/raster.py reads it."""
+    """Return the upright image (h, w, 3), as the client's training/images/raster.py reads it."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from retinaserve.training.detections import Detections
-from retinaserve.training.draw import colour_of, contact_sheet, contrast, draw, text_colour
+from retinaserve.training.images.draw import colour_of, contact_sheet, contrast, draw, text_colour
 
 GREY = (128, 128, 128)
 BLUE = (37, 99, 235)  # the first class

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import letterbox, scale_image
-from retinaserve.training.resize import RESIZES, PixelType
+from retinaserve.training.images.letterbox import letterbox, scale_image
+from retinaserve.training.images.resize import RESIZES, PixelType
 from retinaserve.training.spec import DetectorSpec
 
 Size = tuple[int, int]

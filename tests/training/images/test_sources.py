@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from retinaserve.training.errors import UserError
-from retinaserve.training.images import find_images, spread
+from retinaserve.training.images.sources import find_images, spread
 
 TREE = ("2.jpg", "10.JPG", "1.png", "notes.txt", "sub dir/Ünïcode 図.webp", "sub dir/deep/a[1].tiff")
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from retinaserve.plugins.tiles import tile_windows
-from retinaserve.training import raster as module
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import load_image
-from retinaserve.training.raster import open_raster
+from retinaserve.training.images import raster as module
+from retinaserve.training.images.letterbox import load_image
+from retinaserve.training.images.raster import open_raster
 from tests.images import checker
 
 rasterio = pytest.importorskip("rasterio", reason="the extra [tiles] is not installed")
@@ -144,7 +144,7 @@ def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
         import resource
         from pathlib import Path
         from retinaserve.plugins.tiles import tile_windows
-        from retinaserve.training.raster import open_raster
+        from retinaserve.training.images.raster import open_raster
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
         with open_raster(Path({str(path)!r})) as raster:
             windows = tile_windows(raster.size, (640, 640))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import SUFFIXES
+from retinaserve.training.images.letterbox import SUFFIXES
 
 if TYPE_CHECKING:
     # A client reads no labels, and need not wait for their readers.

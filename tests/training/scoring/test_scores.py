@@ -7,7 +7,7 @@ import pytest
 
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
-from retinaserve.training.scores import evaluate, match_classes, to_coco
+from retinaserve.training.scoring.scores import evaluate, match_classes, to_coco
 
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]  # neither contiguous nor sorted
 

@@ -22,7 +22,7 @@ from retinaserve.plugins.tiles import OVERLAP, tile_windows
 from retinaserve.training.data.dataset import CocoDataset, Labels
 from retinaserve.training.errors import UserError
 from retinaserve.training.files import write_json
-from retinaserve.training.raster import Windows, open_raster
+from retinaserve.training.images.raster import Windows, open_raster
 
 SMALL, LARGE = 10, 90  # percentiles of the objects' sides
 MULTIPLE = 8  # px

@@ -18,7 +18,7 @@ from PIL import Image
 
 from retinaserve.training import pixels
 from retinaserve.training.errors import UserError
-from retinaserve.training.resize import RESIZES, Resize
+from retinaserve.training.images.resize import RESIZES, Resize
 
 Pixels = npt.NDArray[np.uint8]
 Canvas = Pixels | npt.NDArray[np.float32]  # of a Resize's pixels

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from retinaserve.training.data.dataset import CocoDataset
+from retinaserve.training.data.tiling import Cut, suitable_tile, tile_dataset
 from retinaserve.training.errors import UserError
 from retinaserve.training.spec import DetectorSpec
-from retinaserve.training.tiling import Cut, suitable_tile, tile_dataset
 from tests.coco import write_coco
 from tests.images import checker
 

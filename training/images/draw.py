@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import load_image
+from retinaserve.training.images.letterbox import load_image
 
 __all__ = ["contact_sheet", "draw", "open_image"]
 

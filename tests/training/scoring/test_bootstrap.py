@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retinaserve.training.bootstrap import draw, interval, margin, resampled_ap
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
-from retinaserve.training.scores import evaluate
+from retinaserve.training.scoring.bootstrap import draw, interval, margin, resampled_ap
+from retinaserve.training.scoring.scores import evaluate
 from tests.eval.scenes import label
 
 

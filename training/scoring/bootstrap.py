@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retinaserve.training.judge import ClassMatches
-from retinaserve.training.scores import Matches
+from retinaserve.training.scoring.judge import ClassMatches
+from retinaserve.training.scoring.scores import Matches
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCOeval's
 LATE = np.arange(101) / 100 < RECALLS  # by a rounding: exactly that share of the boxes does not reach it

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import ORIENTATION, SIDEWAYS, UNREADABLE, Pixels, load_image
+from retinaserve.training.images.letterbox import ORIENTATION, SIDEWAYS, UNREADABLE, Pixels, load_image
 
 Windows = npt.NDArray[np.int64]
 Size = tuple[int, int]

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from retinaserve.scripts.cli.main import main
 from retinaserve.training.check.snapshot import ImageFile, Split, read_split
 from retinaserve.training.coco import Annotations
-from retinaserve.training.split import Parts, deal, key_of, near_pairs, split
+from retinaserve.training.data.split import Parts, deal, key_of, near_pairs, split
 from tests.coco import write_coco
 from tests.images import encode
 from tests.training.test_check import smooth_noise

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
-from retinaserve.training.judge import (
+from retinaserve.training.scoring.judge import (
     AREAS,
     MAX_DETECTIONS,
     ClassMatches,

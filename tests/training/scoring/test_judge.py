@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retinaserve.training.judge import Found, Judge, Labels
-from retinaserve.training.scores import NUMBERS, at_maximum, numbers
+from retinaserve.training.scoring.judge import Found, Judge, Labels
+from retinaserve.training.scoring.scores import NUMBERS, at_maximum, numbers
 
 SETS = 120
 BORDERS = (32, 96)  # sides of boxes whose areas lie on COCO's borders
@@ -153,7 +153,7 @@ def test_matches_do_not_depend_on_how_many_images_are_taken_at_once(monkeypatch:
     judge = random_judge(7)
     assert len(judge.image_ids) > 3 and sum(len(of_class.row) for of_class in judge.matches())
     whole = judge.matches()
-    monkeypatch.setattr("retinaserve.training.judge.BLOCK", 2)
+    monkeypatch.setattr("retinaserve.training.scoring.judge.BLOCK", 2)
     for mine, other in zip(judge.matches(), whole, strict=True):
         assert np.array_equal(mine.row, other.row) and np.array_equal(mine.label, other.label)
         assert np.array_equal(mine.instances, other.instances)
@@ -162,7 +162,7 @@ def test_matches_do_not_depend_on_how_many_images_are_taken_at_once(monkeypatch:
 def test_pycocotools_stands_in_for_a_judge_that_is_not_installed() -> None:
     code = """
 import sys; sys.modules["hotcoco"] = None
-from tests.training.test_judge import random_judge
+from tests.training.scoring.test_judge import random_judge
 from dataclasses import replace
 judge = random_judge(3)
 print(replace(judge, name=None).ap50() == replace(judge, name="pycocotools").ap50())

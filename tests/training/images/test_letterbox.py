@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from retinaserve.training.errors import UserError
-from retinaserve.training.letterbox import letterbox, load_image, scale_image
-from retinaserve.training.resize import RESIZES
+from retinaserve.training.images.letterbox import letterbox, load_image, scale_image
+from retinaserve.training.images.resize import RESIZES
 
 PAD_VALUE = (124, 116, 104)
 

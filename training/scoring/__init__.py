@@ -1,0 +1,1 @@
+"""COCO scores, the judge that computes them, and how far they may be chance."""
