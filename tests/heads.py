@@ -91,20 +91,12 @@ def _picture(spec, kind, rng):
 
 
 def reference_candidates(spec, heads):
-    return reference.decode(
-        heads.logits,
-        heads.deltas,
-        heads.letterbox,
-        **spec.decoding,
-    )
+    return reference.decode(heads.logits, heads.deltas, heads.letterbox, **spec.decoding)
 
 
 def reference_detections(spec, heads):
     return reference.nms(
-        *reference_candidates(spec, heads),
-        heads.letterbox,
-        iou=spec.nms_iou,
-        max_detections=spec.max_detections,
+        *reference_candidates(spec, heads), heads.letterbox, iou=spec.nms_iou, max_detections=spec.max_detections
     )
 
 

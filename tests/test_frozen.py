@@ -230,9 +230,7 @@ ADDED = {
     "cpu/retinanet/1/openvino_cpu.py": "the one place for OpenVINO's settings, copied as `preprocess` is",
     "gpu/cuda_memory_pool_bytes": "what the server's pool has to hold",
 }
-PARAMETERS_ADDED = {
-    'parameters {\n  key: "decode"\n  value {\n    string_value: "scaled"\n  }\n}\n': "of JPEGs",
-}
+PARAMETERS_ADDED = {'parameters {\n  key: "decode"\n  value {\n    string_value: "scaled"\n  }\n}\n': "of JPEGs"}
 
 
 def test_built_repositories_are_the_same_file_by_file(toy_onnx: Path, tmp_path: Path) -> None:

@@ -21,12 +21,7 @@ from retinaserve.plugins import reference
 from retinaserve.training.spec import DELTA_CLAMP
 from tests.heads import KINDS, SPECS, random_heads
 from tests.plugins.emulator.native import garbage, laid_out
-from tests.plugins.libraries import (
-    built,
-    harness_on,
-    plugins_on,
-    triton_on,
-)
+from tests.plugins.libraries import built, harness_on, plugins_on, triton_on
 
 FLOAT, HALF, INT32 = 0, 1, 3  # nvinfer1::DataType
 FORMATS = {"linear": 0, "linear, filled": 0, "kHWC8": 2, "kHWC": 8}  # nvinfer1::TensorFormat

@@ -10,14 +10,7 @@ import subprocess
 import pytest
 
 from tests.plugins.emulator.native import PLUGINS
-from tests.plugins.libraries import (
-    ADAPTER,
-    TRITON,
-    built,
-    cuda_headers,
-    require_compiler,
-    tensorrt_headers,
-)
+from tests.plugins.libraries import ADAPTER, TRITON, built, cuda_headers, require_compiler, tensorrt_headers
 
 
 def test_the_adapter_compiles_with_every_version_of_the_headers():

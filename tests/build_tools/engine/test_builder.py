@@ -154,10 +154,7 @@ def nameless(model: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [
-        (static, "'image' has a fixed batch of 2, batches of 1 to 4 are asked for"),
-        (nameless, "in its metadata"),
-    ],
+    [(static, "'image' has a fixed batch of 2, batches of 1 to 4 are asked for"), (nameless, "in its metadata")],
 )
 def test_graphs_that_can_t_be_built(trt: Any, candidates: Path, tmp_path: Path, spoil: Any, message: str) -> None:
     model = onnx.load(candidates)

@@ -46,8 +46,7 @@ def test_no_pictures_give_no_results(preprocessor: Preprocessor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "height"),
-    [(640, 480), (320, 256), (100, 80), (333, 1000), (1001, 77), (1, 1), (1, 400), (3000, 2)],
+    ("width", "height"), [(640, 480), (320, 256), (100, 80), (333, 1000), (1001, 77), (1, 1), (1, 400), (3000, 2)]
 )
 def test_letterbox_equals_pillow(preprocessor: Preprocessor, width: int, height: int) -> None:
     picture = checker(width, height)
@@ -149,10 +148,7 @@ def test_a_bad_picture_is_named_and_fails_alone(preprocessor: Preprocessor, name
 
 @pytest.mark.parametrize(
     ("limits", "words"),
-    [
-        ({"max_pixels": 64 * 48 - 1}, "64 x 48 pixels; at most 3071"),
-        ({"max_bytes": 100}, "bytes; at most 100"),
-    ],
+    [({"max_pixels": 64 * 48 - 1}, "64 x 48 pixels; at most 3071"), ({"max_bytes": 100}, "bytes; at most 100")],
     ids=["pixels", "bytes"],
 )
 def test_limits(limits: dict[str, int], words: str) -> None:

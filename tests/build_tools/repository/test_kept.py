@@ -18,10 +18,7 @@ def edited(toy_onnx: Path, tmp_path: Path) -> Path:
     path = tmp_path / "repository" / "preprocess" / "config.pbtxt"
     text = path.read_text()
     for old, new in (
-        (
-            "    max_queue_size: 32\n",
-            "    # The camera gives up.\n    max_queue_size: 5  # was 32\n",
-        ),
+        ("    max_queue_size: 32\n", "    # The camera gives up.\n    max_queue_size: 5  # was 32\n"),
         ("  count: 2\n  kind", "  count: 3\n  kind"),
     ):
         assert text.count(old) == 1

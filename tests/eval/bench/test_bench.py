@@ -213,10 +213,7 @@ def test_ctrl_c_ends_the_load(server: TritonServer, files: list[Path], tmp_path:
         *words,
     ]
     said = tmp_path / "said.txt"
-    with (
-        said.open("w") as output,
-        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process,
-    ):
+    with said.open("w") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
         deadline = time.monotonic() + 30
         while answered(server) < before + 10 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)

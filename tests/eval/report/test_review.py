@@ -32,7 +32,7 @@ def test_a_scene_is_told_as_by_hand(tmp_path: Path) -> None:
 def test_a_wrong_class_and_several_boxes_at_an_unlabelled_place_are_told_once(tmp_path: Path) -> None:
     x1, y1, x2, y2 = LABELS[1][2]
     answers: dict[int, list[Row]] = {
-        10: [(x1, y1, x2, y2, 0.8, 1), (600, 0, 700, 100, 0.9, 0), (600, 5, 700, 100, 0.7, 1)],
+        10: [(x1, y1, x2, y2, 0.8, 1), (600, 0, 700, 100, 0.9, 0), (600, 5, 700, 100, 0.7, 1)]
     }
     expected = [("unlabelled", 0.9, None, "cat"), ("class", 0.8, "cat", "dog")]
     assert told(tmp_path, answers) == expected  # no class was found once: its missed labels weigh nothing

@@ -79,11 +79,7 @@ TAMPERED = {
         {"head-max", "head-mean", "iou-mean"},
         "the network differs: box deltas of P3 P4 P5 P6 P7;",
     ),
-    "not a number": (
-        graphs.not_a_number,
-        {"head-max", "head-mean", "head-cosine"},
-        "class logits of P3;",
-    ),
+    "not a number": (graphs.not_a_number, {"head-max", "head-mean", "head-cosine"}, "class logits of P3;"),
     "another NMS": (graphs.other_nms, {"unmatched"}, "the heads are within their limits, so look behind them"),
 }
 

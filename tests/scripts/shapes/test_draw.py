@@ -121,8 +121,7 @@ def test_outlines_lie_within_the_unit_circle_and_reach_it(category: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("category", "area"),
-    [("ellipse", np.pi), ("rectangle", 2.0), ("triangle", 3 * 3**0.5 / 4)],
+    ("category", "area"), [("ellipse", np.pi), ("rectangle", 2.0), ("triangle", 3 * 3**0.5 / 4)]
 )
 def test_outlines_have_the_area_of_geometry(category: str, area: float) -> None:
     x, y = outline(category, np.random.default_rng(0)).T

@@ -149,11 +149,7 @@ def test_predecessors_network_is_ours() -> None:
 
 @pytest.mark.parametrize(
     ("name", "width", "extra"),
-    [
-        ("resnet18", 64, {}),
-        ("resnet50", 16, {}),
-        ("resnext50_32x4d", 64, {"groups": 32, "group_width": 4}),
-    ],
+    [("resnet18", 64, {}), ("resnet50", 16, {}), ("resnext50_32x4d", 64, {"groups": 32, "group_width": 4})],
 )
 def test_backbones_are_recognised(name: str, width: int, extra: dict[str, int]) -> None:
     layout = torchvision_layout.Layout()

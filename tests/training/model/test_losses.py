@@ -5,14 +5,7 @@ import pytest
 import torch
 
 from retinaserve.training.anchors import grid_anchors
-from retinaserve.training.model.losses import (
-    Target,
-    detection_loss,
-    focal_loss,
-    giou_loss,
-    match,
-    smooth_l1,
-)
+from retinaserve.training.model.losses import Target, detection_loss, focal_loss, giou_loss, match, smooth_l1
 from retinaserve.training.spec import DetectorSpec
 
 ANCHORS = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 24], [40, 40, 50, 50]], dtype=torch.float32)
@@ -54,8 +47,7 @@ def test_focal_loss_of_extreme_logits_has_finite_gradients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("distance", "expected"),
-    [(0.0, 0.0), (0.05, 0.05**2 / 0.22), (0.11, 0.055), (1.0, 0.945), (-1.0, 0.945)],
+    ("distance", "expected"), [(0.0, 0.0), (0.05, 0.05**2 / 0.22), (0.11, 0.055), (1.0, 0.945), (-1.0, 0.945)]
 )
 def test_smooth_l1_by_hand(distance: float, expected: float) -> None:
     found = smooth_l1(torch.tensor([distance]), torch.zeros(1))

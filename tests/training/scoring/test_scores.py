@@ -109,12 +109,7 @@ MATCHES = {
         (13,),
         "taken for the same: 'Stop_Sign' and 'stop  sign'",
     ),
-    "names that differ in case alone": (
-        ["a", "A", "b", "B"],
-        {1: "A", 2: "a", 3: "B", 4: "b"},
-        (2, 1, 4, 3),
-        "",
-    ),
+    "names that differ in case alone": (["a", "A", "b", "B"], {1: "A", 2: "a", 3: "B", 4: "b"}, (2, 1, 4, 3), ""),
     "exact names leave one to fold": (["Cat", "dog"], {7: "cat", 3: "dog", 5: "DOG"}, (7, 3), "'Cat' and 'cat'"),
     "folding that leaves a choice": (["cat", "Dog"], {7: "cat", 3: "dog", 5: "DOG"}, (7, None), "left out: Dog"),
     "some are shared": (["cat", "fox"], {7: "cat", 3: "dog"}, (7, None), "left out: fox; categories the"),
