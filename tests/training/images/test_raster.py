@@ -48,12 +48,13 @@ def assembled(path: Path, tile: tuple[int, int] = (64, 64)) -> np.ndarray:
     return whole
 
 
-@pytest.fixture(params=["at once", "one by one"], autouse=True)
+@pytest.fixture(params=["at once", "one by one"])
 def run_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "one by one":
         monkeypatch.setattr(module, "RUN_BYTES", 1)
 
 
+@pytest.mark.usefixtures("run_bytes")
 @pytest.mark.parametrize("kind", KINDS)
 def test_tiff_windows_are_its_pixels(kind: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", np.moveaxis(PIXELS, -1, 0), **KINDS[kind])
@@ -86,6 +87,7 @@ def test_palette(tmp_path: Path) -> None:
     assert np.array_equal(assembled(tmp_path / "a.tif"), np.asarray(image.convert("RGB")))
 
 
+@pytest.mark.usefixtures("run_bytes")
 @pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation(name: str, orientation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

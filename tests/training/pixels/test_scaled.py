@@ -2,6 +2,7 @@
 
 import base64
 import io
+from functools import cache
 
 import numpy as np
 import pytest
@@ -108,8 +109,13 @@ def test_a_sampling_that_libjpeg_turbo_has_no_name_for_is_decoded_by_dali() -> N
     assert np.abs(levels[:, :160, :160].mean(axis=(1, 2)) - (200, 30, 30)).max() < 6
 
 
+@cache
+def preprocessor(full_decode: bool) -> Preprocessor:
+    return Preprocessor(SIZE, FILL, threads=2, max_batch=2, decoding=Decoding(full=full_decode))
+
+
 def run(data: bytes, *, full_decode: bool) -> Prepared:
-    (result,) = Preprocessor(SIZE, FILL, threads=2, max_batch=2, decoding=Decoding(full=full_decode)).run([data])
+    (result,) = preprocessor(full_decode).run([data])
     assert isinstance(result, Prepared)
     return result
 
