@@ -21,7 +21,7 @@ from retinaserve.build_tools.engine.builder import (
     load_tensorrt,
 )
 from retinaserve.build_tools.engine.manifest import Driver, check_plan, find_gpus, read_manifest, this_target
-from retinaserve.build_tools.engine.tensorrt import load_plugins, message_log, progress_monitor, tidy
+from retinaserve.build_tools.engine.tensorrt import load_plugins, message_log, progress_monitor
 from retinaserve.build_tools.graph.detection import DECODE, NMS
 from retinaserve.build_tools.graph.float16 import to_float16
 from retinaserve.build_tools.graph.graft import graft, save
@@ -265,22 +265,6 @@ def test_a_failure_while_progress_is_shown_is_not_lost(trt: Any, candidates: Pat
         build_engine(trt, candidates, L4, progress=fail)
 
 
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        ("plain", "plain"),
-        (
-            "IBuilder::build: Error Code 4: API Error (Network has no output. In validate at /_src/a.cpp:38)",
-            "Network has no output.",
-        ),
-        ("[a.cpp::get::48] Error Code 2: Internal Error (Assertion !x.empty() failed. no\nrunners)",
-         "Assertion !x.empty() failed. no runners"),
-    ],
-)  # fmt: skip
-def test_messages_lose_their_source_files(message: str, expected: str) -> None:
-    assert tidy(message) == expected
-
-
 def test_a_plan_is_written_with_its_manifest(trt: Any, candidates: Path, tmp_path: Path) -> None:
     plan = tmp_path / "new" / "model.plan"
     built = build_plan(candidates, plan, L4, trt=trt)
@@ -317,12 +301,6 @@ def test_too_little_room_is_said_before_the_minutes_of_building(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1_000_000))
     with pytest.raises(UserError, match=r"model\.plan needs about 1 MB, 1 MB are free"):
         build_plan(candidates, tmp_path / "model.plan", L4, trt=trt)
-
-
-def test_an_engine_reads_what_it_was_made_from(flavours: dict[str, Path], trt: Any, tmp_path: Path) -> None:
-    save(compilable(flavours["int8 in fp16"])[0], tmp_path / "model.onnx")
-    built = build_plan(tmp_path / "model.onnx", tmp_path / "model.plan", L4, trt=trt)
-    assert built.manifest.precision == "int8"
 
 
 def test_a_tensorrt_before_strong_types_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retinaserve.eval.report.analysis import Analysis, ImageChange, read_baseline, shortest
+from retinaserve.eval.report.analysis import Analysis, ImageChange, read_baseline
 from retinaserve.training.coco import Annotations
 from retinaserve.training.errors import UserError
 from tests.eval.scenes import ANSWERS, Row, label, report_on
@@ -35,15 +35,6 @@ def test_a_baseline_comes_back_exactly_as_it_was(tmp_path: Path) -> None:
         assert baseline.classified.boxes[place].astype(np.float32) == pytest.approx(before.boxes[0], rel=1e-7)
         assert np.float32(baseline.classified.score[place]) == before.scores[0]
     assert baseline.scores == report.scores
-
-
-def test_digits_are_those_of_numpy(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    values = np.concatenate(
-        [np.exp(rng.normal(0, 12, 3000)), -rng.random(3000) * 900, [0, -0.0, 1e7, 1e-40, 1 / 3]]
-    )
-    single = values.astype(np.float32).reshape(-1, 1)
-    assert shortest(single).ravel().tolist() == [float(str(value)) for value in single.ravel()]
 
 
 def test_what_changed_is_told_by_number_class_and_image(tmp_path: Path) -> None:

@@ -191,8 +191,6 @@ def others(toy: Path) -> Path:
         toy / "fewer.pth",
         Checkpoint(replace(spec, classes=spec.classes[:2], category_ids=spec.category_ids[:2]), {}),
     )
-    (toy / "text.onnx").write_text("not a model")
-    (toy / "bare.plan").write_bytes(b"plan")
     (toy / "empty").mkdir()
     (toy / "flat").mkdir()
     (toy / "bad").mkdir()
@@ -205,12 +203,8 @@ MISTAKES = {
     "nothing to compare": (["toy.pth"], 2, "nothing to compare with"),
     "no reference": (["none.pth", "toy.pth"], 3, "none.pth: no such file"),
     "no candidate": (["toy.pth", "none.onnx"], 3, "none.onnx: no such file"),
-    "no such kind": (["toy.pth", "annotations.json"], 2, "annotations.json: not a model that runs here"),
-    "no model": (["toy.pth", "text.onnx"], 3, "text.onnx is not an ONNX model"),
-    "no manifest": (["toy.pth", "bare.plan"], 3, "bare.plan has no manifest: bare.plan.json is missing"),
     "no server": (["toy.pth", "--server", "127.0.0.1:1"], 3, "no Triton server answers at grpc://127.0.0.1:1"),
     "no images": (["toy.pth", "toy.pth", "--images", "empty"], 3, "empty: no images in this directory"),
-    "no folder": (["toy.pth", "toy.pth", "--images", "gone"], 3, "gone: no such file or directory"),
     "no good image": (["toy.pth", "toy.pth", "--images", "bad"], 3, "none of the images could be read"),
     "nothing found": (["toy.pth", "toy.pth", "--images", "flat"], 3, "nothing is found on the 1 images"),
     "no annotations": (["toy.pth", "toy.pth", "--annotations", "gone.json"], 3, "gone.json: no such file"),

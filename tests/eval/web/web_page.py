@@ -14,8 +14,6 @@ from tests.images import checker, encode
 
 SCORE = 0.05  # the toy detector is never surer than 0.1; the page itself starts at 0.3
 IMAGE = "document.getElementById('image')"
-FOCUSED = "Number(document.activeElement.closest('li')?.dataset.index)"
-THUMBNAILS = "[...document.querySelectorAll('#strip canvas')].every((canvas) => canvas.height === 112)"
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
 
 

@@ -190,7 +190,6 @@ MISTAKES = {
     "a tile too small": (["predict", "a.png", "--tile", "8"], 2, "a tile of 8 x 8 pixels is too small"),
     "the whole of no tiles": (["predict", "a.png", "--whole"], 2, "--whole needs --tile"),
     "no such file": (["predict", "none.jpg"], 3, "none.jpg: no such file or directory"),
-    "no images": (["predict", "."], 3, ".: no images in this directory"),
     "no server": (
         ["predict", "a.png", "--server", "127.0.0.1:1"],
         3,

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from retinaserve.scripts.cli.learn.console import clock, crowded, describe
+from retinaserve.scripts.cli.learn.console import crowded, describe
 from retinaserve.scripts.cli.learn.train import train
 from retinaserve.scripts.shapes.draw import DataSet, draw_dataset
 from retinaserve.training.checkpoint import load
@@ -248,13 +248,6 @@ def test_the_line_has_what_one_looks_for() -> None:
     assert line == (
         "  20/1200  class 0.521  box 0.250  lr 1.82e-03  8.92 it/s  71.4 img/s  data wait 3%  1.3 GiB  ETA 1:15"
     )
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00"), (86399, "23:59:59")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The manifests: rendered, valid for every Kubernetes they are for, and closed where they say so."""
 
-import copy
 import shlex
 import shutil
 import subprocess
@@ -71,18 +70,10 @@ def test_everything_is_valid(rendered: list[Manifest]) -> None:
             assert manifest["metadata"]["namespace"] == "retinaserve", manifest["kind"]
 
 
-WRONG = {
-    "a field too many": lambda pod: pod.update(serviceAcount="x"),
-    "a number for a word": lambda pod: pod.update(serviceAccountName=3),
-    "a probe's field": lambda pod: pod["containers"][0]["startupProbe"].update(failureTreshold=3),
-}
-
-
 @needs_kubectl
-@pytest.mark.parametrize("case", WRONG)
-def test_the_validation_notices(case: str) -> None:
-    deployment = copy.deepcopy(one(render("base"), "Deployment"))
-    WRONG[case](deployment["spec"]["template"]["spec"])
+def test_the_validation_notices() -> None:
+    deployment = one(render("base"), "Deployment")
+    deployment["spec"]["template"]["spec"]["containers"][0]["startupProbe"]["failureTreshold"] = 3
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(deployment, NEWEST, strict=True)
 
