@@ -5,20 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
-from retinaserve.scripts.cli.main import main
 from retinaserve.training.check.checks import preflight, scored_labels
 from retinaserve.training.coco import Annotations, read_labels
 from retinaserve.training.data.dataset import CocoDataset
 from retinaserve.training.errors import UserError
+from tests.cli import invoke
 from tests.training.formats.written import (
     CAT,
     CREATEML,
     CVAT,
     DRAWN,
-    FORMATS,
+    EMPTY_BELONGS,
+    EMPTY_IS_UNSEEN,
     KITTI,
     KITTI_TAIL,
     LABELIMG,
@@ -61,21 +61,21 @@ def drawn(labels: Annotations) -> list[tuple[Any, ...]]:
     ]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [*EMPTY_BELONGS, *EMPTY_IS_UNSEEN])
 def test_what_was_drawn_is_read(folder: Path, name: str) -> None:
-    write, empty, codes = FORMATS[name]
+    write, belongs = (EMPTY_BELONGS | EMPTY_IS_UNSEEN)[name], name in EMPTY_BELONGS
     path, images = Path(write(folder)), folder / "images"
     labels = read_labels(path, images)
     assert drawn(labels) == [(file, label, list(box)) for file, label, box in DRAWN]
-    assert set(labels.images.values()) == {"a.jpg", "sub/b.png"} | empty
+    assert set(labels.images.values()) == {"a.jpg", "sub/b.png"} | ({"c.jpg"} if belongs else set())
     assert list(labels.categories.values()) == ["cat", "dog"]
+    codes = set() if belongs else {"image-unlabelled"}
+    codes |= {"label-unused"} if name == "Open Images" else set()
     assert {finding.code for finding in labels.findings} == codes, labels.findings
     # What is trained on and scored against is the same, and so is the COCO file that is made of it.
     assert scored_labels(path, images).boxes == labels.boxes == CocoDataset(images, path).truth.boxes
     preflight(images, path)
-    done = CliRunner().invoke(
-        main, ["data", "convert", str(path), str(folder / "out.json"), "--images", str(images)]
-    )
+    done = invoke("data", "convert", path, folder / "out.json", "--images", images)
     assert done.exit_code == 0, done.output
     again = read_labels(folder / "out.json")
     assert drawn(again) == drawn(labels) and again.images == labels.images and not again.findings
@@ -254,8 +254,7 @@ def test_what_is_wrong_is_refused_by_all_verbs(folder: Path, name: str) -> None:
         with pytest.raises(UserError) as refused:
             verb(images, path)
         assert f"[{code}]" in refused.value.message and str(path) in refused.value.message
-    command = ["data", "check", "--images", str(images), "--annotations", str(path)]
-    checked = CliRunner().invoke(main, command)
+    checked = invoke("data", "check", "--images", images, "--annotations", path)
     assert checked.exit_code == 3 and code in checked.stdout
 
 

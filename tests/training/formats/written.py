@@ -192,96 +192,54 @@ KITTI = {
     f"dog 0.00 1 1.85 100.00 50.00 160.00 90.00 {KITTI_TAIL}\n",
     "label_2__b_dot_txt": f"dog 0.00 1 1.85 4.00 8.00 20.00 48.00 {KITTI_TAIL}\n",
 }
-EMPTY, UNLABELLED = {"c.jpg"}, set[str]()
 YOLO_LABELS = {"labels__a_dot_txt": YOLO_A, "labels__sub__b_dot_txt": YOLO_B}
 
-# name: what is written; the images without boxes that belong to the set; the codes of findings
-FORMATS: dict[str, tuple[Write, set[str], set[str]]] = {
-    "YOLO, Ultralytics' data.yaml": (files(data_dot_yaml=YAML, **YOLO_LABELS), EMPTY, set()),
-    "YOLO, names by number": (
-        files(data_dot_yaml="train: images\nnames:\n  0: cat\n  1: dog\n", **YOLO_LABELS),
-        EMPTY,
-        set(),
+# Formats in which an image without boxes belongs to the set, and those in which it is one that nobody looked at.
+EMPTY_BELONGS: dict[str, Write] = {
+    "YOLO, Ultralytics' data.yaml": files(data_dot_yaml=YAML, **YOLO_LABELS),
+    "YOLO, names by number": files(data_dot_yaml="train: images\nnames:\n  0: cat\n  1: dog\n", **YOLO_LABELS),
+    "YOLO, a folder and classes.txt": folder_of(
+        files(labels__a_dot_txt=YOLO_A, labels__b_dot_txt=YOLO_B, labels__classes_dot_txt="cat\ndog\n")
     ),
-    "YOLO, a folder and classes.txt": (
-        folder_of(files(labels__a_dot_txt=YOLO_A, labels__b_dot_txt=YOLO_B, labels__classes_dot_txt="cat\ndog\n")),
-        EMPTY,
-        set(),
+    "YOLO, outlines": files(data_dot_yaml=YAML, labels__a_dot_txt=POLYGONS, labels__sub__b_dot_txt=YOLO_B),
+    "YOLO, with confidences": files(
+        data_dot_yaml=YAML,
+        labels__a_dot_txt="0 0.15 0.35 0.2 0.3 0.91\n1 0.65 0.7 0.3 0.4 0.5\n",
+        labels__sub__b_dot_txt=YOLO_B,
     ),
-    "YOLO, outlines": (
-        files(data_dot_yaml=YAML, labels__a_dot_txt=POLYGONS, labels__sub__b_dot_txt=YOLO_B),
-        EMPTY,
-        set(),
+    "YOLO, keypoints": files(
+        data_dot_yaml=YAML + "kpt_shape: [2, 3]\n",
+        labels__a_dot_txt="0 0.15 0.35 0.2 0.3 0.1 0.3 2 0.2 0.3 2\n1 0.65 0.7 0.3 0.4 0.6 0.6 2 0 0 0\n",
+        labels__sub__b_dot_txt=YOLO_B + " 0.1 0.3 2 0.2 0.3 2",
     ),
-    "YOLO, with confidences": (
+    "YOLO, labels beside the YAML, images elsewhere": files(
+        set__data_dot_yaml=YAML, set__labels__a_dot_txt=YOLO_A, set__labels__sub__b_dot_txt=YOLO_B
+    ),
+    "YOLO, darknet's obj.names": folder_of(
         files(
-            data_dot_yaml=YAML,
-            labels__a_dot_txt="0 0.15 0.35 0.2 0.3 0.91\n1 0.65 0.7 0.3 0.4 0.5\n",
-            labels__sub__b_dot_txt=YOLO_B,
-        ),
-        EMPTY,
-        set(),
+            d__obj_dot_names="cat\ndog\n", d__obj_train_data__a_dot_txt=YOLO_A, d__obj_train_data__b_dot_txt=YOLO_B
+        )
     ),
-    "YOLO, keypoints": (
-        files(
-            data_dot_yaml=YAML + "kpt_shape: [2, 3]\n",
-            labels__a_dot_txt="0 0.15 0.35 0.2 0.3 0.1 0.3 2 0.2 0.3 2\n1 0.65 0.7 0.3 0.4 0.6 0.6 2 0 0 0\n",
-            labels__sub__b_dot_txt=YOLO_B + " 0.1 0.3 2 0.2 0.3 2",
-        ),
-        EMPTY,
-        set(),
+    "CVAT for images": files(annotations_dot_xml=CVAT),
+    "VIA": files(via_dot_json=VIA_FILES),
+    "VIA, a project": files(project_dot_json={"_via_settings": {}, "_via_img_metadata": VIA_FILES}),
+    "CreateML": files(createml_dot_json=CREATEML),
+    "CreateML, by Apple's old keys": files(
+        old_dot_json=[{"imagefilename": each["image"], "annotation": each["annotations"]} for each in CREATEML]
     ),
-    "Pascal VOC, by LabelImg": (folder_of(files(**LABELIMG)), UNLABELLED, {"image-unlabelled"}),
-    "Pascal VOC, Pascal's own": (folder_of(files(**PASCAL)), UNLABELLED, {"image-unlabelled"}),
-    "Pascal VOC, by Roboflow": (
-        folder_of(
-            files(**{key: text.replace("The VOC2007 Database", "roboflow.com") for key, text in PASCAL.items()})
-        ),
-        UNLABELLED,
-        {"image-unlabelled"},
+}
+EMPTY_IS_UNSEEN: dict[str, Write] = {
+    "Pascal VOC, by LabelImg": folder_of(files(**LABELIMG)),
+    "Pascal VOC, Pascal's own": folder_of(files(**PASCAL)),
+    "Pascal VOC, by Roboflow": folder_of(
+        files(**{key: text.replace("The VOC2007 Database", "roboflow.com") for key, text in PASCAL.items()})
     ),
-    "YOLO, labels beside the YAML, images elsewhere": (
-        files(set__data_dot_yaml=YAML, set__labels__a_dot_txt=YOLO_A, set__labels__sub__b_dot_txt=YOLO_B),
-        EMPTY,
-        set(),
+    "Label Studio": files(export_dot_json=STUDIO),
+    "Label Studio, JSON-MIN": files(min_dot_json=STUDIO_MIN),
+    "labelme": folder_of(files(**LABELME)),
+    "KITTI": folder_of(files(**KITTI)),
+    "Open Images": files(
+        boxes_dot_csv=OPEN_IMAGES,
+        class_descriptions_boxable_dot_csv="/m/01yrx,cat\n/m/0bt9lr,dog\n/m/0cmf2,Airplane\n",
     ),
-    "YOLO, darknet's obj.names": (
-        lambda folder: (
-            files(
-                d__obj_dot_names="cat\ndog\n",
-                d__obj_train_data__a_dot_txt=YOLO_A,
-                d__obj_train_data__b_dot_txt=YOLO_B,
-            )(folder),
-            folder / "d",
-        )[1],
-        EMPTY,
-        set(),
-    ),
-    "CVAT for images": (files(annotations_dot_xml=CVAT), EMPTY, set()),
-    "Label Studio": (files(export_dot_json=STUDIO), UNLABELLED, {"image-unlabelled"}),
-    "Label Studio, JSON-MIN": (files(min_dot_json=STUDIO_MIN), UNLABELLED, {"image-unlabelled"}),
-    "labelme": (folder_of(files(**LABELME)), UNLABELLED, {"image-unlabelled"}),
-    "VIA": (files(via_dot_json=VIA_FILES), EMPTY, set()),
-    "VIA, a project": (
-        files(project_dot_json={"_via_settings": {}, "_via_img_metadata": VIA_FILES, "_via_attributes": {}}),
-        EMPTY,
-        set(),
-    ),
-    "CreateML": (files(createml_dot_json=CREATEML), EMPTY, set()),
-    "CreateML, by Apple's old keys": (
-        files(
-            old_dot_json=[{"imagefilename": each["image"], "annotation": each["annotations"]} for each in CREATEML]
-        ),
-        EMPTY,
-        set(),
-    ),
-    "Open Images": (
-        files(
-            boxes_dot_csv=OPEN_IMAGES,
-            class_descriptions_boxable_dot_csv="/m/01yrx,cat\n/m/0bt9lr,dog\n/m/0cmf2,Airplane\n",
-        ),
-        UNLABELLED,
-        {"image-unlabelled", "label-unused"},
-    ),
-    "KITTI": (folder_of(files(**KITTI)), UNLABELLED, {"image-unlabelled"}),
 }
