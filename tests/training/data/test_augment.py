@@ -72,64 +72,44 @@ def test_colours_by_hand(view: View, colour: tuple[int, ...], expected: tuple[fl
     assert (matrix @ np.array(colour) + offset).tolist() == pytest.approx(expected, abs=0.5)
 
 
-@pytest.mark.parametrize(
-    ("view", "original", "frame", "expected"),
-    [
-        (View(), (100, 200), Frame((64, 64)), Placement((0, 0, 200, 100), (32, 64), (0, 0), (64, 64), False)),
-        (
-            View(flip=True, zoom=2, across=0.5, down=1.0),
-            (100, 200),
-            Frame((64, 64)),
-            Placement((0, 0, 200, 100), (64, 128), (0, -32), (64, 64), True),
-        ),
-        (
-            View(window=(0.25, 0.5, 0.75, 1.0)),
-            (100, 200),
-            Frame((64, 64)),
-            Placement((50, 50, 150, 100), (32, 64), (0, 0), (64, 64), False),
-        ),
-        # The predecessor's: the shorter side becomes 50, the canvas is whole strides.
-        (
-            View(),
-            (100, 200),
-            Frame((64, 64), 50, 120),
-            Placement((0, 0, 200, 100), (50, 100), (0, 0), (64, 128), False),
-        ),
-        # The longer side is at most 80.
-        (
-            View(),
-            (100, 200),
-            Frame((64, 64), 50, 80),
-            Placement((0, 0, 200, 100), (40, 80), (0, 0), (64, 96), False),
-        ),
-        (View(), (1, 900), Frame((64, 64), 50, 90), Placement((0, 0, 900, 1), (1, 90), (0, 0), (32, 96), False)),
-    ],
-    ids=["letterbox", "zoom and cut", "window", "shorter side", "longest side", "a line"],
-)
-def test_places_by_hand(view: View, original: tuple[int, int], frame: Frame, expected: Placement) -> None:
-    assert place(view, original, frame) == expected
+WIDE = (0, 0, 200, 100)  # all of an image that is 100 high and 200 wide
+SQUARE = Frame((64, 64))
+PLACES = {
+    "letterbox": (View(), SQUARE, Placement(WIDE, (32, 64), (0, 0), (64, 64), False)),
+    "zoom and cut": (
+        View(flip=True, zoom=2, across=0.5, down=1.0), SQUARE,
+        Placement(WIDE, (64, 128), (0, -32), (64, 64), True),
+    ),
+    "window": (
+        View(window=(0.25, 0.5, 0.75, 1.0)), SQUARE,
+        Placement((50, 50, 150, 100), (32, 64), (0, 0), (64, 64), False),
+    ),
+    # The predecessor's: the shorter side becomes 50, the canvas is whole strides.
+    "shorter side": (View(), Frame((64, 64), 50, 120), Placement(WIDE, (50, 100), (0, 0), (64, 128), False)),
+    "longest side": (View(), Frame((64, 64), 50, 80), Placement(WIDE, (40, 80), (0, 0), (64, 96), False)),
+    "a line": (View(), Frame((64, 64), 50, 90), Placement((0, 0, 900, 1), (1, 90), (0, 0), (32, 96), False)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_places_by_hand(case: str) -> None:
+    view, frame, expected = PLACES[case]
+    assert place(view, (1, 900) if case == "a line" else (100, 200), frame) == expected
 
 
 BOX = (10, 20, 40, 50)
-WHOLE_IMAGE = (0, 0, 200, 100)
 LABELS = {
-    "half as large": (BOX, Placement(WHOLE_IMAGE, (50, 100), (0, 0), (64, 128), False), [[5, 10, 20, 25]]),
-    "mirrored within the image": (
-        BOX,
-        Placement(WHOLE_IMAGE, (50, 100), (0, 0), (64, 128), True),
-        [[80, 10, 95, 25]],
-    ),
+    "half as large": (BOX, Placement(WIDE, (50, 100), (0, 0), (64, 128), False), [[5, 10, 20, 25]]),
+    "mirrored within the image": (BOX, Placement(WIDE, (50, 100), (0, 0), (64, 128), True), [[80, 10, 95, 25]]),
     "cut and moved": (BOX, Placement((20, 0, 120, 100), (100, 100), (4, 0), (128, 128), False), [[0, 24, 20, 54]]),
     # 4 of 30 pixels are left, then 20 and 80 of 100: a quarter is asked for.
     "cut off": (BOX, Placement((36, 0, 136, 100), (100, 100), (0, 0), (128, 128), False), []),
     "a fifth is left": ((40, 0, 90, 25), Placement((0, 0, 100, 50), (100, 200), (0, 0), (50, 100), False), []),
     "most is left": (
-        (40, 0, 90, 25),
-        Placement((0, 0, 100, 50), (100, 200), (0, -100), (50, 100), False),
-        [[0, 0, 80, 50]],
+        (40, 0, 90, 25), Placement((0, 0, 100, 50), (100, 200), (0, -100), (50, 100), False), [[0, 0, 80, 50]],
     ),
-    "no box": (None, Placement(WHOLE_IMAGE, (60, 120), (0, 0), (64, 128), True), []),
-}
+    "no box": (None, Placement(WIDE, (60, 120), (0, 0), (64, 128), True), []),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", LABELS)
