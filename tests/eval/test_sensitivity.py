@@ -5,17 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 from retinaserve.eval.report.report import evaluate_detector
 from retinaserve.eval.runtimes.detector import open_detector
 from retinaserve.eval.sensitivity import Finding, Sensitivity, noise
-from retinaserve.scripts.cli.main import main
 from retinaserve.training.checkpoint import Checkpoint, save
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
 from retinaserve.training.spec import DetectorSpec
+from tests.cli import invoke
 from tests.coco import write_coco
 from tests.images import checker, encode
 from tests.toys import toy_model, toy_spec
@@ -71,7 +70,7 @@ def test_the_culprit_is_found(tmp_path: Path) -> None:
     arguments += ["--json", tmp_path / "report.json", "--output", tmp_path / "report.png"]
     for name in ("backbone.layer2", "backbone.layer3", "backbone.layer4", "fpn", "cls_head", "box_head"):
         arguments += ["--exclude", name]
-    result = CliRunner().invoke(main, ["sensitivity", *map(str, arguments)], catch_exceptions=False)
+    result = invoke("sensitivity", *arguments)
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "report.json").read_text())
     expected = evaluate_detector(detector, Annotations.load(tmp_path / "truth.json"), tmp_path)

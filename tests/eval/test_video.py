@@ -16,19 +16,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 from retinaserve import open_detector
 from retinaserve.eval.video import Video, VideoWriter, detect_frames, is_live, is_video
 from retinaserve.plugins.reference import iou_matrix
 from retinaserve.plugins.tiles import encode_bmp
-from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.server.triton import TritonServer, free_ports
 from retinaserve.scripts.shapes.draw import draw_scene
 from retinaserve.scripts.shapes.scenes import draw_film
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
+from tests.cli import invoke
 from tests.eval.test_tiled import Thresholding
 
 av = pytest.importorskip("av", reason="the extra [video] is not installed")
@@ -279,14 +278,14 @@ def test_leaving_early_ends_the_decoder(tmp_path: Path) -> None:
 def test_predict_takes_a_video(server: TritonServer, tmp_path: Path) -> None:
     path, output = film(tmp_path / "film.mp4"), tmp_path / "drawn" / "boxes.mp4"
     words = ["predict", str(path), "--server", server.grpc_url, "--score", "0", "--fps", "5"]
-    result = CliRunner().invoke(main, [*words, "--output", str(output)])
+    result = invoke(*words, "--output", output)
     assert result.exit_code == 0, result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["frame"] for line in lines] == list(range(0, 20, 2))
     assert [line["time"] for line in lines] == pytest.approx([n / 5 for n in range(10)], abs=1e-3)
     assert lines[0].keys() == {"frame", "time", "file", "width", "height", "detections"}
     assert "20 frames decoded, 10 answered; from decoded to answered: median" in result.stderr
-    tracked = CliRunner().invoke(main, [*words, "--track"])
+    tracked = invoke(*words, "--track")
     assert tracked.exit_code == 0, tracked.stderr
     numbered = [json.loads(line) for line in tracked.stdout.splitlines()]
     ids = [[box.pop("track_id") for box in line["detections"]] for line in numbered]
@@ -297,9 +296,9 @@ def test_predict_takes_a_video(server: TritonServer, tmp_path: Path) -> None:
     assert [frame.time for frame in frames] == pytest.approx([n / 5 for n in range(10)], abs=1e-3)
     both, coco, fps, track = [str(path)], ["--format", "coco"], ["--fps", "5"], ["--track"]
     for wrong in (["a.png", *both], [*both, *coco], ["a.png", *fps], ["a.png", *track]):
-        result = CliRunner().invoke(main, ["predict", *wrong])
+        result = invoke("predict", *wrong)
         assert result.exit_code == 2 and "video" in result.stderr
-    assert CliRunner().invoke(main, ["predict", "none.mp4"]).exit_code == 3
+    assert invoke("predict", "none.mp4").exit_code == 3
 
 
 def test_an_odd_size_is_written_and_cut(tmp_path: Path) -> None:
@@ -327,7 +326,7 @@ def test_what_is_no_video(content: bytes | None, words: str, tmp_path: Path) -> 
 
 def test_a_place_that_cannot_be_written() -> None:
     for words in (["film", "/proc/x"], ["mosaic", "/proc/x", "--side", "1000"]):
-        result = CliRunner().invoke(main, ["data", *words])
+        result = invoke("data", *words)
         assert result.exit_code == 2 and "/proc/x" in result.stderr and "can't be written" in result.stderr
 
 

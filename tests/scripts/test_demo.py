@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 from retinaserve.scripts.cli import demo
-from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.lab.images import checkpoint as example_checkpoint
 from retinaserve.training.checkpoint import Checkpoint, load, save
 from retinaserve.training.errors import Exit, UserError
+from tests.cli import invoke
 from tests.toys import toy_model, toy_spec
 
 RECIPE = """
@@ -34,7 +33,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small")
 def test_a_small_demo(tmp_path: Path) -> None:
     root = tmp_path / "demo"
-    result = CliRunner().invoke(main, ["demo", "--output", str(root)])
+    result = invoke("demo", "--output", root)
     assert result.exit_code == 0, result.output
     summary = json.loads((root / "summary.json").read_text())
     assert result.stdout.endswith(json.dumps(summary, indent=2) + "\n")
@@ -56,7 +55,7 @@ def test_a_small_demo(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small")
 def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pth").write_bytes(b"no checkpoint")
-    result = CliRunner().invoke(main, ["demo", "--output", str(tmp_path)])
+    result = invoke("demo", "--output", tmp_path)
     assert result.exit_code == Exit.BAD_DATA
     assert f"error: the demo stopped at `retinaserve train`: {tmp_path / 'checkpoint.pth'}" in result.stderr
 

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from retinaserve.build_tools.repository.builder import build_repository
 from retinaserve.build_tools.repository.configs import BuildOptions, read_config, write_config
 from retinaserve.build_tools.repository.versions import Pins, read_pins, write_pins
-from retinaserve.scripts.cli.main import main
+from tests.cli import invoke
 
 
 @pytest.fixture
@@ -93,9 +92,9 @@ def test_comments_stay_whatever_the_file_looks_like(case: str, tmp_path: Path) -
 
 def test_the_verb_tells(edited: Path, toy_onnx: Path) -> None:
     words = ["build", str(toy_onnx), "--output", str(edited)]
-    result = CliRunner().invoke(main, words)
+    result = invoke(*words)
     assert (
         result.exit_code == 0 and "kept as the repository has it: preprocess: max_queue_size: 5" in result.stderr
     )
-    result = CliRunner().invoke(main, [*words, "--max-image-pixels", "64000000", "--max-queue", "6"])
+    result = invoke(*words, "--max-image-pixels", "64000000", "--max-queue", "6")
     assert "max_queue_size: 6" in (edited / "preprocess" / "config.pbtxt").read_text()

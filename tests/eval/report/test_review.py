@@ -2,12 +2,11 @@ import json
 import re
 from pathlib import Path
 
-from click.testing import CliRunner
 from PIL import Image
 
 from retinaserve.eval.report.analysis import Analysis
 from retinaserve.eval.report.review import disagreements
-from retinaserve.scripts.cli.main import main
+from tests.cli import invoke
 from tests.eval.scenes import ANSWERS, LABELS, Row, classified_boxes, label, report_on
 
 # By hand, of the scene with every kind of error.
@@ -53,12 +52,12 @@ def test_the_verb_writes_a_page_that_names_what_is_wrong(tmp_path: Path) -> None
     report.write_text(json.dumps(Analysis.of(report_on(truth), resamples=20).to_dict()))
     page, found = tmp_path / "review.html", tmp_path / "review.json"
     words = ["data", "review", report, "--images", tmp_path, "--annotations", truth.path]
-    result = CliRunner().invoke(main, [*map(str, words), "--output", str(page), "--json", str(found)])
+    result = invoke(*words, "--output", page, "--json", found)
     assert result.exit_code == 0, result.output
     text = page.read_text()
     assert text.count("<figure>") == 3 and len(re.findall('src="data:image/jpeg', text)) == 6
     assert "&lt;b&gt;.png" in text and "<b>.png" not in text and "<b>dog</b> was not found" in text
     assert [each["kind"] for each in json.loads(found.read_text())] == [row[0] for row in EXPECTED]
     (tmp_path / "other.json").write_text("{}")
-    wrong = CliRunner().invoke(main, [*map(str, [*words[:2], tmp_path / "other.json", *words[3:]])])
+    wrong = invoke(*[*words[:2], tmp_path / "other.json", *words[3:]])
     assert wrong.exit_code == 3 and "no report to compare with" in wrong.output

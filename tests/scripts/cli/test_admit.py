@@ -3,14 +3,12 @@
 import json
 from pathlib import Path
 
-from click.testing import CliRunner
-
-from retinaserve.scripts.cli.main import main
+from tests.cli import invoke
 from tests.images import bad_images, checker, encode
 
 
 def test_nothing_to_do_is_a_usage_error() -> None:
-    result = CliRunner().invoke(main, ["admit"])
+    result = invoke("admit")
     assert result.exit_code == 2 and "no images are given" in result.output
 
 
@@ -18,11 +16,11 @@ def test_refused_pictures_are_named_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "good.jpg").write_bytes(encode(checker(64, 48)))
     (tmp_path / "cut.jpg").write_bytes(bad_images()["jpeg truncated"][0])
     (tmp_path / "corrupt.webp").write_bytes(bad_images()["webp corrupt"][0])
-    result = CliRunner().invoke(main, ["admit", str(tmp_path), "--json", str(tmp_path / "r.json")])
+    result = invoke("admit", tmp_path, "--json", tmp_path / "r.json")
     assert result.exit_code == 1
     assert "cut.jpg: the JPEG image is truncated" in result.output
     assert "2 of 3 images refused" in result.output
     report = json.loads((tmp_path / "r.json").read_text())
     assert sorted(Path(path).name for path in report["refused"]) == ["corrupt.webp", "cut.jpg"]
-    result = CliRunner().invoke(main, ["admit", str(tmp_path), "--no-trial"])
+    result = invoke("admit", tmp_path, "--no-trial")
     assert "1 of 3 images refused" in result.output  # only a decoder can tell of the WebP

@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from retinaserve.scripts.cli.main import VERBS, Verbs, main
+from retinaserve.scripts.cli.main import VERBS, Verbs
 from retinaserve.training.checkpoint import Checkpoint, save
 from tests.cli import invoke, refused
 from tests.toys import toy_model, toy_spec
@@ -74,21 +74,21 @@ def test_a_missing_package_is_named_with_its_extra(
 
 def test_a_missing_module_of_nobody_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "retinaserve.scripts.cli.demo", None)
-    assert isinstance(CliRunner().invoke(main, ["demo"]).exception, ModuleNotFoundError)
+    assert isinstance(invoke("demo").exception, ModuleNotFoundError)
 
 
 def test_a_file_is_no_repository(tmp_path: Path) -> None:
     """Who serves the checkpoint itself is given the command that was skipped, to be pasted as it is."""
     model = tmp_path / "my model.pth"
     model.touch()
-    refused = CliRunner().invoke(main, ["serve", str(model)])
+    refused = invoke("serve", model)
     assert refused.exit_code == 3 and f"{model} is a file" in refused.stderr
     assert f"retinaserve build '{model}' --output repository" in refused.stderr
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retinaserve.scripts.server.triton.TritonServer.__init__", lambda *_, **__: 1 / 0)
-    assert isinstance(CliRunner().invoke(main, ["serve", ".", "--no-restart"]).exception, ZeroDivisionError)
+    assert isinstance(invoke("serve", ".", "--no-restart").exception, ZeroDivisionError)
 
 
 def test_from_a_checkpoint_to_a_repository(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_from_a_checkpoint_to_a_repository(tmp_path: Path) -> None:
         ["build", graph, "--output", tmp_path / "two"],
         ["build", checkpoint, "--output", tmp_path / "one"],
     ):
-        result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+        result = invoke(*arguments)
         assert result.exit_code == 0, result.output
         assert "next: retinaserve" in result.stderr
     assert json.loads(report.read_text())["classes"] == list(spec.classes)
@@ -117,7 +117,7 @@ def test_ctrl_c_is_no_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("retinaserve.build_tools.repository.builder.build_repository", interrupted)
-    result = CliRunner().invoke(main, ["build", "x.onnx", "--output", "repo"])
+    result = invoke("build", "x.onnx", "--output", "repo")
     assert result.exit_code == 130 and result.stderr == "\ninterrupted\n"
 
 

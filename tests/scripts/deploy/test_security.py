@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.transport import TlsFiles
-from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.server.protection import (
     ADMIN_APIS,
     ADMIN_HEADER,
@@ -32,6 +30,7 @@ from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.detections import ImageError
 from retinaserve.training.errors import UserError
 from tests.certificates import Pair, issue
+from tests.cli import invoke
 from tests.eval.web.web_server import ask, run_web
 from tests.images import checker, encode
 from tests.tls_proxy import EncryptingProxy
@@ -87,7 +86,7 @@ def test_a_client_with_a_certificate_is_served(
     (tmp_path / "a.jpg").write_bytes(PICTURE)
     options = ["--ca", authority.certificate, "--client-cert", client_pair.certificate]
     arguments = ["predict", tmp_path / "a.jpg", "--server", mutual.grpc_url, "--score", "0", *options]
-    result = CliRunner().invoke(main, [*map(str, arguments), "--client-key", str(client_pair.key)])
+    result = invoke(*arguments, "--client-key", client_pair.key)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout.splitlines()[0])["detections"]
 
@@ -100,9 +99,9 @@ def test_the_page_and_verify_show_a_certificate_too(
     own = ["--client-cert", str(client_pair.certificate), "--client-key", str(client_pair.key)]
     (tmp_path / "a.jpg").write_bytes(PICTURE)
     verify = ["verify", str(toy_onnx), "--images", str(tmp_path)]
-    refused = CliRunner().invoke(main, [*verify, *server])
+    refused = invoke(*verify, *server)
     assert refused.exit_code == 3 and "no Triton server answers at grpcs://" in refused.stderr, refused.output
-    compared = CliRunner().invoke(main, [*verify, *server, *own])
+    compared = invoke(*verify, *server, *own)
     assert compared.exit_code == 0 and f"PASS  {mutual.grpc_url} (Triton)" in compared.stdout, compared.output
     with run_web("--port", "0", *server, *own) as page:
         assert page.stdout is not None
@@ -299,7 +298,7 @@ def test_serve_refuses_half_a_protection(
     (tmp_path / "short").write_text("secret\n")
     names = {"server": folder / "server", "empty": tmp_path / "empty", "short": tmp_path / "short"}
     filled = [argument.format(**names) for argument in arguments]
-    result = CliRunner().invoke(main, ["serve", str(repository), *filled])
+    result = invoke("serve", repository, *filled)
     assert result.exit_code == 2 and words in result.stderr, result.output
     assert "Traceback" not in result.stderr
 
@@ -317,14 +316,14 @@ def test_predict_refuses_half_a_protection(case: str, folder: Path, own: Pair, t
     arguments, words = WRONG_CLIENT[case]
     (tmp_path / "a.jpg").write_bytes(PICTURE)
     filled = [argument.format(server=folder / "server") for argument in arguments]
-    result = CliRunner().invoke(main, ["predict", str(tmp_path / "a.jpg"), *filled])
+    result = invoke("predict", tmp_path / "a.jpg", *filled)
     assert result.exit_code == 2 and words in result.stderr, result.output
     assert "Traceback" not in result.stderr
 
 
 def test_verify_refuses_certificates_for_nobody(own: Pair, tmp_path: Path) -> None:
     words = ["verify", "a.onnx", "b.onnx", "--images", str(tmp_path), "--ca", str(own.certificate)]
-    result = CliRunner().invoke(main, words)
+    result = invoke(*words)
     assert result.exit_code == 2 and "are for a --server" in result.stderr, result.output
 
 

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from retinaserve.eval.client.transport import Endpoint
-from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.server.rollout import Deployment
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.errors import UserError
+from tests.cli import invoke
 
 pytestmark = pytest.mark.server
 
@@ -59,7 +58,7 @@ def test_status(administered: TritonServer, repository: Path, protocol: str, tmp
     url = administered.grpc_url if protocol == "grpc" else f"http://{administered.http_url}"
     path = tmp_path / "state.json"
     words = ["models", "status", str(repository), "--server", url, "--json", str(path)]
-    result = CliRunner().invoke(main, [*words, "--admin-token-file", token])
+    result = invoke(*words, "--admin-token-file", token)
     assert result.exit_code == 0, result.output
     assert "version 1: answers as detector, in memory" in result.output
     following = f"next: retinaserve models use {repository} VERSION --server {url} --admin-token-file {token}"
@@ -82,10 +81,10 @@ def test_what_makes_no_sense_is_refused(
 ) -> None:
     verb, *version = words
     server = ("--server", administered.grpc_url, "--admin-token-file", token)
-    result = CliRunner().invoke(main, ["models", verb, str(repository), *version, *server])
+    result = invoke("models", verb, repository, *version, *server)
     assert result.exit_code == 2 and expected in result.output, result.output
 
 
 def test_no_server(repository: Path) -> None:
-    result = CliRunner().invoke(main, ["models", "status", str(repository), "--server", "127.0.0.1:1"])
+    result = invoke("models", "status", repository, "--server", "127.0.0.1:1")
     assert result.exit_code == 3 and "no Triton server answers at grpc://127.0.0.1:1" in result.output

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from click.testing import CliRunner
 
 from retinaserve.eval.client.client import Client
-from retinaserve.scripts.cli.main import main
 from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import Server, ServerOptions, TritonServer, free_ports
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
+from tests.cli import invoke
 
 pytestmark = pytest.mark.server
 FREE = ServerOptions.free_ports()
@@ -82,7 +81,7 @@ def test_no_repository_is_said_before_a_port_in_use(tmp_path: Path, flags: list[
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         words = ["serve", str(tmp_path / "nowhere"), "--http-port", str(taken.getsockname()[1]), *flags]
-        result = CliRunner().invoke(main, words)
+        result = invoke(*words)
     assert result.exit_code == 3 and "nowhere: no such folder" in result.stderr, result.output
 
 

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from retinaserve.scripts.cli.main import main
 from retinaserve.training.check.snapshot import ImageFile, Split, read_split
 from retinaserve.training.coco import Annotations
 from retinaserve.training.data.split import Parts, deal, key_of, near_pairs, split
+from tests.cli import invoke
 from tests.coco import write_coco
 from tests.images import encode
 from tests.training.test_check import smooth_noise
@@ -116,17 +115,17 @@ def test_the_verb_writes_files_that_check_finds_no_leak_in(tmp_path: Path) -> No
     names, boxes = {n: f"{n}.jpg" for n in range(24)}, [(n, 1 + n // 2 % 2, [5, 5, 20, 20]) for n in range(24)]
     labels = write_coco(tmp_path / "labels.json", names, boxes, {1: "a", 2: "b"})
     words = ["data", "split", str(labels), str(tmp_path / "parts"), "--images", str(images), "--val", "0.25"]
-    result = CliRunner().invoke(main, words)
+    result = invoke(*words)
     assert result.exit_code == 0, result.output
     assert "24 images in 12 groups" in result.stdout
     train, val = (read_split(name, images, tmp_path / "parts" / f"{name}.json") for name in ("train", "val"))
     assert (len(train.files), len(val.files)) == (18, 6) and not train.problem
     for one, other in itertools.product(train.files.values(), val.files.values()):
         assert one.look is not None and other.look is not None and (one.look ^ other.look).bit_count() > 12
-    again = CliRunner().invoke(main, [*words[:2], str(tmp_path / "parts" / "train.json"), *words[3:]])
+    again = invoke(*words[:2], tmp_path / "parts" / "train.json", *words[3:])
     assert again.exit_code == 2 and "train.json would be overwritten" in again.output
     (images / "3.jpg").unlink()
-    gone = CliRunner().invoke(main, words)
+    gone = invoke(*words)
     assert gone.exit_code == 3 and "1 of 24 images can't be read: 3.jpg" in gone.output
-    wrong = CliRunner().invoke(main, [*words, "--group", "("])
+    wrong = invoke(*words, "--group", "(")
     assert wrong.exit_code == 2 and "--group (" in wrong.output
