@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -235,6 +235,12 @@ class Transport:
     async def unload(self, model: str, *, timeout: float) -> None:
         """Have the server drop a model."""
         await self._wire.call(self._client.unload_model, timeout, model, headers=self._admin)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def close(self) -> None:
         """Close every connection."""

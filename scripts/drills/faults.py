@@ -198,11 +198,8 @@ async def outage(fix: Fixture, image: bytes, old: int, *, limit: float = 60.0) -
     """Ask until another server than process `old` answers; return the seconds, and the statuses meanwhile."""
     start, seen = time.monotonic(), Counter[str]()
     while time.monotonic() - start < limit:
-        transport = Transport(fix.endpoint, concurrency=1)
-        try:
+        async with Transport(fix.endpoint, concurrency=1) as transport:
             request = await send(transport, image, timeout=5)
-        finally:
-            await transport.close()
         replaced = fix.server is not None and fix.server.process.pid != old
         if request.status == "ok" and replaced:
             return time.monotonic() - start, dict(seen)
@@ -215,15 +212,12 @@ async def outage(fix: Fixture, image: bytes, old: int, *, limit: float = 60.0) -
 async def busy(fix: Fixture, *, limit: float = 90.0) -> tuple[float, int]:
     """Ask until there is an answer; return the seconds, and how often there was none until then."""
     start, refused = time.monotonic(), 0
-    transport = Transport(fix.http, concurrency=1)
-    try:
+    async with Transport(fix.http, concurrency=1) as transport:
         while (await send(transport, fix.images[0], timeout=30)).status != "ok":
             refused += 1
             if time.monotonic() - start > limit:
                 return float("inf"), refused
             await asyncio.sleep(0.05)
-    finally:
-        await transport.close()
     return time.monotonic() - start, refused
 
 
@@ -247,15 +241,12 @@ def leave_before_the_answer(fix: Fixture) -> None:
 
 async def cancel(fix: Fixture) -> None:
     """Give up on gRPC requests right after they were sent."""
-    transport = Transport(fix.endpoint, concurrency=CONNECTIONS)
-    try:
+    async with Transport(fix.endpoint, concurrency=CONNECTIONS) as transport:
         tasks = [asyncio.create_task(send(transport, fix.images[0])) for _ in range(CONNECTIONS)]
         await asyncio.sleep(0.02)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    finally:
-        await transport.close()
 
 
 @contextmanager

@@ -66,20 +66,16 @@ async def closed_loop(
     target: Endpoint, images: Sequence[bytes], *, in_flight: int, seconds: float, keep: Keep | None = None
 ) -> list[Request]:
     """Keep `in_flight` requests under way for a time; return them all."""
-    transport = Transport(target, concurrency=in_flight)
     requests: list[Request] = []
     deadline = time.monotonic() + seconds
 
-    async def worker(number: int) -> None:
-        turn = number
+    async def worker(transport: Transport, turn: int) -> None:
         while time.monotonic() < deadline:
             requests.append(await send(transport, images[turn % len(images)], keep=keep))
             turn += in_flight
 
-    try:
-        await asyncio.gather(*(worker(number) for number in range(in_flight)))
-    finally:
-        await transport.close()
+    async with Transport(target, concurrency=in_flight) as transport:
+        await asyncio.gather(*(worker(transport, number) for number in range(in_flight)))
     return requests
 
 
@@ -92,19 +88,16 @@ async def open_loop(
     timeout: float = 60.0,
 ) -> list[Request]:
     """Send `rate` requests a second at Poisson times; return them all when the last is answered."""
-    transport = Transport(target, concurrency=CONNECTIONS)
     chance = random.Random(0)
     tasks: list[asyncio.Task[Request]] = []
     begin = due = time.monotonic()
-    try:
+    async with Transport(target, concurrency=CONNECTIONS) as transport:
         while due < begin + seconds:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             image = images[len(tasks) % len(images)]
             tasks.append(asyncio.create_task(send(transport, image, timeout=timeout)))
             due += chance.expovariate(rate)
         return list(await asyncio.gather(*tasks))
-    finally:
-        await transport.close()
 
 
 def good(requests: Iterable[Request]) -> list[Request]:

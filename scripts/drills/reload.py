@@ -149,11 +149,8 @@ def halve_scores(graph: Path) -> None:
 
 async def _ask(endpoint: Endpoint, images: Sequence[bytes], *, model: str = DETECTOR) -> list[Request]:
     """Send every image once, one at a time."""
-    transport = Transport(endpoint, concurrency=1)
-    try:
+    async with Transport(endpoint, concurrency=1) as transport:
         return [await send(transport, image, model=model, keep=_scores) for image in images]
-    finally:
-        await transport.close()
 
 
 def _belongs(request: Request, rest: dict[str, list[Request]]) -> bool:

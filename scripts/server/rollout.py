@@ -158,11 +158,8 @@ class Deployment:
 
     def _ask(self, call: Callable[[Transport], Coroutine[Any, Any, T]]) -> T:
         async def asked() -> T:
-            transport = Transport(self.endpoint, concurrency=1, admin_token=self._admin_token)
-            try:
+            async with Transport(self.endpoint, concurrency=1, admin_token=self._admin_token) as transport:
                 return await call(transport)
-            finally:
-                await transport.close()
 
         try:
             return asyncio.run(asked())
