@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from retinaserve.build_tools.export import ExportOptions, export_detector
 from retinaserve.build_tools.openvino_cpu import compile_for_cpu
+from retinaserve.build_tools.repository.builder import build_repository
 from retinaserve.build_tools.repository.configs import INT8_ARITHMETIC, BuildOptions
 from retinaserve.eval.bench.bench import MOST_IMAGES
 from retinaserve.eval.bench.perf_analyzer import Demand, Load, LoadError, PerfAnalyzer
@@ -28,7 +29,7 @@ from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer, ask_to_stop
 from retinaserve.training.check.checks import scored_labels
 from retinaserve.training.errors import UserError
-from retinaserve.training.images.sources import annotated_files, read_files, spread
+from retinaserve.training.images.sources import annotated_files, find_images, read_files, spread
 from retinaserve.training.machine import machine
 from retinaserve.training.spec import DETECTOR, DetectorSpec
 
@@ -87,19 +88,25 @@ def compare(checkpoint: Path, options: Options, *, log: Callable[[str], None]) -
         servers: list[TritonServer] = []
         for name, (way, arithmetic) in flavours(options).items():
             folder = options.output / name.replace(" ", "_")
+            folder.mkdir(parents=True, exist_ok=True)
             if way not in graphs:
                 log(f"{name}: export")
-                graphs[way] = _export(checkpoint, folder, way)
-            graph = graphs[way]
+                graphs[way] = folder / "model.onnx"
+                export_detector(checkpoint, graphs[way], way)
+            graph, repository = graphs[way], folder / "repository"
             log(f"{name}: build and serve")
-            repository = _build(graph, folder, arithmetic)
+            shutil.rmtree(repository, ignore_errors=True)  # or an earlier run's versions would be served as well
+            build_repository(graph, repository, options=BuildOptions(arithmetic))
             free = ServerOptions.free_ports(threads=usable_cores())
             servers.append(stack.enter_context(TritonServer(repository, free)))
             servers[-1].wait_until_ready()
             row = Row(name, graph.stat().st_size / 1e6, convolution_types(graph, arithmetic))
             if options.annotations:
                 log(f"{name}: scores through the server")
-                _score(row, servers[-1], options.annotations, options.images)
+                with Client(servers[-1].grpc_url, timeout=300) as client:
+                    labels = scored_labels(options.annotations, options.images)
+                    scores = evaluate_detector(client, labels, options.images).scores
+                row.ap, row.ap50 = scores.ap, scores.ap50
             rows.append(row)
         stack.callback(ask_to_stop, servers)
         if not options.rounds:
@@ -154,20 +161,12 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def to_dict(rows: Sequence[Row], command: str) -> dict[str, Any]:
     """Return everything for JSON."""
-    base = rows[0]
-    return {
-        "command": command,
-        "machine": machine(),
-        "rows": [
-            {
-                **asdict(row),
-                "difference": None if row.ap is None or base.ap is None else row.ap - base.ap,
-                "size_ratio": row.megabytes / base.megabytes,
-                "throughput_ratio": ratio(row, base),
-            }
-            for row in rows
-        ],
-    }
+    base, shown = rows[0], []
+    for row in rows:
+        difference = None if row.ap is None or base.ap is None else row.ap - base.ap
+        sizes = {"size_ratio": row.megabytes / base.megabytes, "throughput_ratio": ratio(row, base)}
+        shown.append({**asdict(row), "difference": difference, **sizes})
+    return {"command": command, "machine": machine(), "rows": shown}
 
 
 def random_spec(backbone: str, size: tuple[int, int]) -> DetectorSpec:
@@ -189,26 +188,6 @@ def random_checkpoint(backbone: str, path: Path, size: tuple[int, int]) -> None:
     save(path, Checkpoint(spec, build_model(spec).state_dict()))
 
 
-def _export(checkpoint: Path, folder: Path, way: ExportOptions) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    export_detector(checkpoint, folder / "model.onnx", way)
-    return folder / "model.onnx"
-
-
-def _build(graph: Path, folder: Path, arithmetic: str) -> Path:
-    from retinaserve.build_tools.repository.builder import build_repository
-
-    repository = folder / "repository"
-    shutil.rmtree(repository, ignore_errors=True)  # or an earlier run's versions would be served as well
-    return build_repository(graph, repository, options=BuildOptions(arithmetic)).repository
-
-
-def _score(row: Row, server: TritonServer, annotations: Path, images: Path) -> None:
-    with Client(server.grpc_url, timeout=300) as client:
-        report = evaluate_detector(client, scored_labels(annotations, images), images)
-    row.ap, row.ap50 = report.scores.ap, report.scores.ap50
-
-
 def load_of(analyzer: PerfAnalyzer, endpoint: Endpoint, demand: Demand, seconds: float) -> Load:
     """Put a load on a server. Raises UserError where it does not bear it."""
     try:
@@ -220,10 +199,6 @@ def load_of(analyzer: PerfAnalyzer, endpoint: Endpoint, demand: Demand, seconds:
 
 
 def _images(options: Options) -> list[bytes]:
-    if options.annotations:
-        files = list(annotated_files(scored_labels(options.annotations, options.images), options.images).values())
-    else:
-        from retinaserve.training.images.sources import find_images
-
-        files = find_images([options.images])
+    truth = scored_labels(options.annotations, options.images) if options.annotations else None
+    files = list(annotated_files(truth, options.images).values()) if truth else find_images([options.images])
     return [data for data in read_files(spread(files, MOST_IMAGES)) if isinstance(data, bytes)]
