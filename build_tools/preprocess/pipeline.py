@@ -103,13 +103,18 @@ def _resized(
     original_h, original_w = original[0], original[1]
     resized_h, resized_w = resized_sides(original_h, original_w, size, rule)
     height, width = size if rule.fixed else (canvas_side(resized_h, rule), canvas_side(resized_w, rule))
+    if rule.blur:  # to four deviations, as scipy.ndimage.gaussian_filter
+        ratios = fn.stack(original_h, original_w) / fn.stack(resized_h, resized_w)
+        sigma = dmath.max(0.5 * (ratios - 1.0), 1e-3)  # 0 is refused
+        window = fn.cast(2.0 * dmath.floor(4.0 * sigma + 0.5) + 1.0, dtype=types.INT32)
+        image = fn.gaussian_blur(image, sigma=sigma, window_size=window, dtype=types.FLOAT)
     image = fn.resize(
         image,
         resize_x=resized_w,
         resize_y=resized_h,
         interp_type=types.INTERP_LINEAR,
         antialias=rule.antialias,
-        dtype=kind,
+        dtype=types.FLOAT if rule.blur else kind,
         **part,
     )
     # One pass: place at the top left, pad with the mean colour, HWC -> CHW.

@@ -24,6 +24,7 @@ Beside numpy it imports the author's packages alone; the tests make the same wei
 """
 
 import gzip
+import importlib.machinery
 import json
 import math
 import sys
@@ -257,21 +258,17 @@ def of_detectron2(stride_in_1x1):
     """Return an author of Detectron2's R50-FPN, a quarter as wide."""
 
     def author():
+        import detectron2
         import torch
         from detectron2.config import get_cfg
         from detectron2.modeling import build_model
 
         cfg = get_cfg()
-        cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
-        cfg.MODEL.DEVICE = "cpu"
-        cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
-        cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
-        cfg.MODEL.RESNETS.STRIDE_IN_1X1 = stride_in_1x1
+        configs = Path(detectron2.__file__).parents[1] / "configs"
+        cfg.merge_from_file(configs / "COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+        cfg.MODEL.DEVICE, cfg.MODEL.RESNETS.STRIDE_IN_1X1 = "cpu", stride_in_1x1
         cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16, 64
-        cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 16
-        cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS = ["res3", "res4", "res5"], 64
-        sizes = [[x, x * 2 ** (1 / 3), x * 2 ** (2 / 3)] for x in (32, 64, 128, 256, 512)]
-        cfg.MODEL.ANCHOR_GENERATOR.SIZES = sizes
+        cfg.MODEL.RESNETS.WIDTH_PER_GROUP, cfg.MODEL.FPN.OUT_CHANNELS = 16, 64
         cfg.MODEL.RETINANET.NUM_CLASSES = 7
         model = build_model(cfg)
 
@@ -286,69 +283,52 @@ def of_detectron2(stride_in_1x1):
     return author
 
 
+def load_mmdetection():
+    """Import mmcv without what it compiles, and return its version."""
+    import torchvision
+
+    class Ext(types.ModuleType):
+        __file__ = __path__ = None
+
+        def __getattr__(self, name):
+            return lambda *args, **words: None
+
+        def nms(self, boxes, scores, iou_threshold, offset):
+            return torchvision.ops.nms(boxes, scores, iou_threshold)
+
+    ext = sys.modules["mmcv._ext"] = Ext("mmcv._ext")
+    ext.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
+    import mmcv
+
+    version, mmcv.__version__ = mmcv.__version__, "2.1.0"  # mmdet refuses its own newer sources
+    return version
+
+
 def of_mmdetection(**how):
     """Return an author of mmdetection's R50-FPN, narrow; its compiled operators are torchvision's here."""
 
     def author():
-        import torch
-        import torchvision
-
-        def nms(boxes, scores, iou_threshold, offset):
-            return torchvision.ops.nms(boxes, scores, iou_threshold)
-
-        class Ext(types.ModuleType):
-            def __getattr__(self, name):
-                return lambda *args, **words: None
-
-        ext = Ext("mmcv._ext")
-        ext.__file__ = ext.__path__ = None
-        ext.nms = nms
-        sys.modules["mmcv._ext"] = ext
-        import mmcv
-
-        version, mmcv.__version__ = mmcv.__version__, "2.1.0"  # mmdet refuses its own newer sources
+        version = load_mmdetection()
         import mmdet
         import mmengine
+        import torch
         from mmdet.registry import MODELS
         from mmdet.structures import DetDataSample
         from mmdet.utils import register_all_modules
 
         register_all_modules(init_default_scope=True)
-        caffe = how.get("style") == "caffe"
-        mean = [103.53, 116.28, 123.675] if caffe else [123.675, 116.28, 103.53]
-        std = [1.0, 1.0, 1.0] if caffe else [58.395, 57.12, 57.375]
-        resnet = {"type": "ResNet", "depth": 50, "num_stages": 4, "out_indices": (0, 1, 2, 3), "base_channels": 16}
+        style = "-caffe" if how.get("style") == "caffe" else ""
+        configs = Path(mmdet.__file__).parent / ".mim/configs/retinanet"
+        config = mmengine.Config.fromfile(configs / f"retinanet_r50{style}_fpn_1x_coco.py").model
+        width = 64 if how.get("groups") else 16
+        config.backbone.update(init_cfg=None, base_channels=width)
         if how.get("groups"):
-            resnet |= {"type": "ResNeXt", "groups": 32, "base_width": 4, "base_channels": 64}
-        width = resnet["base_channels"]
-        config = {
-            "type": "RetinaNet",
-            "data_preprocessor": {
-                "type": "DetDataPreprocessor", "mean": mean, "std": std, "bgr_to_rgb": not caffe,
-                "pad_size_divisor": 32,
-            },
-            "backbone": {**resnet, "norm_cfg": {"type": "BN"}, "style": how.get("style", "pytorch")},
-            "neck": {
-                "type": "FPN", "in_channels": [4 * width, 8 * width, 16 * width, 32 * width], "out_channels": 64,
-                "start_level": 1, "add_extra_convs": how.get("extra", "on_input"), "num_outs": 5,
-            },
-            "bbox_head": {
-                "type": "RetinaHead", "num_classes": 7, "in_channels": 64, "stacked_convs": 4, "feat_channels": 64,
-                "anchor_generator": {
-                    "type": "AnchorGenerator", "octave_base_scale": 4, "scales_per_octave": 3,
-                    "ratios": [0.5, 1.0, 2.0], "strides": [8, 16, 32, 64, 128],
-                },
-                "bbox_coder": {
-                    "type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4,
-                    "target_stds": how.get("stds", [1.0] * 4),
-                },
-            },
-            "test_cfg": {
-                "nms_pre": 1000, "min_bbox_size": 0, "score_thr": 0.05, "max_per_img": 100,
-                "nms": {"type": "nms", "iou_threshold": 0.5},
-            },
-        }  # fmt: skip
-        model = MODELS.build(mmengine.ConfigDict(config))
+            config.backbone.update(type="ResNeXt", groups=32, base_width=4)
+        inputs = [width * each for each in (4, 8, 16, 32)]
+        config.neck.update(in_channels=inputs, out_channels=64, add_extra_convs=how.get("extra", "on_input"))
+        config.bbox_head.update(num_classes=7, in_channels=64, feat_channels=64)
+        config.bbox_head.bbox_coder.target_stds = how.get("stds", [1.0] * 4)
+        model = MODELS.build(config)
 
         def infer(model, image):
             sample = DetDataSample(
@@ -389,16 +369,22 @@ def yhenon():
     return run_torch(model, layers, infer, versions={"pytorch-retinanet": "0348a9d"}, spread=3.0)
 
 
-def fizyr():
-    """fizyr's ResNet50, as a converted model answers."""
+def load_fizyr():
+    """Return keras_retinanet.models, without what is compiled."""
     compiled = types.ModuleType("keras_retinanet.utils.compute_overlap")
     compiled.compute_overlap = None  # Cython, of training alone
     sys.modules["keras_retinanet.utils.compute_overlap"] = compiled
-    import importlib.metadata
-
-    import h5py
-    import tensorflow as tf
     from keras_retinanet import models
+
+    return models
+
+
+def fizyr():
+    """fizyr's ResNet50, as a converted model answers."""
+    models = load_fizyr()
+    import h5py
+    import keras
+    import tensorflow as tf
 
     model = models.backbone("resnet50").retinanet(num_classes=7)
     path = Path("fizyr.h5")
@@ -433,11 +419,7 @@ def fizyr():
         kept = labels >= 0
         answers.append((size, boxes[kept], found[kept], labels[kept]))
     path.unlink()
-    versions = {
-        "keras-retinanet": "7ac91df",
-        "tensorflow": tf.__version__,
-        "keras": importlib.metadata.version("keras"),
-    }
+    versions = {"keras-retinanet": "7ac91df", "tensorflow": tf.__version__, "keras": keras.__version__}
     return recorded(shapes, tuned, answers, versions=versions, config=converted.to_json())
 
 

@@ -3,10 +3,12 @@
     python -m retinaserve.scripts.lab.imported --python tv/bin/python --images DIR --annotations val.json \\
         --train-images DIR --train-annotations train.json --family torchvision [--speed]
 
-`--python` is of an environment of the author's packages (imported_inside.py). His network is trained first, unless
-`--work` has it. Every second image is turned by a quarter, so both orientations are there. `--speed` times
-torchvision eager and compiled and a served import of each precision, at 800 to 1333, in turns: by the clock, which
-asks for an idle machine, and by CPU time.
+`--python` is of an environment of the author's packages (imported_inside.py). torchvision's network is trained by
+its own code. Another author's file, of seeded weights, is imported, given torchvision's as far as they fit,
+fine-tuned by `train`, and the trained weights are written back into the author's file, which is imported again.
+What `--work` has is not made anew. Every second image is turned by a quarter, so both orientations are there.
+`--speed` times torchvision eager and compiled and a served import of each precision, at 800 to 1333, in turns: by
+the clock, which asks for an idle machine, and by CPU time.
 """
 
 import argparse
@@ -14,15 +16,19 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
 
 from retinaserve.build_tools.export import export
 from retinaserve.build_tools.quantize.calibrate import Int8Options
@@ -34,20 +40,31 @@ from retinaserve.scripts.drills.drill import usage
 from retinaserve.scripts.lab import run
 from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
-from retinaserve.training.checkpoint import Checkpoint, save
+from retinaserve.training.checkpoint import Checkpoint, load, save
 from retinaserve.training.coco import Annotations
 from retinaserve.training.detections import Detections
 from retinaserve.training.files import write_json
-from retinaserve.training.importers import Choices, import_weights
+from retinaserve.training.importers import Choices, Imported, import_weights
 from retinaserve.training.machine import machine
 from retinaserve.training.scoring.scores import evaluate
 
 INSIDE = Path(__file__).with_name("imported_inside.py")
-FAMILIES, PRECISIONS, WAYS = ("torchvision", "yhenon"), ("fp32", "bf16", "int8"), ("eager", "compiled")
+FAMILIES: Mapping[str, Mapping[str, Any]] = {  # what is said to `import`
+    "torchvision": {},
+    "detectron2": {},
+    "mmdetection": {},
+    "yhenon": {"topk_candidates": 4096, "max_detections": 2000},  # it has no limits
+    "fizyr": {},
+}
+FINE_TUNING = (
+    "--batch 4 --lr 0.0005 --warmup 10 --augment flip --batch-norm frozen --precision bf16 --val-iters 1000"
+)
+PRECISIONS, WAYS = ("fp32", "bf16", "int8"), ("eager", "compiled", "frozen")
 SMALL = (192, 320)  # what imported_inside.py trains and answers at
 IOU, SCORE = 0.9, 0.02  # what counts as the same detection
 CLEAR = 0.1  # a score well above the threshold, which rounding does not move below it
 CALIBRATED_WITH = 16
+DEVIATIONS = torch.tensor([1.0, 0.1, 0.2])  # that imports may scale a tensor by
 READY = 600.0  # seconds
 Results = Mapping[int, Detections]
 
@@ -81,12 +98,93 @@ def turned(images: Path, annotations: Path, work: Path) -> Path:
     return target
 
 
-def served(weights: Path, labels: Path, work: Path, precision: str, size: tuple[int, int]) -> Path:
+def chosen(family: str, size: tuple[int, int], labels: Path) -> Choices:
+    """Return what is said to `import`."""
+    return Choices(size=size, categories=read_categories(labels), **FAMILIES[family])
+
+
+def warm(given: Imported, start: Imported) -> dict[str, Tensor]:
+    """Return a detector's weights, those of `start` where they fit: an anchor's are those of the nearest there."""
+    ours, theirs = (
+        table - table.mean((0, 1)) for table in (np.array(each.spec.anchors[0]) for each in (given, start))
+    )
+    rows = np.abs(ours[:, None] - theirs[None]).sum(-1).argmin(1)
+    scale = torch.tensor(np.divide(given.spec.std, start.spec.std), dtype=torch.float32).view(1, 3, 1, 1)
+    weights = {}
+    for name, value in given.weights.items():
+        found = start.weights.get(name, value)
+        if found.shape != value.shape:  # P6 of another level
+            found = torch.zeros_like(value)
+        elif ".output." in name:
+            found = found.view(len(rows), -1, *found.shape[1:])[rows].flatten(0, 1)
+        weights[name] = found * scale if name == "backbone.conv1.weight" else found
+    return weights
+
+
+def turns(value: Tensor) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
+    """Yield what an import may make of a tensor's axes, and the way back."""
+    if value.dim() == 4 and value.shape[0] == value.shape[1] < 8:  # Keras' order of axes
+        yield value.permute(3, 2, 0, 1), lambda tensor: tensor.permute(2, 3, 1, 0)
+        yield value.flip(2).permute(3, 2, 0, 1), lambda tensor: tensor.permute(2, 3, 1, 0).flip(2)
+        return
+    yield value, lambda tensor: tensor
+    if value.dim() == 4 and value.shape[1] == 3:
+        yield value.flip(1), lambda tensor: tensor.flip(1)
+
+
+def write_back(path: Path, given: Imported, weights: Mapping[str, Tensor]) -> None:
+    """Write weights into an author's file: each where `given`, the file's import, has its tensor from."""
+    with ExitStack() as stack:
+        if path.suffix == ".h5":
+            content = stack.enter_context(h5py.File(path, "r+"))
+            found: dict[str, Any] = {}
+            content["model_weights"].visititems(found.__setitem__)
+            state = {
+                name: torch.from_numpy(each[()]) for name, each in found.items() if isinstance(each, h5py.Dataset)
+            }
+        else:
+            content = torch.load(path, weights_only=True)
+            state = next((content[key] for key in ("model", "state_dict") if key in content), content)
+        for name, value in state.items():
+            for turned, back in turns(value) if value.is_floating_point() else ():
+                for ours, made in given.weights.items():
+                    factor = made / turned if made.shape == turned.shape else torch.zeros(1)
+                    if torch.isclose(factor[..., None], DEVIATIONS, rtol=1e-3).any(-1).all():
+                        state[name] = back(weights[ours] / factor)
+                        if path.suffix == ".h5":
+                            found[name][...] = state[name].numpy()
+        if path.suffix != ".h5":
+            torch.save(content, path)
+
+
+def taught(given: argparse.Namespace, start: Imported) -> Path:
+    """Return another author's own file with weights that detect."""
+    folder: Path = given.work / given.family
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = ".h5" if given.family == "fizyr" else ".pth"
+    path, seeded, tuned = folder / f"model{suffix}", folder / f"seeded{suffix}", folder / "tuned.pth"
+    if path.is_file():
+        return path
+    subprocess.run(inside(given.python, given.family, "new", seeded, given.train_annotations), check=True)
+    choices = chosen(given.family, SMALL, given.train_annotations)
+    made = import_weights(seeded, choices)
+    save(folder / "start.pth", Checkpoint(made.spec, warm(made, start)))
+    words = ["train", tuned, "--fine-tune", folder / "start.pth", "--images", given.train_images]
+    words += ["--annotations", given.train_annotations, "--iters", given.iters, *FINE_TUNING.split()]
+    subprocess.run([sys.executable, "-m", "retinaserve", *map(str, words)], check=True)
+    weights = load(tuned).weights
+    write_back(seeded, made, weights)
+    for name, value in import_weights(seeded, choices).weights.items():
+        assert "num_batches" in name or torch.allclose(value, weights[name], rtol=1e-5, atol=1e-7), name
+    return seeded.rename(path)
+
+
+def served(family: str, weights: Path, labels: Path, work: Path, precision: str, size: tuple[int, int]) -> Path:
     """Import, export and build what is not there yet; return the repository."""
-    name = f"{weights.stem}-{size[0]}"
+    name = f"{family}-weights-{size[0]}"
     checkpoint, repository = work / f"{name}.pth", work / f"{name}-{precision}"
     if not checkpoint.is_file():
-        found = import_weights(weights, Choices(size=size, categories=read_categories(labels)))
+        found = import_weights(weights, chosen(family, size, labels))
         print("\n".join(found.notes))
         save(checkpoint, Checkpoint(found.spec, found.weights))
     graph = work / (f"{name}-int8.onnx" if precision == "int8" else f"{name}.onnx")
@@ -130,7 +228,7 @@ def agreement(given: argparse.Namespace, weights: Path, labels: Path) -> dict[st
         subprocess.run(inside(given.python, *words), check=True)
     summary: dict[str, Any] = {}
     for precision in given.precisions:
-        repository = served(weights, labels, given.work, precision, SMALL)
+        repository = served(given.family, weights, labels, given.work, precision, SMALL)
         with TritonServer(repository, ServerOptions.free_ports(threads=usable_cores())) as server:
             server.wait_until_ready(READY)
             with Client(server.grpc_url, timeout=300) as client:
@@ -155,28 +253,30 @@ def race(given: argparse.Namespace, weights: Path, labels: Path) -> Iterator[dic
     photos = sorted(labels.with_suffix("").glob("*.jpg"))[: given.count]
     encoded = [path.read_bytes() for path in photos]
     with ExitStack() as stack:
-        other = stack.enter_context(
-            subprocess.Popen(
-                inside(given.python, "torchvision", "time", weights, *photos),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=os.environ | {"OMP_NUM_THREADS": str(usable_cores())},
+        others = {}
+        for way in given.ways:
+            others[way] = stack.enter_context(
+                subprocess.Popen(
+                    inside(given.python, "torchvision", "time", weights, way, *photos),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env=os.environ | {"OMP_NUM_THREADS": str(usable_cores())},
+                )
             )
-        )
-        stack.callback(other.terminate)
+            stack.callback(others[way].terminate)
         servers = {}
         for name in given.precisions:
             options = ServerOptions.free_ports(threads=usable_cores())
-            repository = served(weights, labels, given.work, name, (800, 1333))
+            repository = served(given.family, weights, labels, given.work, name, (800, 1333))
             server = stack.enter_context(TritonServer(repository, options))
             server.wait_until_ready(READY)
             servers[name] = server, stack.enter_context(Client(server.grpc_url, timeout=300))
-        assert other.stdin and other.stdout
         for number in range(given.rounds + 1):
             told: dict[str, dict[str, float]] = {}
-            for way in given.ways:
-                other.stdin.write(f"{way}\n")
+            for way, other in others.items():
+                assert other.stdin and other.stdout
+                other.stdin.write("\n")
                 other.stdin.flush()
                 told[way] = json.loads(other.stdout.readline())
             for name, (server, client) in servers.items():
@@ -200,6 +300,7 @@ def main() -> None:
     for name in ("images", "annotations", "train-images", "train-annotations"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/imported"), help="What is made stays here.")
+    parser.add_argument("--iters", type=int, default=100, help="Of fine-tuning another author's network.")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=("fp32",))
     parser.add_argument("--speed", action="store_true", help="Time instead of boxes.")
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS, help="Of torchvision, for --speed.")
@@ -207,13 +308,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="Turns.")
     given = parser.parse_args()
     labels = turned(given.images, given.annotations, given.work)
-    start: list[Path] = []
-    for family in FAMILIES[: 1 + FAMILIES.index(given.family)]:
-        weights = given.work / f"{family}-weights.pth"
-        if not weights.is_file():
-            words = (family, "train", weights, given.train_images, given.train_annotations, *start)
-            subprocess.run(inside(given.python, *words), check=True)
-        start = [weights]
+    weights: Path = given.work / "torchvision-weights.pth"
+    if not weights.is_file():
+        words = ("torchvision", "train", weights, given.train_images, given.train_annotations)
+        subprocess.run(inside(given.python, *words), check=True)
+    if given.family != "torchvision":
+        weights = taught(given, import_weights(weights, chosen("torchvision", SMALL, given.train_annotations)))
     if not given.speed:
         summary = agreement(given, weights, labels)
         write_json(given.work / f"{given.family}-agreement.json", {**summary, "machine": machine()})

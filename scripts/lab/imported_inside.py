@@ -1,14 +1,14 @@
 # mypy: ignore-errors
-"""Run inside an author's own environment: his RetinaNet is trained, answers images from their bytes, and is timed.
+"""Run inside an author's own environment: his RetinaNet is made, answers images from their bytes, and is timed.
 
     python imported_inside.py torchvision train weights.pth IMAGES LABELS.json
-    python imported_inside.py yhenon train weights.pth IMAGES LABELS.json torchvision.pth
-    python imported_inside.py torchvision answer weights.pth IMAGES LABELS.json RESULTS.json
-    python imported_inside.py torchvision time weights.pth PHOTO...      # eager or compiled, a line of stdin
+    python imported_inside.py detectron2 new model.pth LABELS.json
+    python imported_inside.py detectron2 answer model.pth IMAGES LABELS.json RESULTS.json
+    python imported_inside.py torchvision time weights.pth eager PHOTO...     # a turn for each line of stdin
 
-The environment: torch==2.14.1 torchvision==0.29.1; for yhenon scikit-image, pycocotools, and on PYTHONPATH a
-checkout of yhenon/pytorch-retinanet at 0348a9d. Networks are ResNet50s: torchvision's is trained from nothing on
-small images; yhenon's has the same weights, as his code trains no norms. RESULTS are COCO results.
+The environment: torch==2.14.1 torchvision==0.29.1, and what authors_inside.py names, the sources on PYTHONPATH.
+torchvision's network is trained from nothing on small images; the others are `new`, with seeded weights in the
+author's own file. RESULTS are COCO results, of the author's own pipeline with nothing changed but the sides.
 """
 
 import io
@@ -21,10 +21,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
-import torchvision
+from authors_inside import load_fizyr, load_mmdetection, seeded
 from PIL import Image
-from torchvision.transforms import functional
+
+try:
+    import torch
+    import torchvision
+    from torchvision.transforms import functional
+except ImportError:  # in fizyr's environment
+    torch = None
 
 SIDE, LONGEST = 192, 320  # what is trained and answered at; time is taken at 800 to 1333
 STEPS, BATCH, RATE, WARMUP = 200, 8, 1e-3, 50
@@ -81,7 +86,7 @@ class Torchvision:
             self.model.load_state_dict(torch.load(weights, weights_only=True))
         self.model.eval()
 
-    def train(self, rows, start):
+    def train(self, rows):
         """Train it: AdamW, warm-up, cosine, bf16."""
         self.model.train()
         optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=1e-4)
@@ -104,8 +109,66 @@ class Torchvision:
         return (found[name].tolist() for name in ("boxes", "scores", "labels"))
 
 
+class Detectron2:
+    """R50-FPN as the model zoo configures it, by DefaultPredictor."""
+
+    def __init__(self, ids, weights=None):
+        import detectron2
+        from detectron2.config import get_cfg
+        from detectron2.engine import DefaultPredictor
+
+        self.cfg = get_cfg()
+        configs = Path(detectron2.__file__).parents[1] / "configs"
+        self.cfg.merge_from_file(configs / "COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+        self.cfg.MODEL.DEVICE, self.cfg.MODEL.WEIGHTS = "cpu", str(weights or "")
+        self.cfg.MODEL.RETINANET.NUM_CLASSES = len(ids)
+        self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST = SIDE, LONGEST
+        self.predictor = DefaultPredictor(self.cfg)
+        self.model, self.ids = self.predictor.model, ids
+
+    def save(self, path, names):
+        """Write what DefaultTrainer writes, and its config beside it."""
+        torch.save({"model": seeded_state(self.model)}, path)
+        path.with_name("config.yaml").write_text(self.cfg.dump())
+
+    def answer(self, path):
+        """Return boxes, scores and category ids."""
+        from detectron2.data.detection_utils import read_image
+
+        found = self.predictor(read_image(path, "BGR"))["instances"]
+        return found.pred_boxes.tensor.tolist(), found.scores.tolist(), [self.ids[i] for i in found.pred_classes]
+
+
+class Mmdetection:
+    """R50-FPN as its config has it, by inference_detector."""
+
+    def __init__(self, ids, weights=None):
+        load_mmdetection()
+        import mmdet
+        from mmdet.apis import init_detector
+        from mmengine import Config
+
+        configs = Path(mmdet.__file__).parent / ".mim/configs/retinanet"
+        self.cfg = Config.fromfile(configs / "retinanet_r50_fpn_1x_coco.py")
+        self.cfg.model.backbone.init_cfg, self.cfg.model.bbox_head.num_classes = None, len(ids)
+        self.cfg.test_dataloader.dataset.pipeline[1].scale = LONGEST, SIDE
+        self.model, self.ids = init_detector(self.cfg, weights and str(weights), "none", "cpu"), ids
+
+    def save(self, path, names):
+        """Write what its runner writes."""
+        meta = {"cfg": self.cfg.pretty_text, "dataset_meta": {"classes": names}}
+        torch.save({"meta": meta, "state_dict": seeded_state(self.model)}, path)
+
+    def answer(self, path):
+        """Return boxes, scores and category ids."""
+        from mmdet.apis import inference_detector
+
+        found = inference_detector(self.model, str(path)).pred_instances
+        return found.bboxes.tolist(), found.scores.tolist(), [self.ids[i] for i in found.labels]
+
+
 class Yhenon:
-    """pytorch-retinanet's resnet50, with its own Normalizer and Resizer; classes are the sorted ids."""
+    """resnet50, with its own Normalizer and Resizer; classes are the sorted ids."""
 
     def __init__(self, ids, weights=None):
         from retinanet import model
@@ -116,9 +179,9 @@ class Yhenon:
             self.model.load_state_dict(torch.load(weights, weights_only=True))
         self.model.eval()
 
-    def train(self, rows, start):
-        """Take the weights of torchvision's network in the file `start`."""
-        self.model.load_state_dict(yhenon_of(torch.load(start, weights_only=True), self.ids))
+    def save(self, path, names):
+        """Write a state dict."""
+        torch.save(seeded_state(self.model), path)
 
     def answer(self, path):
         """Return boxes, scores and category ids."""
@@ -134,54 +197,69 @@ class Yhenon:
         return boxes.tolist(), scores.tolist(), [self.ids[int(each)] for each in labels]
 
 
-def yhenon_of(state, ids):
-    """Return torchvision's weights by yhenon's names: no background, and nothing at P6, made of another level.
+class Fizyr:
+    """resnet50, converted, with its own reading, mean and resize; classes are the sorted ids."""
 
-    His anchors are half a stride further right and down, which is the same part of an anchor on every level.
-    """
-    heads = {"classification_head": "classificationModel", "regression_head": "regressionModel"}
-    found = {"fpn.P6.weight": torch.zeros(256, 2048, 3, 3), "fpn.P6.bias": torch.zeros(256)}
-    for name, value in state.items():
-        parts = name.split(".")
-        if parts[1] == "body":
-            found[".".join(parts[2:])] = value
-        elif parts[2] == "extra_blocks":
-            found |= {f"fpn.P7_2.{parts[-1]}": value} if parts[3] == "p7" else {}
-        elif parts[1] == "fpn":
-            kind = {"inner_blocks": 1, "layer_blocks": 2}[parts[2]]
-            found[f"fpn.P{int(parts[3]) + 3}_{kind}.{parts[5]}"] = value
-        elif parts[0] == "head":
-            layer = "output" if parts[2] != "conv" else f"conv{int(parts[3]) + 1}"
-            found[f"{heads[parts[1]]}.{layer}.{parts[-1]}"] = value
-    ratio, size = (
-        torch.tensor([0.5, 1.0, 2.0]).repeat_interleave(3),
-        4 * 2 ** (torch.arange(9) % 3 / 3),
-    )  # in strides
-    half = 0.5 / torch.stack((size / ratio.sqrt(), size * ratio.sqrt()), dim=1)  # in anchors, (9, 2)
-    for part in ("weight", "bias"):
-        classes, boxes = (f"{name}.output.{part}" for name in ("classificationModel", "regressionModel"))
-        found[classes] = found[classes].unflatten(0, (9, -1))[:, ids].flatten(0, 1)
-        deltas = found[boxes].unflatten(0, (9, 4)).clone()
-        if part == "bias":
-            deltas[:, :2] -= half
-        scale = torch.tensor([0.1, 0.1, 0.2, 0.2]).view(1, 4, *[1] * (deltas.dim() - 2))
-        found[boxes] = (deltas / scale).flatten(0, 1)
-    return found
+    def __init__(self, ids, weights=None):
+        models = load_fizyr()
+        self.ids = ids
+        self.model = models.backbone("resnet50").retinanet(num_classes=len(ids))
+        if weights:
+            self.model = models.convert_model(models.load_model(weights))
+
+    def save(self, path, names):
+        """Write what Keras' checkpoints are."""
+        import h5py
+
+        self.model.save(path)
+        with h5py.File(path, "r+") as file:
+            found = {}
+            file["model_weights"].visititems(found.__setitem__)
+            for name, item in found.items():
+                if isinstance(item, h5py.Dataset):
+                    item[...] = seeded(name, item.shape)
+
+    def answer(self, path):
+        """Return boxes, scores and category ids."""
+        from keras_retinanet.utils import image
+
+        pixels, scale = image.resize_image(image.preprocess_image(image.read_image_bgr(path)), SIDE, LONGEST)
+        boxes, scores, labels = (each[0] for each in self.model.predict_on_batch(pixels[None]))
+        found = labels >= 0
+        ids = [self.ids[each] for each in labels[found]]
+        return (boxes[found] / scale).tolist(), scores[found].tolist(), ids
 
 
-FAMILIES = {"torchvision": Torchvision, "yhenon": Yhenon}
+def seeded_state(model):
+    """Return weights for a network of torch."""
+    return {name: torch.from_numpy(seeded(name, value.shape)) for name, value in model.state_dict().items()}
 
 
-def train(family, weights, images, labels, start=None):
+FAMILIES = {
+    "torchvision": Torchvision,
+    "detectron2": Detectron2,
+    "mmdetection": Mmdetection,
+    "yhenon": Yhenon,
+    "fizyr": Fizyr,
+}
+
+
+def train(family, weights, images, labels):
     """Write the weights of a network that detects a labelled set."""
     torch.manual_seed(0)
     rows, ids = read_labels(images, labels)
     author = FAMILIES[family](ids)
-    author.train(rows, start)
+    author.train(rows)
     torch.save(author.model.state_dict(), weights)
 
 
-@torch.no_grad()
+def new(family, weights, labels):
+    """Write the author's own file, with seeded weights, of a network for the labels' categories."""
+    categories = json.loads(Path(labels).read_text())["categories"]
+    names = {each["id"]: each["name"] for each in sorted(categories, key=lambda each: each["id"])}
+    FAMILIES[family](list(names)).save(Path(weights), list(names.values()))
+
+
 def answer(family, weights, images, labels, target):
     """Write what a network answers to each image, as COCO results."""
     rows, ids = read_labels(images, labels)
@@ -194,16 +272,21 @@ def answer(family, weights, images, labels, target):
     Path(target).write_text(json.dumps(found))
 
 
-@torch.no_grad()
-def timed(family, weights, *photos):
-    """Answer each line of stdin with what all photos took: seconds, CPU seconds, memory."""
+def timed(family, weights, way, *photos):
+    """Answer each line of stdin with what all photos took: seconds, CPU seconds, memory.
+
+    Compiled are backbone and heads, for each orientation's size; what lies around them has loops over images. With
+    TORCHINDUCTOR_CACHE_DIR a second process takes from there what the first has compiled.
+    """
     count = torch.load(weights, weights_only=True)["head.classification_head.cls_logits.bias"].numel() // 9
-    eager = Torchvision([count - 1], weights, (800, 1333)).model
-    models = {"eager": eager, "compiled": torch.compile(eager, dynamic=True)}
-    for line in sys.stdin:
+    model = Torchvision([count - 1], weights, (800, 1333)).model
+    for part in () if way == "eager" else ("backbone", "head"):
+        options = {"freezing": True} if way == "frozen" else None
+        setattr(model, part, torch.compile(getattr(model, part), dynamic=False, options=options))
+    for _ in sys.stdin:
         started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
         for path in photos:
-            models[line.strip()]([decoded(path)])
+            model([decoded(path)])
         after = resource.getrusage(resource.RUSAGE_SELF)
         told = {
             "seconds": time.perf_counter() - started,
@@ -214,4 +297,6 @@ def timed(family, weights, *photos):
 
 
 if __name__ == "__main__":
-    {"train": train, "answer": answer, "time": timed}[sys.argv[2]](sys.argv[1], *sys.argv[3:])
+    if torch:
+        torch.set_grad_enabled(sys.argv[2] == "train")
+    {"train": train, "new": new, "answer": answer, "time": timed}[sys.argv[2]](sys.argv[1], *sys.argv[3:])

@@ -100,6 +100,8 @@ def dali_batches(
         raise UserError(
             "the DALI loader needs nvidia-dali-cuda120", "pip install nvidia-dali-cuda120, or --loader torch"
         ) from None
+    if spec.resizing.blur:
+        raise UserError(f"the DALI loader has no {spec.resize} resize", "--loader torch")
     gpu = torch.cuda.is_available()
     antialias, kind = spec.resizing.antialias, types.FLOAT if spec.pixels == "float32" else types.UINT8
     colours = settings.augment in ("photometric", "basic")

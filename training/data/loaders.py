@@ -7,6 +7,7 @@ Images travel as the spec's `pixels`, mostly bytes: the network's own mean and d
 
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -71,7 +72,8 @@ class Views(Dataset["Sample | UserError"]):
         if index not in self._cache:
             source = self.dataset.open(index, self.settings.decoding(self.spec))
             rule = self.spec.resizing
-            shrunk = source.at(rule.resized(source.size, self.spec.size), antialias=rule.antialias)
+            small = source.resized(rule.resized(source.size, self.spec.size), replace(rule, pixels="uint8"))
+            shrunk = Image.fromarray(small)
             self._cache[index] = Source.of(shrunk, original=source.size)
         return self._cache[index]
 
@@ -81,7 +83,7 @@ def paint(source: Source, placement: Placement, view: View, spec: DetectorSpec) 
     window = placement.window if view.window != WHOLE else None
     if spec.pixels == "float32":
         return _paint_floats(source.resized(placement.size, spec.resizing, window), placement, view, spec)
-    image = source.at(placement.size, window, antialias=spec.resizing.antialias)
+    image = Image.fromarray(source.resized(placement.size, spec.resizing, window))
     if placement.flip:
         image = ImageOps.mirror(image)
     if view.recolours:

@@ -111,11 +111,13 @@ class Source:
         self, size: tuple[int, int], rule: Resize, window: tuple[int, int, int, int] | None = None
     ) -> Canvas:
         """Return the image, or a window of it, at (h, w) as the rule has it: (h, w, 3), rounded or not."""
-        if rule.pixels == "uint8":
+        if rule.pixels == "uint8" and not rule.blur:
             return np.asarray(self.at(size, window, antialias=rule.antialias))
         part = self.part(size, window, antialias=rule.antialias)
         if not rule.antialias:
-            return _interpolated(np.asarray(part.image, np.float32), size)
+            given = np.asarray(part.image, np.float32)
+            found = _interpolated(_blurred(given, size) if rule.blur else given, size)
+            return found if rule.pixels == "float32" else np.rint(found).astype(np.uint8)
         bands = (scale_image(band.convert("F"), size, box=part.box) for band in part.image.split())
         return np.dstack([np.asarray(band, np.float32) for band in bands])
 
@@ -209,6 +211,22 @@ def _interpolated(image: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray
     (scaled,) = torch.nn.functional.interpolate(given, size, mode="bilinear")
     found: npt.NDArray[Any] = scaled.permute(1, 2, 0).numpy()
     return found
+
+
+def _blurred(image: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Return (h, w, 3) after the Gaussian that skimage's resize to `size` begins with; borders are mirrored."""
+    import torch
+
+    for axis, side in enumerate(size):
+        sigma = max(0.0, (image.shape[axis] / side - 1) / 2)
+        reach = int(4 * sigma + 0.5)
+        if reach:
+            weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+            ends = [(reach, reach) if each == axis else (0, 0) for each in range(3)]
+            given = torch.from_numpy(np.pad(image, ends, "reflect")).permute(2, 0, 1)[:, None]  # (3, 1, h, w)
+            kernel = (weights / weights.sum()).view(1, 1, *((-1, 1), (1, -1))[axis])
+            image = torch.nn.functional.conv2d(given, kernel)[:, 0].permute(1, 2, 0).numpy()
+    return image
 
 
 def _part(image: Image.Image, box: tuple[float, float, float, float], size: tuple[int, int]) -> Image.Image:

@@ -30,6 +30,7 @@ class Resize:
     sides: Literal["fit", "short", "stretch"]
     rounding: Literal["half_up", "half_even", "floor"] = "half_up"
     antialias: bool = True  # bilinear over all pixels where it shrinks, or of the four nearest alone
+    blur: bool = False  # before, by a Gaussian of (old / new - 1) / 2, as skimage does against aliasing
     multiple: int = 1  # of the canvas's sides
     in_turn: bool = False  # the longer side is cut by a second factor: another last bit
     beyond: bool = False  # the next multiple even where a side is one already
@@ -78,8 +79,10 @@ RESIZES: Mapping[str, Resize] = {
     "detectron2": Resize("short", multiple=32, in_turn=True),
     # Resize with keep_ratio, OpenCV's bilinear of bytes (mmcv/image/geometric.py)
     "mmdetection": Resize("short", antialias=False, multiple=32),
-    # Resizer of yhenon's pytorch-retinanet; skimage's filter is a Gaussian, the nearest here is the triangle
-    "yhenon": Resize("short", "half_even", multiple=32, beyond=True, pixels="float32", usual=(608, 1024)),
+    # Resizer of yhenon's pytorch-retinanet, by skimage
+    "yhenon": Resize(
+        "short", "half_even", False, blur=True, multiple=32, beyond=True, pixels="float32", usual=(608, 1024)
+    ),
     # resize_image of fizyr's keras-retinanet, by OpenCV of floats, and no padding
     "fizyr": Resize("short", "half_even", antialias=False, pixels="float32"),
     # NVIDIA's retinanet-examples: Pillow's bilinear, padded to the largest stride

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from retinaserve.training.errors import UserError
-from retinaserve.training.images.letterbox import letterbox, scale_image
+from retinaserve.training.images.letterbox import Source, letterbox, scale_image
 from retinaserve.training.images.resize import RESIZES, PixelType
 from retinaserve.training.spec import DetectorSpec
 
@@ -130,3 +130,15 @@ def test_without_antialiasing_four_pixels_are_mixed() -> None:
     image = Image.fromarray(np.repeat(np.tile(columns, (64, 1))[:, :, None], 3, axis=2))
     assert (np.array(scale_image(image, (8, 8), antialias=False)) == 150).all()
     assert np.array(scale_image(image, (8, 8))).max() < 100
+
+
+def test_a_blur_is_skimages() -> None:
+    """Pixels of skimage 0.26.0, resize(image, sides) of floats, at corners and inside."""
+    y, x = np.mgrid[:48, :64]
+    pixels = np.stack([(3 * y * y + 5 * x * x + 40 * c) % 251 for c in range(3)], axis=2)
+    source, rule = Source.of(Image.fromarray(pixels.astype(np.uint8))), RESIZES["yhenon"]
+    smaller = source.resized((18, 24), rule)[[0, 0, 9, 17], [0, 23, 12, 23]]
+    expected = [[12.22, 52.22, 92.22], [91.25, 131.24, 162.65], [121.17, 114.46, 126.24], [157.57, 99.46, 111.06]]
+    np.testing.assert_allclose(smaller, expected, atol=0.01)
+    higher = source.resized((96, 20), rule)[50, 10]  # skimage mirrors the borders of what grows
+    np.testing.assert_allclose(higher, [127.85, 93.78, 132.1], atol=0.01)
