@@ -12,10 +12,8 @@ import os
 import platform
 import re
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +24,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from retinaserve.scripts.server.installation import usable_cores
+from retinaserve.scripts.server.triton import bind_error
 from retinaserve.training.errors import UserError
 from retinaserve.training.machine import BF16_FLAGS, CPUINFO, cpu_facts, flags
 
@@ -143,22 +142,12 @@ def disk() -> Check:
 
 def ports(*numbers: int) -> Check:
     """Say whether `serve` can have its default ports."""
-    if taken := [number for number in numbers if not _is_free(number)]:
+    if taken := [number for number in numbers if bind_error("127.0.0.1", number)]:
         remedy = (
             "a server may be running already; `serve` takes others by --http-port, --grpc-port, --metrics-port"
         )
         return Check.warn(f"in use on 127.0.0.1: {', '.join(map(str, taken))}", remedy)
     return Check.ok(f"{', '.join(map(str, numbers))} are free on 127.0.0.1")
-
-
-def _is_free(port: int) -> bool:
-    with closing(socket.socket()) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def python() -> Check:

@@ -33,13 +33,10 @@ class Tls:
     client_ca: Path | None = None
 
     def __post_init__(self) -> None:
-        for path, label in (
-            (self.certificate, "CERTIFICATE"),
-            (self.key, "PRIVATE KEY"),
-            (self.client_ca, "CERTIFICATE"),
-        ):
-            if path:
-                check_pem(path, label)
+        check_pem(self.certificate, "CERTIFICATE")
+        check_pem(self.key, "PRIVATE KEY")
+        if self.client_ca:
+            check_pem(self.client_ca, "CERTIFICATE")
 
     def flags(self) -> list[str]:
         """Return tritonserver's flags."""
@@ -56,22 +53,13 @@ class Tls:
 
 def check_pem(path: Path, label: str) -> None:
     """Raise UserError unless the file holds a PEM block of this kind; it is not judged any further."""
-    try:
-        text = path.read_text(errors="replace")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", "a PEM file is expected", code=Exit.USAGE) from None
-    if not re.search(rf"-----BEGIN ([A-Z]+ )?{label}-----", text):
+    if not re.search(rf"-----BEGIN ([A-Z]+ )?{label}-----", _read(path, "a PEM file is expected")):
         raise UserError(f"{path} holds no {label.lower()}", "a PEM file is expected", code=Exit.USAGE)
 
 
 def read_token(path: Path) -> str:
     """Return the administrator's token, the file's only line. Raises UserError when it is none."""
-    try:
-        token = path.read_text().strip()
-    except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}", "a file with the token is expected", code=Exit.USAGE
-        ) from None
+    token = _read(path, "a file with the token is expected").strip()
     if not TOKEN.fullmatch(token):
         raise UserError(
             f"{path} holds no usable token: 16 or more of A-Z a-z 0-9 . _ ~ + / - on one line are expected",
@@ -79,6 +67,13 @@ def read_token(path: Path) -> str:
             code=Exit.USAGE,
         )
     return token
+
+
+def _read(path: Path, expected: str) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}", expected, code=Exit.USAGE) from None
 
 
 def admin_flags(token: str | None, *, reload: bool = False) -> list[str]:

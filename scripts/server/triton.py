@@ -333,6 +333,17 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+def bind_error(host: str, port: int) -> str:
+    """Return why nothing can listen at a port; nothing where something can."""
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
+
+
 def with_ports(options: ServerOptions) -> ServerOptions:
     """Replace zeros by free ports, and refuse a port that is taken before anything is started."""
     free = free_ports(len(PORTS))
@@ -342,17 +353,12 @@ def with_ports(options: ServerOptions) -> ServerOptions:
             "two of the three ports are the same", "HTTP, gRPC and metrics need one each", code=Exit.USAGE
         )
     for name, port in ports.items():
-        with closing(socket.socket()) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((options.host, port))
-            except OSError as error:
-                flag = name.replace("_", "-")
-                raise UserError(
-                    f"{options.host}:{port} can't be used: {error.strerror}",
-                    f"choose another with --{flag}, or stop what listens there",
-                    code=Exit.USAGE,
-                ) from None
+        if reason := bind_error(options.host, port):
+            raise UserError(
+                f"{options.host}:{port} can't be used: {reason}",
+                f"choose another with --{name.replace('_', '-')}, or stop what listens there",
+                code=Exit.USAGE,
+            )
     return replace(options, **ports)  # type: ignore[arg-type]
 
 
