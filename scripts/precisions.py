@@ -25,8 +25,7 @@ from retinaserve.eval.bench.perf_analyzer import Demand, Load, LoadError, PerfAn
 from retinaserve.eval.client.client import Client
 from retinaserve.eval.client.transport import Endpoint
 from retinaserve.eval.report.report import evaluate_detector
-from retinaserve.scripts.server.installation import usable_cores
-from retinaserve.scripts.server.triton import ServerOptions, TritonServer, ask_to_stop
+from retinaserve.scripts.server.triton import Server, ask_to_stop
 from retinaserve.training.check.checks import scored_labels
 from retinaserve.training.errors import UserError
 from retinaserve.training.images.sources import annotated_files, find_images, read_files, spread
@@ -85,7 +84,7 @@ def compare(checkpoint: Path, options: Options, *, log: Callable[[str], None]) -
     rows: list[Row] = []
     graphs: dict[ExportOptions, Path] = {}  # what is only computed otherwise is exported and calibrated once
     with ExitStack() as stack:
-        servers: list[TritonServer] = []
+        servers: list[Server] = []
         for name, (way, arithmetic) in flavours(options).items():
             folder = options.output / name.replace(" ", "_")
             folder.mkdir(parents=True, exist_ok=True)
@@ -97,9 +96,7 @@ def compare(checkpoint: Path, options: Options, *, log: Callable[[str], None]) -
             log(f"{name}: build and serve")
             shutil.rmtree(repository, ignore_errors=True)  # or an earlier run's versions would be served as well
             build_repository(graph, repository, options=BuildOptions(arithmetic))
-            free = ServerOptions.free_ports(threads=usable_cores())
-            servers.append(stack.enter_context(TritonServer(repository, free)))
-            servers[-1].wait_until_ready()
+            servers.append(stack.enter_context(Server(repository)))
             row = Row(name, graph.stat().st_size / 1e6, convolution_types(graph, arithmetic))
             if options.annotations:
                 log(f"{name}: scores through the server")

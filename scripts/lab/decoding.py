@@ -22,8 +22,7 @@ from retinaserve.eval.bench.perf_analyzer import Demand
 from retinaserve.eval.client.transport import Endpoint
 from retinaserve.scripts.drills.drill import usage
 from retinaserve.scripts.lab import run
-from retinaserve.scripts.server.installation import usable_cores
-from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+from retinaserve.scripts.server.triton import Server
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.images.sources import find_images
 from retinaserve.training.spec import PREPROCESS
@@ -66,11 +65,7 @@ def serve(options: argparse.Namespace) -> None:
     files = find_images([options.images])
     rates: dict[int, list[list[float]]] = {load: [[], []] for load in LOADS}
     with ExitStack() as stack:
-        servers = []
-        for repository in (options.left, options.right):
-            free = ServerOptions.free_ports(threads=usable_cores())
-            servers.append(stack.enter_context(TritonServer(repository, free)))
-            servers[-1].wait_until_ready()
+        servers = [stack.enter_context(Server(repository)) for repository in (options.left, options.right)]
         before = [decoder_bytes(server) for server in servers]
         benches = [Bench.prepare([Endpoint.parse(server.grpc_url)], files) for server in servers]
         for _ in range(options.rounds):
@@ -95,7 +90,7 @@ def serve(options: argparse.Namespace) -> None:
     print(f"({megabytes[1] / megabytes[0]:.2f})" if megabytes[0] > 0 else "")
 
 
-def decoder_bytes(server: TritonServer) -> int:
+def decoder_bytes(server: Server) -> int:
     """Return what the processes of `preprocess` took for themselves."""
     found = usage(server.process.pid, server.shared_memory).processes
     return sum(process.own_bytes for name, process in found.items() if name.startswith(PREPROCESS))

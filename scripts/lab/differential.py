@@ -194,14 +194,13 @@ class Requests:
         from retinaserve.build_tools.export import export
         from retinaserve.build_tools.repository.builder import build_repository
         from retinaserve.eval.runtimes.detector import open_detector
-        from retinaserve.scripts.server.triton import ServerOptions, TritonServer
+        from retinaserve.scripts.server.triton import Server, ServerOptions
 
         graph = folder / "model.onnx"
         export(Path(__file__).parents[2] / "examples" / "shapes.pth", graph)
         repository = build_repository(graph, folder / "repository").repository
         options = ServerOptions.free_ports(threads=REPOSITORY_THREADS)
-        self.server = stack.enter_context(TritonServer(repository, options))
-        self.server.wait_until_ready()
+        self.server = stack.enter_context(Server(repository, options))
         self.offline = open_detector(graph, threads=1, batch=1)
 
     def __call__(self, rng: Random, _: int) -> tuple[float, list[str], list[Difference]]:

@@ -65,8 +65,7 @@ def served(backbone: str, size: int, precisions: Sequence[str]) -> Iterator[Serv
             int8 = Int8Options(drawn, count=CALIBRATION, calibrator="minmax") if precision == "int8" else None
             repository = folder / precision
             build(folder / "model.pth", repository, precision=precision, calibration_images=int8)
-            options = ServerOptions.free_ports(threads=usable_cores())
-            servers.append(stack.enter_context(TritonServer(repository, options)))
+            servers.append(stack.enter_context(TritonServer(repository, ServerOptions.free_ports())))
             servers[-1].wait_until_ready(READY)
             with Client(servers[-1].grpc_url, timeout=300) as client:
                 client.predict(images)
