@@ -104,5 +104,4 @@ BACKBONES: Mapping[str, ResNetLayout | MobileNetLayout | EfficientLayout] = {
     ),
     # Made for CPUs: maps of half the input's side are few and narrow, but without them small shapes look alike.
     "fast-n": ResNetLayout((1, 1, 1, 1), bottleneck=False, stem=3, pool=False),
-    "fast-s": ResNetLayout((2, 2, 2, 2), bottleneck=False, stem=3, pool=False),
 }

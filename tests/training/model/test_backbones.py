@@ -11,7 +11,7 @@ from retinaserve.training.model.backbones import build_backbone
 from retinaserve.training.spec import NETWORK_INPUT, Network
 from tests.toys import export_heads, small_spec
 
-# The fast ones' stem is of 3 x 3 and half as wide, and their first stage has a convolution in its shortcut.
+# The fast one's stem is of 3 x 3 and half as wide, and its first stage has a convolution in its shortcut.
 FAST = 3 * (64 * 49 - 32 * 9) + 2 * 32 + 9 * 32 * 64 - (32 * 64 + 2 * 64)
 # torchvision's published parameter counts, less the classifier's 512 or 2048 x 1000 + 1000; of MobileNetV2 also
 # less the last 1x1 convolution, 320 x 1280, with its norm.
@@ -30,7 +30,6 @@ PARAMETERS = {
     "mobilenet_v3_large": 5_483_032 - (960 * 1280 + 1280 + 1280 * 1000 + 1000) - (160 * 960 + 2 * 960),
     "efficientnet_b0": 5_288_548 - 1_281_000 - (320 * 1280 + 2 * 1280),
     "fast-n": 11_689_512 - 513_000 - FAST - sum(9 * 2 * width**2 + 2 * 2 * width for width in (64, 128, 256, 512)),
-    "fast-s": 11_689_512 - 513_000 - FAST,
     "mobilenet_v2": 3_504_872 - 1_281_000 - (320 * 1280 + 2 * 1280),
 }
 
