@@ -101,6 +101,19 @@ def _is_row(values: list[Any] | tuple[Any, ...]) -> bool:
     return not any(isinstance(value, str | dict | list | tuple) for value in values)
 
 
+def from_json(text: str, what: str, version: int) -> dict[str, Any]:
+    """Return what a JSON object holds beside its "format". Raises UserError for other text or another format."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{what} is not JSON: {error}") from None
+    found = content.pop("format", None) if isinstance(content, dict) else None
+    if found != version:
+        raise UserError(f"{what} has format {found!r}", f"this version reads format {version}")
+    known: dict[str, Any] = content
+    return known
+
+
 def make_place(path: Path) -> None:
     """Make the directory of a file that will be written after long work. Raises UserError where it can't be."""
     try:

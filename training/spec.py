@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from retinaserve.training.anchors import base_anchors, grid_anchors
 from retinaserve.training.errors import Exit, UserError
+from retinaserve.training.files import from_json
 from retinaserve.training.images.resize import RESIZES, PixelType, Resize
 from retinaserve.training.layouts import BACKBONES
 from retinaserve.training.settings import check_settings, setting
@@ -334,20 +335,14 @@ class DetectorSpec:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read `to_json`'s text. Raises UserError for text that is not a spec or has an unknown field."""
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"detector spec is not JSON: {error}") from None
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            found = data.get("format") if isinstance(data, Mapping) else None
-            raise UserError(f"detector spec has format {found!r}", f"this version reads format {FORMAT}")
-        data = {RENAMED.get(name, name): value for name, value in data.items()}
+        record = from_json(text, "detector spec", FORMAT)
+        data = {RENAMED.get(name, name): value for name, value in record.items()}
         known = {field.name for field in fields(cls)}
-        unknown = sorted(set(data) - known - {"format"})
+        unknown = sorted(set(data) - known)
         if unknown:
             raise UserError(f"detector spec has unknown fields: {', '.join(unknown)}")
         try:
-            values = {name: _frozen(value) for name, value in data.items() if name in known - {"network"}}
+            values = {name: _frozen(value) for name, value in data.items() if name != "network"}
             # the first specs had no norm to choose
             network = {"norm": "none"} | {name: _frozen(value) for name, value in data["network"].items()}
             return cls(network=Network(**network), **values)

@@ -11,14 +11,13 @@ import ctypes
 import json
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from retinaserve.training.errors import UserError
-from retinaserve.training.files import sha256, whole
+from retinaserve.training.files import from_json, sha256, whole
 from retinaserve.training.spec import DetectorSpec
 
 FORMAT = 1
@@ -54,14 +53,7 @@ class Manifest:
     @classmethod
     def from_json(cls, text: str, source: str = "the manifest") -> Self:
         """Read `to_json`'s text. Raises UserError, which begins with `source`, for anything else."""
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{source} is not JSON: {error}") from None
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            found = data.get("format") if isinstance(data, Mapping) else None
-            raise UserError(f"{source} has format {found!r}", f"this version reads format {FORMAT}")
-        values: dict[str, Any] = {key: value for key, value in data.items() if key != "format"}
+        values = from_json(text, source, FORMAT)
         try:
             values["spec"] = DetectorSpec.from_json(json.dumps(values["spec"]))
             low, best, high = (int(size) for size in values["batch"])

@@ -17,7 +17,6 @@ from typing import Any, Self
 import onnx
 from onnx import TensorProto
 
-PRECISIONS = ("int8", "fp16", "fp32")  # what our graphs ask for
 # Words of both notations ("Datatype: Half", "Channel major FP16 format"), those that contain others first.
 WORDS = (
     ("bf16", r"bfloat16|bf16"), ("fp8", r"fp8|float8"), ("int8", r"\bint8"), ("fp16", r"half|fp16|float16"),

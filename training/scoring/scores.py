@@ -30,7 +30,6 @@ from retinaserve.training.scoring.judge import (
     Labels,
 )
 
-IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 AREA_ALL, BEST_100 = 0, 2  # places in AREAS and in MAX_DETECTIONS
 IOU_50, IOU_75 = 0, 5  # places in COCO's thresholds 0.50, 0.55 ... 0.95
 LISTED = 8  # classes in a warning

@@ -32,8 +32,7 @@ from retinaserve.training.model.losses import Losses, Target, aligned_loss, dete
 from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.trainer.config import TrainConfig
-from retinaserve.training.trainer.distributed import ALONE, ProcessGroup, process_group
-from retinaserve.training.trainer.norms import replace_batch_norms
+from retinaserve.training.trainer.distributed import ALONE, ProcessGroup, process_group, replace_batch_norms
 from retinaserve.training.trainer.optimizer import Ema, build_optimizer
 from retinaserve.training.trainer.progress import Meter, Progress, Recorder
 from retinaserve.training.trainer.start import detector_to_train, find_start, initialise

@@ -16,8 +16,13 @@ from retinaserve.scripts.cli.learn.train import train
 from retinaserve.training.checkpoint import load
 from retinaserve.training.errors import UserError
 from retinaserve.training.model import build_model
-from retinaserve.training.trainer.distributed import ProcessGroup, read_environment
-from retinaserve.training.trainer.norms import CpuSyncBatchNorm, FrozenBatchNorm, replace_batch_norms
+from retinaserve.training.trainer.distributed import (
+    CpuSyncBatchNorm,
+    FrozenBatchNorm,
+    ProcessGroup,
+    read_environment,
+    replace_batch_norms,
+)
 from retinaserve.training.trainer.progress import metrics_path
 from tests.training.squares import draw
 
