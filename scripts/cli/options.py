@@ -92,7 +92,7 @@ val_options = together(
 cut_options = together(  # besides --tile
     click.option("--overlap", default=OVERLAP, help="Share of a tile's side that neighbours have in common."),
     click.option("--visible", type=click.FloatRange(0, 1), default=0.5, help="Share of a box that a tile shows."),
-    click.option("--empty", type=click.FloatRange(min=0), default=0.1, help="Empty tiles to each with boxes."),
+    click.option("--empty", type=click.FloatRange(min=0), default=0.1, help="Empty tiles for each with boxes."),
 )
 
 

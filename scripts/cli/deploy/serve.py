@@ -99,7 +99,7 @@ def tls_of(certificate: Path | None, key: Path | None, client_ca: Path | None) -
 @click.option(
     "--threads", type=click.IntRange(0, 1024), default=0, help="Of decoding and inference; 0: all cores."
 )
-@click.option("--timeout", type=click.FloatRange(min=1), default=120.0, help="Seconds until the models are ready.")
+@click.option("--timeout", type=click.FloatRange(min=1), default=120.0, help="Seconds that loading may take.")
 @click.option("--reload", is_flag=True, help="Let `retinaserve models` change versions; needs --admin-token-file.")
 @click.option(
     "--restart/--no-restart",
@@ -109,7 +109,7 @@ def tls_of(certificate: Path | None, key: Path | None, client_ca: Path | None) -
 @click.option("--tls-cert", type=FILE, help="PEM certificate of gRPC; HTTP and metrics stay on loopback.")
 @click.option("--tls-key", type=FILE, help="PEM private key of --tls-cert.")
 @click.option("--tls-client-ca", type=FILE, help="PEM authority: only clients with its certificate are served.")
-@click.option("--admin-token-file", type=FILE, help="Token that opens the administrative calls, else closed.")
+@click.option("--admin-token-file", type=FILE, help="Token for the administrative calls, else closed.")
 @click.option(
     "--trace",
     multiple=True,
