@@ -1,1 +1,1 @@
-"""From checkpoint to Triton repository: graft, preprocessing, configs, verification."""
+"""From checkpoint to Triton repository: export, graft, quantization, preprocessing, engines, configs."""

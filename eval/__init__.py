@@ -1,1 +1,1 @@
-"""Asks a detector for boxes and judges the answer: client, COCO scores, drawing, benchmark."""
+"""Asks a detector for boxes and judges the answer: client, runtimes, report, verification, benchmark, page."""

@@ -28,16 +28,7 @@ from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from retinaserve.training.images.sources import annotated_files, spread
 from retinaserve.training.scoring.scores import evaluate, match_classes
-from retinaserve.training.spec import (
-    BOXES,
-    CLASSES,
-    IMAGE,
-    LETTERBOX,
-    NUM_DETECTIONS,
-    OUTPUTS,
-    SCORES,
-    DetectorSpec,
-)
+from retinaserve.training.spec import IMAGE, LETTERBOX, OUTPUTS, DetectorSpec
 
 if TYPE_CHECKING:
     from retinaserve.build_tools.quantize.qdq import Layer
@@ -136,9 +127,7 @@ class _Evaluation:
             # Copies: the next image is answered in the same memory.
             out = {name: request.get_tensor(name).data[0].copy() for name in (*self._head_names, *OUTPUTS)}
             maps.append([out[name] for name in self._head_names])
-            detections[image_id] = Detections.from_slots(
-                int(out[NUM_DETECTIONS][0]), out[BOXES], out[SCORES], out[CLASSES]
-            )
+            detections[image_id] = Detections.of_outputs({**out, LETTERBOX: image.letterbox})
         return maps, evaluate(self._truth, detections, self._categories).ap or 0.0
 
     def compare(self, name: str, heads: onnx.ModelProto, expected: Sequence[Heads]) -> Finding:

@@ -1,1 +1,1 @@
-"""Decode and NMS: the NumPy reference that defines their arithmetic, and (later) the CUDA plugins."""
+"""Decode and NMS: the NumPy reference that defines their arithmetic, and the CUDA kernels and TensorRT plugins."""

@@ -1,1 +1,1 @@
-"""The command line, the embedded server, the synthetic data and the demo: what joins the folders."""
+"""The command line, the embedded server and its drills, the synthetic data: what joins the folders."""

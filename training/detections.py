@@ -4,17 +4,19 @@ Detections(boxes, scores, classes)      # arrays of N rows, best score first
 ImageError("truncated JPEG", "bad_image")
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from retinaserve.training.errors import UserError
+from retinaserve.training.spec import BOXES, CLASSES, LETTERBOX, NUM_DETECTIONS, SCORES
 
 __all__ = ["Detections", "Detector", "ImageError"]
 
+TAKEN = (NUM_DETECTIONS, BOXES, SCORES, CLASSES, LETTERBOX)  # what Detections are made from
 ErrorKind = Literal["bad_image", "overloaded", "timeout", "server"]
 
 
@@ -65,6 +67,12 @@ class Detections:
             np.asarray(classes, np.int32)[:count],
             size,
         )
+
+    @classmethod
+    def of_outputs(cls, row: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """Return an image's detections of its row of each tensor of TAKEN."""
+        size = (int(row[LETTERBOX][0]), int(row[LETTERBOX][1]))
+        return cls.from_slots(int(row[NUM_DETECTIONS][0]), row[BOXES], row[SCORES], row[CLASSES], size=size)
 
     @classmethod
     def none(cls) -> Self:

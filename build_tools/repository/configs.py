@@ -132,7 +132,7 @@ class BuildOptions:
     max_image_pixels: int = MAX_PIXELS
     full_decode: bool = False  # CPU profile: all pixels of a JPEG, as the GPU's decoder does
     triton: tuple[int, int] = PRODUCTION  # GPU profile: the server that it is for
-    max_queue: int | None = None  # CPU profile: requests that wait, at most; 32, or two batches
+    max_queue: int | None = None  # CPU profile: requests that wait, at most; the template's, or two batches
     tile: tuple[int, int] | Literal["auto"] | None = None  # of `detector_tiled`; auto: as trained, or the input
     overlap: float = OVERLAP  # of its tiles
     max_inflight: int = 0  # GPU profile: requests between two steps of the ensemble, at most; 0: no limit

@@ -38,9 +38,9 @@ from retinaserve.eval.client.transport import (
 )
 from retinaserve.eval.tiled import TiledDetector, Tiling
 from retinaserve.plugins.tiles import OVERLAP
-from retinaserve.training.detections import Detections, ImageError, answered
+from retinaserve.training.detections import TAKEN, Detections, ImageError, answered
 from retinaserve.training.errors import Exit, UserError
-from retinaserve.training.spec import BOXES, CLASSES, DETECTOR, LETTERBOX, NUM_DETECTIONS, SCORES
+from retinaserve.training.spec import DETECTOR
 
 __all__ = ["Answer", "AsyncClient", "Client"]
 
@@ -225,7 +225,7 @@ class AsyncClient(_Served):
                     slots.answered()
                     if self.on_answer:
                         self.on_answer(spent + clock() - start)
-                    return _detections(result)
+                    return Detections.of_outputs({name: result.as_numpy(name)[0] for name in TAKEN})
                 except ServerError as error:
                     if error.status != "unavailable":
                         raise
@@ -399,11 +399,3 @@ async def _drained() -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
-
-
-def _detections(result: Any) -> Detections:
-    count, boxes, scores, classes, letterbox = (
-        result.as_numpy(name)[0] for name in (NUM_DETECTIONS, BOXES, SCORES, CLASSES, LETTERBOX)
-    )
-    size = (int(letterbox[0]), int(letterbox[1]))
-    return Detections.from_slots(int(count[0]), boxes, scores, classes, size=size)

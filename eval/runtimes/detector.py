@@ -19,18 +19,9 @@ import numpy.typing as npt
 
 from retinaserve.eval.client.server_info import FULLY, SCALED, Identity
 from retinaserve.plugins import reference
-from retinaserve.training.detections import Detections, ImageError, answered
+from retinaserve.training.detections import TAKEN, Detections, ImageError, answered
 from retinaserve.training.errors import Exit, UserError
-from retinaserve.training.spec import (
-    BOXES,
-    CLASSES,
-    IMAGE,
-    LETTERBOX,
-    NUM_DETECTIONS,
-    OUTPUTS,
-    SCORES,
-    DetectorSpec,
-)
+from retinaserve.training.spec import IMAGE, LETTERBOX, OUTPUTS, DetectorSpec
 
 if TYPE_CHECKING:
     from retinaserve.build_tools.preprocess import Decoding, Prepared, Preprocessor
@@ -216,17 +207,9 @@ class OfflineDetector:
         heads = {name: outputs[name] for name in self.runtime.output_names if name not in OUTPUTS}
         if not set(OUTPUTS) <= set(outputs):
             outputs = decode_heads(self.spec, heads, letterboxes)
-        found = [
-            Detections.from_slots(
-                int(outputs[NUM_DETECTIONS][row, 0]),
-                outputs[BOXES][row],
-                outputs[SCORES][row],
-                outputs[CLASSES][row],
-                size=(int(letterboxes[row, 0]), int(letterboxes[row, 1])),
-            )
-            for row in range(len(prepared))
-        ]
-        return found, heads
+        columns = {**outputs, LETTERBOX: letterboxes}
+        rows = ({name: columns[name][row] for name in TAKEN} for row in range(len(prepared)))
+        return [Detections.of_outputs(row) for row in rows], heads
 
 
 def decode_heads(spec: DetectorSpec, heads: Arrays, letterboxes: npt.NDArray[np.float32]) -> Arrays:
@@ -234,4 +217,4 @@ def decode_heads(spec: DetectorSpec, heads: Arrays, letterboxes: npt.NDArray[np.
     logits, deltas = ([heads[name] for name in side] for side in zip(*spec.head_names, strict=True))
     candidates = reference.decode(logits, deltas, letterboxes, **spec.decoding)
     slots = reference.nms(*candidates, letterboxes, iou=spec.nms_iou, max_detections=spec.max_detections)
-    return dict(zip((NUM_DETECTIONS, BOXES, SCORES, CLASSES), slots, strict=True))
+    return dict(zip(TAKEN, slots, strict=False))

@@ -2,7 +2,7 @@
 
     requests = asyncio.run(closed_loop(endpoint, images, in_flight=32, seconds=5))
     requests = asyncio.run(open_loop(endpoint, images, rate=4 * rate_of(requests), seconds=10))
-    latencies(request for request in requests if request.status == "ok")
+    milliseconds(request for request in requests if request.status == "ok")
 
 An open loop sends by the clock, whatever the server does (Poisson arrivals), so it can overload one; a closed loop
 can't. Requests go out once: nothing is retried here, because a drill wants to see the refusals.

@@ -8,7 +8,7 @@
 #   CUDA_POOL_BYTES   GPU memory for what one model hands to the next; what `build` computed, if not given
 #   PLUGINS           our TensorRT plugins; empty: none
 #   HTTP_PORT, GRPC_PORT, METRICS_PORT    8000, 8001, 8002
-#   MAX_BODY_BYTES    the largest HTTP body: a picture of the largest size and its header (33.6 MB)
+#   MAX_BODY_BYTES    the largest HTTP body: an image of the largest size and its header (33.6 MB)
 #   EXIT_SECONDS      how long requests in flight may take after SIGTERM (30)
 #   TOKEN_FILE        the administrators' token (/run/secrets/admin_token); without it nobody administrates
 #   TLS_FOLDER        tls.crt and tls.key encrypt gRPC; ca.crt beside them: only its clients are served (/run/secrets/tls)
@@ -90,7 +90,7 @@ if [[ -n ${TRACE_URL:-} ]]; then
         "--trace-config=opentelemetry,url=$TRACE_URL"
         "--trace-config=opentelemetry,resource=service.name=retinaserve"
         "--trace-config=rate=${TRACE_RATE:-1000}"
-        "--trace-config=level=TIMESTAMPS" # never TENSORS: that would be the senders' pictures
+        "--trace-config=level=TIMESTAMPS" # never TENSORS: that would be the senders' images
     )
 fi
 
