@@ -247,8 +247,7 @@ def assign(
     if not len(gt_boxes):
         nothing = torch.zeros(0, dtype=torch.int64, device=boxes.device)
         return nothing, nothing, scores.new_zeros(0)
-    overlap = intersection(gt_boxes[:, None], boxes[None])  # (M, N)
-    iou = overlap / (area(gt_boxes)[:, None] + area(boxes)[None] - overlap).clamp(min=EPSILON)
+    iou = iou_matrix(gt_boxes, boxes)  # (M, N)
     fitness = scores[:, gt_classes].T * iou**SHARPNESS
     centres, middles = (anchors[:, :2] + anchors[:, 2:]) / 2, (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
     half = torch.maximum((gt_boxes[:, 2:] - gt_boxes[:, :2])[:, None] / 2, REACH * strides[None, :, None])
