@@ -66,6 +66,12 @@ def test_a_port_in_use_is_named_before_anything_starts(repository: Path) -> None
     assert "--grpc-port" in caught.value.hint
 
 
+def test_the_environments_proxy_is_not_asked(server: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert server.is_ready()
+
+
 @pytest.mark.parametrize("content", [None, "empty"])
 def test_no_repository(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "repository"
