@@ -53,7 +53,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {  # what is said to `import`
     "torchvision": {},
     "detectron2": {},
     "mmdetection": {},
-    "yhenon": {"topk_candidates": 4096, "max_detections": 2000},  # it has no limits
+    "yhenon": {"topk_candidates": 40_000, "max_detections": 2000},  # it has no limits
     "fizyr": {},
 }
 FINE_TUNING = (

@@ -121,6 +121,7 @@ class Detectron2:
         configs = Path(detectron2.__file__).parents[1] / "configs"
         self.cfg.merge_from_file(configs / "COCO-Detection/retinanet_R_50_FPN_1x.yaml")
         self.cfg.MODEL.DEVICE, self.cfg.MODEL.WEIGHTS = "cpu", str(weights or "")
+        self.cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False  # as in torchvision's weights, which this starts from
         self.cfg.MODEL.RETINANET.NUM_CLASSES = len(ids)
         self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST = SIDE, LONGEST
         self.predictor = DefaultPredictor(self.cfg)
