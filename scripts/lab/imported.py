@@ -56,9 +56,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {  # what is said to `import`
     "yhenon": {"topk_candidates": 40_000, "max_detections": 2000},  # it has no limits
     "fizyr": {},
 }
-FINE_TUNING = (
-    "--batch 4 --lr 0.0005 --warmup 10 --augment flip --batch-norm frozen --precision bf16 --val-iters 1000"
-)
+FINE_TUNING = "--batch 4 --lr 0.0005 --warmup 10 --augment flip --batch-norm frozen --freeze 1 --precision bf16"
 PRECISIONS, WAYS = ("fp32", "bf16", "int8"), ("eager", "compiled", "frozen")
 SMALL = (192, 320)  # what imported_inside.py trains and answers at
 IOU, SCORE = 0.9, 0.02  # what counts as the same detection

@@ -25,6 +25,7 @@ from retinaserve.training.importers.parts import (
 NEEDS = ("classificationModel.output.weight", "regressionModel.output.weight")
 DEVIATION = (0.1, 0.1, 0.2, 0.2)
 HEADS = {"classificationModel": "cls_head", "regressionModel": "box_head"}
+PADDING = 32.0  # pixels behind the image, at most: its boxes are clipped to the canvas
 DETECTIONS = 300  # it has no maximum
 
 
@@ -36,7 +37,14 @@ def import_yhenon(found: Found, choices: Choices) -> Imported:
     source = "assumed, its own; the file does not say: --anchor-sizes, --anchor-ratios"
     table, anchors = anchors_of(choices, SIZES, RATIOS, source, order="ratio", centre=0.5)
     spec, line = spec_of(
-        choices, weights, table, network, sort=True, max_detections=DETECTIONS, delta_clamp=UNLIMITED
+        choices,
+        weights,
+        table,
+        network,
+        sort=True,
+        max_detections=DETECTIONS,
+        delta_clamp=UNLIMITED,
+        clip_margin=-PADDING,
     )
     notes = [
         f"yhenon's RetinaNet with {network.backbone}; it answers all boxes above the threshold, this at most "
