@@ -23,7 +23,7 @@ LANES = 16  # float32 values in a vector of AVX-512: what a group's length is be
 
 
 class NodeBuilder:
-    """Appends nodes to a graph: `nodes("Mul", a, 2.0)` is a new tensor; arrays and numbers become constants."""
+    """Appends nodes: `nodes("Mul", a, 2.0)` is a new tensor; arrays become constants, numbers of shape (1,)."""
 
     def __init__(self, graph: gs.Graph) -> None:
         self.graph = graph
