@@ -2,6 +2,7 @@
 
     python -m retinaserve.scripts.lab.speed backbones --output runs/model_table    # half an hour on two idle cores
     python -m retinaserve.scripts.lab.speed overhead --output runs/bench --precision int8
+    python -m retinaserve.scripts.lab.speed ceiling --output runs/ceiling --size 800 1088
 
 Random weights take as long as trained ones in the network, and find next to nothing. What is compared takes turns,
 because machines drift, and ratios are taken within a turn.
@@ -9,6 +10,7 @@ because machines drift, and ratios are taken within a turn.
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -18,11 +20,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import openvino
 import torch
+from openvino import opset13 as ops
 from torch.utils.flop_counter import FlopCounterMode
 
 from retinaserve.build_tools.graph.onnx_io import OnnxGraph
-from retinaserve.build_tools.openvino_cpu import compile_for_cpu
+from retinaserve.build_tools.openvino_cpu import HINTS, compile_for_cpu, shared_core
 from retinaserve.build_tools.preprocess import Prepared, Preprocessor
 from retinaserve.build_tools.quantize.calibrate import Int8Options
 from retinaserve.build_tools.repository.builder import build
@@ -196,8 +201,37 @@ def overhead(given: argparse.Namespace) -> None:
         print(f"{protocol}: {share:.3f} of the plain loop's rate, {added:+.2f} ms on a lone request ({what})")
 
 
+def ceiling(given: argparse.Namespace) -> None:
+    """Compare a ResNet50's operations with what a core does at its best: a head's convolutions of 256 channels."""
+    classes = [str(index) for index in range(given.classes)]
+    _, cost = network_cost(DetectorSpec.create(classes, size=tuple(given.size), backbone="resnet50"))
+    shape, kernel, depth = (1, 256, 104, 136), (256, 256, 3, 3), 6
+    random = np.random.default_rng(0)
+    none, low, high = (np.float32(value) for value in (0, -0.1, 0.1))
+    rows: dict[str, Any] = {"operations": cost, **machine()}
+    for precision in ("fp32", "bf16", "int8"):
+        found = image = ops.parameter(list(shape), np.float32)
+        for _ in range(depth):
+            weights = ops.constant(random.normal(0, 0.02, kernel).astype(np.float32))
+            if precision == "int8":
+                found = ops.fake_quantize(found, none, high, none, high, 256)
+                weights = ops.fake_quantize(weights, low, high, low, high, 255)
+            found = ops.relu(ops.convolution(found, weights, [1, 1], [1, 1], [1, 1], [1, 1]))
+        hint = HINTS["fp32" if precision == "fp32" else "bf16"]
+        settings = {"INFERENCE_NUM_THREADS": "1", "INFERENCE_PRECISION_HINT": hint}
+        network = shared_core().compile_model(openvino.Model([found], [image]), "CPU", settings)
+        values, seconds = random.random(shape, np.float32), []
+        for _ in range(10):
+            start = time.perf_counter()
+            network(values)
+            seconds.append(time.perf_counter() - start)
+        rows[precision] = rate = depth * 2 * math.prod(kernel) * math.prod(shape[2:]) / min(seconds)
+        print(f"{precision}: {rate / 1e9:.0f} GOP/s a core: {cost / 1e9:.0f} GFLOP in {cost / rate:.2f} CPU s")
+    write_json(given.output / "ceiling.json", rows)
+
+
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure one of both."""
+    """Measure one of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(required=True)
 
@@ -214,6 +248,11 @@ def main(words: Sequence[str] | None = None) -> None:
     plain = verb(overhead, 512, 18.0)
     plain.add_argument("--backbone", default="resnet18")
     plain.add_argument("--precision", choices=["fp32", "bf16", "int8"], default="fp32")
+    best = verbs.add_parser("ceiling", description=ceiling.__doc__)
+    best.set_defaults(work=ceiling)
+    best.add_argument("--output", type=Path, required=True, help="Where the numbers are kept.")
+    best.add_argument("--size", type=int, nargs=2, default=(800, 1088), help="Input height and width.")
+    best.add_argument("--classes", type=int, default=90, help="Of the network.")
     given = parser.parse_args(words)
     given.work(given)
 
