@@ -68,10 +68,11 @@ class LayerReport:
         wider = {name for name, layer in running.items() if _rank(layer.precision) > _rank(asked[name])}
         return cls(
             layers=len(working),
-            convolutions=Counter(layer.precision for layer in running.values()),
-            asked=Counter(asked.values()),
+            # dict: of a Counter, dataclasses.asdict makes another one that counts its items, before Python 3.12
+            convolutions=dict(Counter(layer.precision for layer in running.values())),
+            asked=dict(Counter(asked.values())),
             fallen=tuple(name for name in asked if name in wider),
-            other=Counter(layer.precision or "none" for layer in working if id(layer) not in convolving),
+            other=dict(Counter(layer.precision or "none" for layer in working if id(layer) not in convolving)),
             unnamed=tuple(name for name in asked if name not in running),
         )
 

@@ -39,7 +39,7 @@ PACKAGES = (
     "pycocotools==2.0.11",
 )
 PEERS = {"yolo11n": "AGPL-3.0", "yolo11n-plain": "AGPL-3.0", "dfine-n": "Apache-2.0"}
-OURS = ("fast-n", "fast-s", "bccd-cpu", "playing_cards-cpu")
+OURS = ("fast-n", "fast-n-drawn", "fast-s", "bccd-cpu", "playing_cards-cpu")  # drawn: starts from drawings
 STEPS = ("train", "export", "time", "table")
 PILOT = 30  # iterations that show how long one takes
 PRECISIONS = {"fp32": "fp32", "bf16": "bf16", "int8": "bf16"}  # of the graph, and of what is not quantized in it
@@ -88,7 +88,8 @@ class Trained:
         trainer.Trainer = Timed  # type: ignore[misc]
         validate.evaluate = functools.partial(evaluate, judge="pycocotools")  # type: ignore[attr-defined]
         words: list[Any] = ["train", model, "--override", "--preset" if recipe.startswith("fast") else "--config"]
-        words += [recipe, "--images", data["train"]["images"], "--annotations", data["train"]["annotations"]]
+        words += [recipe.removesuffix("-drawn"), *(["--fine-tune", "fast-n"] if recipe.endswith("-drawn") else [])]
+        words += ["--images", data["train"]["images"], "--annotations", data["train"]["annotations"]]
         words += ["--val-images", data["val"]["images"], "--val-annotations", data["val"]["annotations"]]
         words += ["--size", *data["size"], "--iters", iterations, "--workers", 0]
         words += ["--warmup", max(1, iterations // 20), "--val-iters", max(2 * PILOT, iterations // 12)]
