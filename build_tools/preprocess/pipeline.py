@@ -10,6 +10,7 @@ Triton's dali backend maps outputs by position, so their order is part of the co
 network's first layer.
 """
 
+from functools import partial
 from typing import Any
 
 import nvidia.dali.math as dmath
@@ -72,7 +73,7 @@ def preprocess_graph(
     # Read from the header, so that the sizes are on the CPU whatever the decoder's device is.
     original = fn.cast(fn.peek_image_shape(encoded), dtype=types.FLOAT)
     image = fn.decoders.image(encoded, device=decoder, output_type=types.RGB)
-    return _resized(image, original, size, fill, RESIZES[resize], TYPES[pixels])
+    return _resized(image, original, size, fill, RESIZES[resize], TYPES[pixels], original)
 
 
 def pixels_graph(
@@ -88,7 +89,7 @@ def pixels_graph(
     original = fn.external_source(name="original", dtype=types.FLOAT, ndim=1)
     area = fn.external_source(name="area", dtype=types.FLOAT, ndim=1)  # y1, x1, y2, x2
     rule, kind = RESIZES[resize], TYPES[pixels]
-    return _resized(given, original, size, fill, rule, kind, roi_start=area[0:2], roi_end=area[2:4])
+    return _resized(given, original, size, fill, rule, kind, fn.cast(given.shape(), dtype=types.FLOAT), area)
 
 
 def _resized(
@@ -98,7 +99,8 @@ def _resized(
     fill: tuple[float, float, float],
     rule: Resize,
     kind: Any,
-    **part: Any,
+    shape: Any,
+    area: Any = None,
 ) -> tuple[Any, Any]:
     original_h, original_w = original[0], original[1]
     resized_h, resized_w = resized_sides(original_h, original_w, size, rule)
@@ -108,15 +110,23 @@ def _resized(
         sigma = dmath.max(0.5 * (ratios - 1.0), 1e-3)  # 0 is refused
         window = fn.cast(2.0 * dmath.floor(4.0 * sigma + 0.5) + 1.0, dtype=types.INT32)
         image = fn.gaussian_blur(image, sigma=sigma, window_size=window, dtype=types.FLOAT)
-    image = fn.resize(
-        image,
+    resize = partial(
+        fn.resize,
         resize_x=resized_w,
-        resize_y=resized_h,
         interp_type=types.INTERP_LINEAR,
         antialias=rule.antialias,
         dtype=types.FLOAT if rule.blur else kind,
-        **part,
     )
+    if area is None:
+        first, last = {}, {}
+    elif rule.passes:
+        first = {"roi_start": fn.stack(0.0, area[1]), "roi_end": fn.stack(shape[0], area[3])}
+        last = {"roi_start": fn.stack(area[0], 0.0), "roi_end": fn.stack(area[2], resized_w)}
+    else:
+        first, last = {}, {"roi_start": area[0:2], "roi_end": area[2:4]}
+    if rule.passes:
+        image = resize(image, resize_y=shape[0], **first)
+    image = resize(image, resize_y=resized_h, **last)
     # One pass: place at the top left, pad with the mean colour, HWC -> CHW.
     image = fn.crop_mirror_normalize(
         image,

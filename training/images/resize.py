@@ -30,6 +30,7 @@ class Resize:
     sides: Literal["fit", "short", "stretch"]
     rounding: Literal["half_up", "half_even", "floor"] = "half_up"
     antialias: bool = True  # bilinear over all pixels where it shrinks, or of the four nearest alone
+    passes: bool = False  # rounded after the columns, before the rows, as Pillow does
     blur: bool = False  # before, by a Gaussian of (old / new - 1) / 2, as skimage does against aliasing
     multiple: int = 1  # of the canvas's sides
     in_turn: bool = False  # the longer side is cut by a second factor: another last bit
@@ -76,7 +77,7 @@ RESIZES: Mapping[str, Resize] = {
     # GeneralizedRCNNTransform (torchvision/models/detection/transform.py)
     "torchvision": Resize("short", "floor", antialias=False, multiple=32, pixels="float32"),
     # ResizeShortestEdge, Pillow's bilinear (detectron2/data/transforms/augmentation_impl.py)
-    "detectron2": Resize("short", multiple=32, in_turn=True),
+    "detectron2": Resize("short", passes=True, multiple=32, in_turn=True),
     # Resize with keep_ratio, OpenCV's bilinear of bytes (mmcv/image/geometric.py)
     "mmdetection": Resize("short", antialias=False, multiple=32),
     # Resizer of yhenon's pytorch-retinanet, by skimage
@@ -86,7 +87,7 @@ RESIZES: Mapping[str, Resize] = {
     # resize_image of fizyr's keras-retinanet, by OpenCV of floats, and no padding
     "fizyr": Resize("short", "half_even", antialias=False, pixels="float32"),
     # NVIDIA's retinanet-examples: Pillow's bilinear, padded to the largest stride
-    "odtk": Resize("short", "floor", multiple=128),
+    "odtk": Resize("short", "floor", passes=True, multiple=128),
     # MLPerf's reference: GeneralizedRCNNTransform of a fixed size
     "mlperf": Resize("stretch", antialias=False, pixels="float32", usual=(800, 800)),
 }
