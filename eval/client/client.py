@@ -143,8 +143,10 @@ class AsyncClient(_Served):
 
     async def predict(self, images: Sequence[bytes]) -> list[Detections]:
         """Return the detections of each encoded image. Raises UserError for the first that has none."""
-        answers = [answer async for answer in self.predict_many(images)]
-        return [answered(answer, number) for number, answer in enumerate(answers, 1)]
+        found: list[Detections] = []
+        async for answer in self.predict_many(images):
+            found.append(answered(answer, len(found) + 1))  # the first error ends it: the rest is not sent
+        return found
 
     async def predict_many(
         self, images: Iterable[bytes | ImageError], *, concurrency: int | None = None

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from itertools import chain
 
 import pytest
 
@@ -29,6 +30,19 @@ def test_no_images_give_no_answers_and_a_bad_one_is_named(server: TritonServer, 
         assert client.predict([]) == [] and list(client.predict_many([])) == []
         with pytest.raises(UserError, match=r"image 2: .*empty"):
             client.predict([IMAGE, b""])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_nothing_is_sent_after_the_first_error(server: TritonServer, protocol: str) -> None:
+    rest = iter([IMAGE] * 300)
+
+    async def call() -> None:
+        async with AsyncClient(url(server, protocol), concurrency=4) as client:
+            await client.predict(chain([b""], rest))  # type: ignore[arg-type]
+
+    with pytest.raises(UserError, match=r"image 1: .*empty"):
+        asyncio.run(call())
+    assert len(list(rest)) > 200
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
