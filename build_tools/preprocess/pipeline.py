@@ -10,13 +10,13 @@ Triton's dali backend maps outputs by position, so their order is part of the co
 network's first layer.
 """
 
-from functools import partial
 from typing import Any
 
 import nvidia.dali.math as dmath
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali._utils import dali_trace
 
+from .operators import resized
 from .resize import RESIZES, PixelType, Resize
 
 INPUT = "image_bytes"
@@ -110,23 +110,7 @@ def _resized(
         sigma = dmath.max(0.5 * (ratios - 1.0), 1e-3)  # 0 is refused
         window = fn.cast(2.0 * dmath.floor(4.0 * sigma + 0.5) + 1.0, dtype=types.INT32)
         image = fn.gaussian_blur(image, sigma=sigma, window_size=window, dtype=types.FLOAT)
-    resize = partial(
-        fn.resize,
-        resize_x=resized_w,
-        interp_type=types.INTERP_LINEAR,
-        antialias=rule.antialias,
-        dtype=types.FLOAT if rule.blur else kind,
-    )
-    if area is None:
-        first, last = {}, {}
-    elif rule.passes:
-        first = {"roi_start": fn.stack(0.0, area[1]), "roi_end": fn.stack(shape[0], area[3])}
-        last = {"roi_start": fn.stack(area[0], 0.0), "roi_end": fn.stack(area[2], resized_w)}
-    else:
-        first, last = {}, {"roi_start": area[0:2], "roi_end": area[2:4]}
-    if rule.passes:
-        image = resize(image, resize_y=shape[0], **first)
-    image = resize(image, resize_y=resized_h, **last)
+    image = resized(image, shape, (resized_h, resized_w), rule, types.FLOAT if rule.blur else kind, area)
     # One pass: place at the top left, pad with the mean colour, HWC -> CHW.
     image = fn.crop_mirror_normalize(
         image,

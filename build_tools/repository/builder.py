@@ -65,7 +65,7 @@ COPIED: Mapping[str, Mapping[str, Path]] = {
     contract.PREPROCESS: {
         "preprocess": BUILD_TOOLS / "preprocess",
         "preprocess/pixels": TRAINING / "pixels",
-        "preprocess/resize.py": TRAINING / "images" / "resize.py",
+        **{f"preprocess/{name}": TRAINING / "images" / name for name in ("operators.py", "resize.py")},
     },
     contract.ADMISSION: PIXELS,
     contract.RETINANET: {"openvino_cpu.py": Path(openvino_cpu.__file__)},  # on CPUs: a plan stands alone

@@ -96,6 +96,8 @@ def dali_batches(
     try:
         from nvidia.dali import fn, pipeline_def, types
         from nvidia.dali import math as dmath
+
+        from retinaserve.training.images.operators import resized
     except ImportError:
         raise UserError(
             "the DALI loader needs nvidia-dali-cuda120", "pip install nvidia-dali-cuda120, or --loader torch"
@@ -103,7 +105,7 @@ def dali_batches(
     if spec.resizing.blur:
         raise UserError(f"the DALI loader has no {spec.resize} resize", "--loader torch")
     gpu = torch.cuda.is_available()
-    antialias, kind = spec.resizing.antialias, types.FLOAT if spec.pixels == "float32" else types.UINT8
+    kind = types.FLOAT if spec.pixels == "float32" else types.UINT8
     colours = settings.augment in ("photometric", "basic")
     workers = settings.workers or len(os.sched_getaffinity(0))
     feed = Feed(dataset, spec, settings, iter(stream), colours, None if gpu else ThreadPoolExecutor(workers))
@@ -116,16 +118,14 @@ def dali_batches(
             batch=True,
             layout=["" if gpu else "HWC"] + [""] * (6 + 2 * colours),
         )
-        part = {}
         if gpu:
             given = fn.decoders.image_slice(
                 given, device="mixed", start=start, shape=end, axis_names="HW", output_type=types.RGB
             )
+            shape, area = fn.cast(end, dtype=types.FLOAT), None
         else:
-            part = {"roi_start": start, "roi_end": end}
-        image = fn.resize(
-            given, size=size, interp_type=types.INTERP_LINEAR, antialias=antialias, dtype=kind, **part
-        )
+            shape, area = fn.cast(given.shape(), dtype=types.FLOAT), fn.cat(start, end)
+        image = resized(given, shape, size, spec.resizing, kind, area)
         image = fn.flip(image, horizontal=flip)
         if colours:
             image = fn.coord_transform(image, M=colour[0], T=colour[1], dtype=kind)

@@ -31,6 +31,7 @@ class Resize:
     rounding: Literal["half_up", "half_even", "floor"] = "half_up"
     antialias: bool = True  # bilinear over all pixels where it shrinks, or of the four nearest alone
     passes: bool = False  # rounded after the columns, before the rows, as Pillow does
+    fixed_point: bool = False  # bytes as OpenCV's, which cuts off bits: a tenth are a level lower
     blur: bool = False  # before, by a Gaussian of (old / new - 1) / 2, as skimage does against aliasing
     multiple: int = 1  # of the canvas's sides
     in_turn: bool = False  # the longer side is cut by a second factor: another last bit
@@ -79,7 +80,7 @@ RESIZES: Mapping[str, Resize] = {
     # ResizeShortestEdge, Pillow's bilinear (detectron2/data/transforms/augmentation_impl.py)
     "detectron2": Resize("short", passes=True, multiple=32, in_turn=True),
     # Resize with keep_ratio, OpenCV's bilinear of bytes (mmcv/image/geometric.py)
-    "mmdetection": Resize("short", antialias=False, multiple=32),
+    "mmdetection": Resize("short", antialias=False, fixed_point=True, multiple=32),
     # Resizer of yhenon's pytorch-retinanet, by skimage
     "yhenon": Resize(
         "short", "half_even", False, blur=True, multiple=32, beyond=True, pixels="float32", usual=(608, 1024)

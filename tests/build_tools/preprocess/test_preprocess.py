@@ -54,6 +54,18 @@ def test_the_rules_of_pillow_round_between_its_passes(width: int, height: int, s
     assert (result.image[inside] == wanted[inside]).mean() > 0.99  # there are no ties; 0.8 in one pass
 
 
+@pytest.mark.parametrize(("width", "height"), [(427, 300), (300, 427), (90, 61), (1200, 1601)])
+def test_the_rule_of_opencv_cuts_off_what_it_does(width: int, height: int) -> None:
+    """Training's are OpenCV's (test_resize.py); DALI's weights of columns are not of 11 bits."""
+    noise = np.random.default_rng(0).integers(0, 256, (height // 3, width // 3, 3), np.uint8)
+    picture = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+    for size in ((163, 326), (417, 834)):
+        result = prepare(Preprocessor(size, FILL, resize="mmdetection", threads=1), encode(picture, "PNG"))
+        wanted = letterbox(picture, size, FILL, RESIZES["mmdetection"])[0].transpose(2, 0, 1)
+        difference = result.image.astype(int) - wanted
+        assert np.abs(difference).max() <= 1 and (difference == 0).mean() > 0.985  # 0.9 of rounded ones
+
+
 def test_no_pictures_give_no_results(preprocessor: Preprocessor) -> None:
     assert preprocessor.run([]) == []
 

@@ -82,6 +82,15 @@ def test_both_loaders_give_the_same_floats(data: CocoDataset, augment: str) -> N
     assert {batch.images.dtype for batch in (*ours, *theirs)} == {torch.float32}
 
 
+@pytest.mark.parametrize(("rule", "share"), [("mmdetection", 0.98), ("detectron2", 0.98)])
+def test_both_loaders_round_as_the_author(data: CocoDataset, rule: str, share: float) -> None:
+    spec = DetectorSpec.create(["a", "b"], size=(96, 160), category_ids=[3, 7], resize_rule=rule)
+    ours, theirs = (batches(data, 3, spec=spec, augment="multiscale", loader=each) for each in ("torch", "dali"))
+    assert_same(ours, theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.images == other.images).float().mean() > share
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
     """JPEGs of sides that no scale divides, larger than the network sees, one of them lying on its side."""

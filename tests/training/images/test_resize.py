@@ -1,6 +1,7 @@
 """Resize rules against what their authors' code computes, restated here line by line, and by hand."""
 
 import math
+import zlib
 from collections.abc import Callable
 from typing import get_args
 
@@ -130,6 +131,17 @@ def test_without_antialiasing_four_pixels_are_mixed() -> None:
     image = Image.fromarray(np.repeat(np.tile(columns, (64, 1))[:, :, None], 3, axis=2))
     assert (np.array(scale_image(image, (8, 8), antialias=False)) == 150).all()
     assert np.array(scale_image(image, (8, 8))).max() < 100
+
+
+@pytest.mark.parametrize(
+    ("size", "pixel", "checksum"), [((31, 11), (110, 88, 128), 3418331052), ((9, 50), (128, 60, 100), 3485287911)]
+)
+def test_bytes_in_fixed_point_are_opencvs(size: tuple[int, int], pixel: tuple[int, ...], checksum: int) -> None:
+    """What cv2.resize, 4.14.0 and 5.0.0, makes of bytes with INTER_LINEAR: one in the middle, and all."""
+    y, x = np.mgrid[:24, :36]
+    pixels = np.stack([(3 * y * y + 5 * x * x + 40 * c) % 251 for c in range(3)], axis=2).astype(np.uint8)
+    found = Source.of(Image.fromarray(pixels)).resized(size, RESIZES["mmdetection"])
+    assert tuple(found[size[0] // 2, size[1] // 2]) == pixel and zlib.crc32(found.tobytes()) == checksum
 
 
 def test_a_blur_is_skimages() -> None:
