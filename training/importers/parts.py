@@ -21,15 +21,17 @@ from retinaserve.training.errors import UserError
 from retinaserve.training.images.resize import PixelType
 from retinaserve.training.layouts import BACKBONES, PUBLISHED_WIDTH, EfficientLayout, ResNetLayout
 from retinaserve.training.model import build_model
-from retinaserve.training.spec import STRIDES, DetectorSpec, Network, anchor_rows
+from retinaserve.training.spec import STRIDES, Clip, DetectorSpec, Network, anchor_rows
 
 Weights = dict[str, Tensor]
 Categories = Mapping[int, str]  # id: name, in the order of the annotation file
 Sizes = Sequence[Sequence[float]]
 
+FIRST = "backbone.conv1.weight"
 EPS = 1e-5  # of every norm in torch and here
 MOBILENET_EPS = 1e-3  # of MobileNetV3's where torchvision makes them
 SMALL_CHANGE = 1e-3  # of a norm's scale, below which its epsilon decides nothing
+LARGE_PIXELS = 64.0  # what pixels of -128 to 127 are divided by: a power of two, which rounds nothing
 UNLIMITED = 20.0  # a delta clamp that no box inside an image reaches: e^20 anchors
 RATIOS = (0.5, 1.0, 2.0)
 OCTAVES = tuple(2 ** (third / 3) for third in range(3))
@@ -70,6 +72,7 @@ class Choices:
     norm_eps: float | None = None
     style: str | None = None
     convention: str = "current"
+    clip: Clip | None = None
     anchor_sizes: tuple[tuple[float, ...], ...] | None = None
     anchor_ratios: tuple[float, ...] | None = None
     score_threshold: float | None = None
@@ -112,6 +115,15 @@ def assemble(
     chosen = {name: getattr(choices, name) for name in names if getattr(choices, name) is not None}
     spec = replace(spec, **chosen)
     sources = {name: "--" for name in chosen} | {name: "file" for name in said if name not in chosen}
+    lines = [*notes, *_described(spec, sources)]
+    if max(spec.std) * 255 < 2 and FIRST in weights:
+        red, green, blue = (LARGE_PIXELS * value for value in spec.std)
+        spec = replace(spec, std=(red, green, blue))
+        weights = {**weights, FIRST: LARGE_PIXELS * weights[FIRST].float()}
+        lines.append(
+            f"the first convolution's weights: times {LARGE_PIXELS:g}, of pixels divided by it: no answer "
+            "changes, and an optimizer's steps fit them"
+        )
     with torch.device("meta"):
         expected = build_model(spec).state_dict()
     weights = _with_counters(weights, expected)
@@ -130,7 +142,6 @@ def assemble(
     faulty = next((name for name, value in plain.items() if not torch.isfinite(value).all()), None)
     if faulty:
         raise UserError(f"{faulty!r} holds values that are no numbers", "the weights are damaged, or diverged")
-    lines = [*notes, *_described(spec, sources)]
     if halves:
         lines.append(f"weights: {' and '.join(sorted(halves))}, kept as float32")
     return Imported(spec, plain, tuple(lines))
@@ -287,7 +298,7 @@ def scale_boxes(weights: Weights, deviation: Sequence[float]) -> None:
 
 def as_bgr(weights: Weights) -> None:
     """Fold the order of channels into the first convolution: it was trained on BGR and is served RGB."""
-    weights["backbone.conv1.weight"] = weights["backbone.conv1.weight"].flip(1)
+    weights[FIRST] = weights[FIRST].flip(1)
 
 
 def shape_of(weights: Weights, *, style: str = "3x3") -> Network:
