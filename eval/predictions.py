@@ -131,9 +131,13 @@ def annotated_paths(files: Sequence[Path], folder: Path) -> list[Path]:
     return targets
 
 
-def rows_of(found: Detections) -> Iterator[tuple[list[float], float, int]]:
-    """Yield box, score and class; more than hundredths of a pixel would only be noise."""
-    for box, score, index in zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True):
+def rows_of(found: Detections, within: tuple[int, int] | None = None) -> Iterator[tuple[list[float], float, int]]:
+    """Yield box, score and class; more than hundredths of a pixel would only be noise.
+
+    within: (h, w) that boxes are cut at, for labels, which end with the image.
+    """
+    boxes = found.boxes if within is None else found.boxes.clip(0, [*within[::-1], *within[::-1]])
+    for box, score, index in zip(boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True):
         yield [round(value, 2) for value in box], round(score, 4), index
 
 
@@ -190,7 +194,7 @@ def label_studio(answers: Answers, class_names: Sequence[str]) -> list[dict[str,
     for (file, found), below in zip(kept, below_common([file for file, _ in kept]), strict=True):
         height, width = _size(file, found)
         results = []
-        for (x1, y1, x2, y2), score, index in rows_of(found):
+        for (x1, y1, x2, y2), score, index in rows_of(found, (height, width)):
             shares = {"x": x1 / width, "y": y1 / height, "width": (x2 - x1) / width, "height": (y2 - y1) / height}
             value = {name: 100 * share for name, share in shares.items()}
             results.append(
@@ -215,7 +219,7 @@ def label_studio(answers: Answers, class_names: Sequence[str]) -> list[dict[str,
 def _yolo(file: Path, found: Detections) -> str:
     height, width = _size(file, found)
     lines = []
-    for (x1, y1, x2, y2), _, index in rows_of(found):
+    for (x1, y1, x2, y2), _, index in rows_of(found, (height, width)):
         centre = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height
         shares = (*centre, (x2 - x1) / width, (y2 - y1) / height)
         lines.append(" ".join([str(index), *(f"{share:.6f}" for share in shares)]))
@@ -235,7 +239,7 @@ def _voc(file: Path, found: Detections, class_names: Sequence[str]) -> str:
     add(ElementTree.SubElement(root, "source"), database="Unknown")
     add(ElementTree.SubElement(root, "size"), width=width, height=height, depth=3)
     add(root, segmented=0)
-    for (x1, y1, x2, y2), _, index in rows_of(found):
+    for (x1, y1, x2, y2), _, index in rows_of(found, (height, width)):
         thing = ElementTree.SubElement(root, "object")
         add(thing, name=class_names[index], pose="Unspecified", truncated=0, difficult=0)
         left, top = round(x1), round(y1)

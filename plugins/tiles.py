@@ -122,7 +122,8 @@ def merge_tiles(
 def _cut_sides(windows: Windows, boxes: FloatArray, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Return which sides (M, 4) of the boxes end at a side of their window that is not one of the image."""
     extent = windows[:, 2:] - windows[:, :2]
-    near = np.abs(boxes - windows) <= np.tile(np.maximum(1, MARGIN * extent), 2)
+    inward = (boxes - windows) * np.array([1, 1, -1, -1])  # below 0 where a box ends in its tile's padding
+    near = inward <= np.tile(np.maximum(1, MARGIN * extent), 2)
     inner: npt.NDArray[np.bool_] = near & (windows != np.array([0, 0, size[1], size[0]]))
     return inner
 

@@ -17,6 +17,7 @@ SPECS = {
     "fewer slots than detections": DetectorSpec.create(
         ["a", "b"], size=(100, 60), strides=(32, 64), topk_candidates=20, max_detections=50
     ),
+    "boxes end at the canvas": DetectorSpec.create(["a"], size=(64, 96), clip="canvas"),
 }
 KINDS = ("none", "one", "few", "ties", "many", "crowd", "absurd")
 
@@ -91,12 +92,15 @@ def _picture(spec, kind, rng):
 
 
 def reference_candidates(spec, heads):
-    return reference.decode(heads.logits, heads.deltas, heads.letterbox, **spec.decoding)
+    return reference.decode(heads.logits, heads.deltas, spec.ends(heads.letterbox), **spec.decoding)
 
 
 def reference_detections(spec, heads):
     return reference.nms(
-        *reference_candidates(spec, heads), heads.letterbox, iou=spec.nms_iou, max_detections=spec.max_detections
+        *reference_candidates(spec, heads),
+        spec.ends(heads.letterbox),
+        iou=spec.nms_iou,
+        max_detections=spec.max_detections,
     )
 
 

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORMS = ("none", "batch", "group")
 # pool: every second cell of P5, and no P7; none: the pyramid ends at P5
 P6_SOURCES = ("c5", "p5", "pool", "none")
+Clip = Literal["image", "canvas"]
 FORMAT = 1
 
 RENAMED = {"candidates_per_level": "topk_candidates"}  # in checkpoints and graphs that were written before
@@ -141,6 +142,7 @@ class DetectorSpec:
     # Pixels that boxes keep from the scaled image's right and bottom edge; negative: that they may leave it by, on
     # all sides, until NMS is done.
     clip_margin: float = 0.0
+    clip: Clip = "image"  # what boxes end at, also those that are answered: the canvas has the padding, too
     tile: tuple[int, int] | None = None  # (h, w) that images were cut into for training, and are for `--tile auto`
     resize: str = "letterbox"  # of resize.RESIZES: what an image becomes on its way to the network
     pixels: PixelType = "uint8"  # of `image`: float32 where the author does not round what he resized
@@ -165,6 +167,7 @@ class DetectorSpec:
             (len(counts) == 1 and 0 not in counts, "every level needs equally many anchors"),
             (min(self.size) > 0, f"size {self.size[0]} x {self.size[1]} is empty"),
             (self.resize in RESIZES, f"resize {self.resize!r} is not one of {', '.join(RESIZES)}"),
+            (self.clip in get_args(Clip), f"clip {self.clip!r} is neither image nor canvas"),
             (self.pixels in get_args(PixelType), f"pixels {self.pixels!r} are neither uint8 nor float32"),
             (
                 self.resize not in RESIZES or self.resizing.fixed or self.size[0] <= self.size[1],
@@ -276,6 +279,14 @@ class DetectorSpec:
             "clip_margin": self.clip_margin,
         }
 
+    def ends(self, letterbox: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return what the reference takes for LETTERBOX (B, 4): boxes end at what it says is the image."""
+        if self.clip == "image":
+            return letterbox
+        original, resized = np.split(letterbox, 2, axis=1)
+        canvas = np.array([self.resizing.canvas((int(h), int(w)), self.size) for h, w in resized], np.float32)
+        return np.concatenate((original * (canvas / resized), canvas), axis=1)  # at the same scale
+
     @property
     def preprocessing(self) -> dict[str, Any]:
         """The settings of build_tools/preprocess's `Preprocessor`, by the names of its arguments."""
@@ -323,7 +334,7 @@ class DetectorSpec:
         values = asdict(self)
         # earlier versions don't know them
         for record, names in (
-            (self, ("tile", "resize", "pixels", "value_range")),
+            (self, ("tile", "resize", "pixels", "value_range", "clip")),
             (self.network, ("towers", "int8_outputs", "taps")),
         ):
             stated = values if record is self else values["network"]

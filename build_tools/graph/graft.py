@@ -74,9 +74,10 @@ def graft(
     nodes = NodeBuilder(graph)
     graph.inputs = [_add_front(nodes, spec, tensors[NETWORK_INPUT]), letterbox]
 
-    clipped = letterbox  # where boxes end
+    ends = letterbox if spec.clip == "image" else _canvas(nodes, spec, letterbox)
+    clipped = ends  # before NMS
     if spec.clip_margin:
-        clipped = nodes("Sub", letterbox, np.array((0, 0, spec.clip_margin, spec.clip_margin), np.float32))
+        clipped = nodes("Sub", ends, np.array((0, 0, spec.clip_margin, spec.clip_margin), np.float32))
     if flavour == "tensorrt":
         candidates = add_decode_plugin(nodes, spec, heads if keep_heads else _in_half(heads), clipped)
     else:
@@ -90,7 +91,7 @@ def graft(
             CANDIDATE_CLASSES: Tensor("int32", (count,)),
         }
     else:
-        outputs = (add_nms_plugin if flavour == "tensorrt" else add_nms)(nodes, spec, candidates, letterbox)
+        outputs = (add_nms_plugin if flavour == "tensorrt" else add_nms)(nodes, spec, candidates, ends)
         stated = spec.outputs
     if set(outputs) != set(stated):
         raise UserError(f"the {flavour} graph gives {', '.join(outputs)}", f"{', '.join(stated)} are stated")
@@ -205,6 +206,18 @@ def _add_front(nodes: NodeBuilder, spec: DetectorSpec, network_input: gs.Variabl
     for consumer in list(network_input.outputs):
         consumer.inputs = [normalised if tensor is network_input else tensor for tensor in consumer.inputs]
     return image
+
+
+def _canvas(nodes: NodeBuilder, spec: DetectorSpec, letterbox: gs.Variable) -> gs.Variable:
+    """Return what LETTERBOX would be of an image that fills the canvas, at the same scale: DetectorSpec.ends."""
+    original, resized = nodes("Split", letterbox, [2, 2], axis=1, outputs=2)
+    rule = spec.resizing
+    if rule.fixed:
+        canvas = nodes("Add", nodes("Mul", resized, 0.0), np.array(spec.size, np.float32))
+    else:
+        steps = nodes("Floor", nodes("Div", nodes("Add", resized, rule.beyond - 1.0), float(rule.multiple)))
+        canvas = nodes("Mul", nodes("Add", steps, 1.0), float(rule.multiple))
+    return nodes("Concat", nodes("Mul", original, nodes("Div", canvas, resized)), canvas, axis=1)
 
 
 def _candidate_outputs(

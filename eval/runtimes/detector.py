@@ -215,6 +215,7 @@ class OfflineDetector:
 def decode_heads(spec: DetectorSpec, heads: Arrays, letterboxes: npt.NDArray[np.float32]) -> Arrays:
     """Return the outputs that a graph with decode and NMS has, of raw heads by the names of the spec."""
     logits, deltas = ([heads[name] for name in side] for side in zip(*spec.head_names, strict=True))
-    candidates = reference.decode(logits, deltas, letterboxes, **spec.decoding)
-    slots = reference.nms(*candidates, letterboxes, iou=spec.nms_iou, max_detections=spec.max_detections)
+    ends = spec.ends(letterboxes)
+    candidates = reference.decode(logits, deltas, ends, **spec.decoding)
+    slots = reference.nms(*candidates, ends, iou=spec.nms_iou, max_detections=spec.max_detections)
     return dict(zip(TAKEN, slots, strict=False))

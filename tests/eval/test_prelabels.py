@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retinaserve.eval.predictions import Prelabels, csv_text, json_line
+from retinaserve.eval.predictions import Prelabels, csv_text, json_line, label_studio
 from retinaserve.training.detections import Detections
 from retinaserve.training.errors import UserError
 from tests.images import checker, encode
@@ -45,6 +45,22 @@ def test_csv_and_json_lines_say_the_same(answers: list[tuple[Path, Detections]])
     kinds: dict[str, Callable[[str], Any]] = {"file": str, "class": str, "width": int}
     found = [{key: kinds.get(key, float)(row[key]) for key in expected[0]} for row in table]
     assert found == expected and len(found) == 2
+
+
+def test_labels_end_with_the_image(answers: list[tuple[Path, Detections]], tmp_path: Path) -> None:
+    (file, found), names = answers[0], ("a", "b")
+    found.boxes[:] = [[-3, 10, 70, 40], [10, 20, 30, 110]]  # of 61 x 97, as an import with --clip canvas answers
+    for style in ("yolo", "voc"):
+        Prelabels(style, tmp_path / style, [file], names).write(file, found)
+    assert (tmp_path / "yolo" / "a.txt").read_text().splitlines() == [
+        f"1 0.500000 {25 / 97:.6f} 1.000000 {30 / 97:.6f}",
+        f"0 {20 / 61:.6f} {58.5 / 97:.6f} {20 / 61:.6f} {77 / 97:.6f}",
+    ]
+    assert "<xmax>61</xmax>" in (tmp_path / "voc" / "a.xml").read_text()
+    (task,) = label_studio([(file, found)], names)
+    shares = [each["value"] for each in task["predictions"][0]["result"]]
+    assert shares[0]["width"] == 100 and shares[1]["height"] == pytest.approx(7700 / 97)
+    assert json.loads(json_line(file, found, names))["detections"][0]["box"] == [-3, 10, 70, 40]
 
 
 def test_no_file_is_written_over(answers: list[tuple[Path, Detections]], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.server
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Pixels as its author's weights have them.
-    spec = small_spec(CLASSES, size=(160, 267), resize_rule="torchvision", pixels="float32")
+    spec = small_spec(CLASSES, size=(160, 267), resize_rule="torchvision", pixels="float32", clip="canvas")
     path = tmp_path_factory.mktemp("orientations") / "model.pth"
     weights = toy_model(spec).state_dict()
     weights["box_head.output.weight"] *= 0.1  # boxes of a size that boxes have
@@ -46,6 +46,7 @@ def test_every_orientation_is_answered_as_offline(checkpoint: Path) -> None:
     assert answer.as_numpy("letterbox").tolist() == [[64, 96, 160, 240], [96, 64, 240, 160]]
     assert (answer.as_numpy("num_detections") > 0).all()
     assert sum(len(each.boxes) for each in expected) > 100
+    assert any((each.boxes[:, 3] > each.size[0] + 1).any() for each in expected if each.size)  # in the padding
     for one, other in zip(found, expected, strict=True):
         assert one.size == other.size and len(one.boxes) == len(other.boxes)
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)

@@ -76,6 +76,10 @@ CASES: dict[str, tuple[Rows, Rows]] = {
         [(LEFT, (60, 20, 100, 40), 0.7, 0), (RIGHT, (80, 21, 150, 40), 0.9, 0)],
         [(-1, (60, 20, 150, 40), 0.9, 0)],
     ),
+    "an object that reaches into its tile's padding is joined": (
+        [(LEFT, (60, 20, 112, 40), 0.7, 0), (RIGHT, (80, 21, 150, 40), 0.9, 0)],
+        [(-1, (60, 20, 150, 40), 0.9, 0)],
+    ),
     "parts that differ in what both saw are two: IoU 10/30": (
         [(LEFT, (60, 20, 100, 40), 0.7, 0), (RIGHT, (80, 30, 150, 50), 0.9, 0)],
         [(-1, (80, 30, 150, 50), 0.9, 0), (-1, (60, 20, 100, 40), 0.7, 0)],

@@ -25,7 +25,7 @@ from retinaserve.training.importers.parts import (
 NEEDS = ("classificationModel.output.weight", "regressionModel.output.weight")
 DEVIATION = (0.1, 0.1, 0.2, 0.2)
 HEADS = {"classificationModel": "cls_head", "regressionModel": "box_head"}
-PADDING = 32.0  # pixels behind the image, at most: its boxes are clipped to the canvas
+PADDING = 32.0  # pixels behind the image, at most
 DETECTIONS = 300  # it has no maximum
 
 
@@ -36,6 +36,7 @@ def import_yhenon(found: Found, choices: Choices) -> Imported:
     scale_boxes(weights, DEVIATION)
     source = "assumed, its own; the file does not say: --anchor-sizes, --anchor-ratios"
     table, anchors = anchors_of(choices, SIZES, RATIOS, source, order="ratio", centre=0.5)
+    clip = choices.clip or "canvas"
     spec, line = spec_of(
         choices,
         weights,
@@ -44,13 +45,16 @@ def import_yhenon(found: Found, choices: Choices) -> Imported:
         sort=True,
         max_detections=DETECTIONS,
         delta_clamp=UNLIMITED,
-        clip_margin=-PADDING,
+        clip=clip,
+        clip_margin=-PADDING if clip == "image" else 0.0,
     )
     notes = [
         f"yhenon's RetinaNet with {network.backbone}; it answers all boxes above the threshold, this at most "
         f"{choices.max_detections or DETECTIONS}",
         line,
         anchors,
+        f"boxes end at the {clip}"
+        + (" (as you said)" if choices.clip else ", some in its padding (its own do; --clip image: a better AP)"),
     ]
     return assemble(spec, weights, choices, notes)
 

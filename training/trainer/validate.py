@@ -40,8 +40,9 @@ def detect(
     threshold, topk = spec.score_threshold_logit, spec.topk_candidates
     best = [_best(logits.detach().float(), threshold, topk) for logits, _ in heads]
     deltas = [deltas.detach().float().cpu().numpy() for _, deltas in heads]
-    candidates = reference.decode(best, deltas, letterbox, **spec.decoding)
-    return reference.nms(*candidates, letterbox, iou=spec.nms_iou, max_detections=spec.max_detections)
+    ends = spec.ends(letterbox)
+    candidates = reference.decode(best, deltas, ends, **spec.decoding)
+    return reference.nms(*candidates, ends, iou=spec.nms_iou, max_detections=spec.max_detections)
 
 
 def _best(logits: Tensor, threshold: float, topk: int) -> FloatArray:

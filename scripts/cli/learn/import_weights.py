@@ -10,6 +10,7 @@ from retinaserve.scripts.cli.options import PATH
 from retinaserve.scripts.cli.output import name_next
 from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.images.resize import RESIZES, PixelType
+from retinaserve.training.spec import Clip
 
 SOURCES = ("torchvision", "torchvision-backbone", "detectron2", "mmdetection", "yhenon", "fizyr", "odtk")
 
@@ -66,6 +67,9 @@ class Levels(Numbers):
 @click.option("--norm-eps", type=click.FloatRange(min=0), help="torchvision: epsilon of the backbone's norms.")
 @click.option(
     "--style", type=click.Choice(("pytorch", "caffe")), help="detectron2, mmdetection: stride and pixels."
+)
+@click.option(
+    "--clip", type=click.Choice(get_args(Clip)), help="yhenon: what boxes end at.  [default: canvas, as its own]"
 )
 @click.option("--key", help="Which weights of a file with several, as of an EMA: the keys that lead to them.")
 @click.option("--first-class", type=click.IntRange(0, 1), help="torchvision: the output of the first class.")

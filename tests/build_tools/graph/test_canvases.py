@@ -1,5 +1,6 @@
 """One graph for every canvas of a resize rule, in both runtimes, against the network and the reference."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ CASES = {  # a level has fewer logits than candidates are asked for, or many tim
     "one class, steps of 32": ("torchvision", 1, 1000),
     "90 classes, steps of 32": ("torchvision", 90, 200),
     "steps of 128": ("odtk", 3, 50),
+    "boxes end at the canvas": ("yhenon", 2, 100),
     "no steps": ("fizyr", 20, 30),
 }
 
@@ -30,6 +32,7 @@ def test_a_graph_of_any_canvas_answers_as_the_reference(name: str, tmp_path: Pat
     rule, classes, candidates = CASES[name]
     small = {"width": 4, "fpn_channels": 8, "head_depth": 0, "topk_candidates": candidates}
     spec = small_spec([f"c{number}" for number in range(classes)], size=(200, 333), resize_rule=rule, **small)
+    spec = replace(spec, clip="canvas" if rule == "yhenon" else "image")
     model = toy_model(spec)
     with torch.no_grad():
         model.box_head.output.weight.mul_(0.05)
@@ -41,7 +44,7 @@ def test_a_graph_of_any_canvas_answers_as_the_reference(name: str, tmp_path: Pat
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
-    found = 0
+    found = beyond = 0
     for resized in SIZES:
         images = rng.integers(0, 256, (2, 3, *spec.resizing.canvas(resized, spec.size)), np.uint8)
         letterbox = np.array([[2 * resized[0], 3 * resized[1], *resized]] * 2, np.float32)
@@ -55,4 +58,5 @@ def test_a_graph_of_any_canvas_answers_as_the_reference(name: str, tmp_path: Pat
             np.testing.assert_allclose(answer[1], boxes, atol=5e-3)
             np.testing.assert_allclose(answer[2], scores, atol=1e-5)
         found += int(count.sum())
-    assert found > 100
+        beyond += int((boxes > letterbox[0, [1, 0, 1, 0]]).any(axis=2).sum())
+    assert found > 100 and (beyond > 10) == (spec.clip == "canvas")

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -294,6 +295,19 @@ def test_flavours_differ_in_the_nodes_behind_the_heads_only(until):
     expected = [("RetinaNetDecode", "trt.plugins"), ("RetinaNetNMS", "trt.plugins")]
     assert ours == expected[: 1 if until == "candidates" else 2]
     assert [(item.domain, item.version) for item in plugins.opset_import] == [("", 18), ("trt.plugins", 1)]
+
+
+def test_the_plugins_are_told_where_boxes_end():
+    spec = SPECS["boxes end at the canvas"]
+    heads = random_heads(spec)
+    graph = gs.import_onnx(graft(raw_model(spec, heads), flavour="tensorrt"))
+    (ends,) = {node.inputs[-1].name for node in graph.nodes if node.domain}
+    graph.outputs = [graph.tensors()[ends].to_variable(np.float32, ["batch", 4])]
+    model = gs.export_onnx(graph.cleanup(remove_unused_graph_inputs=True))
+    (found,) = runner_of(model, "onnxruntime")({"letterbox": heads.letterbox})
+    np.testing.assert_allclose(found, spec.ends(heads.letterbox), rtol=1e-6)
+    np.testing.assert_allclose(found[:, :2] / found[:, 2:], heads.letterbox[:, :2] / heads.letterbox[:, 2:], 1e-6)
+    assert (found[:, 2:] == spec.size).all()
 
 
 def test_the_plugins_attributes_are_the_spec_s():

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from retinaserve.plugins.reference import iou_matrix
 from retinaserve.scripts.lab.authors_inside import OWN_SIZES, image_of, seeded
 from retinaserve.training.errors import UserError
 from retinaserve.training.importers import Choices, Imported, import_content
+from retinaserve.training.importers.parts import FIRST
 from retinaserve.training.model import build_model
 from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.trainer.validate import detect
@@ -71,6 +73,12 @@ def network_input(spec: DetectorSpec, image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels.transpose(2, 0, 1)[None].astype(np.float32))
 
 
+def letterbox_of(spec: DetectorSpec, height: int, width: int) -> np.ndarray:
+    """Return (1, 4) of an image on this canvas: as large, or with all the padding that the author would add."""
+    padding = (spec.resizing.multiple - 1) * (spec.clip == "canvas")
+    return np.array([[height - padding, width - padding] * 2], np.float32)
+
+
 def missing(case: dict[str, Any], boxes: Any, scores: Any, classes: Any) -> list[tuple[float, Any]]:
     """Return the author's detections above 0.1 that have no counterpart."""
     left = []
@@ -93,7 +101,7 @@ def test_it_answers_what_its_author_answers(name: str) -> None:
     for case in record["cases"]:
         height, width = case["size"]
         spec = result.spec.with_size(height, width)
-        letterbox = np.array([[height, width, height, width]], np.float32)
+        letterbox = letterbox_of(spec, height, width)
         heads = model(network_input(spec, image_of((height, width))))
         (count,), boxes, scores, classes = (part[0] for part in detect(spec, heads, letterbox))
         wanted = sum(score > 0.1 for score in case["scores"])
@@ -115,7 +123,7 @@ def test_so_does_the_graph_that_is_served(name: str) -> None:
     raw = heads_graph(model, spec)
     session = onnxruntime.InferenceSession(graft(raw).SerializeToString(), providers=["CPUExecutionProvider"])
     image = image_of((height, width)).transpose(2, 0, 1)[None].astype(spec.pixels)
-    letterbox = np.array([[height, width, height, width]], np.float32)
+    letterbox = letterbox_of(spec, height, width)
     count, boxes, scores, classes = (
         part[0] for part in session.run(None, {"image": image, "letterbox": letterbox})
     )
@@ -224,6 +232,28 @@ def test_a_config_of_mmdetection_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_boxes_of_yhenons_end_at_the_image_where_that_is_said() -> None:
+    spec = imported("yhenon", answers("yhenon"), Choices(clip="image")).spec
+    letterbox = letterbox_of(spec, 256, 384)
+    assert spec.ends(letterbox) is letterbox and spec.clip_margin == -32
+
+
+@pytest.mark.parametrize("name", ["detectron2", "mmdetection_caffe", "fizyr"])
+@torch.no_grad()
+def test_pixels_of_bytes_are_scaled_without_rounding(name: str) -> None:
+    """To the last bit of every output, so that weights are as large as an optimizer's steps expect."""
+    result = imported(name, answers(name), SAID.get(name, Choices()))
+    assert np.allclose(np.multiply(result.spec.std, 255), 64)
+    own = replace(result.spec, std=(1 / 255,) * 3)
+    weights = {**result.weights, FIRST: result.weights[FIRST] / 64}
+    image, found = image_of((96, 128)), []
+    for spec, given in ((result.spec, result.weights), (own, weights)):
+        model = build_model(spec).eval()
+        model.load_state_dict(given)
+        found.append([tensor for pair in model(network_input(spec, image)) for tensor in pair])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_what_is_assumed_is_told() -> None:
     notes = {name: " | ".join(imported(name, answers(name), Choices(), config=False).notes) for name in TOLD}
     for name, words in TOLD.items():
@@ -235,7 +265,7 @@ TOLD = {
     "torchvision_v1": ("output 0 is dropped, guessed", "anchors: sizes 32,40,50", "assumed, torchvision's own"),
     "mmdetection": ("guessed, the file has no config", "assumed, the style's own"),
     "fizyr": ("a training model does not say", "7 without names"),
-    "yhenon": ("at most 300", "assumed, its own"),
+    "yhenon": ("at most 300", "assumed, its own", "boxes end at the canvas"),
     "mlperf": ("guessed to be OpenImages'",),
     "deepforest": ("DeepForest", "named by the file, counted from 0", "score 0.1, NMS 0.05", "predict_file"),
 }
