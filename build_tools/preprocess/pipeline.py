@@ -25,13 +25,13 @@ OUTPUT_RANKS = [3, 1]
 TYPES = {"uint8": types.UINT8, "float32": types.FLOAT}  # of the image, whose pixels are 0..255 in both
 
 
-def resized_sides(height: Any, width: Any, size: tuple[int, int], rule: Resize) -> tuple[Any, Any]:
-    """Return the sides of a resized image: Resize.resized in DALI's operators, of float32 sides, as float32."""
+def resized_sides(height: Any, width: Any, size: tuple[int, int], rule: Resize) -> tuple[Any, Any, Any, Any]:
+    """Return Resize.resized and Resize.extent in DALI's operators: of float32 sides, as float32."""
     if rule.sides == "stretch":
-        return height * 0.0 + size[0], width * 0.0 + size[1]
+        return (height * 0.0 + size[0], width * 0.0 + size[1]) * 2
     if rule.sides == "fit":
         ratio = dmath.min(size[0] / height, size[1] / width)
-        return _rounded(height * ratio, "half_up"), _rounded(width * ratio, "half_up")
+        return (_rounded(height * ratio, "half_up"), _rounded(width * ratio, "half_up")) * 2
     height, width = fn.cast(height, dtype=types.FLOAT64), fn.cast(width, dtype=types.FLOAT64)
     longest = dmath.max(height, width)
     first = size[0] / dmath.min(height, width)
@@ -39,9 +39,10 @@ def resized_sides(height: Any, width: Any, size: tuple[int, int], rule: Resize) 
         height, width, first = height * first, width * first, dmath.min(size[1] / (longest * first), 1.0)
     else:
         first = dmath.min(first, size[1] / longest)
-    sides = (_rounded(side * first, rule.rounding) for side in (height, width))
-    height, width = (fn.cast(side, dtype=types.FLOAT) for side in sides)
-    return height, width
+    exact = (height * first, width * first)
+    rounded = tuple(_rounded(side, rule.rounding) for side in exact)
+    sides = (*rounded, *(exact if rule.by_factor else rounded))
+    return tuple(fn.cast(side, dtype=types.FLOAT) for side in sides)
 
 
 def _rounded(side: Any, rounding: str) -> Any:
@@ -103,13 +104,16 @@ def _resized(
     area: Any = None,
 ) -> tuple[Any, Any]:
     original_h, original_w = original[0], original[1]
-    resized_h, resized_w = resized_sides(original_h, original_w, size, rule)
+    resized_h, resized_w, *extent = resized_sides(original_h, original_w, size, rule)
     height, width = size if rule.fixed else (canvas_side(resized_h, rule), canvas_side(resized_w, rule))
     if rule.blur:  # to four deviations, as scipy.ndimage.gaussian_filter
         ratios = fn.stack(original_h, original_w) / fn.stack(resized_h, resized_w)
         sigma = dmath.max(0.5 * (ratios - 1.0), 1e-3)  # 0 is refused
         window = fn.cast(2.0 * dmath.floor(4.0 * sigma + 0.5) + 1.0, dtype=types.INT32)
         image = fn.gaussian_blur(image, sigma=sigma, window_size=window, dtype=types.FLOAT)
+    if rule.by_factor:  # of an image that was not decoded smaller; its last pixels are repeated beyond it
+        ratios = fn.stack(original_h, original_w) / fn.stack(*extent)
+        area = fn.cat([0.0, 0.0], fn.stack(resized_h, resized_w) * ratios)
     image = resized(image, shape, (resized_h, resized_w), rule, types.FLOAT if rule.blur else kind, area)
     # One pass: place at the top left, pad with the mean colour, HWC -> CHW.
     image = fn.crop_mirror_normalize(
@@ -125,7 +129,7 @@ def _resized(
         dtype=kind,
         output_layout="CHW",
     )
-    return image, fn.stack(original_h, original_w, resized_h, resized_w)
+    return image, fn.stack(original_h, original_w, *extent)
 
 
 def declared(pixels: PixelType = "uint8") -> dict[str, Any]:

@@ -6,7 +6,7 @@ letterbox(Source.open(path), ...)    # the same, a JPEG decoded no finer than it
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -108,18 +108,26 @@ class Source:
         return scale_image(part.image, size, antialias=antialias, box=part.box)
 
     def resized(
-        self, size: tuple[int, int], rule: Resize, window: tuple[int, int, int, int] | None = None
+        self,
+        size: tuple[int, int],
+        rule: Resize,
+        window: tuple[int, int, int, int] | None = None,
+        *,
+        extent: tuple[float, float] | None = None,
     ) -> Canvas:
-        """Return the image, or a window of it, at (h, w) as the rule has it: (h, w, 3), rounded or not."""
-        if rule.pixels == "uint8" and not (rule.blur or rule.fixed_point):
-            return np.asarray(self.at(size, window, antialias=rule.antialias))
+        """Return the image, or a window of it, at (h, w) as the rule has it: (h, w, 3), rounded or not.
+
+        `extent` is the rule's, of a whole image, if the pixels are to go by it.
+        """
+        if rule.pixels == "uint8" and rule.antialias:
+            return np.asarray(self.at(size, window))
         part = self.part(size, window, antialias=rule.antialias)
         if rule.fixed_point and rule.pixels == "uint8":
             return _interpolated_bytes(np.asarray(part.image), size)
         if not rule.antialias:
-            given = np.asarray(part.image, np.float32)
-            found = _interpolated(_blurred(given, size) if rule.blur else given, size)
-            return found if rule.pixels == "float32" else np.rint(found).astype(np.uint8)
+            given = np.array(part.image, np.float32 if rule.blur else rule.pixels)
+            found = _interpolated(_blurred(given, size) if rule.blur else given, size, extent)
+            return found if rule.pixels == found.dtype else np.rint(found).astype(np.uint8)
         bands = (scale_image(band.convert("F"), size, box=part.box) for band in part.image.split())
         return np.dstack([np.asarray(band, np.float32) for band in bands])
 
@@ -166,14 +174,14 @@ def letterbox(
 ) -> tuple[Canvas, npt.NDArray[np.float32]]:
     """Scale an image by a rule, at the top left of a canvas of the padding's colour.
 
-    Returns (H, W, 3) of the rule's type and [original h, original w, resized h, resized w].
+    Returns (H, W, 3) of the rule's type and [original h, original w, resized h, resized w], the latter its extent.
     """
     source = Source.of(image) if isinstance(image, Image.Image) else image
-    resized = rule.resized(source.size, size)
+    resized, extent = rule.resized(source.size, size), rule.extent(source.size, size)
     height, width = rule.canvas(resized, size)
     canvas = np.full((height, width, 3), pad_value, rule.pixels)
-    canvas[: resized[0], : resized[1]] = source.resized(resized, rule)
-    return canvas, np.array((*source.size, *resized), np.float32)
+    canvas[: resized[0], : resized[1]] = source.resized(resized, rule, extent=extent)
+    return canvas, np.array((*source.size, *extent), np.float32)
 
 
 def scale_image(
@@ -206,11 +214,16 @@ def scale_image(
     return Image.fromarray(_interpolated(np.array(image), size))
 
 
-def _interpolated(image: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
+def _interpolated(
+    image: npt.NDArray[Any], size: tuple[int, int], extent: tuple[float, float] | None = None
+) -> npt.NDArray[Any]:
     import torch
 
     given = torch.from_numpy(image).permute(2, 0, 1)[None]  # (h, w, 3) -> (1, 3, h, w)
-    (scaled,) = torch.nn.functional.interpolate(given, size, mode="bilinear")
+    factors: Sequence[float | None] = (None, None)
+    if extent is not None and extent != size:  # which `interpolate` takes in place of a size alone
+        factors = [new / old for new, old in zip(extent, image.shape[:2], strict=True)]
+    (scaled,) = torch.ops.aten.upsample_bilinear2d(given, size, False, *factors)
     found: npt.NDArray[Any] = scaled.permute(1, 2, 0).numpy()
     return found
 

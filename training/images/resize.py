@@ -35,6 +35,9 @@ class Resize:
     blur: bool = False  # before, by a Gaussian of (old / new - 1) / 2, as skimage does against aliasing
     multiple: int = 1  # of the canvas's sides
     in_turn: bool = False  # the longer side is cut by a second factor: another last bit
+    by_factor: bool = (
+        False  # pixels and boxes are mapped by the factor, not by what the rounded sides are to the old
+    )
     beyond: bool = False  # the next multiple even where a side is one already
     pixels: PixelType = "uint8"  # whether what was resized is rounded
     usual: Size = (800, 1333)  # `size` where nobody says one
@@ -56,6 +59,13 @@ class Resize:
             second = size[1] / (max(original) * first)
             return scaled((original[0] * first, original[1] * first), second, self.rounding)
         return scaled(original, min(first, most), self.rounding)
+
+    def extent(self, original: Size, size: Size) -> tuple[float, float]:
+        """Return (h, w), in the network's pixels, that the image is mapped to; what LETTERBOX holds."""
+        if not self.by_factor:
+            return self.resized(original, size)
+        factor = min(size[0] / min(original), size[1] / max(original))
+        return original[0] * factor, original[1] * factor
 
     def canvas(self, resized: Size, size: Size) -> Size:
         """Return (h, w) of what the network is given, with the resized image at its top left."""
@@ -85,8 +95,8 @@ RESIZES: Mapping[str, Resize] = {
     "yhenon": Resize(
         "short", "half_even", False, blur=True, multiple=32, beyond=True, pixels="float32", usual=(608, 1024)
     ),
-    # resize_image of fizyr's keras-retinanet, by OpenCV of floats, and no padding
-    "fizyr": Resize("short", "half_even", antialias=False, pixels="float32"),
+    # resize_image of fizyr's keras-retinanet, by OpenCV of floats and a factor, and no padding
+    "fizyr": Resize("short", "half_even", antialias=False, by_factor=True, pixels="float32"),
     # NVIDIA's retinanet-examples: Pillow's bilinear, padded to the largest stride
     "odtk": Resize("short", "floor", passes=True, multiple=128),
     # MLPerf's reference: GeneralizedRCNNTransform of a fixed size

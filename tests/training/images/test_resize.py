@@ -154,3 +154,17 @@ def test_a_blur_is_skimages() -> None:
     np.testing.assert_allclose(smaller, expected, atol=0.01)
     higher = source.resized((96, 20), rule)[50, 10]  # skimage mirrors the borders of what grows
     np.testing.assert_allclose(higher, [127.85, 93.78, 132.1], atol=0.01)
+
+
+def test_pixels_go_by_the_factor_not_by_the_rounded_sides() -> None:
+    """Pixels of OpenCV 4.11.0, resize(image, None, fx=factor, fy=factor) of floats, at corners and inside."""
+    y, x = np.mgrid[:45, :61]
+    pixels = np.stack([(3 * y * y + 5 * x * x + 40 * c) % 251 for c in range(3)], axis=2)
+    image, rule = Image.fromarray(pixels.astype(np.uint8)), RESIZES["fizyr"]
+    found, how = letterbox(image, (20, 33), (0, 0, 0), rule)
+    assert found.shape == (20, 27, 3) and how.tolist() == [45, 61, 20, np.float32(61 * 20 / 45)]
+    expected = [[5, 45, 85], [99.5, 139.5, 148.12], [75.12, 115.12, 127.67], [126.38, 154.61, 175]]
+    np.testing.assert_allclose(found[[0, 0, 10, 19], [0, 26, 13, 26]], expected, atol=0.01)
+    found, how = letterbox(image, (100, 333), (0, 0, 0), rule)
+    assert found.shape == (100, 136, 3) and how[3] == np.float32(61 * 100 / 45)
+    np.testing.assert_allclose(found[50, 68], [170.45, 147.23, 55.92], atol=0.01)
