@@ -209,17 +209,23 @@ def infer_torchvision(model, image):
     return found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy()
 
 
-def deepforest():
-    """DeepForest's RetinaNetHub with two classes."""
+def load_deepforest():
+    """Return DeepForest's RetinaNetHub, and keep it from downloading a backbone, to be replaced."""
     import functools
-    import importlib.metadata
 
     from deepforest.models.retinanet import RetinaNetHub
     from torchvision.models import detection
 
-    # it would download a backbone, to be replaced
     make = functools.partial(detection.retinanet_resnet50_fpn, weights_backbone=None)
     detection.retinanet.retinanet_resnet50_fpn = detection.retinanet_resnet50_fpn = make
+    return RetinaNetHub
+
+
+def deepforest():
+    """DeepForest's RetinaNetHub with two classes."""
+    import importlib.metadata
+
+    RetinaNetHub = load_deepforest()
     model = RetinaNetHub(num_classes=2, label_dict={"Alive": 0, "Dead": 1}, score_thresh=0.1)
     version = importlib.metadata.version("deepforest")
     config = json.loads(json.dumps(model._hub_mixin_config))

@@ -51,6 +51,8 @@ from retinaserve.training.scoring.scores import evaluate
 INSIDE = Path(__file__).with_name("imported_inside.py")
 FAMILIES: Mapping[str, Mapping[str, Any]] = {  # what is said to `import`
     "torchvision": {},
+    "deepforest": {},
+    "deepforest_image": {},
     "detectron2": {},
     "mmdetection": {},
     "yhenon": {"topk_candidates": 40_000, "max_detections": 2000},  # it has no limits
@@ -155,15 +157,22 @@ def write_back(path: Path, given: Imported, weights: Mapping[str, Tensor]) -> No
             torch.save(content, path)
 
 
-def taught(given: argparse.Namespace, start: Imported) -> Path:
+def taught(given: argparse.Namespace, torchvisions: Path) -> Path:
     """Return another author's own file with weights that detect."""
     folder: Path = given.work / given.family
     folder.mkdir(parents=True, exist_ok=True)
+    if given.family.startswith("deepforest"):  # they fit as they are
+        path = folder / "model.pl"
+        made = (given.family, "new", path, given.train_annotations, torchvisions)
+        if not path.is_file():
+            subprocess.run(inside(given.python, *made), check=True)
+        return path
     suffix = ".h5" if given.family == "fizyr" else ".pth"
     path, seeded, tuned = folder / f"model{suffix}", folder / f"seeded{suffix}", folder / "tuned.pth"
     if path.is_file():
         return path
     subprocess.run(inside(given.python, given.family, "new", seeded, given.train_annotations), check=True)
+    start = import_weights(torchvisions, chosen("torchvision", SMALL, given.train_annotations))
     choices = chosen(given.family, SMALL, given.train_annotations)
     made = import_weights(seeded, choices)
     save(folder / "start.pth", Checkpoint(made.spec, warm(made, start)))
@@ -311,7 +320,7 @@ def main() -> None:
         words = ("torchvision", "train", weights, given.train_images, given.train_annotations)
         subprocess.run(inside(given.python, *words), check=True)
     if given.family != "torchvision":
-        weights = taught(given, import_weights(weights, chosen("torchvision", SMALL, given.train_annotations)))
+        weights = taught(given, weights)
     if not given.speed:
         summary = agreement(given, weights, labels)
         write_json(given.work / f"{given.family}-agreement.json", {**summary, "machine": machine()})

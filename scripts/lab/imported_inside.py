@@ -17,11 +17,12 @@ import math
 import random
 import resource
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from authors_inside import load_fizyr, load_mmdetection, seeded
+from authors_inside import load_deepforest, load_fizyr, load_mmdetection, seeded
 from PIL import Image
 
 try:
@@ -107,6 +108,61 @@ class Torchvision:
         """Return boxes, scores and category ids."""
         (found,) = self.model([decoded(path)])
         return (found[name].tolist() for name in ("boxes", "scores", "labels"))
+
+
+class Deepforest:
+    """DeepForest's RetinaNetHub, of a Hugging Face folder and a checkpoint, by predict_file."""
+
+    def __init__(self, ids, weights=None):
+        from deepforest.main import deepforest
+
+        self.hub, self.make, self.ids = load_deepforest(), deepforest, ids
+        if weights:
+            self.main = deepforest.load_from_checkpoint(weights, map_location="cpu", weights_only=False)
+            self.main.create_trainer(logger=False, enable_progress_bar=False, enable_model_summary=False)
+
+    def save(self, path, names, start):
+        """Write its folder of torchvision's weights without the background, and the checkpoint of a run of it."""
+        state = torch.load(start, weights_only=True)
+        for name in ("head.classification_head.cls_logits.weight", "head.classification_head.cls_logits.bias"):
+            value = state[name]
+            state[name] = value.view(9, -1, *value.shape[1:])[:, self.ids].flatten(0, 1)
+        labels = {name: place for place, name in enumerate(names)}
+        words = {"score_thresh": 0.1, "label_dict": labels, "min_size": SIDE, "max_size": LONGEST}
+        model = self.hub(num_classes=len(labels), **words)
+        model.load_state_dict(state)
+        folder = path.with_suffix("")
+        model.save_pretrained(folder)
+        settings = {"model": {"name": str(folder)}, "accelerator": "cpu", "workers": 0}
+        self.main = self.make(config_args={**settings, "label_dict": labels, "num_classes": len(labels)})
+        blank = folder / "blank.png"
+        Image.new("RGB", (LONGEST, SIDE)).save(blank)
+        self.listed(blank)  # without a run Lightning saves nothing
+        self.main.save_model(path)
+
+    def listed(self, path):
+        """Return its table of an image's boxes."""
+        with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+            file.write(f"image_path,xmin,ymin,xmax,ymax,label\n{path.name},0,0,1,1,any\n")
+            file.flush()
+            return self.main.predict_file(file.name, str(path.parent))
+
+    def answer(self, path, predict=None):
+        """Return boxes, scores and category ids."""
+        found = (predict or self.listed)(path)
+        if found is None or found.empty:
+            return [], [], []
+        boxes = found[["xmin", "ymin", "xmax", "ymax"]].values.tolist()
+        places = [self.main.label_dict.get(each, each) for each in found.label]  # names, or numbers
+        return boxes, found.score.tolist(), [self.ids[int(place)] for place in places]
+
+
+class DeepforestImage(Deepforest):
+    """The same by predict_image."""
+
+    def answer(self, path):
+        """Return boxes, scores and category ids."""
+        return super().answer(path, lambda path: self.main.predict_image(path=str(path)))
 
 
 class Detectron2:
@@ -238,6 +294,8 @@ def seeded_state(model):
 
 FAMILIES = {
     "torchvision": Torchvision,
+    "deepforest": Deepforest,
+    "deepforest_image": DeepforestImage,
     "detectron2": Detectron2,
     "mmdetection": Mmdetection,
     "yhenon": Yhenon,
@@ -254,11 +312,11 @@ def train(family, weights, images, labels):
     torch.save(author.model.state_dict(), weights)
 
 
-def new(family, weights, labels):
-    """Write the author's own file, with seeded weights, of a network for the labels' categories."""
+def new(family, weights, labels, *start):
+    """Write the author's own file of a network for the labels' categories: of seeded weights, or torchvision's."""
     categories = json.loads(Path(labels).read_text())["categories"]
     names = {each["id"]: each["name"] for each in sorted(categories, key=lambda each: each["id"])}
-    FAMILIES[family](list(names)).save(Path(weights), list(names.values()))
+    FAMILIES[family](list(names)).save(Path(weights), list(names.values()), *start)
 
 
 def answer(family, weights, images, labels, target):
