@@ -36,7 +36,7 @@ def import_yhenon(found: Found, choices: Choices) -> Imported:
     scale_boxes(weights, DEVIATION)
     source = "assumed, its own; the file does not say: --anchor-sizes, --anchor-ratios"
     table, anchors = anchors_of(choices, SIZES, RATIOS, source, order="ratio", centre=0.5)
-    clip = choices.clip or "canvas"
+    clip = choices.clip or ("canvas" if choices.resize_rule in (None, "yhenon") else "image")
     spec, line = spec_of(
         choices,
         weights,
@@ -53,8 +53,8 @@ def import_yhenon(found: Found, choices: Choices) -> Imported:
         f"{choices.max_detections or DETECTIONS}",
         line,
         anchors,
-        f"boxes end at the {clip}"
-        + (" (as you said)" if choices.clip else ", some in its padding (its own do; --clip image: a better AP)"),
+        f"boxes end at the {clip} (--clip)"
+        + (", some in its padding, as its own do; --clip image: a better AP" if clip == "canvas" else ""),
     ]
     return assemble(spec, weights, choices, notes)
 
