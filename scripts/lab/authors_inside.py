@@ -11,24 +11,18 @@ The environments, each of its own, with torch 2.13 where nothing else is said:
     detectron2     torchvision's, and fvcore omegaconf hydra-core pycocotools; SOURCE is its repository at 02b5c4e
     mmdetection    torchvision's, and mmdet==3.3.0 mmengine==0.10.7; SOURCE is mmcv's repository at a8073c7
     yhenon         torchvision's, and scikit-image; SOURCE is yhenon/pytorch-retinanet at 0348a9d
+    odtk           torchvision's, and pycocotools requests; SOURCE is NVIDIA/retinanet-examples at 65e6310
     fizyr          tensorflow-cpu==2.15.1 keras-resnet==0.2.0; SOURCE is fizyr/keras-retinanet at 7ac91df
 
-Beside numpy it imports the author's packages alone; the tests make the same weights and images by `seeded` and
-`image_of`. SOURCE are folders with checked out sources, put in front of sys.path. What is not the author's own:
-
-    deepforest     torchvision's constructor is told not to download a backbone
-    mlperf         mlperf_logging is a module that does nothing
-    mmdetection    of mmcv's compiled operators NMS is torchvision's, the others are missing; mmcv says it is 2.1.0
-    fizyr          compute_overlap, compiled and of training alone, is missing
-    all            weights are seeded, outputs scaled so that scores are spread, and the resize is left out
+Beside numpy it imports the author's packages alone. The tests make the same weights and images by `seeded` and
+`image_of`. SOURCE are folders with checked out sources, put in front of sys.path. What is not the author's own
+is in authors_load.py; besides, weights are seeded, outputs scaled so that scores are spread, and no image resized.
 """
 
 import gzip
-import importlib.machinery
 import json
 import math
 import sys
-import types
 import zlib
 from pathlib import Path
 
@@ -209,21 +203,11 @@ def infer_torchvision(model, image):
     return found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy()
 
 
-def load_deepforest():
-    """Return DeepForest's RetinaNetHub, and keep it from downloading a backbone, to be replaced."""
-    import functools
-
-    from deepforest.models.retinanet import RetinaNetHub
-    from torchvision.models import detection
-
-    make = functools.partial(detection.retinanet_resnet50_fpn, weights_backbone=None)
-    detection.retinanet.retinanet_resnet50_fpn = detection.retinanet_resnet50_fpn = make
-    return RetinaNetHub
-
-
 def deepforest():
     """DeepForest's RetinaNetHub with two classes."""
     import importlib.metadata
+
+    from authors_load import load_deepforest
 
     RetinaNetHub = load_deepforest()
     model = RetinaNetHub(num_classes=2, label_dict={"Alive": 0, "Dead": 1}, score_thresh=0.1)
@@ -234,23 +218,9 @@ def deepforest():
 
 def mlperf():
     """MLPerf's reference of ResNeXt50; its resize is to the size that it is given."""
+    from authors_load import load_mlperf
 
-    class Log(types.ModuleType):
-        def __getattr__(self, name):
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return Log(name)
-
-        def __call__(self, *args, **words):
-            return self
-
-    for name in ("mlperf_logging", "mlperf_logging.mllog", "mlperf_logging.mllog.constants"):
-        sys.modules[name] = Log(name)
-    from model.retinanet import retinanet_from_backbone
-
-    model = retinanet_from_backbone(
-        "resnext50_32x4d", num_classes=264, image_size=[256, 384], pretrained_backbone=False
-    )
+    model = load_mlperf()("resnext50_32x4d", num_classes=264, image_size=[256, 384], pretrained_backbone=False)
 
     def infer(model, image):
         model.transform.image_size = image.shape[:2]
@@ -289,31 +259,12 @@ def of_detectron2(stride_in_1x1):
     return author
 
 
-def load_mmdetection():
-    """Import mmcv without what it compiles, and return its version."""
-    import torchvision
-
-    class Ext(types.ModuleType):
-        __file__ = __path__ = None
-
-        def __getattr__(self, name):
-            return lambda *args, **words: None
-
-        def nms(self, boxes, scores, iou_threshold, offset):
-            return torchvision.ops.nms(boxes, scores, iou_threshold)
-
-    ext = sys.modules["mmcv._ext"] = Ext("mmcv._ext")
-    ext.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
-    import mmcv
-
-    version, mmcv.__version__ = mmcv.__version__, "2.1.0"  # mmdet refuses its own newer sources
-    return version
-
-
 def of_mmdetection(**how):
     """Return an author of mmdetection's R50-FPN, narrow; its compiled operators are torchvision's here."""
 
     def author():
+        from authors_load import load_mmdetection
+
         version = load_mmdetection()
         import mmdet
         import mmengine
@@ -375,18 +326,10 @@ def yhenon():
     return run_torch(model, layers, infer, versions={"pytorch-retinanet": "0348a9d"}, spread=3.0)
 
 
-def load_fizyr():
-    """Return keras_retinanet.models, without what is compiled."""
-    compiled = types.ModuleType("keras_retinanet.utils.compute_overlap")
-    compiled.compute_overlap = None  # Cython, of training alone
-    sys.modules["keras_retinanet.utils.compute_overlap"] = compiled
-    from keras_retinanet import models
-
-    return models
-
-
 def fizyr():
     """fizyr's ResNet50, as a converted model answers."""
+    from authors_load import load_fizyr
+
     models = load_fizyr()
     import h5py
     import keras

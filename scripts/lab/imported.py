@@ -57,10 +57,15 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {  # what is said to `import`
     "mmdetection": {},
     "yhenon": {"topk_candidates": 40_000, "max_detections": 2000},  # it has no limits
     "fizyr": {},
+    "mlperf": {},
+    "odtk": {},
 }
-FINE_TUNING = "--batch 4 --lr 0.0005 --warmup 10 --augment flip --batch-norm frozen --freeze 1 --precision bf16"
+FINE_TUNING = "--batch 4 --lr 0.0005 --warmup 10 --augment flip --precision bf16"
+KEPT = "--batch-norm frozen --freeze 1"  # of a ResNet50, whose weights are torchvision's
+OUTPUTS = 264  # of MLPerf
+UNSEEN = {2: -6.0, 5: 0.0}  # bias and weight of classes without a box, by their axes
 PRECISIONS, WAYS = ("fp32", "bf16", "int8"), ("eager", "compiled", "frozen")
-SMALL = (192, 320)  # what imported_inside.py trains and answers at
+SMALL, SQUARE = (192, 320), (192, 192)  # what imported_inside.py trains and answers at; the square by MLPerf
 IOU, SCORE = 0.9, 0.02  # what counts as the same detection
 CLEAR = 0.1  # a score well above the threshold, which rounding does not move below it
 CALIBRATED_WITH = 16
@@ -72,6 +77,15 @@ Results = Mapping[int, Detections]
 def inside(python: Path, *words: object) -> list[str]:
     """Return the command line of the other environment's part."""
     return [str(python), str(INSIDE), *map(str, words)]
+
+
+def outputs(annotations: Path, work: Path) -> Path:
+    """Write labels with a category for each output of MLPerf's; return them."""
+    content = json.loads(annotations.read_text())
+    names = {each["id"]: each["name"] for each in content["categories"]}
+    content["categories"] = [{"id": n, "name": names.get(n, f"output {n}")} for n in range(OUTPUTS)]
+    write_json(work / annotations.name, content)
+    return work / annotations.name
 
 
 def turned(images: Path, annotations: Path, work: Path) -> Path:
@@ -109,27 +123,50 @@ def warm(given: Imported, start: Imported) -> dict[str, Tensor]:
         table - table.mean((0, 1)) for table in (np.array(each.spec.anchors[0]) for each in (given, start))
     )
     rows = np.abs(ours[:, None] - theirs[None]).sum(-1).argmin(1)
+    places = [given.spec.category_ids.index(each) for each in start.spec.category_ids]
     scale = torch.tensor(np.divide(given.spec.std, start.spec.std), dtype=torch.float32).view(1, 3, 1, 1)
     weights = {}
     for name, value in given.weights.items():
         found = start.weights.get(name, value)
-        if found.shape != value.shape:  # P6 of another level
-            found = torch.zeros_like(value)
-        elif ".output." in name:
-            found = found.view(len(rows), -1, *found.shape[1:])[rows].flatten(0, 1)
+        if ".output." in name:  # (A * C, ...)
+            found = found.view(len(rows), -1, *found.shape[1:])[rows]
+            if name.startswith("cls_head"):
+                wide = torch.full((len(rows), len(given.spec.classes), *found.shape[2:]), UNSEEN[found.dim()])
+                wide[:, places] = found
+                found = wide
+            found = found.flatten(0, 1)
+        elif found.shape != value.shape:  # P6 of another level, a ResNeXt's blocks
+            found = torch.zeros_like(value) if name.startswith("fpn") else value
         weights[name] = found * scale if name == "backbone.conv1.weight" else found
     return weights
 
 
-def turns(value: Tensor) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
-    """Yield what an import may make of a tensor's axes, and the way back."""
-    if value.dim() == 4 and value.shape[0] == value.shape[1] < 8:  # Keras' order of axes
+def turns(name: str, value: Tensor) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
+    """Yield what an import may make of a tensor, but for a factor, and the way back."""
+    if "pyramid_regression/" in name:  # fizyr's corners
+        order, back = ((3, 2, 0, 1), (2, 3, 1, 0)) if value.dim() == 4 else ((0,), (0,))
+        yield centred(value).permute(order), lambda tensor: cornered(tensor.permute(back).contiguous())
+    elif value.dim() == 4 and value.shape[0] == value.shape[1] < 8:  # Keras' order of axes
         yield value.permute(3, 2, 0, 1), lambda tensor: tensor.permute(2, 3, 1, 0)
         yield value.flip(2).permute(3, 2, 0, 1), lambda tensor: tensor.permute(2, 3, 1, 0).flip(2)
-        return
-    yield value, lambda tensor: tensor
-    if value.dim() == 4 and value.shape[1] == 3:
-        yield value.flip(1), lambda tensor: tensor.flip(1)
+    else:
+        yield value, lambda tensor: tensor
+        if value.dim() == 4 and value.shape[1] == 3:
+            yield value.flip(1), lambda tensor: tensor.flip(1)
+
+
+def centred(output: Tensor) -> Tensor:
+    """Return Keras' box output as the import has it: centres and sizes, of fifths of an anchor at corners."""
+    x1, y1, x2, y2 = (0.2 * output).view(*output.shape[:-1], -1, 4).unbind(-1)
+    one = float(output.dim() == 1)  # of the bias
+    return torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1 + one, y2 - y1 + one], dim=-1).flatten(-2)
+
+
+def cornered(output: Tensor) -> Tensor:
+    """Return what `centred` was given."""
+    x, y, wide, high = output.view(*output.shape[:-1], -1, 4).unbind(-1)
+    wide, high = (0.5 * (side - float(output.dim() == 1)) for side in (wide, high))
+    return 5 * torch.stack([x - wide, y - high, x + wide, y + high], dim=-1).flatten(-2)
 
 
 def write_back(path: Path, given: Imported, weights: Mapping[str, Tensor]) -> None:
@@ -146,7 +183,7 @@ def write_back(path: Path, given: Imported, weights: Mapping[str, Tensor]) -> No
             content = torch.load(path, weights_only=True)
             state = next((content[key] for key in ("model", "state_dict") if key in content), content)
         for name, value in state.items():
-            for turned, back in turns(value) if value.is_floating_point() else ():
+            for turned, back in turns(name, value) if value.is_floating_point() else ():
                 for ours, made in given.weights.items():
                     factor = made / turned if made.shape == turned.shape else torch.zeros(1)
                     if torch.isclose(factor[..., None], DEVIATIONS, rtol=1e-3).any(-1).all():
@@ -172,12 +209,13 @@ def taught(given: argparse.Namespace, torchvisions: Path) -> Path:
     if path.is_file():
         return path
     subprocess.run(inside(given.python, given.family, "new", seeded, given.train_annotations), check=True)
-    start = import_weights(torchvisions, chosen("torchvision", SMALL, given.train_annotations))
-    choices = chosen(given.family, SMALL, given.train_annotations)
+    start = import_weights(torchvisions, chosen("torchvision", SMALL, given.labels))
+    choices = chosen(given.family, given.size, given.train_annotations)
     made = import_weights(seeded, choices)
     save(folder / "start.pth", Checkpoint(made.spec, warm(made, start)))
     words = ["train", tuned, "--fine-tune", folder / "start.pth", "--images", given.train_images]
     words += ["--annotations", given.train_annotations, "--iters", given.iters, *FINE_TUNING.split()]
+    words += KEPT.split() if made.spec.network.backbone == start.spec.network.backbone else []
     subprocess.run([sys.executable, "-m", "retinaserve", *map(str, words)], check=True)
     weights = load(tuned).weights
     write_back(seeded, made, weights)
@@ -235,7 +273,7 @@ def agreement(given: argparse.Namespace, weights: Path, labels: Path) -> dict[st
         subprocess.run(inside(given.python, *words), check=True)
     summary: dict[str, Any] = {}
     for precision in given.precisions:
-        repository = served(given.family, weights, labels, given.work, precision, SMALL)
+        repository = served(given.family, weights, labels, given.work, precision, given.size)
         with TritonServer(repository, ServerOptions.free_ports(threads=usable_cores())) as server:
             server.wait_until_ready(READY)
             with Client(server.grpc_url, timeout=300) as client:
@@ -314,11 +352,17 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=4, help="Photos of a turn.")
     parser.add_argument("--rounds", type=int, default=3, help="Turns.")
     given = parser.parse_args()
-    labels = turned(given.images, given.annotations, given.work)
     weights: Path = given.work / "torchvision-weights.pth"
     if not weights.is_file():
         words = ("torchvision", "train", weights, given.train_images, given.train_annotations)
         subprocess.run(inside(given.python, *words), check=True)
+    given.size, given.labels, folder = SMALL, given.train_annotations, given.work
+    if given.family == "mlperf":
+        given.size, folder = SQUARE, given.work / "outputs"
+        folder.mkdir(exist_ok=True)
+        given.annotations = outputs(given.annotations, folder)
+        given.train_annotations = outputs(given.train_annotations, folder)
+    labels = turned(given.images, given.annotations, folder)
     if given.family != "torchvision":
         weights = taught(given, weights)
     if not given.speed:

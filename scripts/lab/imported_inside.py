@@ -22,7 +22,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from authors_inside import load_deepforest, load_fizyr, load_mmdetection, seeded
+from authors_inside import seeded
+from authors_load import load_deepforest, load_fizyr, load_mlperf, load_mmdetection, load_odtk
 from PIL import Image
 
 try:
@@ -165,6 +166,22 @@ class DeepforestImage(Deepforest):
         return super().answer(path, lambda path: self.main.predict_image(path=str(path)))
 
 
+class Mlperf(Torchvision):
+    """The reference's ResNeXt50, of images stretched to a square; its labels are the category ids."""
+
+    def __init__(self, ids, weights=None):
+        self.model = load_mlperf()(
+            "resnext50_32x4d", num_classes=len(ids), image_size=[SIDE, SIDE], pretrained_backbone=False
+        )
+        if weights:
+            self.model.load_state_dict(torch.load(weights, weights_only=True)["model"])
+        self.model.eval()
+
+    def save(self, path, names):
+        """Write what its train.py writes of the network."""
+        torch.save({"model": seeded_state(self.model)}, path)
+
+
 class Detectron2:
     """R50-FPN as the model zoo configures it, by DefaultPredictor."""
 
@@ -254,6 +271,34 @@ class Yhenon:
         return boxes.tolist(), scores.tolist(), [self.ids[int(each)] for each in labels]
 
 
+class Odtk:
+    """ResNet50FPN with its own data set, decode and NMS of a CPU; classes are the sorted ids."""
+
+    def __init__(self, ids, weights=None):
+        self.parts, self.ids = load_odtk("data", "model"), ids
+        make = self.parts[1].Model
+        self.model = make.load(weights)[0] if weights else make(classes=len(ids))
+        self.model.eval()
+
+    def save(self, path, names):
+        """Write what its training does."""
+        self.model.load_state_dict(seeded_state(self.model))
+        self.model.save({"path": path})
+
+    def answer(self, path):
+        """Return boxes, scores and category ids: infer.py's, a pixel of the image wider."""
+        path = Path(path)
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as labels:
+            json.dump({"images": [{"id": 1, "file_name": path.name}], "annotations": []}, labels)
+            labels.flush()
+            images = self.parts[0].CocoDataset(path.parent, SIDE, LONGEST, self.model.stride, labels.name)
+        pixels, _, ratio = images[0]
+        scores, boxes, classes = (each[0] for each in self.model(pixels[None]))
+        found = scores > 0
+        boxes = boxes[found] / ratio + torch.tensor([0, 0, 1, 1])
+        return boxes.tolist(), scores[found].tolist(), [self.ids[int(each)] for each in classes[found]]
+
+
 class Fizyr:
     """resnet50, converted, with its own reading, mean and resize; classes are the sorted ids."""
 
@@ -300,6 +345,8 @@ FAMILIES = {
     "mmdetection": Mmdetection,
     "yhenon": Yhenon,
     "fizyr": Fizyr,
+    "mlperf": Mlperf,
+    "odtk": Odtk,
 }
 
 
