@@ -131,6 +131,19 @@ def _replace(module: nn.Module, kind: Any) -> None:
             _replace(child, kind)
 
 
+def lone_side(model: nn.Module, coarsest: int) -> int:
+    """Return the side of images up to which one alone leaves a norm that learns a single value; 0: none does.
+
+    coarsest: the stride of the last level.
+    """
+    learning = {
+        name
+        for name, part in model.named_children()
+        if any(type(each) is nn.BatchNorm2d and each.training for each in part.modules())
+    }
+    return coarsest if learning - {"backbone"} else 32 if learning else 0
+
+
 class FrozenBatchNorm(nn.BatchNorm2d):
     """A batch norm that always infers and never learns."""
 

@@ -32,7 +32,13 @@ from retinaserve.training.model.losses import Losses, Target, aligned_loss, dete
 from retinaserve.training.model.retinanet import RetinaNet
 from retinaserve.training.spec import DetectorSpec
 from retinaserve.training.trainer.config import TrainConfig
-from retinaserve.training.trainer.distributed import ALONE, ProcessGroup, process_group, replace_batch_norms
+from retinaserve.training.trainer.distributed import (
+    ALONE,
+    ProcessGroup,
+    lone_side,
+    process_group,
+    replace_batch_norms,
+)
 from retinaserve.training.trainer.optimizer import Ema, build_optimizer
 from retinaserve.training.trainer.progress import Meter, Progress, Recorder
 from retinaserve.training.trainer.start import detector_to_train, find_start, initialise
@@ -121,6 +127,7 @@ class Trainer:
         self.layout = torch.channels_last if last else torch.contiguous_format
         # torch's own signature of Module.to leaves this argument out
         self.network: RetinaNet = network.to(self.device).to(memory_format=self.layout).train()  # type: ignore[call-overload]
+        self.lone_side = lone_side(self.network, spec.strides[-1])
         self.ema = Ema(self.network, config.ema) if config.ema else None
         self.optimizer = build_optimizer(self.network, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
@@ -199,8 +206,16 @@ class Trainer:
     def step(self, batch: Batch, iteration: int) -> Losses:
         """Learn from this process's part of a batch; return the losses of all of it.
 
-        Raises UserError if they are no numbers.
+        Raises UserError if they are no numbers, and for a batch too small for batch norms.
         """
+        count, _, height, width = batch.images.shape
+        if count == 1 and max(height, width) <= self.lone_side:
+            raise UserError(
+                f"batch norms learn from more than one value: one image of {height} x {width} is one cell of the "
+                "coarsest level",
+                f"a batch of 2 a process, or a side above {self.lone_side}, is expected",
+                code=Exit.USAGE,
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(iteration)
         targets = [

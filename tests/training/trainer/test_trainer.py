@@ -184,6 +184,22 @@ def test_a_loss_that_is_no_number_names_the_images_and_a_way_out(tmp_path: Path,
     assert "try a lower --lr than 1e+06" in caught.value.hint
 
 
+@pytest.mark.parametrize("size", [(64, 64), (128, 32), (32, 130)])
+def test_one_small_image_is_too_little_for_batch_norms(
+    tmp_path: Path, data: CocoDataset, size: tuple[int, int]
+) -> None:
+    """torch's own batch norm raises where the two are refused, and takes the third: two cells of stride 128."""
+    spec, config = replace(SPEC, size=size), replace(QUICK, batch=1, iterations=1)
+    if max(size) > 128:
+        assert run(tmp_path / "model.pth", spec, data, config).iteration == 1
+    else:
+        with pytest.raises(UserError, match=f"one image of {size[0]} x {size[1]} is one cell") as caught:
+            run(tmp_path / "model.pth", spec, data, config)
+        assert "above 128" in caught.value.hint
+        plain = replace(spec, network=replace(spec.network, pyramid_norm=False, norm="none"))
+        assert run(tmp_path / "plain.pth", plain, data, config).iteration == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
