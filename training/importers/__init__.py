@@ -10,6 +10,7 @@ order of channels are folded in. Nothing is downloaded, and no family's own pack
 
 import csv
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from retinaserve.training.importers import detectron2, fizyr, mmdetection, odtk,
 from retinaserve.training.importers.parts import (
     EPS,
     MOBILENET_EPS,
+    UNKNOWN,
     Choices,
     Found,
     Imported,
@@ -32,7 +34,7 @@ from retinaserve.training.importers.parts import (
     with_eps,
 )
 from retinaserve.training.importers.reader import read_weights
-from retinaserve.training.importers.states import Candidate, choose, find
+from retinaserve.training.importers.states import Candidate, check_layers, choose, find, nearest
 from retinaserve.training.model.backbones import build_backbone
 from retinaserve.training.spec import Design, Network
 
@@ -63,6 +65,10 @@ NUMBERED = ("features.1.conv.0.0.weight", "features.1.block.0.0.weight", "featur
 SOURCES = tuple(FAMILIES)
 UNUSED = ("fc.", "classifier.")  # what a backbone has behind its last stage
 MOST_CSV = 1 << 20
+DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
+CHECK = (
+    "to check what is assumed or guessed: retinaserve infer OUT.pth --images DIR, beside your own model's answers"
+)
 
 
 def import_weights(path: Path, choices: Choices, *, source: str | None = None, key: str | None = None) -> Any:
@@ -79,7 +85,9 @@ def import_weights(path: Path, choices: Choices, *, source: str | None = None, k
     try:
         return import_content(content, choices, source=source, key=key, name=path.name, beside=_beside(path))
     except UserError as error:
-        raise UserError(f"{path}: {error.message}", error.hint, code=error.code) from None
+        shard = re.search(r"-\d+-of-\d+", path.name)
+        hint = "one part of several: name their folder" if shard else error.hint
+        raise UserError(f"{path}: {error.message}", hint, code=error.code) from None
 
 
 def import_content(
@@ -92,7 +100,8 @@ def import_content(
     beside: Mapping[str, Any] | None = None,
 ) -> Any:
     """Do what `import_weights` does with what a file holds."""
-    candidates = find(content, {name: family.marks for name, family in FAMILIES.items()}) or [
+    marks = {name: family.marks for name, family in FAMILIES.items()}
+    candidates = find(content, marks) or [
         replace(each, family=BACKBONE)
         for mark in NUMBERED
         for each in find(content, {BACKBONE: (mark, "features.0.0.weight")})
@@ -108,14 +117,27 @@ def import_content(
             raise UserError(error.message + seen, "leave out --from" if families else error.hint)
     elif detectors:
         candidates = detectors
-    if not candidates:
-        raise unknown("a RetinaNet that is known", content)
+    elif not any(each.alone for each in candidates):
+        near, lacking = nearest(content, {each: own for each, own in marks.items() if each != BACKBONE})
+        error = unknown(FAMILIES[near].what if near else "a RetinaNet that is known", content, lacking)
+        if candidates and error.hint == UNKNOWN and not near:
+            error = UserError(error.message, f"--from {BACKBONE} takes its backbone, to train a detector from")
+        raise error
     chosen, notes = choose(candidates, key)
     load = FAMILIES[chosen.family].load
     if load is None:
         return _backbone(chosen, notes)
     found = Found(chosen.state, content, chosen.module, beside or {}, name)
-    result = load(found, replace(choices, size=choices.size or Design.size))
+    check_layers(chosen.module)
+    try:
+        result = load(found, replace(choices, size=choices.size or Design.size))
+    except DAMAGE as error:  # of a state that is not whole: each importer would have to ask for all it reads
+        problem = (
+            f"the weights lack {error}" if isinstance(error, KeyError) else f"the weights do not fit: {error}"
+        )
+        raise UserError(
+            problem, f"{FAMILIES[chosen.family].what} as its author's code saves it is expected"
+        ) from None
     result = _with_rule(result, chosen.family, choices)
     return replace(result, notes=(*notes, *result.notes))
 
@@ -125,11 +147,14 @@ def _with_rule(result: Imported, family: str, choices: Choices) -> Imported:
     own = family if result.spec.resize == Design.resize_rule else result.spec.resize
     rule = choices.resize_rule or own
     pixels = choices.pixels or RESIZES[rule].pixels
-    spec = replace(result.spec, resize=rule, pixels=pixels, size=choices.size or RESIZES[rule].usual)
-    source = "as you said" if choices.resize_rule else "assumed, the family's own; --resize-rule, --size"
-    return replace(
-        result, spec=spec, notes=(*result.notes, f"images: {spec.size_text} ({source}); pixels: {pixels}")
-    )
+    told = result.size if rule == own else None
+    spec = replace(result.spec, resize=rule, pixels=pixels, size=choices.size or told or RESIZES[rule].usual)
+    source = "from the file" if told else "assumed, the family's own"
+    source = "as you said" if choices.resize_rule or choices.size else f"{source}; --resize-rule, --size"
+    notes = [*result.notes, f"images: {spec.size_text} ({source}); pixels: {pixels}"]
+    if any("assumed" in note or "guessed" in note for note in notes):
+        notes.append(CHECK)
+    return replace(result, spec=spec, notes=tuple(notes))
 
 
 def _backbone(chosen: Candidate, notes: list[str]) -> Backbone:

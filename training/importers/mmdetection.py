@@ -26,7 +26,7 @@ from retinaserve.training.importers.parts import (
     shape_of,
     spec_of,
 )
-from retinaserve.training.importers.reader import mapping_of as _mapping
+from retinaserve.training.importers.pickles import mapping_of as _mapping
 from retinaserve.training.spec import IMAGENET_MEAN, IMAGENET_STD, STRIDES
 
 NEEDS = ("bbox_head.retina_cls.weight", "bbox_head.retina_reg.weight")

@@ -38,6 +38,22 @@ OCTAVES = tuple(2 ** (third / 3) for third in range(3))
 SIZES = tuple(tuple(4 * stride * scale for scale in OCTAVES) for stride in STRIDES)  # 32 to 512, three an octave
 
 
+WHOLE = (
+    "parts of tensors, of a sharded model: save what torch's get_model_state_dict gives with full_state_dict=True"
+)
+PLAIN = "make the weights plain first: torch.nn.utils.prune.remove, or parametrize.remove_parametrizations"
+UNKNOWN = "see `retinaserve import --help` for what can be read"
+REMEDIES = {  # words in names and classes of tensors that are none by themselves
+    "_rebuild_wrapper_subclass": WHOLE,
+    "ShardedTensor": WHOLE,
+    "_rebuild_meta_tensor": "tensors without values, on the device meta: save the model once it has its weights",
+    "_rebuild_qtensor": "quantised tensors: import the float weights that they were made from",
+    "weight_orig": PLAIN,
+    "parametrizations.": PLAIN,
+    "weight_g": PLAIN,
+}
+
+
 def plain_anchors(sizes: Sizes, ratios: Sequence[float], *, order: str, centre: float) -> FloatArray:
     """Return anchors that are not rounded.
 
@@ -102,6 +118,7 @@ class Imported:
     spec: DetectorSpec
     weights: Weights
     notes: tuple[str, ...]
+    size: tuple[int, int] | None = None  # as the resize rule takes it, where the file says
 
 
 def assemble(
@@ -137,6 +154,8 @@ def assemble(
             raise UserError(
                 f"{name!r} measures {tuple(weights[name].shape)}", f"{tuple(expected[name].shape)} is expected"
             )
+        if expected[name].is_floating_point() and not weights[name].is_floating_point():
+            raise UserError(f"the weights have {weights[name].dtype} in {name!r}", "floats are expected")
     halves = {str(value.dtype).removeprefix("torch.") for value in weights.values() if value.dtype.itemsize < 4}
     plain = {name: weights[name].detach().to(value.dtype).clone() for name, value in expected.items()}
     faulty = next((name for name, value in plain.items() if not torch.isfinite(value).all()), None)
@@ -325,14 +344,21 @@ def shape_of(weights: Weights, *, style: str = "3x3") -> Network:
     )
 
 
-def unknown(what: str, content: object) -> UserError:
-    """Return the error for a file that is not `what`."""
+def unknown(what: str, content: object, lacking: str = "") -> UserError:
+    """Return the error for a file that is not `what`; lacking: the tensors it is not for."""
     found = getattr(content, "kind", "") or "nothing with names"
+    remedy = UNKNOWN
     if isinstance(content, Mapping):
+        inner = max((each for each in content.values() if isinstance(each, Mapping)), key=len, default={})
+        if len(inner) > len(content):
+            return unknown(what, inner, lacking)
         kinds = {name: getattr(value, "kind", "") for name, value in content.items()}  # classes of inert objects
         names = [f"{name} (class {kind})" if kind else str(name) for name, kind in kinds.items()]
         found = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return UserError(f"not {what}: it holds {found}", "see `retinaserve import --help` for what can be read")
+        words = " ".join((*kinds.values(), *(str(name) for name in content)))
+        remedy = next((told for word, told in REMEDIES.items() if word in words), remedy)
+    found = f"it lacks {lacking}" if lacking else f"it holds {found}"
+    return UserError(f"not {what}: {found}", remedy)
 
 
 def _with_counters(weights: Weights, expected: Mapping[str, Tensor]) -> Weights:

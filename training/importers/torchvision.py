@@ -34,11 +34,12 @@ from retinaserve.training.importers.parts import (
     numbered,
     recognise_backbone,
     renamed,
+    scale_boxes,
     unknown,
     with_eps,
 )
-from retinaserve.training.importers.reader import Inert, mapping_of
-from retinaserve.training.importers.states import children
+from retinaserve.training.importers.pickles import Inert, mapping_of
+from retinaserve.training.importers.states import children, leaves
 from retinaserve.training.layouts import BACKBONES, EfficientLayout, ResNetLayout
 from retinaserve.training.model.backbones import EfficientNet
 from retinaserve.training.spec import STRIDES, Design, DetectorSpec, Network, anchor_rows
@@ -78,6 +79,7 @@ def import_torchvision(found: Found, choices: Choices) -> Imported:
     strides = tuple(stride // 2 for stride in STRIDES) if laterals else STRIDES
     strides = (*strides, 2 * strides[-1])[:levels]
 
+    weights = renamed(_our_name, {n: v for n, v in state.items() if not n.startswith("backbone.body.")})
     sizes, ratios, source = _anchors(choices, facts, levels)
     table = torchvision_anchors(sizes, ratios)
     outputs, per_cell = state[NEEDS[0]].shape[0], table.shape[1]
@@ -92,8 +94,12 @@ def import_torchvision(found: Found, choices: Choices) -> Imported:
     categories, named = _categories(choices, count, forest[0] if forest else None, mlperf)
     eps, told = _epsilon(choices, facts, body, count, forest is not None)
 
-    weights: Weights = {f"backbone.{name}": value for name, value in with_eps(body, eps).items()}
-    weights |= renamed(_our_name, {n: v for n, v in state.items() if not n.startswith("backbone.body.")})
+    weights |= {f"backbone.{name}": value for name, value in with_eps(body, eps).items()}
+    if set(facts.get("coder", (1.0,))) != {1.0}:
+        scale_boxes(weights, [1 / weight for weight in facts["coder"]])
+        notes.append(
+            f"boxes: deltas divided by {','.join(f'{weight:g}' for weight in facts['coder'])} (from the file)"
+        )
     for part in ("weight", "bias"):
         key = f"cls_head.output.{part}"
         weights[key] = _select_classes(weights[key], count, tuple(categories))
@@ -105,13 +111,14 @@ def import_torchvision(found: Found, choices: Choices) -> Imported:
         network,
         strides=strides,
         max_detections=DETECTIONS,
-        resize="mlperf" if mlperf else Design.resize_rule,  # import_content knows the other families'
+        # import_content knows the other families'
+        resize="mlperf" if mlperf or "stretch" in facts else Design.resize_rule,
     )
     spec = replace(spec, **said)
     family = "DeepForest" if forest else "MLPerf's RetinaNet" if mlperf else "torchvision RetinaNet"
     version = "v2: group norms in the heads" if network.norm == "group" else "v1"
     lines = [
-        f"{family} with {network.backbone}, {version}, P6 from {network.p6_from.upper()}, "
+        f"{family} with {network.backbone}, {version}, P6 from {network.p6_from}, "
         f"epsilon of the norms {eps:g} ({told})",
         *notes,
         named,
@@ -119,9 +126,7 @@ def import_torchvision(found: Found, choices: Choices) -> Imported:
     ]
     if forest is not None and len(categories) > 1:
         lines.append(ACROSS)
-    if not facts:
-        lines.append("boxes are right only if the anchors are: compare with your own model on a few images")
-    return assemble(spec, weights, choices, lines, said=tuple(said))
+    return replace(assemble(spec, weights, choices, lines, said=tuple(said)), size=facts.get("size"))
 
 
 def _network(state: Mapping[str, Tensor], body: Weights) -> tuple[Network, list[str]]:
@@ -255,7 +260,7 @@ def _epsilon(
 
 
 def _of_module(module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a whole module says: settings of the spec; and anchors and epsilon."""
+    """Return what a whole module says: settings of the spec; and anchors, epsilon, coder and size."""
     said: dict[str, Any] = {}
     facts: dict[str, Any] = {}
     if not isinstance(module, Inert):
@@ -266,6 +271,11 @@ def _of_module(module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if isinstance(transform, Inert):
         held = transform.attributes()
         said |= {ours: tuple(held[theirs]) for theirs, ours in (("image_mean", "mean"), ("image_std", "std"))}
+        facts["size"] = (int(held["min_size"][-1]), int(held["max_size"]))
+        if held.get("fixed_size"):
+            facts["size"], facts["stretch"] = tuple(held["fixed_size"])[::-1], True  # it has (w, h)
+        if held.get("size_divisible", 32) != 32:
+            raise UserError(f"images are padded to multiples of {held['size_divisible']}", "32 is expected")
     if isinstance(generator, Inert):
         held = generator.attributes()
         ratios = {tuple(each) for each in held["aspect_ratios"]}
@@ -273,10 +283,13 @@ def _of_module(module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             raise UserError(
                 "the anchors have other ratios on other levels", "the same on every level are expected"
             )
-        facts = {"sizes": tuple(map(tuple, held["sizes"])), "ratios": ratios.pop()}
-    norm = children(children(parts.get("backbone")).get("body")).get("bn1")
-    if isinstance(norm, Inert) and "eps" in norm.attributes():
-        facts["eps"] = float(norm.attributes()["eps"])
+        facts |= {"sizes": tuple(map(tuple, held["sizes"])), "ratios": ratios.pop()}
+    coder = attributes.get("box_coder")
+    if isinstance(coder, Inert):
+        facts["coder"] = tuple(map(float, coder.attributes()["weights"]))
+        said["delta_clamp"] = float(coder.attributes()["bbox_xform_clip"])
+    norms = (each.attributes() for _, each in leaves(children(parts.get("backbone")).get("body")))
+    facts |= next(({"eps": float(each["eps"])} for each in norms if "eps" in each), {})
     return said, facts
 
 
@@ -322,8 +335,10 @@ def _our_name(name: str) -> str:
         block = {"inner_blocks": "laterals", "layer_blocks": "smooth"}[parts[2]]
         return f"fpn.{block}.{parts[3]}.{parts[5]}"
     head = {"classification_head": "cls_head", "regression_head": "box_head"}[parts[1]]
-    if parts[2] != "conv":
+    if parts[2] in ("cls_logits", "bbox_reg"):
         return f"{head}.output.{parts[3]}"
+    if parts[2] != "conv":
+        raise KeyError(name)  # FCOS has a third output
     place = {"0": f"convs.{parts[3]}", "1": f"norms.0.{parts[3]}"}[parts[4]]
     return f"{head}.{place}.{parts[5]}"
 

@@ -1,6 +1,8 @@
 """Files as people save them: taken rightly, or refused with a remedy that works. Each remedy is tried."""
 
 import pickle
+import warnings
+import zipfile
 from argparse import Namespace
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
@@ -91,6 +93,18 @@ def sharded(kind: str) -> Callable[[Path], Path]:
     return write
 
 
+def as_npz(folder: Path) -> Path:
+    np.savez(folder / "model.npz", **{name: value.numpy() for name, value in STATE.items()})
+    return folder / "model.npz"
+
+
+def unpacked(folder: Path) -> Path:
+    zipfile.ZipFile(on_disk(STATE)(folder)).extractall(folder)
+    return folder / "weights"
+
+
+with warnings.catch_warnings(action="ignore"):  # torch is about to give them up
+    QUANTISED = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
 OLD = {"_use_new_zipfile_serialization": False}
 TAKEN: dict[str, Any] = {
     "state dict": on_disk(STATE),
@@ -135,6 +149,13 @@ TAKEN: dict[str, Any] = {
     "whole model": on_disk(Layer(STATE)),
     "whole model, before 1.6": on_disk({"model": Layer(STATE)}, **OLD),
     "whole parallel model": on_disk(nn.DataParallel(Layer(STATE))),
+    "whole compiled model": lambda folder: on_disk(torch.compile(Layer(STATE), backend="eager"))(folder),
+    "first of a tuple": on_disk((STATE, {"lr": 0.1})),
+    "list in a dict": on_disk({"models": [STATE], "epoch": 1}),
+    "quantised and complex tensors beside": on_disk(
+        {"model": STATE, "fc": QUANTISED, "fft": torch.zeros(2, dtype=torch.complex64)}
+    ),
+    "the same, before 1.6": on_disk({"model": STATE, "fc": QUANTISED}, **OLD),
     "averaged model": on_disk(AveragedModel(Layer(STATE)).state_dict()),
     "EMA beside": on_disk({"model": STATE, "model_ema": EMA}),
     "EMA before": on_disk({"ema_state_dict": EMA, "state_dict": STATE}),
@@ -146,6 +167,9 @@ TAKEN: dict[str, Any] = {
     "safetensors": as_safetensors,
     "folder": lambda folder: as_safetensors(folder).parent,
     "shards": sharded("safetensors"),
+    "index of shards": lambda folder: sharded("safetensors")(folder) / "model.safetensors.index.json",
+    "npz": as_npz,
+    "unpacked by a browser": unpacked,
     "shards of torch": sharded("bin"),
 }
 
@@ -197,6 +221,7 @@ def test_a_distributed_checkpoint_becomes_one_file_by_the_remedy(tmp_path: Path)
     assert_state(imported(tmp_path / "model.pth", tmp_path)[0])
 
 
+HEAD, BOXES = "head.classification_head.cls_logits.weight", "head.regression_head.bbox_reg.weight"
 REFUSED: dict[str, tuple[Any, str, str]] = {
     "a classifier's head": (
         {**STATE, "head.extra.weight": torch.zeros(1)},
@@ -215,6 +240,15 @@ REFUSED: dict[str, tuple[Any, str, str]] = {
         "not a RetinaNet that is known",
         "--help",
     ),
+    "quantised": ({**STATE, HEAD: QUANTISED, BOXES: QUANTISED}, "it holds", "the float weights"),
+    "on the device meta": ({name: value.to("meta") for name, value in STATE.items()}, "it holds", "its weights"),
+    "pruned": ({**STATE, f"{BOXES}_orig": STATE[BOXES], BOXES: None}, f"it lacks {BOXES}", "prune.remove"),
+    "FCOS": ({**STATE, "head.regression_head.bbox_ctrness.weight": torch.zeros(1)}, "bbox_ctrness", "plain"),
+    "another detector": (
+        {**{name: STATE[name] for name in STATE if "backbone." in name}, "rpn.head.conv.weight": torch.zeros(1)},
+        "not a RetinaNet that is known",
+        "--from torchvision-backbone",
+    ),
 }
 
 
@@ -224,6 +258,109 @@ def test_it_is_refused_with_a_remedy(name: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pth")
     error = refused(tmp_path / "weights.pth", tmp_path)
     assert message in error.message and hint in error.hint, (error.message, error.hint)
+
+
+class Part(nn.Module):
+    """A part of a whole model that holds settings."""
+
+    def __init__(self, **held: Any) -> None:
+        super().__init__()
+        self.__dict__.update(held)
+
+
+def transform(**changes: Any) -> Part:
+    """What GeneralizedRCNNTransform holds."""
+    held = {"min_size": (256,), "max_size": 480, "fixed_size": None, "size_divisible": 32}
+    return Part(image_mean=[0.5] * 3, image_std=[0.25] * 3, **{**held, **changes})
+
+
+def whole(folder: Path, **parts: Any) -> Path:
+    model = Layer(STATE)
+    model.__dict__["box_coder"] = parts.pop("box_coder", Namespace(weights=(1.0,) * 4, bbox_xform_clip=4.0))
+    for name, part in parts.items():
+        model.add_module(name, part)
+    return on_disk(model)(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "rule"),
+    [({}, (256, 480), "torchvision"), ({"fixed_size": (320, 256)}, (256, 320), "mlperf")],
+    ids=["short side", "fixed, as (w, h)"],
+)
+def test_a_whole_model_says_its_size(changes: Any, size: tuple[int, int], rule: str, tmp_path: Path) -> None:
+    path = whole(tmp_path, transform=transform(**changes))
+    output = imported(path, tmp_path)[1]
+    spec = load(tmp_path / "out.pth").spec
+    assert (spec.size, spec.resize, spec.mean) == (size, rule, (0.5, 0.5, 0.5))
+    assert f"({rule}) (from the file" in output
+    imported(path, tmp_path, "--size", "320", "640")
+    assert load(tmp_path / "out.pth").spec.size == (320, 640)
+
+
+def test_a_whole_model_says_what_its_deltas_are_divided_by(tmp_path: Path) -> None:
+    coder = Namespace(weights=(10.0, 10.0, 5.0, 5.0), bbox_xform_clip=3.0)
+    weights, output = imported(whole(tmp_path, box_coder=coder), tmp_path)
+    parts = (each["box_head.output.bias"].view(-1, 4) for each in (weights, expected()))
+    torch.testing.assert_close(next(parts), next(parts) / torch.tensor([10.0, 10.0, 5.0, 5.0]))
+    assert "deltas divided by 10,10,5,5" in output and load(tmp_path / "out.pth").spec.delta_clamp == 3
+
+
+ALIKE = {  # what has the same parameters, or none, and computes something else
+    "LeakyReLU": {"act": nn.LeakyReLU()},
+    "InstanceNorm2d": {"norm": nn.InstanceNorm2d(64)},
+    "GroupNorm of 16 groups": {"norm": nn.GroupNorm(16, 64)},
+    "multiples of 64": {"transform": transform(size_divisible=64)},
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_a_whole_model_of_other_layers_is_refused(name: str, tmp_path: Path) -> None:
+    error = refused(whole(tmp_path, **ALIKE[name]), tmp_path)
+    assert name in error.message and "expected" in error.hint
+
+
+FOLDERS: dict[str, tuple[Any, str]] = {
+    "two, and the last is named": (("a.pth", "b.pth", "c.pth"), "b.pth"),
+    "folders of a trainer": (("checkpoint-1/model.safetensors", "checkpoint-2/model.safetensors"), "checkpoint-1"),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_with_several_names_one_that_works(name: str, tmp_path: Path) -> None:
+    files, chosen = FOLDERS[name]
+    folder = tmp_path / "run"
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        as_safetensors(tmp_path).rename(folder / file)
+    (folder / "last_checkpoint").write_text("/somewhere/else/b.pth")
+    assert "text, not weights" in refused(folder / "last_checkpoint", tmp_path).message
+    (folder / "last_checkpoint").write_text("b.pth")
+    if chosen == "b.pth":
+        assert f"name that file: {folder / chosen}" in refused(folder / "last_checkpoint", tmp_path).hint
+    error = refused(folder, tmp_path)
+    assert f"retinaserve import {folder / chosen} OUT.pth" in error.hint
+    assert_state(imported(folder / chosen, tmp_path)[0])
+
+
+LACKING = {
+    "a tensor of": {MARK: None},
+    "the values of": {HEAD: torch.zeros(0)},
+    "the shape of": {BOXES: torch.zeros(3, 1, 1, 1)},
+    "numbers in": {BOXES: STATE[BOXES].bool()},
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_a_state_that_lacks_something_is_refused(name: str, tmp_path: Path) -> None:
+    """As a ZeRO or FSDP shard does, and a model that was edited."""
+    state = {key: value for key, value in {**STATE, **LACKING[name]}.items() if value is not None}
+    error = refused(on_disk(state)(tmp_path), tmp_path)
+    assert "weights" in error.message and len(error.message) < 400, error.message
+
+
+def test_one_shard_is_told_to_be_one(tmp_path: Path) -> None:
+    folder = sharded("safetensors")(tmp_path)
+    assert "name their folder" in refused(folder / "m-0-of-2.safetensors", tmp_path).hint
 
 
 def test_other_anchors_come_in_by_the_remedy(tmp_path: Path) -> None:
