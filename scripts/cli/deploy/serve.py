@@ -15,7 +15,7 @@ import click
 from retinaserve.scripts.cli.options import COUNT, FILE, FOLDER, PATH
 from retinaserve.scripts.cli.output import caution, name_next, note
 from retinaserve.training.errors import Exit, UserError
-from retinaserve.training.files import write_json
+from retinaserve.training.files import sha256, write_json
 
 if TYPE_CHECKING:
     from retinaserve.scripts.server.protection import Tls
@@ -87,8 +87,24 @@ def tls_of(certificate: Path | None, key: Path | None, client_ca: Path | None) -
     return None
 
 
+def repository_of(path: Path) -> Path:
+    """Return the repository of a checkpoint, made beside it if its newest version is of another; else `path`."""
+    from retinaserve.build_tools.repository import builder, configs
+    from retinaserve.training.spec import DETECTOR
+
+    if path.suffix != ".pth" or path.is_dir():
+        return path
+    repository = path.with_name(f"{path.stem}-repository")
+    config = repository / DETECTOR / "config.pbtxt"
+    known = configs.read_config(config).parameters if config.is_file() else {}
+    if "checkpoint_sha256" not in known or known["checkpoint_sha256"].string_value != sha256(path):
+        note(f"building {repository} of {path} ...")
+        note(f"version {builder.build(path, repository).version}, fp32; INT8 and more: retinaserve build --help")
+    return repository
+
+
 @click.command()
-@click.argument("repository", type=PATH)
+@click.argument("repository", type=PATH, metavar="REPOSITORY|MODEL.pth")
 @click.option("--host", default="127.0.0.1", help="Address to listen on; another than loopback needs --expose.")
 @click.option("--expose", is_flag=True, help="Allow others in, although Triton 2.51 lacks later fixes.")
 @click.option("--http-port", type=click.IntRange(0, 65535), default=8000, help="HTTP port; 0 takes a free one.")
@@ -132,7 +148,11 @@ def serve(
     log: Path | None,
     **listening: Any,
 ) -> None:
-    """Serve REPOSITORY with the embedded Triton until Ctrl-C."""
+    """Serve REPOSITORY with the embedded Triton until Ctrl-C.
+
+    Of a checkpoint MODEL.pth the repository is MODEL-repository beside it, built first in fp32 unless its newest
+    version is of this checkpoint. `build` has more to choose: INT8, limits, tiles.
+    """
     from retinaserve.scripts.server.protection import LOOPBACK, check_exposure, read_token
     from retinaserve.scripts.server.triton import ServerOptions
 
@@ -141,6 +161,7 @@ def serve(
         caution(f"warning: {host} is open to others, and the embedded Triton 2.51 lacks later security fixes")
     if reload and not admin_token_file:
         raise click.UsageError("--reload needs --admin-token-file: who may load models may run code")
+    repository = repository_of(repository)
     options = ServerOptions(
         host,
         reload=reload,

@@ -125,7 +125,7 @@ def import_weights(
     for note in result.notes:
         click.echo(note, err=True)
     click.echo(f"{output}: {len(result.spec.classes)} classes at {result.spec.size_text}")
-    name_next(shlex.join(["retinaserve", "export", str(output), str(output.with_suffix(".onnx"))]))
+    name_next(shlex.join(["retinaserve", "serve", str(output)]))
 
 
 def read_categories(path: Path) -> dict[int, str]:

@@ -16,7 +16,7 @@ from tests.images import checker, encode
 
 pytestmark = pytest.mark.server
 IMAGE = encode(checker(300, 200))
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def test_the_command_serves_until_ctrl_c(server: TritonServer) -> None:
