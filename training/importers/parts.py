@@ -190,8 +190,12 @@ def named(
 ) -> tuple[Categories, str]:
     """Return the categories of `count` outputs in their order, and where the names came from.
 
-    known: those in the file or beside it; first: the number of the first, where nobody names them.
+    known: those in the file or beside it, whose ids are --annotations' where that has all the names; first: the
+    number of the first, where nobody names them.
     """
+    ids = {name: number for number, name in (choices.categories or {}).items()}
+    if known and len(found := {ids[name]: name for name in known.values() if name in ids}) == len(known) == count:
+        return found, f"classes: {count}, named by the file, with the ids of --annotations"
     for categories, source in ((choices.categories, "--annotations"), (known, "the file")):
         if categories is not None:
             if len(categories) != count:
@@ -199,7 +203,8 @@ def named(
                     f"the weights have {count} classes, {source} {len(categories)}",
                     "name the file that they were trained on: --annotations train.json",
                 )
-            return categories, f"classes: {count}, named by {source}"
+            other = f", in its order; the file has {', '.join(known.values())}" if ids and known else ""
+            return categories, f"classes: {count}, named by {source}{other}"
     if count == len(COCO_NAMES):
         return COCO_NAMES, f"classes: {count}, guessed to be COCO's in their order; --annotations names others"
     return numbered(count, first), f"classes: {count} without names; --annotations FILE.json names them"

@@ -31,6 +31,7 @@ from retinaserve.training.importers.parts import (
     assemble,
     described,
     eps_matters,
+    named,
     numbered,
     recognise_backbone,
     renamed,
@@ -91,7 +92,10 @@ def import_torchvision(found: Found, choices: Choices) -> Imported:
         )
     count = outputs // per_cell
     mlperf = count == MLPERF_OUTPUTS and network.backbone == "resnext50_32x4d"
-    categories, named = _categories(choices, count, forest[0] if forest else None, mlperf)
+    labels = forest[0] if forest else None
+    categories, names = (
+        named(choices, len(labels), known=labels) if labels else _categories(choices, count, mlperf)
+    )
     eps, told = _epsilon(choices, facts, body, count, forest is not None)
 
     weights |= {f"backbone.{name}": value for name, value in with_eps(body, eps).items()}
@@ -102,7 +106,7 @@ def import_torchvision(found: Found, choices: Choices) -> Imported:
         )
     for part in ("weight", "bias"):
         key = f"cls_head.output.{part}"
-        weights[key] = _select_classes(weights[key], count, tuple(categories))
+        weights[key] = _select_classes(weights[key], count, tuple(labels or categories))
     spec = DetectorSpec(
         tuple(categories.values()),
         tuple(categories),
@@ -121,7 +125,7 @@ def import_torchvision(found: Found, choices: Choices) -> Imported:
         f"{family} with {network.backbone}, {version}, P6 from {network.p6_from}, "
         f"epsilon of the norms {eps:g} ({told})",
         *notes,
-        named,
+        names,
         described(sizes, ratios, source),
     ]
     if forest is not None and len(categories) > 1:
@@ -208,7 +212,7 @@ def _anchors(choices: Choices, facts: Mapping[str, Any], levels: int) -> tuple[S
     return sizes, choices.anchor_ratios or RATIOS, source
 
 
-def _categories(choices: Choices, count: int, labels: Categories | None, mlperf: bool) -> tuple[Categories, str]:
+def _categories(choices: Choices, count: int, mlperf: bool) -> tuple[Categories, str]:
     """Return the categories by the number of their output, and what is to be said of output 0."""
     categories = choices.categories
     if categories:
@@ -220,8 +224,6 @@ def _categories(choices: Choices, count: int, labels: Categories | None, mlperf:
             )
         line = f"classes: {len(categories)} of {count} outputs, those whose numbers are ids of --annotations"
         return categories, line
-    if labels is not None:
-        return labels, f"classes: {count}, named by the file, counted from 0"
     first = choices.first_class
     if first is None and count == COCO_OUTPUTS:
         return COCO_NAMES, f"classes: 80 of {count} outputs, guessed to be COCO's ids; --annotations names others"

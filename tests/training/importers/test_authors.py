@@ -254,6 +254,23 @@ def test_pixels_of_bytes_are_scaled_without_rounding(name: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("said", "classes", "ids", "told"),
+    [
+        ({5: "Dead", 2: "Alive", 3: "Stump"}, ("Alive", "Dead"), (2, 5), "ids of --annotations"),
+        ({5: "standing", 2: "lying"}, ("standing", "lying"), (5, 2), "in its order; the file has Alive, Dead"),
+        (None, ("Alive", "Dead"), (0, 1), "2, named by the file"),
+    ],
+    ids=["by name", "by order", "as the file"],
+)
+def test_names_of_the_file_find_their_ids(
+    said: dict[int, str] | None, classes: tuple[str, ...], ids: tuple[int, ...], told: str
+) -> None:
+    result = imported("deepforest", answers("deepforest"), Choices(categories=said))
+    assert (result.spec.classes, result.spec.category_ids) == (classes, ids)
+    assert told in " | ".join(result.notes)
+
+
 def test_what_is_assumed_is_told() -> None:
     notes = {name: " | ".join(imported(name, answers(name), Choices(), config=False).notes) for name in TOLD}
     for name, words in TOLD.items():
@@ -267,5 +284,5 @@ TOLD = {
     "fizyr": ("a training model does not say", "7 without names"),
     "yhenon": ("at most 300", "assumed, its own", "boxes end at the canvas"),
     "mlperf": ("guessed to be OpenImages'",),
-    "deepforest": ("DeepForest", "named by the file, counted from 0", "score 0.1, NMS 0.05", "predict_file"),
+    "deepforest": ("DeepForest", "2, named by the file", "score 0.1, NMS 0.05", "predict_file"),
 }
