@@ -1,6 +1,7 @@
 """How the served engine shares the cores, and what becomes of an answer that can't be sent. Without a server."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,8 +30,9 @@ def pictures(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(chance.integers(0, 256, (1, 3, *SIZE), np.uint8), letterbox) for _ in range(count)]
 
 
-def collect(engine: Any, given: list[Any]) -> dict[int, Any]:
-    """Run, wait for all answers, and return them by number."""
+def collect(engine: Any, *batches: list[Any]) -> dict[int, Any]:
+    """Run batches one behind the other, wait for all answers, and return them by number."""
+    given = [picture for batch in batches for picture in batch]
     found: dict[int, Any] = {}
     complete = threading.Event()
 
@@ -40,7 +42,10 @@ def collect(engine: Any, given: list[Any]) -> dict[int, Any]:
         if len(found) == len(given):
             complete.set()
 
-    engine.run(given, done)
+    first = 0
+    for batch in batches:
+        engine.run(batch, lambda number, result, first=first: done(first + number, result))
+        first += len(batch)
     assert not given or complete.wait(30)
     return found
 
@@ -64,7 +69,64 @@ def test_a_picture_that_fails_fails_alone(engine: Any) -> None:
     assert len(collect(engine, good)) == 3, "and leaves its core free"
 
 
-def test_it_returns_when_a_core_is_free(engine: Any, toy_onnx: Path) -> None:
+@pytest.mark.parametrize(
+    ("by_all", "by_one", "wanted_back"),
+    [
+        pytest.param(100.0, 1.0, 4, id="sharing costs more than what is lost"),
+        pytest.param(0.0, 0.0, 0, id="it is about done"),
+        pytest.param(1.0, 100.0, 0, id="of many cores, all do both images sooner than one each"),
+    ],
+)
+def test_the_first_of_many_begins_anew_where_it_pays(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, by_all: float, by_one: float, wanted_back: int
+) -> None:
+    if engine._cores == 1:
+        pytest.skip("nobody shares a single core")
+    cancelled = []
+    shared = engine._shared
+    spied = SimpleNamespace(
+        infer=shared.infer,
+        cancel=lambda: cancelled.append(shared.cancel()),
+        get_tensor=shared.get_tensor,
+        model_outputs=shared.model_outputs,
+    )
+    monkeypatch.setattr(engine, "_shared", spied)
+    given = pictures(3)
+    expected = [collect(engine, [picture])[0] for picture in given]
+    for _ in range(2):
+        collect(engine, given[:1])
+        engine._by_all, engine._by_one = by_all, by_one
+        found = collect(engine, given[:1], given[1:])
+        for number, values in enumerate(expected):
+            np.testing.assert_allclose(found[number]["boxes"], values["boxes"], rtol=0, atol=1e-3)
+    assert len(cancelled) == wanted_back
+
+
+@pytest.mark.parametrize("sooner", [True, False])
+def test_the_last_of_many_waits_for_all_cores_where_that_is_sooner(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, sooner: bool
+) -> None:
+    if engine._cores == 1:
+        pytest.skip("nobody shares a single core")
+    shared, release = [], threading.Event()
+    by_all_cores = engine._by_all_cores
+    monkeypatch.setattr(
+        engine, "_by_all_cores", lambda *task: (shared.append(release.is_set()), by_all_cores(*task))
+    )
+    at_work = engine._free.get()
+
+    def ends() -> None:
+        release.set()
+        engine._free.put(at_work)
+
+    threading.Timer(0.1, ends).start()
+    engine._by_all, engine._by_one, engine._began = (0.0 if sooner else 9.0), 1.0, time.perf_counter()
+    assert len(collect(engine, pictures(1))) == 1
+    assert shared == [True] * sooner
+    assert release.wait(30)
+
+
+def test_it_returns_when_a_core_is_free(engine: Any) -> None:
     if engine._cores == 1:
         pytest.skip("a single core is free when all is done")
     held, release, answered = threading.Event(), threading.Event(), []
@@ -75,13 +137,11 @@ def test_it_returns_when_a_core_is_free(engine: Any, toy_onnx: Path) -> None:
             held.set()
             release.wait(30)
 
-    given = pictures(2)
-    runner = threading.Thread(target=engine.run, args=(given, done))
+    runner = threading.Thread(target=engine.run, args=(pictures(2), done))
     runner.start()
     assert held.wait(30)
     runner.join(30)
     assert not runner.is_alive(), "an answer on its way holds nothing up"
-    given[1][0][:] = 0  # Triton takes its tensors back
     release.set()
     engine.close()
     assert sorted(answered) == [0, 1]
@@ -120,16 +180,3 @@ def test_a_failure_is_answered_too(module: Any) -> None:
 
 def test_an_answer_without_room_stops_nothing(module: Any) -> None:
     module.Answer(Sender(full=True), 1).put(0, {"boxes": np.zeros((1, 1))})
-
-
-def test_a_picture_that_cannot_be_handed_on_fails_alone(engine: Any) -> None:
-    class Full(np.ndarray):
-        def copy(self, order: Any = "C") -> Any:
-            raise MemoryError("no room for a copy")
-
-    given = pictures(5)
-    given[1], given[2] = ((image.view(Full), letterbox) for image, letterbox in given[1:3])
-    copied = engine._cores > 1
-    for _ in range(2):  # no core is lost
-        found = collect(engine, given)
-        assert [isinstance(found[n], MemoryError) for n in range(5)] == [False, copied, copied, False, False]
