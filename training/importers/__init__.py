@@ -200,7 +200,11 @@ def _beside(path: Path) -> dict[str, Any]:
 def _yaml(text: str) -> Any:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """What a config would compute, as Detectron2's base does its anchors, is None."""
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError:
         return None

@@ -43,6 +43,14 @@ DEFAULTS: Mapping[str, Any] = {
     "TEST.DETECTIONS_PER_IMAGE": 100,
     "INPUT.FORMAT": "BGR",
 }
+SAID = {
+    "MODEL.RETINANET.SCORE_THRESH_TEST": "score_threshold",
+    "MODEL.RETINANET.NMS_THRESH_TEST": "nms_iou",
+    "MODEL.RETINANET.TOPK_CANDIDATES_TEST": "topk_candidates",
+    "TEST.DETECTIONS_PER_IMAGE": "max_detections",
+    "MODEL.PIXEL_MEAN": "mean",
+    "MODEL.PIXEL_STD": "std",
+}
 UNCLIPPED = 1024.0  # pixels: its NMS comes before the clip; more would cost the plugin bits of a box
 ONLY = {"MODEL.ANCHOR_GENERATOR.NAME": "DefaultAnchorGenerator", "MODEL.FPN.FUSE_TYPE": "sum"}
 
@@ -70,7 +78,9 @@ def import_detectron2(found: Found, choices: Choices) -> Imported:
         choices,
         _levels(values["MODEL.ANCHOR_GENERATOR.SIZES"]),
         _levels(values["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"])[0],
-        "from config.yaml" if config else f"assumed, the model zoo's; {config_told}",
+        "from config.yaml"
+        if "MODEL.ANCHOR_GENERATOR.SIZES" in config
+        else f"assumed, the model zoo's; {config_told}",
         order="scale",
         centre=values["MODEL.ANCHOR_GENERATOR.OFFSET"],
     )
@@ -82,25 +92,26 @@ def import_detectron2(found: Found, choices: Choices) -> Imported:
         sort=True,
         mean=tuple(value / 255 for value in mean),
         std=tuple(value / 255 for value in std),
-        score_threshold=values["MODEL.RETINANET.SCORE_THRESH_TEST"],
-        nms_iou=values["MODEL.RETINANET.NMS_THRESH_TEST"],
-        topk_candidates=values["MODEL.RETINANET.TOPK_CANDIDATES_TEST"],
-        max_detections=values["TEST.DETECTIONS_PER_IMAGE"],
         clip_margin=-UNCLIPPED,
+        **{ours: values[name] for name, ours in SAID.items() if ours not in ("mean", "std")},
     )
     notes = [
         f"Detectron2 RetinaNet with {network.backbone}, stride in {style}"
         + (
             " (config.yaml)"
-            if config
+            if "MODEL.RESNETS.STRIDE_IN_1X1" in config and not choices.style
+            else " (as you said)"
+            if choices.style
             else " (assumed, as in the model zoo; torchvision's ResNets: --style pytorch)"
         ),
         f"channels: {values['INPUT.FORMAT']}, folded into the first convolution",
         line,
         anchors,
     ]
-    said = ("score_threshold", "nms_iou", "max_detections", "mean", "std") if config else ()
-    return assemble(spec, weights, choices, notes, said=said)
+    said = [ours for name, ours in SAID.items() if name in config]
+    sides = [config[name] for name in ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST") if config.get(name)]
+    size = (int(sides[0]), int(sides[1])) if len(sides) == 2 else None
+    return replace(assemble(spec, weights, choices, notes, said=said), size=size)
 
 
 def _our_name(name: str, layers: int) -> str | None:
@@ -155,7 +166,8 @@ def _config(beside: Mapping[str, Any]) -> dict[str, Any]:
 
     def walk(value: Any, prefix: str) -> None:
         for name, each in value.items() if isinstance(value, Mapping) else ():
-            found[f"{prefix}{name}"] = each
+            if each is not None:
+                found[f"{prefix}{name}"] = each
             walk(each, f"{prefix}{name}.")
 
     config = beside.get("config.yaml")

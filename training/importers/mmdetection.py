@@ -102,9 +102,9 @@ def import_mmdetection(found: Found, choices: Choices) -> Imported:
         line,
         anchors,
     ]
-    said = ["score_threshold", "nms_iou", "max_detections"] if test else []
+    said = ["score_threshold", "nms_iou", "topk_candidates", "max_detections"] if test else []
     said += ["mean", "std"] if pixels.startswith("from") else []
-    return assemble(spec, weights, choices, notes, said=said)
+    return replace(assemble(spec, weights, choices, notes, said=said), size=_size(config))
 
 
 def _our_name(name: str) -> str | None:
@@ -143,7 +143,7 @@ def _pixels(config: Mapping[str, Any], caffe: bool) -> tuple[Any, Any, bool, str
     told = _mapping(_mapping(config.get("model")).get("data_preprocessor"))
     bgr = not told.get("bgr_to_rgb", False)
     if not told.get("mean"):
-        told = _normalize(config)
+        told = _step(config, "Normalize", "mean")
         bgr = not told.get("to_rgb", True)
     if not told.get("mean"):
         usual = (CAFFE_MEAN, CAFFE_STD) if caffe else (IMAGENET_MEAN, IMAGENET_STD)
@@ -152,17 +152,28 @@ def _pixels(config: Mapping[str, Any], caffe: bool) -> tuple[Any, Any, bool, str
     return (mean[::-1], std[::-1], True, "from the config") if bgr else (mean, std, False, "from the config")
 
 
-def _normalize(value: Any) -> Mapping[str, Any]:
-    """Return the Normalize step of 2.x's pipelines, wherever it stands."""
+def _step(value: Any, kind: str, setting: str) -> Mapping[str, Any]:
+    """Return the first step of a kind that has a setting, wherever it stands in pipelines of 2.x or 3.x."""
     if isinstance(value, Mapping):
-        if value.get("type") == "Normalize" and "mean" in value:
+        if value.get("type") == kind and setting in value:
             return value
         value = list(value.values())
     for each in value if isinstance(value, list | tuple) else ():
-        found = _normalize(each)
+        found = _step(each, kind, setting)
         if found:
             return found
     return {}
+
+
+def _size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the shorter and the longest side that tests resize to, if the config has them as two numbers."""
+    data = _mapping(config.get("data"))
+    for part in (config.get("test_dataloader"), config.get("test_pipeline"), data.get("test")):
+        flipped, resize = _step(part, "MultiScaleFlipAug", "img_scale"), _step(part, "Resize", "scale")
+        scale = flipped.get("img_scale") or (resize.get("keep_ratio") and resize.get("scale"))
+        if isinstance(scale, list | tuple) and [type(side) for side in scale] == [int, int]:
+            return min(scale), max(scale)
+    return None
 
 
 def _names(meta: Mapping[str, Any]) -> Categories | None:

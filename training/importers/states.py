@@ -97,6 +97,7 @@ def choose(candidates: list[Candidate], key: str | None) -> tuple[Candidate, lis
     notes = []
     for each in others:
         kind = "averaged weights (EMA)" if each.averaged else "other weights"
+        kind = "those before averaging" if each.label.startswith("current_model_state") else kind  # Lightning's
         place, key = chosen.label or "those at the top", shlex.quote(each.label)
         notes.append(f"weights: {place}; {kind} lie beside them: --key {key}")
     if not others and chosen.label:

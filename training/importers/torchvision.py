@@ -74,7 +74,7 @@ def import_torchvision(found: Found, choices: Choices) -> Imported:
     said, facts = _of_module(found.module)
     forest = _of_deepforest(found)
     if forest is not None:
-        said |= forest[1]
+        said, facts = said | forest[1], facts | forest[2]
     laterals = network.finest == "c2"
     levels = (4 if laterals else 3) + (1 if network.p6_from == "pool" else 2)
     strides = tuple(stride // 2 for stride in STRIDES) if laterals else STRIDES
@@ -295,8 +295,8 @@ def _of_module(module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return said, facts
 
 
-def _of_deepforest(found: Found) -> tuple[Categories | None, dict[str, Any]] | None:
-    """Return the names and thresholds that DeepForest keeps with its weights, or None for other files."""
+def _of_deepforest(found: Found) -> tuple[Categories | None, dict[str, Any], dict[str, Any]] | None:
+    """Return the names, thresholds and size that DeepForest keeps with its weights, or None for other files."""
     content = found.content if isinstance(found.content, Mapping) else {}
     config = dict(found.beside.get("config.json", {})) if found.beside else {}
     labels = content.get("label_dict") or config.get("label_dict")
@@ -309,7 +309,9 @@ def _of_deepforest(found: Found) -> tuple[Categories | None, dict[str, Any]] | N
     names = {int(number): str(name) for name, number in labels.items()} if labels else None
     names = {number: names[number] for number in sorted(names)} if names else None
     score, nms = config.get("score_thresh", DEEPFOREST_SCORE), config.get("nms_thresh", DEEPFOREST_NMS)
-    return names, {"score_threshold": float(score), "nms_iou": float(nms)}
+    sides = [config[name] for name in ("min_size", "max_size") if isinstance(config.get(name), int)]
+    size = {"size": (sides[0], sides[1])} if len(sides) == 2 else {}
+    return names, {"score_threshold": float(score), "nms_iou": float(nms)}, size
 
 
 def _todays_names(state: Mapping[str, Tensor]) -> Weights:

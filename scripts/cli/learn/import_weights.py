@@ -124,7 +124,8 @@ def import_weights(
     save(output, Checkpoint(result.spec, result.weights))
     for note in result.notes:
         click.echo(note, err=True)
-    click.echo(f"{output}: {len(result.spec.classes)} classes at {result.spec.size_text}")
+    count = len(result.spec.classes)
+    click.echo(f"{output}: {count} {'class' if count == 1 else 'classes'} at {result.spec.size_text}")
     name_next(shlex.join(["retinaserve", "serve", str(output)]))
 
 

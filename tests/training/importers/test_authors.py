@@ -16,7 +16,7 @@ from retinaserve.build_tools.graph.graft import graft
 from retinaserve.plugins.reference import iou_matrix
 from retinaserve.scripts.lab.authors_inside import OWN_SIZES, image_of, seeded
 from retinaserve.training.errors import UserError
-from retinaserve.training.importers import Choices, Imported, import_content
+from retinaserve.training.importers import Choices, Imported, import_content, import_weights
 from retinaserve.training.importers.parts import FIRST
 from retinaserve.training.model import build_model
 from retinaserve.training.spec import DetectorSpec
@@ -221,6 +221,40 @@ def test_what_a_config_of_mmdetection_computes_is_refused_by_name(old: str, new:
     record = {**answers("mmdetection_caffe"), "config": MMDETECTION_2.replace(old, new)}
     with pytest.raises(UserError, match=f"no plain numbers in {name}"):
         imported("mmdetection_caffe", record, Choices())
+
+
+TEST_3 = "test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(640, 400), keep_ratio=True)]"
+TEST_2 = """data = dict(test=dict(pipeline=[dict(
+    type='MultiScaleFlipAug', img_scale=(640, 400), transforms=[dict(type='Resize', keep_ratio=True)])]))"""
+
+
+@pytest.mark.parametrize("text", [TEST_3, TEST_2], ids=["3.x", "2.x"])
+def test_a_config_of_mmdetection_says_the_size(text: str) -> None:
+    record = {**answers("mmdetection_caffe"), "config": f"{MMDETECTION_2}\n{text}\n"}
+    result = imported("mmdetection_caffe", record, Choices())
+    assert result.spec.size == (400, 640) and "images: 400 to 640 (mmdetection) (from the file" in str(
+        result.notes
+    )
+
+
+DETECTRON2 = """MODEL:
+  ANCHOR_GENERATOR:
+    SIZES: !!python/object/apply:eval ["[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]"]
+  RETINANET: {TOPK_CANDIDATES_TEST: 500}
+INPUT: {MIN_SIZE_TEST: 400, MAX_SIZE_TEST: 640}
+"""
+
+
+def test_detectron2s_base_config_is_read_but_for_what_it_computes(tmp_path: Path) -> None:
+    """configs/Base-RetinaNet.yaml computes the anchors' sizes, which yaml's safe loader refuses, file and all."""
+    record = answers("detectron2")
+    state = {key: torch.from_numpy(seeded(key, shape)) for key, shape in record["shapes"].items()}
+    torch.save({"model": state}, tmp_path / "model.pth")
+    (tmp_path / "config.yaml").write_text(DETECTRON2)
+    result = import_weights(tmp_path / "model.pth", Choices())
+    assert (result.spec.size, result.spec.topk_candidates) == ((400, 640), 500)
+    notes = " | ".join(result.notes)
+    assert "assumed, the model zoo's; config.yaml" in notes and "stride in 1x1 (assumed" in notes
 
 
 def test_a_config_of_mmdetection_is_not_run(tmp_path: Path) -> None:

@@ -159,6 +159,9 @@ TAKEN: dict[str, Any] = {
     "averaged model": on_disk(AveragedModel(Layer(STATE)).state_dict()),
     "EMA beside": on_disk({"model": STATE, "model_ema": EMA}),
     "EMA before": on_disk({"ema_state_dict": EMA, "state_dict": STATE}),
+    "EMA by Lightning": on_disk(
+        {"state_dict": prefixed("model."), "averaging_state": {}, "current_model_state": prefixed("model.", EMA)}
+    ),
     "EMA in one dict": on_disk({**prefixed("ema.", EMA), **prefixed("model.")}),
     "numpy pickle": as_pickle(4),
     "numpy pickle of Python 2's protocol": as_pickle(2),
@@ -201,7 +204,13 @@ def test_it_is_taken_rightly(name: str, tmp_path: Path) -> None:
     assert "output 0 is dropped" in output
     assert ("kept as float32" in output) == (name in ("fp16", "bf16"))
     if "EMA" in name:
-        key = {"EMA beside": "model_ema", "EMA before": "ema_state_dict", "EMA in one dict": "ema"}[name]
+        key = {
+            "EMA beside": "model_ema",
+            "EMA before": "ema_state_dict",
+            "EMA by Lightning": "current_model_state.model",  # where state_dict is the average
+            "EMA in one dict": "ema",
+        }[name]
+        assert ("before averaging" in output) == ("Lightning" in name)
         assert f"--key {key}" in output
         assert_state(imported(TAKEN[name](tmp_path), tmp_path, "--key", key)[0], ema=True)
 
