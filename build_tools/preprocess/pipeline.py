@@ -113,7 +113,8 @@ def _resized(
         image = fn.gaussian_blur(image, sigma=sigma, window_size=window, dtype=types.FLOAT)
     if rule.by_factor:  # of an image that was not decoded smaller; its last pixels are repeated beyond it
         ratios = fn.stack(original_h, original_w) / fn.stack(*extent)
-        area = fn.cat([0.0, 0.0], fn.stack(resized_h, resized_w) * ratios)
+        start = fn.stack(original_h, original_w) * 0.0 if area is None else area[0:2]
+        area = fn.cat(start, start + fn.stack(resized_h, resized_w) * ratios)
     image = resized(image, shape, (resized_h, resized_w), rule, types.FLOAT if rule.blur else kind, area)
     # One pass: place at the top left, pad with the mean colour, HWC -> CHW.
     image = fn.crop_mirror_normalize(
