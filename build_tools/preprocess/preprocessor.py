@@ -125,9 +125,8 @@ class Preprocessor:
         return Prepared(image, np.array((*size, *size), np.float32))
 
     def _scaled(self, jpeg: Jpeg | Bmp) -> Scaled | BadImage:
-        # Without antialiasing the pixels themselves are picked: of a smaller decoding they would be averages.
         sides = zip(self._rule.resized(jpeg.size, self._size), jpeg.size, strict=True)
-        ratio = max(new / old for new, old in sides) if self._rule.antialias else 1.0
+        ratio = 1.0 if self._rule.whole else max(new / old for new, old in sides)
         try:
             return jpeg.decode(self._decoding.scale(ratio))
         except ValueError:

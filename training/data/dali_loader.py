@@ -76,7 +76,7 @@ class Feed:
 
     def _decode(self, index: int, placement: Placement) -> tuple[Any, ...]:
         source = self.dataset.open(index, self.settings.decoding(self.spec))
-        part = source.part(placement.size, placement.window, antialias=self.spec.resizing.antialias)
+        part = source.part(placement.size, self.spec.resizing, placement.window)
         left, top, right, bottom = part.box
         return np.asarray(part.image), np.array((top, left), np.float32), np.array((bottom, right), np.float32)
 

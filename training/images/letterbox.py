@@ -91,21 +91,11 @@ class Source:
     size: tuple[int, int]
     read: Callable[[float], Part]  # of the ratio that the image is resized to
 
-    def part(
-        self, size: tuple[int, int], window: tuple[int, int, int, int] | None = None, *, antialias: bool = True
-    ) -> Part:
-        """Return what is resized to (h, w): the image, or a window (x1, y1, x2, y2) of it, alone."""
+    def part(self, size: tuple[int, int], rule: Resize, window: tuple[int, int, int, int] | None = None) -> Part:
+        """Return what a rule resizes to (h, w): the image, or a window (x1, y1, x2, y2) of it, alone."""
         x1, y1, x2, y2 = window or (0, 0, *self.size[::-1])
-        # Without antialiasing the pixels themselves are picked: of a smaller decoding they would be averages.
-        ratio = max(size[0] / (y2 - y1), size[1] / (x2 - x1)) if antialias else 1.0
+        ratio = 1.0 if rule.whole else max(size[0] / (y2 - y1), size[1] / (x2 - x1))
         return self.read(ratio).crop(window)
-
-    def at(
-        self, size: tuple[int, int], window: tuple[int, int, int, int] | None = None, *, antialias: bool = True
-    ) -> Image.Image:
-        """Return the image, or a window of it, at (h, w)."""
-        part = self.part(size, window, antialias=antialias)
-        return scale_image(part.image, size, antialias=antialias, box=part.box)
 
     def resized(
         self,
@@ -119,9 +109,9 @@ class Source:
 
         `extent` is the rule's, of a whole image, if the pixels are to go by it.
         """
+        part = self.part(size, rule, window)
         if rule.pixels == "uint8" and rule.antialias:
-            return np.asarray(self.at(size, window))
-        part = self.part(size, window, antialias=rule.antialias)
+            return np.asarray(scale_image(part.image, size, box=part.box))
         if rule.fixed_point and rule.pixels == "uint8":
             return _interpolated_bytes(np.asarray(part.image), size)
         if not rule.antialias:
@@ -185,33 +175,26 @@ def letterbox(
 
 
 def scale_image(
-    image: Image.Image,
-    size: tuple[int, int],
-    *,
-    antialias: bool = True,
-    box: tuple[float, float, float, float] | None = None,
+    image: Image.Image, size: tuple[int, int], *, box: tuple[float, float, float, float] | None = None
 ) -> Image.Image:
-    """Return an RGB image, or with antialiasing a box of it, at another (h, w), by the bilinear filter as served.
+    """Return an RGB image, or a box of it, at another (h, w), by the antialiased bilinear filter as served.
 
-    Pillow's is its antialiased triangle, made to repeat the last pixel behind a border, as DALI's does; that of
-    the four nearest pixels, which Pillow has not, is torch's.
+    It is Pillow's, made to repeat the last pixel behind a border, as DALI's does.
     """
     height, width = size
     if (width, height) == image.size and box in (None, (0, 0, width, height)):
         return image
-    if antialias:
-        left, top, right, bottom = box = box or (0.0, 0.0, float(image.width), float(image.height))
-        shrunk = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
-        across, down = (right - left) / width, (bottom - top) / height
-        if across > 1 or down > 1:  # the filter reaches behind the borders from the outermost pixels
-            for y in (0, height - 1):
-                row = (left, top + y * down, right, top + (y + 1) * down)
-                shrunk.paste(_part(image, row, (width, 1)), (0, y))
-            for x in (0, width - 1):
-                column = (left + x * across, top, left + (x + 1) * across, bottom)
-                shrunk.paste(_part(image, column, (1, height)), (x, 0))
-        return shrunk
-    return Image.fromarray(_interpolated(np.array(image), size))
+    left, top, right, bottom = box = box or (0.0, 0.0, float(image.width), float(image.height))
+    shrunk = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    across, down = (right - left) / width, (bottom - top) / height
+    if across > 1 or down > 1:  # the filter reaches behind the borders from the outermost pixels
+        for y in (0, height - 1):
+            row = (left, top + y * down, right, top + (y + 1) * down)
+            shrunk.paste(_part(image, row, (width, 1)), (0, y))
+        for x in (0, width - 1):
+            column = (left + x * across, top, left + (x + 1) * across, bottom)
+            shrunk.paste(_part(image, column, (1, height)), (x, 0))
+    return shrunk
 
 
 def _interpolated(

@@ -47,6 +47,11 @@ class Resize:
         """Whether every image has the same canvas."""
         return self.sides != "short"
 
+    @property
+    def whole(self) -> bool:
+        """Whether a JPEG is decoded in full: of a smaller one single pixels are averages, and Pillow's differ."""
+        return self.passes or not self.antialias
+
     def resized(self, original: Size, size: Size, *, zoom: float = 1.0) -> Size:
         """Return (h, w) of an image, at least 1; `zoom` is a further factor, for augmentation."""
         if self.sides == "stretch":

@@ -41,7 +41,9 @@ def pillow_letterbox(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(canvas).transpose(2, 0, 1)
 
 
-@pytest.mark.parametrize(("width", "height", "short"), [(427, 300, 417), (300, 427, 417), (427, 300, 163)])
+@pytest.mark.parametrize(
+    ("width", "height", "short"), [(427, 300, 417), (300, 427, 417), (427, 300, 163), (1200, 900, 163)]
+)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])  # DALI decodes, or is given pixels
 def test_the_rules_of_pillow_round_between_its_passes(width: int, height: int, short: int, kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
