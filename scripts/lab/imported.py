@@ -56,7 +56,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {  # what is said to `import`
     "detectron2": {},
     "mmdetection": {},
     "yhenon": {"topk_candidates": 40_000, "max_detections": 2000},  # it has no limits
-    "fizyr": {},
+    "fizyr": {"topk_candidates": 40_000},
     "mlperf": {},
     "odtk": {},
 }

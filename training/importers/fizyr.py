@@ -85,6 +85,7 @@ def import_fizyr(found: Found, choices: Choices) -> Imported:
     notes = [
         f"fizyr's RetinaNet with {network.backbone}, boxes coded on corners, TensorFlow's padding, BGR "
         "(folded into the first convolution)",
+        "its NMS gets all boxes above the threshold, this one's the best of each level: --candidates",
         line,
         anchors,
     ]

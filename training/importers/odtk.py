@@ -15,6 +15,7 @@ from retinaserve.training.importers.parts import (
     Found,
     Imported,
     assemble,
+    clip_of,
     named,
     recognise_backbone,
     renamed,
@@ -71,6 +72,7 @@ def import_odtk(found: Found, choices: Choices) -> Imported:
         raise UserError("the weights have no pyramid", "a plain detector of the predecessor is expected")
     body = {name.removeprefix("backbone."): value for name, value in weights.items() if "backbone." in name}
     _, width = recognise_backbone(body)
+    clip, ends = clip_of(choices, "odtk")
     spec = DetectorSpec(
         tuple(categories.values()),
         tuple(categories),
@@ -78,11 +80,13 @@ def import_odtk(found: Found, choices: Choices) -> Imported:
         anchor_rows(table),
         Network(BACKBONES[names[0]], width, weights["fpn.p7.weight"].shape[0], norm="none"),
         delta_clamp=UNLIMITED,
+        clip=clip,
     )
     notes = (
         f"predecessor's {names[0]}, {count} classes, {choices.convention} anchors (the file does not say which: "
         "--anchors legacy for weights from before March 2020)",
         line,
+        ends,
     )
     return assemble(spec, weights, choices, notes)
 

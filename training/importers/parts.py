@@ -99,6 +99,13 @@ class Choices:
     std: tuple[float, float, float] | None = None
 
 
+def clip_of(choices: Choices, rule: str) -> tuple[Clip, str]:
+    """Return what boxes of an author with this resize rule end at, who ends them at the canvas; and its line."""
+    clip: Clip = choices.clip or ("canvas" if choices.resize_rule in (None, rule) else "image")
+    told = ", some in its padding, as its own do; --clip image: a better AP" if clip == "canvas" else ""
+    return clip, f"boxes end at the {clip} (--clip){told}"
+
+
 @dataclass(frozen=True, eq=False)
 class Found:
     """One set of weights out of a file: tensors by the family's own names, and whatever else is known of them."""

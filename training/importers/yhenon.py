@@ -16,6 +16,7 @@ from retinaserve.training.importers.parts import (
     Imported,
     anchors_of,
     assemble,
+    clip_of,
     renamed,
     scale_boxes,
     shape_of,
@@ -36,7 +37,7 @@ def import_yhenon(found: Found, choices: Choices) -> Imported:
     scale_boxes(weights, DEVIATION)
     source = "assumed, its own; the file does not say: --anchor-sizes, --anchor-ratios"
     table, anchors = anchors_of(choices, SIZES, RATIOS, source, order="ratio", centre=0.5)
-    clip = choices.clip or ("canvas" if choices.resize_rule in (None, "yhenon") else "image")
+    clip, ends = clip_of(choices, "yhenon")
     spec, line = spec_of(
         choices,
         weights,
@@ -50,11 +51,10 @@ def import_yhenon(found: Found, choices: Choices) -> Imported:
     )
     notes = [
         f"yhenon's RetinaNet with {network.backbone}; it answers all boxes above the threshold, this at most "
-        f"{choices.max_detections or DETECTIONS}",
+        f"{choices.max_detections or DETECTIONS} (--max), from the best of each level (--candidates)",
         line,
         anchors,
-        f"boxes end at the {clip} (--clip)"
-        + (", some in its padding, as its own do; --clip image: a better AP" if clip == "canvas" else ""),
+        ends,
     ]
     return assemble(spec, weights, choices, notes)
 

@@ -69,7 +69,9 @@ class Levels(Numbers):
     "--style", type=click.Choice(("pytorch", "caffe")), help="detectron2, mmdetection: stride and pixels."
 )
 @click.option(
-    "--clip", type=click.Choice(get_args(Clip)), help="yhenon: where boxes end.  [default: canvas by its own rule]"
+    "--clip",
+    type=click.Choice(get_args(Clip)),
+    help="odtk, yhenon: where boxes end.  [default: canvas by their own rules]",
 )
 @click.option("--key", help="Which weights of a file with several, as of an EMA: the keys that lead to them.")
 @click.option("--first-class", type=click.IntRange(0, 1), help="torchvision: the output of the first class.")

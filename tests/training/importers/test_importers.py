@@ -129,6 +129,15 @@ def test_predecessors_boxes_are_its_own(convention: str) -> None:
     )
 
 
+def test_predecessors_boxes_may_reach_into_its_padding() -> None:
+    content = odtk_checkpoint()
+    assert import_odtk(content).spec.clip == "image", "by another's rule"
+    specs = [import_content(content, Choices(clip=clip), source="odtk").spec for clip in (None, "image")]
+    assert [(each.clip, each.resize) for each in specs] == [("canvas", "odtk"), ("image", "odtk")]
+    # 256 x 192 pixels in a canvas of 256 x 256, of an image twice as large
+    assert specs[0].ends(np.array([[512, 384, 256, 192]], np.float32)).tolist() == [[512, 512, 256, 256]]
+
+
 def test_predecessors_network_is_ours() -> None:
     content = odtk_checkpoint()
     detector = import_odtk(content, size=(64, 64))
