@@ -20,7 +20,7 @@ from torch import Tensor
 
 from retinaserve.training.errors import UserError
 
-UNPACK = "unpack it, and name the file of weights in it"
+UNPACK = "unpack it, and name the file or folder of weights in it"
 STORAGES = {
     "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
