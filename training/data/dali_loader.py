@@ -125,7 +125,7 @@ def dali_batches(
             shape, area = fn.cast(end, dtype=types.FLOAT), None
         else:
             shape, area = fn.cast(given.shape(), dtype=types.FLOAT), fn.cat(start, end)
-        image = resized(given, shape, size, spec.resizing, kind, area)
+        image = fn.cast(resized(given, shape, size, spec.resizing, kind, area), dtype=kind)
         image = fn.flip(image, horizontal=flip)
         if colours:
             image = fn.coord_transform(image, M=colour[0], T=colour[1], dtype=kind)

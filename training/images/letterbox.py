@@ -110,10 +110,10 @@ class Source:
         `extent` is the rule's, of a whole image, if the pixels are to go by it.
         """
         part = self.part(size, rule, window)
-        if rule.pixels == "uint8" and rule.antialias:
-            return np.asarray(scale_image(part.image, size, box=part.box))
-        if rule.fixed_point and rule.pixels == "uint8":
-            return _interpolated_bytes(np.asarray(part.image), size)
+        if rule.rounds and rule.antialias:
+            return np.asarray(scale_image(part.image, size, box=part.box), rule.pixels)
+        if rule.fixed_point:
+            return _interpolated_bytes(np.asarray(part.image), size).astype(rule.pixels, copy=False)
         if not rule.antialias:
             given = np.array(part.image, np.float32 if rule.blur else rule.pixels)
             found = _interpolated(_blurred(given, size) if rule.blur else given, size, extent)

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 def resized(image: Any, shape: Any, size: Any, rule: "Resize", kind: Any, area: Any = None) -> Any:
-    """Return an image at `size` by a rule, as `kind`. `shape`, its own, and `size` are (h, w), float32 on the CPU.
+    """Return an image at `size` by a rule, as `kind`, or as bytes by rules that always round.
 
+    shape: the image's own, as `size` (h, w) in float32 on the CPU.
     area: what is resized of it, y1, x1, y2, x2, all without one; whole pixels where the rule has no antialiasing.
     """
     height, width, rows, columns = shape[0], shape[1], size[0], size[1]
@@ -26,12 +27,12 @@ def resized(image: Any, shape: Any, size: Any, rule: "Resize", kind: Any, area: 
     y1, x1, y2, x2 = (0.0, 0.0, height, width) if area is None else (area[each] for each in range(4))
     across = {"roi_start": fn.stack(0.0, x1), "roi_end": fn.stack(height, x2)}
     down = {"roi_start": fn.stack(y1, 0.0), "roi_end": fn.stack(y2, columns)}
-    if rule.fixed_point and kind == types.UINT8:
+    if rule.fixed_point:
         image = resize(image, resize_y=height, resize_x=columns, dtype=types.FLOAT, **across)
         return _between_rows(dmath.floor(128.0 * image), (y1, y2), (rows, columns))
     if rule.passes:
-        image = resize(image, resize_y=height, resize_x=columns, dtype=kind, **across)
-        return resize(image, resize_y=rows, resize_x=columns, dtype=kind, **down)
+        image = resize(image, resize_y=height, resize_x=columns, dtype=types.UINT8, **across)
+        return resize(image, resize_y=rows, resize_x=columns, dtype=types.UINT8, **down)
     part = {} if area is None else {"roi_start": fn.stack(y1, x1), "roi_end": fn.stack(y2, x2)}
     return resize(image, resize_y=rows, resize_x=columns, dtype=kind, **part)
 

@@ -39,13 +39,18 @@ class Resize:
         False  # pixels and boxes are mapped by the factor, not by what the rounded sides are to the old
     )
     beyond: bool = False  # the next multiple even where a side is one already
-    pixels: PixelType = "uint8"  # whether what was resized is rounded
+    pixels: PixelType = "uint8"  # of the canvas; float32 for what is not rounded: the image, or its padding alone
     usual: Size = (800, 1333)  # `size` where nobody says one
 
     @property
     def fixed(self) -> bool:
         """Whether every image has the same canvas."""
         return self.sides != "short"
+
+    @property
+    def rounds(self) -> bool:
+        """Whether what is resized is rounded, which a canvas of floats may hold too."""
+        return self.passes or self.fixed_point or self.pixels == "uint8"
 
     @property
     def whole(self) -> bool:
@@ -93,9 +98,9 @@ RESIZES: Mapping[str, Resize] = {
     # GeneralizedRCNNTransform (torchvision/models/detection/transform.py)
     "torchvision": Resize("short", "floor", antialias=False, multiple=32, pixels="float32"),
     # ResizeShortestEdge, Pillow's bilinear (detectron2/data/transforms/augmentation_impl.py)
-    "detectron2": Resize("short", passes=True, multiple=32, in_turn=True),
+    "detectron2": Resize("short", passes=True, multiple=32, in_turn=True, pixels="float32"),
     # Resize with keep_ratio, OpenCV's bilinear of bytes (mmcv/image/geometric.py)
-    "mmdetection": Resize("short", antialias=False, fixed_point=True, multiple=32),
+    "mmdetection": Resize("short", antialias=False, fixed_point=True, multiple=32, pixels="float32"),
     # Resizer of yhenon's pytorch-retinanet, by skimage
     "yhenon": Resize(
         "short", "half_even", False, blur=True, multiple=32, beyond=True, pixels="float32", usual=(608, 1024)

@@ -55,7 +55,9 @@ class Levels(Numbers):
     "--resize-rule", type=click.Choice(list(RESIZES)), help="How images become inputs.  [default: WEIGHTS']"
 )
 @click.option(
-    "--pixels", type=click.Choice(get_args(PixelType)), help="Resized images, rounded or not.  [default: WEIGHTS']"
+    "--pixels",
+    type=click.Choice(get_args(PixelType)),
+    help="Images, padding: rounded or not.  [default: WEIGHTS']",
 )
 @click.option("--annotations", type=PATH, help="COCO file that names the classes, where the weights do not.")
 @click.option(

@@ -56,6 +56,22 @@ def test_the_rules_of_pillow_round_between_its_passes(width: int, height: int, s
     assert (result.image[inside] == wanted[inside]).mean() > 0.99  # there are no ties; 0.8 in one pass
 
 
+@pytest.mark.parametrize("name", ["detectron2", "mmdetection"])
+def test_padding_is_the_mean_as_it_is_though_images_are_rounded(name: str) -> None:
+    """Of floats, as the authors pad what they have normalised: with 0."""
+    spec = DetectorSpec.create(["a"], size=(100, 200), resize_rule=name, pixels=RESIZES[name].pixels)
+    mean = np.float32([123.675, 116.28, 103.53])  # of ImageNet
+    for width, height in ((427, 300), (300, 427)):
+        image = checker(width, height)
+        served = prepare(Preprocessor(**spec.preprocessing, threads=1), encode(image, "PNG"))
+        trained, _ = letterbox(image, spec.size, spec.pad_value, spec.resizing)
+        rows, columns = (int(side) for side in served.letterbox[2:])
+        for canvas in (served.image.transpose(1, 2, 0), trained):
+            seen = canvas[:rows, :columns]
+            assert canvas.dtype == np.float32 and seen.size < canvas.size and (seen == np.rint(seen)).all()
+            assert np.allclose(canvas[rows:], mean) and np.allclose(canvas[:, columns:], mean)
+
+
 @pytest.mark.parametrize(("width", "height"), [(427, 300), (300, 427), (90, 61), (1200, 1601)])
 def test_the_rule_of_opencv_cuts_off_what_it_does(width: int, height: int) -> None:
     """Training's are OpenCV's (test_resize.py); DALI's weights of columns are not of 11 bits."""
@@ -127,7 +143,7 @@ def test_every_rule_is_the_one_of_training(name: str, pixels: PixelType) -> None
             if kind == "JPEG" and rule.antialias:
                 continue  # decoded smaller
             difference = np.abs(result.image.transpose(1, 2, 0).astype(float) - trained)
-            if pixels == "uint8":
+            if rule.rounds:
                 assert difference.max() <= 2 and difference.mean() < 0.15
             else:  # the weights' last bits at the edges of a board
                 assert difference.max() < 0.05 and difference.mean() < 1e-3

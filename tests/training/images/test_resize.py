@@ -140,7 +140,7 @@ def test_bytes_in_fixed_point_are_opencvs(size: tuple[int, int], pixel: tuple[in
     """What cv2.resize, 4.14.0 and 5.0.0, makes of bytes with INTER_LINEAR: one in the middle, and all."""
     y, x = np.mgrid[:24, :36]
     pixels = np.stack([(3 * y * y + 5 * x * x + 40 * c) % 251 for c in range(3)], axis=2).astype(np.uint8)
-    found = Source.of(Image.fromarray(pixels)).resized(size, RESIZES["mmdetection"])
+    found = Source.of(Image.fromarray(pixels)).resized(size, RESIZES["mmdetection"]).astype(np.uint8)
     assert tuple(found[size[0] // 2, size[1] // 2]) == pixel and zlib.crc32(found.tobytes()) == checksum
 
 
