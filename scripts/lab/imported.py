@@ -347,6 +347,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/imported"), help="What is made stays here.")
     parser.add_argument("--iters", type=int, default=100, help="Of fine-tuning another author's network.")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=("fp32",))
+    parser.add_argument("--size", type=int, nargs=2, default=SMALL, help="One --work has one.")
     parser.add_argument("--speed", action="store_true", help="Time instead of boxes.")
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS, help="Of torchvision, for --speed.")
     parser.add_argument("--count", type=int, default=4, help="Photos of a turn.")
@@ -356,7 +357,8 @@ def main() -> None:
     if not weights.is_file():
         words = ("torchvision", "train", weights, given.train_images, given.train_annotations)
         subprocess.run(inside(given.python, *words), check=True)
-    given.size, given.labels, folder = SMALL, given.train_annotations, given.work
+    given.size, given.labels, folder = tuple(given.size), given.train_annotations, given.work
+    os.environ["SIZE"] = " ".join(map(str, given.size))  # of the other environment's part
     if given.family == "mlperf":
         given.size, folder = SQUARE, given.work / "outputs"
         folder.mkdir(exist_ok=True)

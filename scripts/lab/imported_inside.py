@@ -14,6 +14,7 @@ author's own file. RESULTS are COCO results, of the author's own pipeline with n
 import io
 import json
 import math
+import os
 import random
 import resource
 import sys
@@ -33,7 +34,9 @@ try:
 except ImportError:  # in fizyr's environment
     torch = None
 
-SIDE, LONGEST = 192, 320  # what is trained and answered at; time is taken at 800 to 1333
+SIDE, LONGEST = map(
+    int, os.environ.get("SIZE", "192 320").split()
+)  # what is trained and answered at; time is taken at 800 to 1333
 STEPS, BATCH, RATE, WARMUP = 200, 8, 1e-3, 50
 
 
