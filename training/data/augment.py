@@ -145,6 +145,7 @@ class Placement:
     corner: tuple[int, int]  # (top, left) in the canvas; negative where the image is cut
     canvas: tuple[int, int]  # (h, w)
     flip: bool  # the resized window, before it is put into the canvas
+    extent: tuple[float, float] | None = None  # (h, w) that pixels and boxes are mapped to, if it is not `size`
 
 
 def place(view: View, original: tuple[int, int], frame: Frame) -> Placement:
@@ -157,7 +158,9 @@ def place(view: View, original: tuple[int, int], frame: Frame) -> Placement:
     if frame.shorter is None:
         size = frame.rule.resized(part, frame.size, zoom=view.zoom)
         if not frame.rule.fixed:
-            return Placement(window, size, (0, 0), frame.rule.canvas(size, frame.size), view.flip)
+            as_served = part == original and view.zoom == 1
+            extent = frame.rule.extent(original, frame.size) if as_served and frame.rule.by_factor else None
+            return Placement(window, size, (0, 0), frame.rule.canvas(size, frame.size), view.flip, extent)
         top, left = (
             round(share * (room - side))
             for share, room, side in zip((view.down, view.across), frame.size, size, strict=True)
@@ -177,7 +180,8 @@ def place_labels(labels: Labels, placement: Placement) -> "Target":
 
     height, width = placement.size
     (x1, y1, x2, y2), (top, left), (canvas_h, canvas_w) = placement.window, placement.corner, placement.canvas
-    scale = np.array((width / (x2 - x1), height / (y2 - y1)) * 2, np.float32)
+    high, wide = placement.extent or placement.size
+    scale = np.array((wide / (x2 - x1), high / (y2 - y1)) * 2, np.float32)
     whole = (labels.boxes - np.array((x1, y1) * 2, np.float32)) * scale
     boxes = np.clip(whole, 0, (width, height) * 2)
     if placement.flip:

@@ -71,9 +71,9 @@ class Views(Dataset["Sample | UserError"]):
             return self.dataset.open(index, self.settings.decoding(self.spec))
         if index not in self._cache:
             source = self.dataset.open(index, self.settings.decoding(self.spec))
-            rule = self.spec.resizing
-            small = source.resized(rule.resized(source.size, self.spec.size), replace(rule, pixels="uint8"))
-            shrunk = Image.fromarray(small)
+            rule, size = replace(self.spec.resizing, pixels="uint8"), self.spec.size
+            extent = rule.extent(source.size, size)
+            shrunk = Image.fromarray(source.resized(rule.resized(source.size, size), rule, extent=extent))
             self._cache[index] = Source.of(shrunk, original=source.size)
         return self._cache[index]
 
@@ -81,9 +81,10 @@ class Views(Dataset["Sample | UserError"]):
 def paint(source: Source, placement: Placement, view: View, spec: DetectorSpec) -> Canvas:
     """Return the (H, W, 3) canvas of a placement, with the view's colours."""
     window = placement.window if view.window != WHOLE else None
+    pixels = source.resized(placement.size, spec.resizing, window, extent=placement.extent)
     if spec.pixels == "float32":
-        return _paint_floats(source.resized(placement.size, spec.resizing, window), placement, view, spec)
-    image = Image.fromarray(source.resized(placement.size, spec.resizing, window))
+        return _paint_floats(pixels, placement, view, spec)
+    image = Image.fromarray(pixels)
     if placement.flip:
         image = ImageOps.mirror(image)
     if view.recolours:

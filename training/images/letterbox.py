@@ -204,7 +204,7 @@ def _interpolated(
 
     given = torch.from_numpy(image).permute(2, 0, 1)[None]  # (h, w, 3) -> (1, 3, h, w)
     factors: Sequence[float | None] = (None, None)
-    if extent is not None and extent != size:  # which `interpolate` takes in place of a size alone
+    if extent and extent != size and image.shape[:2] != size:  # which `interpolate` takes beside no size
         factors = [new / old for new, old in zip(extent, image.shape[:2], strict=True)]
     (scaled,) = torch.ops.aten.upsample_bilinear2d(given, size, False, *factors)
     found: npt.NDArray[Any] = scaled.permute(1, 2, 0).numpy()
