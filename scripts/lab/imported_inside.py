@@ -34,9 +34,7 @@ try:
 except ImportError:  # in fizyr's environment
     torch = None
 
-SIDE, LONGEST = map(
-    int, os.environ.get("SIZE", "192 320").split()
-)  # what is trained and answered at; time is taken at 800 to 1333
+SIDE, LONGEST = map(int, os.environ.get("SIZE", "192 320").split())  # time is taken at 800 to 1333
 STEPS, BATCH, RATE, WARMUP = 200, 8, 1e-3, 50
 
 

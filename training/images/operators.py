@@ -47,9 +47,11 @@ def _between_rows(image: Any, span: tuple[Any, Any], size: tuple[Any, Any]) -> A
     count: Any = partial(nearest, _numbers(old), resize_x=1.0)
     first, second = (count(roi_start=fn.stack(start, 0.0), roi_end=fn.stack(old + start, 1.0)) for start in starts)
     high, new = (fn.cast(each, dtype=types.FLOAT64) for each in (old, rows))
-    at = (_numbers(rows) + 0.5) * (high / new) - 0.5
+    at = fn.cast((_numbers(rows) + 0.5) * (high / new) - 0.5, dtype=types.FLOAT)
     nearer = dmath.clamp((at - first) / dmath.max(second - first, 1.0), 0.0, 1.0)
-    weight = fn.cast(dmath.floor(2048.0 * nearer + 0.5), dtype=types.FLOAT)
+    weight = dmath.floor(2048.0 * nearer + 0.5)
+    odd = weight - 2.0 * dmath.floor(0.5 * weight)
+    weight = weight - odd * fn.cast(weight - 2048.0 * nearer == 0.5, dtype=types.FLOAT)  # a half to even
     total: Any = 0.0
     for start, part in zip(starts, (2048.0 - weight, weight), strict=True):
         part = part.gpu() if image.device == "gpu" else part
