@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from retinaserve.training.checkpoint import Backbone
-from retinaserve.training.errors import UserError
+from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.images.resize import RESIZES
 from retinaserve.training.importers import detectron2, fizyr, mmdetection, odtk, torchvision, yhenon
 from retinaserve.training.importers.parts import (
@@ -64,6 +64,15 @@ FAMILIES: Mapping[str, Family] = {
 NUMBERED = ("features.1.conv.0.0.weight", "features.1.block.0.0.weight", "features.1.0.block.0.0.weight")
 SOURCES = tuple(FAMILIES)
 UNUSED = ("fc.", "classifier.")  # what a backbone has behind its last stage
+ONLY_FOR: Mapping[str, tuple[str, ...]] = {  # settings that some families have no use for
+    "first_class": ("torchvision",),
+    "norm_eps": ("torchvision",),
+    "style": ("detectron2", "mmdetection"),
+    "clip": ("yhenon", "odtk"),
+    "convention": ("odtk",),
+    "anchor_sizes": ("torchvision", "detectron2", "mmdetection", "yhenon", "fizyr"),
+    "anchor_ratios": ("torchvision", "detectron2", "mmdetection", "yhenon", "fizyr"),
+}
 MOST_CSV = 1 << 20
 DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
 CHECK = (
@@ -79,9 +88,7 @@ def import_weights(path: Path, choices: Choices, *, source: str | None = None, k
     """
     content = read_weights(path)
     if isinstance(content, Mapping) and {"format", "weights", "spec"} <= content.keys():
-        raise UserError(
-            f"{path}: a checkpoint of retinaserve already", f"use it: retinaserve export {path} MODEL.onnx"
-        )
+        raise UserError(f"{path}: a checkpoint of retinaserve already", f"use it: retinaserve serve {path}")
     try:
         return import_content(content, choices, source=source, key=key, name=path.name, beside=_beside(path))
     except UserError as error:
@@ -124,6 +131,14 @@ def import_content(
             error = UserError(error.message, f"--from {BACKBONE} takes its backbone, to train a detector from")
         raise error
     chosen, notes = choose(candidates, key)
+    for setting, users in ONLY_FOR.items():
+        if getattr(choices, setting) != getattr(Choices, setting) and chosen.family not in users:
+            flag = "anchors" if setting == "convention" else setting.replace("_", "-")
+            raise UserError(
+                f"--{flag} is nothing for {FAMILIES[chosen.family].what}",
+                f"leave it out; it is for {', '.join(users)}",
+                code=Exit.USAGE,
+            )
     load = FAMILIES[chosen.family].load
     if load is None:
         return _backbone(chosen, notes)

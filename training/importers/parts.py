@@ -17,7 +17,7 @@ from torch import Tensor
 
 from retinaserve.training.anchors import FloatArray
 from retinaserve.training.coco import COCO_NAMES
-from retinaserve.training.errors import UserError
+from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.images.resize import PixelType
 from retinaserve.training.layouts import BACKBONES, PUBLISHED_WIDTH, EfficientLayout, ResNetLayout
 from retinaserve.training.model import build_model
@@ -97,6 +97,19 @@ class Choices:
     topk_candidates: int | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise UserError for anchors that cannot be."""
+        sizes, ratios = self.anchor_sizes or (), self.anchor_ratios or ()
+        for number in (*ratios, *(size for level in sizes for size in level)):
+            if not 0 < number < float("inf"):
+                raise UserError(
+                    f"an anchor of {number:g}", "positive sizes and ratios are expected", code=Exit.USAGE
+                )
+        if len({len(level) for level in sizes}) > 1:
+            raise UserError(
+                "--anchor-sizes has more on some levels", "as many on each are expected", code=Exit.USAGE
+            )
 
 
 def clip_of(choices: Choices, rule: str) -> tuple[Clip, str]:
@@ -253,6 +266,8 @@ def anchors_of(
     if choices.anchor_sizes or choices.anchor_ratios:
         source = "as you said"
     sizes, ratios = choices.anchor_sizes or sizes, choices.anchor_ratios or ratios
+    if len(sizes) != len(STRIDES):
+        raise UserError(f"anchors of {len(sizes)} levels, the weights have {len(STRIDES)}")
     return plain_anchors(sizes, ratios, order=order, centre=centre), described(sizes, ratios, source)
 
 

@@ -384,6 +384,22 @@ def test_other_anchors_come_in_by_the_remedy(tmp_path: Path) -> None:
     assert "anchors: sizes 32 64 128 256 512, ratios 0.5,1,2 (as you said)" in output
 
 
+FLAGS = {  # what does not go with torchvision's weights, or with any
+    "--anchors legacy": ("--anchors is nothing for a RetinaNet of torchvision", "it is for odtk"),
+    "--style caffe": ("--style is nothing for", "detectron2, mmdetection"),
+    "--anchor-ratios 0,1,2": ("an anchor of 0", "positive"),
+    "--anchor-sizes 9,8,7/6,5/4,3,2/9,8,7/9,8,7": ("more on some levels", "as many"),
+    "--anchor-sizes 9,8,7/6,5,4": ("2 levels, the weights have 5", ""),
+}
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_no_flag_is_ignored(flags: str, tmp_path: Path) -> None:
+    error = refused(on_disk(STATE)(tmp_path), tmp_path, *flags.split())
+    message, hint = FLAGS[flags]
+    assert message in error.message and hint in error.hint, (error.message, error.hint)
+
+
 def test_a_checkpoint_of_this_project_needs_no_import(tmp_path: Path) -> None:
     imported(on_disk(STATE)(tmp_path), tmp_path)
     (tmp_path / "out.pth").rename(tmp_path / "own.pth")
