@@ -33,13 +33,25 @@ def _only(kind: Any) -> Any:
     return kind()
 
 
-def compile_for_cpu(source: str | bytes, *, precision: str = "fp32", threads: int = 0, streams: int = 1) -> Any:
-    """Return OpenVINO's compiled model of an ONNX file or its content; `threads` 0 takes all cores.
+def read_for_cpu(source: str | bytes) -> Any:
+    """Return OpenVINO's model of an ONNX file or its content; compiled twice, it has its weights in memory once.
+
+    Where the products of an INT8 graph would overflow, its weights have 7 bits.
+    """
+    model = shared_core().read_model(source)
+    quantized = any(node.get_type_name() == "FakeQuantize" for node in model.get_ordered_ops())
+    if quantized and int8_overflows():
+        _halve_weights(model)
+    return model
+
+
+def compile_for_cpu(source: Any, *, precision: str = "fp32", threads: int = 0, streams: int = 1) -> Any:
+    """Return the compiled model of what `read_for_cpu` reads, or has read; `threads` 0 takes all cores.
 
     More than one of `streams` share the threads, and each has an image of its own.
 
     `precision` is a key of HINTS; fp32 where the processor has no bf16: OpenVINO would emulate it, many times
-    slower. Where the products of an INT8 graph would overflow, its weights have 7 bits.
+    slower.
     """
     core = shared_core()
     hint = HINTS[precision]
@@ -52,10 +64,7 @@ def compile_for_cpu(source: str | bytes, *, precision: str = "fp32", threads: in
     }
     if threads:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
-    model = core.read_model(source)
-    quantized = any(node.get_type_name() == "FakeQuantize" for node in model.get_ordered_ops())
-    if quantized and int8_overflows():
-        _halve_weights(model)
+    model = read_for_cpu(source) if isinstance(source, str | bytes) else source
     return core.compile_model(model, "CPU", settings)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from openvino_cpu import compile_for_cpu
+from openvino_cpu import compile_for_cpu, read_for_cpu
 
 INPUTS = ("image", "letterbox")
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -39,7 +39,8 @@ class Engine:
     """
 
     def __init__(self, model: Path, *, threads: int, precision: str) -> None:
-        compiled = compile_for_cpu(str(model), precision=precision, threads=threads)
+        network = read_for_cpu(str(model))
+        compiled = compile_for_cpu(network, precision=precision, threads=threads)
         self._shared = compiled.create_infer_request()
         self._cores = threads
         self._free: SimpleQueue[Any] = SimpleQueue()  # an infer request for each core without an image
@@ -51,7 +52,7 @@ class Engine:
         self._began = 0.0  # when the latest image was begun
         self._by_all, self._by_one = float("inf"), 0.0  # seconds of the latest image
         if threads > 1:
-            compiled = compile_for_cpu(str(model), precision=precision, threads=threads, streams=threads)
+            compiled = compile_for_cpu(network, precision=precision, threads=threads, streams=threads)
             for _ in range(threads):
                 self._free.put(compiled.create_infer_request())
 
