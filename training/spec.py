@@ -284,7 +284,8 @@ class DetectorSpec:
         if self.clip == "image":
             return letterbox
         original, resized = np.split(letterbox, 2, axis=1)
-        canvas = np.array([self.resizing.canvas((int(h), int(w)), self.size) for h, w in resized], np.float32)
+        sides = [(round(float(h)), round(float(w))) for h, w in resized]
+        canvas = np.array([self.resizing.canvas(each, self.size) for each in sides], np.float32)
         return np.concatenate((original * (canvas / resized), canvas), axis=1)  # at the same scale
 
     @property

@@ -215,7 +215,8 @@ def _canvas(nodes: NodeBuilder, spec: DetectorSpec, letterbox: gs.Variable) -> g
     if rule.fixed:
         canvas = nodes("Add", nodes("Mul", resized, 0.0), np.array(spec.size, np.float32))
     else:
-        steps = nodes("Floor", nodes("Div", nodes("Add", resized, rule.beyond - 1.0), float(rule.multiple)))
+        sides = nodes("Round", resized) if rule.by_factor else resized  # half to even, as such a rule's
+        steps = nodes("Floor", nodes("Div", nodes("Add", sides, rule.beyond - 1.0), float(rule.multiple)))
         canvas = nodes("Mul", nodes("Add", steps, 1.0), float(rule.multiple))
     return nodes("Concat", nodes("Mul", original, nodes("Div", canvas, resized)), canvas, axis=1)
 

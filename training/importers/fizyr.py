@@ -71,6 +71,7 @@ def import_fizyr(found: Found, choices: Choices) -> Imported:
         std=STD,
         max_detections=DETECTIONS,
         delta_clamp=UNLIMITED,
+        clip="canvas" if choices.resize_rule in (None, "fizyr") else "image",  # whose sides are whole pixels
         clip_margin=1.0,
     )
     said: dict[str, Any] = {}

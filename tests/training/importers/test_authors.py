@@ -272,6 +272,14 @@ def test_boxes_of_yhenons_end_at_the_image_where_that_is_said() -> None:
     assert spec.ends(letterbox) is letterbox and spec.clip_margin == -32
 
 
+def test_boxes_of_fizyrs_end_at_the_last_of_whole_pixels() -> None:
+    """Of 413 rows and 640 columns, 192 rows by a factor of 192 / 413: 297.53 columns, which are 298."""
+    spec = imported("fizyr", answers("fizyr"), Choices(size=(192, 320))).spec
+    letterbox = np.array([[413, 640, 192, 640 * 192 / 413]], np.float32)
+    assert spec.clip_margin == 1 and spec.ends(letterbox)[0, 2:].tolist() == [192, 298]
+    assert spec.ends(letterbox)[0, :2] == pytest.approx([413, 298 * 413 / 192], rel=1e-6), "at the same scale"
+
+
 @pytest.mark.parametrize("name", ["detectron2", "mmdetection_caffe", "fizyr"])
 @torch.no_grad()
 def test_pixels_of_bytes_are_scaled_without_rounding(name: str) -> None:
