@@ -120,7 +120,8 @@ def import_torchvision(found: Found, choices: Choices) -> Imported:
     )
     spec = replace(spec, **said)
     family = "DeepForest" if forest else "MLPerf's RetinaNet" if mlperf else "torchvision RetinaNet"
-    version = "v2: group norms in the heads" if network.norm == "group" else "v1"
+    assumed = "" if facts else " (32 groups assumed)"
+    version = f"v2: group norms in the heads{assumed}" if network.norm == "group" else "v1"
     lines = [
         f"{family} with {network.backbone}, {version}, P6 from {network.p6_from}, "
         f"epsilon of the norms {eps:g} ({told})",

@@ -322,6 +322,7 @@ def test_what_is_assumed_is_told() -> None:
 
 TOLD = {
     "torchvision_v1": ("output 0 is dropped, guessed", "anchors: sizes 32,40,50", "assumed, torchvision's own"),
+    "torchvision_v2": ("v2: group norms in the heads (32 groups assumed)",),
     "mmdetection": ("guessed, the file has no config", "assumed, the style's own"),
     "fizyr": ("a training model does not say", "7 without names"),
     "yhenon": ("at most 300", "assumed, its own", "boxes end at the canvas"),
