@@ -81,7 +81,7 @@ def test_the_rule_of_opencv_cuts_off_what_it_does(width: int, height: int) -> No
         result = prepare(Preprocessor(size, FILL, resize="mmdetection", threads=1), encode(picture, "PNG"))
         wanted = letterbox(picture, size, FILL, RESIZES["mmdetection"])[0].transpose(2, 0, 1)
         difference = result.image.astype(int) - wanted
-        assert np.abs(difference).max() <= 1 and (difference == 0).mean() > 0.997  # 0.9 of rounded ones
+        assert np.abs(difference).max() <= 1 and (difference == 0).mean() > 0.995  # 0.9 of rounded ones
 
 
 def test_no_pictures_give_no_results(preprocessor: Preprocessor) -> None:
