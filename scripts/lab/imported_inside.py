@@ -135,7 +135,7 @@ class Deepforest:
         model.load_state_dict(state)
         folder = path.with_suffix("")
         model.save_pretrained(folder)
-        settings = {"model": {"name": str(folder)}, "accelerator": "cpu", "workers": 0}
+        settings = {"model": {"name": str(folder)}, "accelerator": "cpu", "workers": 0, "log_root": str(folder)}
         self.main = self.make(config_args={**settings, "label_dict": labels, "num_classes": len(labels)})
         blank = folder / "blank.png"
         Image.new("RGB", (LONGEST, SIDE)).save(blank)
