@@ -117,6 +117,32 @@ def read_labels(
     return Annotations(path, names, categories, tuple(boxes), sha256, sizes, tuple(finds.findings()))
 
 
+def read_results(path: Path, category_ids: Sequence[int]) -> dict[int, Detections]:
+    """Return the detections of COCO results by image id; classes are places in `category_ids`.
+
+    https://cocodataset.org/#format-results. Raises UserError for what is no such file, or of other categories.
+    """
+    content, _ = _read_json(path)
+    known = ("image_id", "category_id", "bbox", "score")
+    if not isinstance(content, list) or not all(isinstance(row, dict) and {*known} <= {*row} for row in content):
+        raise UserError(f"{path}: no COCO results", f"a list of objects with {', '.join(known)} is expected")
+    places = {category: place for place, category in enumerate(category_ids)}
+    rows: dict[int, list[Any]] = {}
+    for row in content:
+        if row["category_id"] not in places:
+            hint = f"it has {', '.join(map(str, category_ids[:10]))}{' ...' * (len(places) > 10)}"
+            raise UserError(f"{path}: the detector has no category {row['category_id']}", hint)
+        x, y, w, h = row["bbox"]
+        rows.setdefault(row["image_id"], []).append((x, y, x + w, y + h, row["score"], places[row["category_id"]]))
+    tables = {image: np.array(sorted(each, key=lambda row: -row[4]), np.float64) for image, each in rows.items()}
+    return {
+        image: Detections(
+            table[:, :4].astype(np.float32), table[:, 4].astype(np.float32), table[:, 5].astype(np.int32)
+        )
+        for image, table in tables.items()
+    }
+
+
 def coco_of(labels: Annotations, images: Path | None = None) -> dict[str, Any]:
     """Return labels as COCO's lists, with the sizes of image files where the labels have none."""
     entries = []

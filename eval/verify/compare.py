@@ -36,6 +36,7 @@ from retinaserve.training.spec import RETINANET, DetectorSpec
 SAME_ANCHOR_IOU = 0.9
 # What may differ between two of the same detector: how the network is built; its weights show in the heads.
 FREE_FIELDS = frozenset({"network"})
+SOURCE = "COCO results"  # what SourceAnswers run in
 
 Answers = Sequence[Detections | ImageError]
 Progress = Callable[[Iterator[bytes | ImageError], int], Iterator[bytes | ImageError]]
@@ -248,11 +249,25 @@ class Verification:
         return all(comparison.passed for comparison in self.comparisons)
 
 
+@dataclass(frozen=True)
+class SourceAnswers:
+    """What a detector's own code, in another framework, answered: COCO results."""
+
+    path: Path
+    answers: Mapping[int, Detections]  # by image
+
+    @cached_property
+    def lowest(self) -> float:
+        """The lowest score in the file: what is below may have been left out."""
+        return float(min((each.scores.min(initial=1.0) for each in self.answers.values()), default=1.0))
+
+
 def compare(
     reference: OfflineDetector,
     candidates: Sequence[Candidate],
     files: Mapping[int, Path],
     *,
+    source_answers: SourceAnswers | None = None,
     truth: Annotations | None = None,
     precision: str = "",
     overrides: Mapping[str, float] | None = None,
@@ -260,13 +275,19 @@ def compare(
 ) -> Verification:
     """Compare every candidate with the reference on the images; with `truth`, in average precision too.
 
+    `source_answers` stand in the reference's place; no limit is then below fp16's, as other code decodes and
+    resizes.
     `precision` says whose limits to apply, rather than the models'; `progress(images, total)` passes the encoded
     images on. Raises UserError where nothing was to be compared.
     """
     spec = reference.spec
+    named = Candidate.of(reference)
+    if source_answers:
+        named = Candidate(reference, str(source_answers.path), SOURCE, "fp16")
+    threshold = max(spec.score_threshold, source_answers.lowest if source_answers else 0.0)
     comparisons = []
     for candidate in candidates:
-        judged_as = precision or loosest(reference.runtime.precision, candidate.precision)
+        judged_as = precision or loosest(named.precision, candidate.precision)
         comparisons.append(Comparison(candidate, limits_for(judged_as, overrides), judged_as))
     expected: dict[int, Detections] = {}
     errors: dict[int, ImageError] = {}
@@ -277,7 +298,12 @@ def compare(
         errors |= {image: item for image, item in results.items() if isinstance(item, ImageError)}
         prepared = {image: item for image, item in results.items() if not isinstance(item, ImageError)}
         encoded = [data for image, data in chunk if image in prepared and isinstance(data, bytes)]
-        found, heads = reference.observe(list(prepared.values()))
+        found: Answers
+        heads: Arrays = {}
+        if source_answers:
+            found = [source_answers.answers[image] for image in prepared]
+        else:
+            found, heads = reference.observe(list(prepared.values()))
         expected |= dict(zip(prepared, found, strict=True))
         topk = [topk_cuts(spec, heads, row) for row in range(len(found))]
         for comparison in comparisons:
@@ -285,11 +311,13 @@ def compare(
             comparison.add_heads(heads, exposed)
             margin = comparison.limits["margin"]
             for image, answer, last in zip(prepared, answers, topk, strict=True):
-                cuts = Cuts(spec.score_threshold, spec.max_detections, spec.nms_iou, margin, last)
+                if source_answers and isinstance(answer, Detections):
+                    answer = answer.above(threshold)
+                cuts = Cuts(threshold, spec.max_detections, spec.nms_iou, margin, last)
                 comparison.add(image, expected[image], answer, cuts)
     _check_something(expected, errors, comparisons)
     warning = _score(reference, expected, comparisons, truth) if truth else ""
-    return Verification(Candidate.of(reference), files, expected, errors, comparisons, warning)
+    return Verification(named, files, expected, errors, comparisons, warning)
 
 
 def part_of(truth: Annotations, ids: Mapping[int, Any]) -> Annotations:

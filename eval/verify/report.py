@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from retinaserve.eval.verify.compare import Comparison, Verification
+from retinaserve.eval.verify.compare import SOURCE, Comparison, Verification
 from retinaserve.eval.verify.matching import AT_LEAST, TABLE, Side
 from retinaserve.training.images.draw import contact_sheet, draw, open_image
 
@@ -69,6 +69,11 @@ def advice(result: Verification, comparison: Comparison) -> list[str]:
         lines.append(f"the network differs: {_levels(heads)}; a weight, the normalisation or the precision")
     elif boxes and comparison.heads:
         lines.append("the heads are within their limits, so look behind them: decode, NMS or the letterbox")
+    elif boxes and result.reference.runtime == SOURCE:
+        lines.append(
+            "this is not the detector that wrote the results, or not as it ran: look at what `import` assumed, "
+            "anchors, pixels and resize rule first"
+        )
     elif boxes:
         lines.append(
             f"{comparison.candidate.runtime} exposes no heads: compare the .onnx it was made from as well, which "
@@ -103,7 +108,8 @@ def _block(result: Verification, comparison: Comparison) -> Iterator[str]:
     if candidate.note:
         yield candidate.note
     yield ""
-    yield from _heads_table(comparison)
+    if reference.runtime != SOURCE:
+        yield from _heads_table(comparison)
     yield from _boxes_table(comparison)
     yield from _unmatched_lines(result, comparison)
     for line in advice(result, comparison):

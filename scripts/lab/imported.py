@@ -41,7 +41,7 @@ from retinaserve.scripts.lab import run
 from retinaserve.scripts.server.installation import usable_cores
 from retinaserve.scripts.server.triton import ServerOptions, TritonServer
 from retinaserve.training.checkpoint import Checkpoint, load, save
-from retinaserve.training.coco import Annotations
+from retinaserve.training.coco import Annotations, read_results
 from retinaserve.training.detections import Detections
 from retinaserve.training.files import write_json
 from retinaserve.training.importers import Choices, Imported, import_weights
@@ -241,21 +241,6 @@ def served(family: str, weights: Path, labels: Path, work: Path, precision: str,
     return repository
 
 
-def theirs(path: Path, places: Sequence[int]) -> Results:
-    """Return COCO results as detections; classes are places in `places`, the category ids."""
-    rows: dict[int, list[dict[str, Any]]] = {}
-    for row in json.loads(path.read_text()):
-        rows.setdefault(row["image_id"], []).append(row)
-    found = {}
-    for image, own in rows.items():
-        corners = np.array([row["bbox"] for row in own], np.float64)
-        corners[:, 2:] += corners[:, :2]
-        scores = np.array([row["score"] for row in own], np.float32)
-        classes = np.array([places.index(row["category_id"]) for row in own], np.int32)
-        found[image] = Detections(corners.astype(np.float32), scores, classes)
-    return found
-
-
 def same(wanted: Detections, found: Detections) -> npt.NDArray[np.bool_]:
     """Return which detections have a counterpart of their class: IoU above 0.9, score within 0.02."""
     near = (iou_matrix(wanted.boxes, found.boxes) > IOU) & (wanted.classes[:, None] == found.classes[None])
@@ -280,7 +265,7 @@ def agreement(given: argparse.Namespace, weights: Path, labels: Path) -> dict[st
                 paths = [labels.with_suffix("") / name for name in truth.images.values()]
                 answers = client.predict([path.read_bytes() for path in paths])
                 places = list(client.category_ids)
-        ours, author = dict(zip(truth.images, answers, strict=True)), theirs(results, places)
+        ours, author = dict(zip(truth.images, answers, strict=True)), read_results(results, places)
         pairs = [(author.get(image, Detections.none()), found) for image, found in ours.items()]
         near = np.concatenate([same(*pair) for pair in pairs])
         clear = np.concatenate([wanted.scores for wanted, _ in pairs]) > CLEAR

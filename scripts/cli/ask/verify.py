@@ -24,7 +24,7 @@ from retinaserve.scripts.cli.options import (
     tls_options,
 )
 from retinaserve.scripts.cli.output import caution, failure, name_next, note, progress, warn
-from retinaserve.training.errors import Exit
+from retinaserve.training.errors import Exit, UserError
 from retinaserve.training.files import write_json
 
 if TYPE_CHECKING:
@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 @click.argument("reference", type=FILE)
 @click.argument("others", type=FILE, nargs=-1)
 @click.option("--server", "servers", metavar="HOST:PORT", multiple=True, help="A Triton server to compare, too.")
+@click.option(
+    "--answers",
+    type=FILE,
+    help="COCO results that an imported model's own code wrote of the images of --annotations: all are compared "
+    "with them, REFERENCE too.",
+)
 @images_option
 @click.option("--annotations", type=PATH, help=f"{LABELS_HELP[:-1]}; with them it compares AP too.")
 @click.option("--count", type=click.IntRange(min=0), default=0, help="Images, evenly spread; 0 takes all.")
@@ -66,6 +72,7 @@ def verify(
     reference: Path,
     others: tuple[Path, ...],
     servers: tuple[str, ...],
+    answers: Path | None,
     images: Path,
     annotations: Path | None,
     count: int,
@@ -83,25 +90,28 @@ def verify(
     """Compare OTHERS and servers with REFERENCE on the same images, tensor by tensor and box by box.
 
     Models are checkpoints (.pth), exported graphs (.onnx) and TensorRT plans (.plan). The exit code is 1 when a
-    number is beyond its limit, 3 when they are not the same detector or images can't be read.
+    number is beyond its limit, 3 when they are not the same detector or images can't be read. An import is held to
+    its source by the answers of that: retinaserve verify model.pth --answers results.json ...
     """
     from retinaserve.eval.client.client import Client
     from retinaserve.eval.client.server_info import SCALED
     from retinaserve.eval.runtimes.detector import open_detector
-    from retinaserve.eval.verify.compare import Candidate, check_same, compare
+    from retinaserve.eval.verify.compare import Candidate, SourceAnswers, check_same, compare
     from retinaserve.eval.verify.matching import parse_overrides
     from retinaserve.training.check.checks import scored_labels
+    from retinaserve.training.coco import read_results
     from retinaserve.training.images.sources import annotated_files, find_images, spread
     from retinaserve.training.pixels import Decoding
 
-    if not others and not servers:
-        raise click.UsageError("nothing to compare with: name another model, or a --server")
+    if not others and not servers and not answers:
+        raise click.UsageError("nothing to compare with: name another model, a --server or --answers")
+    if answers and not annotations:
+        raise click.UsageError("--answers are of image ids: --annotations says which files have them")
     if tls and not servers:
         raise click.UsageError("--ca, --client-cert and --client-key are for a --server, and none is named")
     overrides = parse_overrides(limits)
     truth = scored_labels(annotations, images, warn=warn) if annotations else None
     files = annotated_files(truth, images) if truth else dict(enumerate(find_images([images]), 1))
-    chosen = {image: files[image] for image in spread(list(files), count or len(files))}
     settings["heads"] = True
     with ExitStack() as stack:
         # Servers first: one that is not there is reported before a network is compiled.
@@ -109,7 +119,15 @@ def verify(
         # Prepared as the servers do it; one that says nothing is of a build, or a profile, that decodes in full.
         settings["decoding"] = Decoding(full=any(client.identity().decode != SCALED for client in clients))
         right = open_detector(reference, size=size, **settings)
-        candidates = [
+        source = SourceAnswers(answers, read_results(answers, right.category_ids)) if answers else None
+        if source:
+            files = {image: path for image, path in files.items() if image in source.answers}
+            if not files:
+                raise UserError(f"{answers}: none of the images in {annotations} are in it", "image_id ties them")
+            note(f"{answers}: {len(files)} of the images, {len(source.answers) - len(files)} more in the file")
+        chosen = {image: files[image] for image in spread(list(files), count or len(files))}
+        candidates = [Candidate.of(right)] if source else []
+        candidates += [
             Candidate.of(open_detector(path, onnx_runtime=name, **settings))
             for path in others
             for name in _runtimes(path, runtime)
@@ -120,6 +138,7 @@ def verify(
             right,
             candidates,
             chosen,
+            source_answers=source,
             truth=truth,
             precision=precision or "",
             overrides=overrides,
@@ -134,7 +153,7 @@ def verify(
     if servers:
         name_next(f"retinaserve bench {server_words(servers[0], tls=tls)} --images {shlex.quote(str(images))}")
     else:
-        name_next(f"retinaserve build {shlex.quote(str(others[0]))} --profile cpu --output REPO")
+        name_next(f"retinaserve build {shlex.quote(str((others or [reference])[0]))} --profile cpu --output REPO")
     if result.errors:
         sys.exit(Exit.BAD_DATA)
 

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from PIL import Image
 
 from retinaserve.build_tools.graph.graft import graft, save
 from retinaserve.build_tools.graph.onnx_io import OnnxGraph
+from retinaserve.eval.runtimes.detector import open_detector
 from retinaserve.eval.verify.compare import topk_cuts
 from retinaserve.scripts.server.triton import TritonServer
 from retinaserve.training.checkpoint import Checkpoint
@@ -223,6 +225,50 @@ def test_a_mistake_is_answered_in_two_lines(case: str, others: Path, monkeypatch
     words, code, message = MISTAKES[case]
     monkeypatch.chdir(others)
     refused(run(*words, *([] if "--images" in words else ["--images", "images"])), code, message)
+
+
+def results_of(checkpoint: Path, folder: Path) -> list[dict[str, Any]]:
+    """What a detector finds, as COCO results, written as other frameworks do: xywh, category ids, five digits."""
+    detector, rows = open_detector(checkpoint), []
+    for number in range(COUNT):
+        found = detector.predict([(folder / "images" / f"{number}.jpg").read_bytes()])[0]
+        for (x1, y1, x2, y2), score, index in zip(found.boxes.tolist(), found.scores, found.classes, strict=True):
+            bbox = [round(each, 3) for each in (x1, y1, x2 - x1, y2 - y1)]
+            category = detector.category_ids[index]
+            rows.append(
+                {"image_id": number, "category_id": category, "bbox": bbox, "score": round(float(score), 5)}
+            )
+    return rows
+
+
+def test_an_import_is_held_to_its_sources_answers(toy: Path, tmp_path: Path) -> None:
+    """Who wrote them passes, by a part of images and scores, too; who scales pixels otherwise fails."""
+    source = results_of(toy / "toy.pth", toy)
+    (tmp_path / "all.json").write_text(json.dumps(source))
+    middle = float(np.median([row["score"] for row in source]))
+    part = [row for row in source if row["score"] > middle and row["image_id"] < 2]
+    (tmp_path / "part.json").write_text(json.dumps(part))
+    spec = toy_spec()
+    wrong = replace(spec, std=tuple(1.1 * each for each in spec.std))
+    save_checkpoint(tmp_path / "wrong.pth", Checkpoint(wrong, toy_model(spec).state_dict()))
+    labels = ["--images", toy / "images", "--annotations", toy / "annotations.json"]
+    for name, count in (("all", len(source)), ("part", len(part))):
+        result = run(
+            toy / "toy.pth", "--answers", tmp_path / f"{name}.json", *labels, "--json", tmp_path / "v.json"
+        )
+        assert result.exit_code == 0, result.output
+        (found,) = json.loads((tmp_path / "v.json").read_text())["candidates"]
+        assert found["boxes"]["matched"] > 0.99 * count > 40 and found["boxes"]["alone"] == 0
+    result = run(tmp_path / "wrong.pth", "--answers", tmp_path / "all.json", *labels)
+    assert result.exit_code == 1 and "look at what `import` assumed" in result.stdout
+    for name, content, message in (
+        ("other", [source[0] | {"category_id": 77}], "the detector has no category 77"),
+        ("labels", {"annotations": []}, "no COCO results"),
+        ("images", [source[0] | {"image_id": 77}], "none of the images"),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        refused(run(toy / "toy.pth", "--answers", tmp_path / f"{name}.json", *labels), 3, message)
+    refused(run(toy / "toy.pth", "--answers", tmp_path / "all.json", *labels[:2]), 2, "--annotations says which")
 
 
 @pytest.mark.server
