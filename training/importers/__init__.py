@@ -76,7 +76,7 @@ ONLY_FOR: Mapping[str, tuple[str, ...]] = {  # settings that some families have 
 MOST_CSV = 1 << 20
 DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
 CHECK = (
-    "to check what is assumed or guessed: retinaserve infer OUT.pth --images DIR, beside your own model's answers"
+    "to check it: retinaserve verify OUT.pth --answers RESULTS.json ..., COCO results that your own code wrote"
 )
 
 
