@@ -75,9 +75,7 @@ ONLY_FOR: Mapping[str, tuple[str, ...]] = {  # settings that some families have 
 }
 MOST_CSV = 1 << 20
 DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
-CHECK = (
-    "to check it: retinaserve verify OUT.pth --answers RESULTS.json ..., COCO results that your own code wrote"
-)
+CHECK = "to check it: retinaserve verify OUT.pth --answers RESULTS.json ..., COCO results that your own code wrote"
 
 
 def import_weights(path: Path, choices: Choices, *, source: str | None = None, key: str | None = None) -> Any:
