@@ -3,7 +3,7 @@
     results = Preprocessor((512, 512), (124, 116, 104)).run(encoded)    # one Prepared or BadImage per image
 
 JPEGs are decoded here, at the scale that the network sees, and BMPs, as tiles and frames of videos come; DALI
-resizes them, and decodes all other formats. It
+resizes them, but for rules of Pillow's, and decodes all other formats. It
 loses a whole batch to one corrupt image. Admission catches most of them first; when the decoder still refuses a
 batch, it is halved until the bad ones stand alone. Not safe to call from two threads at once.
 """
@@ -54,7 +54,7 @@ class Preprocessor:
         `threads` 0 takes as many as this process may use cores; a `value_range` takes the place of `decoding`'s.
         """
         self.max_batch = max_batch
-        self._size, self._rule, self._type = size, RESIZES[resize], pixels
+        self._size, self._fill, self._rule, self._type = size, fill, RESIZES[resize], pixels
         self._decoding = decoding or Decoding()
         if value_range:
             self._decoding = replace(self._decoding, value_range=value_range)
@@ -124,11 +124,24 @@ class Preprocessor:
         image = np.ascontiguousarray(found.pixels.transpose(2, 0, 1), self._type)
         return Prepared(image, np.array((*size, *size), np.float32))
 
-    def _scaled(self, jpeg: Jpeg | Bmp) -> Scaled | BadImage:
+    def _by_pillow(self, found: Scaled) -> Prepared:
+        """Resize by Pillow itself, where an author does: DALI rounds halves and mixes borders otherwise."""
+        from PIL import Image
+
+        height, width, _ = found.pixels.shape
+        rows, columns = self._rule.resized((height, width), self._size)
+        image = np.empty((3, *self._rule.canvas((rows, columns), self._size)), self._type)
+        image[:] = np.array(self._fill).reshape(3, 1, 1)
+        resized = Image.fromarray(found.pixels).resize((columns, rows), Image.Resampling.BILINEAR)
+        image[:, :rows, :columns] = np.asarray(resized).transpose(2, 0, 1)
+        return Prepared(image, np.array((height, width, rows, columns), np.float32))
+
+    def _scaled(self, jpeg: Jpeg | Bmp) -> Scaled | Prepared | BadImage:
         sides = zip(self._rule.resized(jpeg.size, self._size), jpeg.size, strict=True)
         ratio = 1.0 if self._rule.whole else max(new / old for new, old in sides)
         try:
-            return jpeg.decode(self._decoding.scale(ratio))
+            found = jpeg.decode(self._decoding.scale(ratio))
+            return self._by_pillow(found) if self._rule.passes else found
         except ValueError:
             return undecodable(jpeg.data if isinstance(jpeg, Jpeg) else b"")
 

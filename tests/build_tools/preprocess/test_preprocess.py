@@ -52,6 +52,9 @@ def test_the_rules_of_pillow_round_between_its_passes(width: int, height: int, s
     result = prepare(Preprocessor(size, FILL, resize="detectron2", threads=1), encoded)
     rows, columns = RESIZES["detectron2"].resized((height, width), size)
     wanted = np.asarray(picture.resize((columns, rows), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    if kind == "JPEG":  # by Pillow itself
+        assert np.array_equal(result.image[:, :rows, :columns], wanted)
+        return
     inside = (slice(None), slice(1, rows - 1), slice(1, columns - 1))  # see above
     assert (result.image[inside] == wanted[inside]).mean() > 0.99  # there are no ties; 0.8 in one pass
 
