@@ -79,7 +79,7 @@ def test_a_missing_module_of_nobody_is_a_bug(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_file_is_no_repository(tmp_path: Path) -> None:
     """Who serves the checkpoint itself is given the command that was skipped, to be pasted as it is."""
-    model = tmp_path / "my model.pth"
+    model = tmp_path / "my model.onnx"
     model.touch()
     refused = invoke("serve", model)
     assert refused.exit_code == 3 and f"{model} is a file" in refused.stderr

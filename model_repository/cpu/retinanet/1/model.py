@@ -119,7 +119,8 @@ class Engine:
 
 def _infer(request: Any, image: Image) -> Found:
     try:
-        request.infer(dict(zip(INPUTS, image, strict=True)), share_inputs=True)
+        # A copy: of a graph with open sides OpenVINO (2026.4.1) writes over shared inputs of earlier calls.
+        request.infer(dict(zip(INPUTS, image, strict=True)))
         return {port.any_name: request.get_tensor(port).data.copy() for port in request.model_outputs}
     except Exception as error:
         return error
