@@ -30,9 +30,8 @@ def pictures(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(chance.integers(0, 256, (1, 3, *SIZE), np.uint8), letterbox) for _ in range(count)]
 
 
-def collect(engine: Any, *batches: list[Any]) -> dict[int, Any]:
-    """Run batches one behind the other, wait for all answers, and return them by number."""
-    given = [picture for batch in batches for picture in batch]
+def collect(engine: Any, given: list[Any]) -> dict[int, Any]:
+    """Run, wait for all answers, and return them by number."""
     found: dict[int, Any] = {}
     complete = threading.Event()
 
@@ -42,10 +41,7 @@ def collect(engine: Any, *batches: list[Any]) -> dict[int, Any]:
         if len(found) == len(given):
             complete.set()
 
-    first = 0
-    for batch in batches:
-        engine.run(batch, lambda number, result, first=first: done(first + number, result))
-        first += len(batch)
+    engine.run(given, done)
     assert not given or complete.wait(30)
     return found
 
@@ -69,49 +65,15 @@ def test_a_picture_that_fails_fails_alone(engine: Any) -> None:
     assert len(collect(engine, good)) == 3, "and leaves its core free"
 
 
-@pytest.mark.parametrize(
-    ("by_all", "by_one", "wanted_back"),
-    [
-        pytest.param(100.0, 1.0, 4, id="sharing costs more than what is lost"),
-        pytest.param(0.0, 0.0, 0, id="it is about done"),
-        pytest.param(1.0, 100.0, 0, id="of many cores, all do both images sooner than one each"),
-    ],
-)
-def test_the_first_of_many_begins_anew_where_it_pays(
-    engine: Any, monkeypatch: pytest.MonkeyPatch, by_all: float, by_one: float, wanted_back: int
-) -> None:
-    if engine._cores == 1:
-        pytest.skip("nobody shares a single core")
-    cancelled = []
-    shared = engine._shared
-    spied = SimpleNamespace(
-        infer=shared.infer,
-        cancel=lambda: cancelled.append(shared.cancel()),
-        get_tensor=shared.get_tensor,
-        model_outputs=shared.model_outputs,
-    )
-    monkeypatch.setattr(engine, "_shared", spied)
-    given = pictures(3)
-    expected = [collect(engine, [picture])[0] for picture in given]
-    for _ in range(2):
-        collect(engine, given[:1])
-        engine._by_all, engine._by_one = by_all, by_one
-        found = collect(engine, given[:1], given[1:])
-        for number, values in enumerate(expected):
-            np.testing.assert_allclose(found[number]["boxes"], values["boxes"], rtol=0, atol=1e-3)
-    assert len(cancelled) == wanted_back
-
-
 @pytest.mark.parametrize("sooner", [True, False])
 def test_the_last_of_many_waits_for_all_cores_where_that_is_sooner(
     engine: Any, monkeypatch: pytest.MonkeyPatch, sooner: bool
 ) -> None:
     if engine._cores == 1:
         pytest.skip("nobody shares a single core")
-    shared, release = [], threading.Event()
-    by_all_cores = engine._by_all_cores
+    apart, release = [], threading.Event()
     monkeypatch.setattr(
-        engine, "_by_all_cores", lambda *task: (shared.append(release.is_set()), by_all_cores(*task))
+        engine, "_apart", lambda *task, do=engine._apart: (apart.append(release.is_set()), do(*task))
     )
     at_work = engine._free.get()
 
@@ -122,7 +84,7 @@ def test_the_last_of_many_waits_for_all_cores_where_that_is_sooner(
     threading.Timer(0.1, ends).start()
     engine._by_all, engine._by_one, engine._began = (0.0 if sooner else 9.0), 1.0, time.perf_counter()
     assert len(collect(engine, pictures(1))) == 1
-    assert shared == [True] * sooner
+    assert apart == [False] * (not sooner)
     assert release.wait(30)
 
 

@@ -10,14 +10,14 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Barrier, Lock
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from openvino import PartialShape
 from openvino_cpu import compile_for_cpu, read_for_cpu
 
 INPUTS = ("image", "letterbox")
@@ -25,8 +25,6 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 Image = tuple[np.ndarray, np.ndarray]  # image (1, 3, H, W) and letterbox (1, 4)
 Found = dict[str, np.ndarray] | Exception  # the outputs of an image, one row each
-Answering = Callable[[Found], None]
-Task = tuple[Image, Answering]
 
 
 class Engine:
@@ -34,8 +32,7 @@ class Engine:
 
     Cores that share an image wait for each other at every layer: two take a fifth more CPU time for a ResNet50 in
     INT8. So an image that is alone gets all of them, and otherwise each core takes the next image as soon as it
-    is free. The first of many is alone when it comes: it begins anew on one core if others follow early enough.
-    The last one waits for the other cores where all of them have it done sooner than the one that is free.
+    is free. The last of many waits for the other cores where all of them have it done sooner than the one that is.
     """
 
     def __init__(self, model: Path, *, threads: int, precision: str) -> None:
@@ -45,11 +42,7 @@ class Engine:
         self._cores = threads
         self._free: SimpleQueue[Any] = SimpleQueue()  # an infer request for each core without an image
         self._workers = ThreadPoolExecutor(threads)
-        started = Barrier(threads)  # all now: a thread that can't be started later would end the server (2.51)
-        list(self._workers.map(lambda _: started.wait(), range(threads)))
-        self._ended: SimpleQueue[list[Task]] = SimpleQueue()  # by all cores: nothing, or the image taken back
-        self._sharing = self._taken_back = False  # all cores are at an image; it is wanted back
-        self._began = 0.0  # when the latest image was begun
+        self._began = 0.0  # when the latest image was begun by one core
         self._by_all, self._by_one = float("inf"), 0.0  # seconds of the latest image
         if threads > 1:
             compiled = compile_for_cpu(network, precision=precision, threads=threads, streams=threads)
@@ -57,60 +50,42 @@ class Engine:
                 self._free.put(compiled.create_infer_request())
 
     def run(self, images: Sequence[Image], done: Callable[[int, Found], None]) -> None:
-        """Call `done(number, found)` for each image, in any order; return as soon as there is room for another.
+        """Call `done(number, found)` for each image, in any order; return as soon as a core is free.
 
-        Images may be worked on still, and what they lie in must be kept for that.
+        Other cores may be at the last images still, and what they lie in must be kept for that.
         """
-        tasks = [(image, partial(done, number)) for number, image in enumerate(images)]
-        if self._cores == 1:
-            for image, answer in tasks:
-                answer(_infer(self._shared, image))
+        if self._cores == 1 or (len(images) == 1 and self._sooner_by_all()):
+            for number, image in enumerate(images):
+                began = time.perf_counter()
+                found = _infer(self._shared, image)
+                self._by_all = time.perf_counter() - began
+                done(number, found)
             return
-        if self._sharing and tasks:
-            tasks = self._first(len(tasks)) + tasks
-        if len(tasks) == 1 and (self._free.qsize() == self._cores or self._left() + self._by_all < self._by_one):
-            for request in [self._free.get() for _ in range(self._cores)]:
+        for number, image in enumerate(images):
+            request = self._free.get()
+            self._began = time.perf_counter()
+            try:
+                self._workers.submit(self._apart, request, image, number, done)
+            except Exception as error:  # raised where others are answered, it would end the server (2.51)
                 self._free.put(request)
-            self._sharing, self._taken_back = True, False
-            self._start(self._by_all_cores, *tasks[0])
-            return
-        for image, answer in tasks:
-            self._start(self._by_one_core, self._free.get(), image, answer)
+                done(number, error)
         self._free.put(self._free.get())
 
-    def _start(self, work: Callable[..., None], *given: Any) -> None:
-        self._began = time.perf_counter()
-        self._workers.submit(work, *given)
+    def _sooner_by_all(self) -> bool:
+        """Wait for all cores, if they are free or have an image done sooner than the one that is; say so."""
+        left = max(0.0, self._began + self._by_one - time.perf_counter())  # until they are, by the latest image
+        if self._free.qsize() < self._cores and left + self._by_all >= self._by_one:
+            return False
+        for request in [self._free.get() for _ in range(self._cores)]:
+            self._free.put(request)
+        return True
 
-    def _first(self, more: int) -> list[Task]:
-        """Wait for the image that has all cores; take it back if it has had them for less than sharing costs."""
-        spent = time.perf_counter() - self._began
-        apart = self._by_one < (1 + more) * self._by_all  # not so where cores are many
-        if apart and spent < self._by_all - self._by_one / self._cores:
-            self._taken_back = True
-            self._shared.cancel()
-        self._sharing = False
-        return self._ended.get()
-
-    def _left(self) -> float:
-        """Return the seconds until all cores are free, by what the latest image took."""
-        return max(0.0, self._began + self._by_one - time.perf_counter())
-
-    def _by_all_cores(self, image: Image, answer: Answering) -> None:
-        found = _infer(self._shared, image)
-        if self._taken_back and isinstance(found, Exception):
-            self._ended.put([(image, answer)])
-            return
-        self._by_all = time.perf_counter() - self._began
-        self._ended.put([])  # before the answer goes out: the cores must not wait for that
-        answer(found)
-
-    def _by_one_core(self, request: Any, image: Image, answer: Answering) -> None:
+    def _apart(self, request: Any, image: Image, number: int, done: Callable[[int, Found], None]) -> None:
         began = time.perf_counter()
         found = _infer(request, image)
         self._by_one = time.perf_counter() - began
-        self._free.put(request)
-        answer(found)
+        self._free.put(request)  # before the answer goes out: the core must not wait for that
+        done(number, found)
 
     def close(self) -> None:
         """Return when the last image is done."""
@@ -119,6 +94,9 @@ class Engine:
 
 def _infer(request: Any, image: Image) -> Found:
     try:
+        for port, given in zip(request.model_inputs, image, strict=True):
+            if not port.partial_shape.compatible(PartialShape(given.shape)):  # it would take parts of earlier ones
+                raise ValueError(f"{port.any_name} is {given.shape}, not {port.partial_shape}")
         # A copy: of a graph with open sides OpenVINO (2026.4.1) writes over shared inputs of earlier calls.
         request.infer(dict(zip(INPUTS, image, strict=True)))
         return {port.any_name: request.get_tensor(port).data.copy() for port in request.model_outputs}
@@ -172,7 +150,7 @@ class TritonPythonModel:
         self._engine.close()
 
     def execute(self, requests: list[Any]) -> None:
-        """Return when there is room for the next batch; what is not done then is answered later."""
+        """Return when a core is free for the next batch; what is not done then is answered later."""
         images: list[Image] = []
         owners: list[tuple[Answer, int]] = []
         for request in requests:
