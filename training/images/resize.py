@@ -35,9 +35,7 @@ class Resize:
     blur: bool = False  # before, by a Gaussian of (old / new - 1) / 2, as skimage does against aliasing
     multiple: int = 1  # of the canvas's sides
     in_turn: bool = False  # the longer side is cut by a second factor: another last bit
-    by_factor: bool = (
-        False  # pixels and boxes are mapped by the factor, not by what the rounded sides are to the old
-    )
+    by_factor: bool = False  # pixels and boxes are mapped by the factor, not by the rounded sides
     beyond: bool = False  # the next multiple even where a side is one already
     pixels: PixelType = "uint8"  # of the canvas; float32 for what is not rounded: the image, or its padding alone
     usual: Size = (800, 1333)  # `size` where nobody says one
