@@ -123,24 +123,26 @@ def read_results(path: Path, category_ids: Sequence[int]) -> dict[int, Detection
     https://cocodataset.org/#format-results. Raises UserError for what is no such file, or of other categories.
     """
     content, _ = _read_json(path)
-    known = ("image_id", "category_id", "bbox", "score")
-    if not isinstance(content, list) or not all(isinstance(row, dict) and {*known} <= {*row} for row in content):
-        raise UserError(f"{path}: no COCO results", f"a list of objects with {', '.join(known)} is expected")
     places = {category: place for place, category in enumerate(category_ids)}
     rows: dict[int, list[Any]] = {}
-    for row in content:
-        if row["category_id"] not in places:
-            hint = f"it has {', '.join(map(str, category_ids[:10]))}{' ...' * (len(places) > 10)}"
-            raise UserError(f"{path}: the detector has no category {row['category_id']}", hint)
-        x, y, w, h = row["bbox"]
-        rows.setdefault(row["image_id"], []).append((x, y, x + w, y + h, row["score"], places[row["category_id"]]))
-    tables = {image: np.array(sorted(each, key=lambda row: -row[4]), np.float64) for image, each in rows.items()}
-    return {
-        image: Detections(
-            table[:, :4].astype(np.float32), table[:, 4].astype(np.float32), table[:, 5].astype(np.int32)
-        )
-        for image, table in tables.items()
-    }
+    try:
+        for row in content:
+            x, y, w, h, score = map(float, (*row["bbox"], row["score"]))
+            rows.setdefault(int(row["image_id"]), []).append((x, y, x + w, y + h, score, row["category_id"]))
+        found = {category for each in rows.values() for *_, category in each}
+    except (TypeError, ValueError, KeyError):
+        expected = "a list of objects with image_id, category_id, bbox (x, y, w, h) and score is expected"
+        raise UserError(f"{path}: no COCO results", expected) from None
+    if strange := found - places.keys():
+        hint = f"it has {', '.join(map(str, category_ids[:10]))}{' ...' * (len(places) > 10)}"
+        raise UserError(f"{path}: the detector has no category {min(strange, key=str)}", hint)
+    detections = {}
+    for image, each in rows.items():
+        each.sort(key=lambda row: -row[4])
+        *sides, scores, categories = zip(*each, strict=True)
+        classes = np.array([places[category] for category in categories], np.int32)
+        detections[image] = Detections(np.array(sides, np.float32).T, np.array(scores, np.float32), classes)
+    return detections
 
 
 def coco_of(labels: Annotations, images: Path | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,3 +143,33 @@ def test_a_failure_is_answered_too(module: Any) -> None:
 
 def test_an_answer_without_room_stops_nothing(module: Any) -> None:
     module.Answer(Sender(full=True), 1).put(0, {"boxes": np.zeros((1, 1))})
+
+
+def test_a_picture_that_cannot_be_handed_on_fails_alone(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit, numbers = engine._workers.submit, iter(range(10))
+
+    def full(*task: Any) -> Any:
+        if next(numbers) % 5 in (1, 2):
+            raise RuntimeError("can't start new thread")
+        return submit(*task)
+
+    monkeypatch.setattr(engine._workers, "submit", full)
+    handed = engine._cores > 1
+    for _ in range(2):  # no core is lost
+        found = collect(engine, pictures(5))
+        assert [isinstance(found[n], RuntimeError) for n in range(5)] == [False, handed, handed, False, False]
+
+
+def test_what_pictures_lie_in_is_kept_until_they_are_answered(module: Any) -> None:
+    class Request:
+        """What Triton lends memory by."""
+
+    request, sender = Request(), Sender()
+    gone = weakref.ref(request)
+    answer = module.Answer(sender, 2, request)
+    del request
+    answer.put(0, {"boxes": np.zeros((1, 1))})
+    assert gone() is not None
+    answer.put(1, {"boxes": np.zeros((1, 1))})
+    del answer
+    assert gone() is None

@@ -264,6 +264,9 @@ def test_an_import_is_held_to_its_sources_answers(toy: Path, tmp_path: Path) -> 
     for name, content, message in (
         ("other", [source[0] | {"category_id": 77}], "the detector has no category 77"),
         ("labels", {"annotations": []}, "no COCO results"),
+        ("polygon", [source[0] | {"bbox": [1, 2, 3, 4, 5, 6]}], "no COCO results"),
+        ("words", [source[0] | {"score": "high"}], "no COCO results"),
+        ("lists", [source[0] | {"category_id": [1]}], "no COCO results"),
         ("images", [source[0] | {"image_id": 77}], "none of the images"),
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
